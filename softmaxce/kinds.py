@@ -1,0 +1,16 @@
+"""The kinds of number an argument can be, so that a signature says its own range.
+
+A component (a loss, a model, ...) annotates its arguments with these; a config file is checked against them before
+torch is imported, and `softmaxce list` and the JSON Schema print them.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]

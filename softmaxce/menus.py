@@ -1,0 +1,65 @@
+"""The menus: every name a config can use, and the code it stands for, written as module:Name.
+
+Nothing registers itself and nothing here is imported before it is used, so a config is checked, and `softmaxce list`
+answers, without importing torch. To add to a menu, write the class or function and add its line here.
+"""
+
+LOSSES = {
+    "softmax_cross_entropy": "softmaxce.losses.cross_entropy:SoftmaxCrossEntropy",
+    "torch_cross_entropy": "softmaxce.losses.builtin:torch_cross_entropy",
+}
+
+MODELS = {
+    "linear": "softmaxce.models.linear:linear",
+    "mlp": "softmaxce.models.mlp:mlp",
+    "lenet": "softmaxce.models.lenet:LeNet",
+    "cnn": "softmaxce.models.cnn:cnn",
+    "resnet9": "softmaxce.models.resnet:resnet9",
+    "resnet18": "softmaxce.models.resnet:resnet18",
+    "resnet34": "softmaxce.models.resnet:resnet34",
+    "resnet50": "softmaxce.models.resnet:resnet50",
+    "wide_resnet": "softmaxce.models.resnet:wide_resnet",
+}
+
+DATASETS = {
+    "digits": "softmaxce.data.sources:digits",
+    "mnist": "softmaxce.data.sources:mnist",
+    "fashion_mnist": "softmaxce.data.sources:fashion_mnist",
+    "kmnist": "softmaxce.data.sources:kmnist",
+    "emnist": "softmaxce.data.sources:emnist",
+    "cifar10": "softmaxce.data.sources:cifar10",
+    "cifar100": "softmaxce.data.sources:cifar100",
+    "svhn": "softmaxce.data.sources:svhn",
+    "image_folder": "softmaxce.data.folder:image_folder",
+    "synthetic": "softmaxce.data.sources:synthetic",
+}
+
+AUGMENTATIONS = {
+    "random_crop": "softmaxce.data.augment:RandomCrop",
+    "random_horizontal_flip": "softmaxce.data.augment:RandomHorizontalFlip",
+    "random_affine": "softmaxce.data.augment:RandomAffine",
+    "cutout": "softmaxce.data.augment:Cutout",
+    "color_jitter": "softmaxce.data.augment:ColorJitter",
+    "rand_augment": "softmaxce.data.augment:RandAugment",
+    "trivial_augment": "softmaxce.data.augment:TrivialAugment",
+}
+
+OPTIMIZERS = {
+    "sgd": "torch.optim.sgd:SGD",
+    "adam": "torch.optim.adam:Adam",
+    "adamw": "torch.optim.adamw:AdamW",
+    "nadam": "torch.optim.nadam:NAdam",
+    "radam": "torch.optim.radam:RAdam",
+    "adamax": "torch.optim.adamax:Adamax",
+    "adagrad": "torch.optim.adagrad:Adagrad",
+    "adadelta": "torch.optim.adadelta:Adadelta",
+    "rmsprop": "torch.optim.rmsprop:RMSprop",
+}
+
+SCHEDULES = {
+    "constant": "softmaxce.optim:constant",
+    "step": "softmaxce.optim:step",
+    "cosine": "softmaxce.optim:cosine",
+    "linear": "softmaxce.optim:linear",
+    "one_cycle": "softmaxce.optim:one_cycle",
+}
