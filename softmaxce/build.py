@@ -1,0 +1,306 @@
+"""Config -> Run: the only file in which everything meets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from . import yamlfile
+from .checkpoint import Checkpoint, load_weights
+from .config import Config, check
+from .data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, mean_and_std, mixing
+from .data.splits import Source, Split, stratified
+from .errors import ConfigError, DataError, Problem
+from .registry import Component, build
+from .runtime import autocast, choose_device, seed_everything
+from .train import Run, steps_per_epoch
+
+
+def build_run(config: Config) -> Run:
+    """Build everything that a config names.
+
+    Raises:
+        ConfigError: if a name cannot be imported, an argument is refused, or the parts do not fit together.
+        DataError: if images are missing or cannot be used.
+    """
+    device = choose_device(config.device)
+    seed_everything(config.seed)
+    source = hold_out(load_source(config), config)
+    preprocessing = preprocessing_for(config, source.train)
+    class_counts = torch.bincount(source.train.labels, minlength=len(source.classes)).tolist()
+    model = build_model(config, preprocessing, len(source.classes), device)
+    loss = build_loss(config, class_counts, device)
+    _check_fit(config, model, loss, preprocessing, len(source.classes), device)
+
+    def batches(split: Split) -> Batches:
+        return Batches(split, preprocessing, batch_size=config.data.eval_batch_size, device=device)
+
+    train = Batches(
+        source.train,
+        preprocessing,
+        batch_size=config.data.batch_size,
+        device=device,
+        augment=[build(component, {}) for component in config.augment],
+        shuffle_seed=config.seed,
+    )
+    steps = steps_per_epoch(len(train), config.grad_accum_steps)
+    schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
+    average = None
+    if config.model_ema_decay is not None:
+        average = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(config.model_ema_decay), use_buffers=True
+        )
+    return Run(
+        config=config,
+        classes=source.classes,
+        class_counts=class_counts,
+        preprocessing=preprocessing,
+        device=device,
+        model=model,
+        loss=loss,
+        optimizer=build_optimizer(config.optimizer, model),
+        schedule=schedule,
+        train=train,
+        validation=batches(source.validation) if source.validation is not None else None,
+        test=batches(source.test) if source.test is not None else None,
+        mix=mixing(config.mixup_alpha, config.cutmix_alpha, len(source.classes)),
+        average=average,
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+    )
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def load_source(config: Config) -> Source:
+    """The data set that a config names, checked. Raises: DataError, ConfigError."""
+    supplied = {"root": str(config.root), "download": config.data.download, "seed": config.seed}
+    source = build(config.source, supplied)
+    if not isinstance(source, Source):
+        message = f"{config.source.name} must return a softmaxce.data.splits.Source, got {type(source).__name__}"
+        raise ConfigError([Problem(config.source.place, message)])
+    for name in ("train", "validation", "test"):
+        split = getattr(source, name)
+        if split is not None:
+            _check_split(config.source.name, name, split, len(source.classes))
+    return source
+
+
+def _check_split(source: str, name: str, split: Split, num_classes: int) -> None:
+    if len(split) == 0:
+        raise DataError(f"{source}: the {name} split has no images")
+    low, high = split.labels.min().item(), split.labels.max().item()
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise DataError(
+            f"{source}: the {name} split has the label {wrong}; with {num_classes} classes labels go from 0 to "
+            f"{num_classes - 1}"
+        )
+
+
+def hold_out(source: Source, config: Config) -> Source:
+    """The source with the config's validation split held out of its training images, and these cut to train_limit."""
+    generator = torch.Generator().manual_seed(config.seed)
+    train, validation = source.train, source.validation
+    if (asked := config.data.validation) is not None:
+        count = asked if isinstance(asked, int) else max(1, round(asked * len(train)))
+        rest, chosen = _stratified(train, count, generator, "data.validation")
+        train, validation = train.take(rest), train.take(chosen)
+    limit = config.data.train_limit
+    if limit is not None and limit < len(train):
+        _, chosen = _stratified(train, limit, generator, "data.train_limit")
+        train = train.take(chosen)
+    if config.early_stopping is not None and validation is None:
+        raise ConfigError([Problem("early_stopping", "needs a validation split; set data.validation, to 0.1 for example")])
+    return replace(source, train=train, validation=validation)
+
+
+def _stratified(split: Split, count: int, generator: torch.Generator, key: str) -> tuple[Tensor, Tensor]:
+    try:
+        return stratified(split.labels, count, generator)
+    except ValueError as error:
+        raise ConfigError([Problem(key, str(error))]) from None
+
+
+def preprocessing_for(config: Config, train: Split) -> Preprocessing:
+    """What images go through before the model: the config's normalisation, or the training images' own."""
+    channels = train.shape[0]
+    asked = config.data.normalize
+    if isinstance(asked, dict):
+        mean, std = tuple(map(float, asked["mean"])), tuple(map(float, asked["std"]))
+    elif asked == "imagenet":
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        if channels == 1:
+            mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    elif asked == "none":
+        mean, std = (0.0,) * channels, (1.0,) * channels
+    else:
+        mean, std = mean_and_std(train)
+    if len(mean) != channels or len(std) != channels:
+        message = f"needs one mean and one std for each of {channels} channels, got {len(mean)} and {len(std)}"
+        raise ConfigError([Problem("data.normalize", message)])
+    return Preprocessing(train.shape, mean, std)
+
+
+# -- model, loss, optimizer -------------------------------------------------------------------------------------------
+
+
+def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, device: torch.device) -> nn.Module:
+    """The model a config names, on the device, its convolutions' weights in channels-last order (faster everywhere)."""
+    channels, height, width = preprocessing.shape
+    supplied = {"in_channels": channels, "image_size": (height, width), "num_classes": num_classes}
+    model = build(config.model, supplied)
+    if not isinstance(model, nn.Module):
+        message = f"{config.model.name} must be a torch.nn.Module or return one, got {type(model).__name__}"
+        raise ConfigError([Problem(config.model.place, message)])
+    with torch.inference_mode(False), torch.no_grad():  # a first pass shapes lazy layers, before there is an optimizer
+        images = torch.zeros(2, *preprocessing.shape)
+        model.eval()
+        try:
+            logits = model(images)
+        except (RuntimeError, ValueError, TypeError) as error:
+            message = f"{config.model.name} cannot take images {list(images.shape)}: {_first_line(error)}"
+            raise ConfigError([Problem(config.model.place, message)]) from error
+        model.train()
+    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        message = f"{config.model.name} must turn images [B, C, H, W] into logits [B, {num_classes}]; for B = 2 it gave {got}"
+        raise ConfigError([Problem(config.model.place, message)])
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def build_loss(
+    config: Config, class_counts: list[int], device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss a config names, on the device."""
+    loss = build(config.loss, {"num_classes": len(class_counts), "class_counts": class_counts})
+    if isinstance(loss, nn.Module):
+        loss = loss.to(device)
+    if not callable(loss):
+        message = f"{config.loss.name} must be callable as loss(logits, targets), got {type(loss).__name__}"
+        raise ConfigError([Problem(config.loss.place, message)])
+    return loss  # type: ignore[no-any-return]
+
+
+def _check_fit(
+    config: Config,
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    preprocessing: Preprocessing,
+    num_classes: int,
+    device: torch.device,
+) -> None:
+    """Call the loss once, so that one which does not fit is named before the training starts."""
+    logits = torch.zeros(2, num_classes, device=device)
+    targets = torch.zeros(2, dtype=torch.int64, device=device)
+    if config.mixup_alpha or config.cutmix_alpha:
+        targets = nn.functional.one_hot(targets, num_classes).float()
+    try:
+        value = loss(logits, targets)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        kind = "probabilities [B, K], as mixup makes them," if targets.ndim == 2 else "class ids [B]"
+        message = f"{config.loss.name} cannot take logits [B, K] and {kind}: {_first_line(error)}"
+        raise ConfigError([Problem(config.loss.place, message)]) from error
+    if not isinstance(value, Tensor) or value.shape not in ((), (2,)):
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        message = f"{config.loss.name} must return a scalar or one loss an image [B]; for B = 2 it gave {got}"
+        raise ConfigError([Problem(config.loss.place, message)])
+
+
+def build_optimizer(component: Component, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer a config names, over the parameters that train; fused where it can be and the config is silent."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ConfigError([Problem("model", "has no parameters to train")])
+    arguments = dict(component.arguments)
+    can_fuse = parameters[0].device.type in ("cpu", "cuda") and not arguments.get("differentiable")
+    if "fused" in arguments and arguments["fused"] is arguments.get("foreach") is None and can_fuse:
+        arguments["fused"] = True
+    optimizer = build(replace(component, arguments=arguments), {"params": parameters})
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        message = f"{component.name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        raise ConfigError([Problem(component.place, message)])
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])  # what the schedule's factor multiplies
+    return optimizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A trained model and what it takes to evaluate it."""
+
+    config: Config
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    device: torch.device
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    def batches(self, split: Split) -> Batches:
+        """A split's batches, preprocessed as this model's training images were."""
+        if split.shape != self.preprocessing.shape:
+            got, wanted = list(split.shape), list(self.preprocessing.shape)
+            raise DataError(f"the images are {got} (channels, height, width); this model takes {wanted}")
+        return Batches(
+            split, self.preprocessing, batch_size=self.config.data.eval_batch_size, device=self.device
+        )
+
+
+def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None) -> Config:
+    """The config a checkpoint was trained with, with some top-level or data keys changed."""
+    plain = dict(checkpoint.header["config"])
+    for key, value in (changes or {}).items():
+        section, _, name = key.rpartition(".")
+        if section:
+            plain[section] = {**plain[section], name: value}
+        else:
+            plain[key] = value
+    document = yamlfile.parse(yamlfile.dump(plain), str(checkpoint.file))
+    return check(document, recipe=checkpoint.header["recipe"])
+
+
+def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
+    """The model of a checkpoint, with its weights, ready to be evaluated.
+
+    Raises: RunError if the weights do not fit; ConfigError as build_run.
+    """
+    header = checkpoint.header
+    device = choose_device(config.device)
+    stored = header["preprocessing"]
+    channels, height, width = stored["shape"]
+    preprocessing = Preprocessing((channels, height, width), tuple(stored["mean"]), tuple(stored["std"]))
+    model = build_model(config, preprocessing, len(header["classes"]), device)
+    load_weights(model, checkpoint)
+    model.eval()
+    loss = build_loss(config, header["class_counts"], device)
+    return Evaluation(config, tuple(header["classes"]), preprocessing, device, model, loss)
+
+
+def split_of(evaluation: Evaluation, name: str) -> Split:
+    """The `train`, `validation` or `test` split that the run used. Raises: DataError if it has none."""
+    source = hold_out(load_source(evaluation.config), evaluation.config)
+    if source.classes != evaluation.classes:
+        raise DataError(f"the data at {evaluation.config.root} has other classes than this model was trained on")
+    split: Split | None = getattr(source, name)
+    if split is None:
+        has = [other for other in ("train", "validation", "test") if getattr(source, other) is not None]
+        raise DataError(f"this run has no {name} split; it has {' and '.join(has)}")
+    return split
+
+
+def folder_split(evaluation: Evaluation, folder: Path) -> Split:
+    """A folder's images, one sub-folder a class, as this model takes them. Raises: DataError."""
+    from .data.folder import read_folder
+
+    return read_folder(str(folder), evaluation.classes, evaluation.preprocessing.shape)

@@ -1,0 +1,170 @@
+"""From a split to batches on the device: chosen, augmented and normalised there, a batch at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .splits import InMemory, OnDisk, Split
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+STATISTICS_FROM = 5000  # images of a split on disk that its mean and deviation are taken from
+
+Augmentation = Callable[[Tensor], Tensor]  # images [B, C, H, W] in [0, 1] -> the same shape
+Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] float, normalised; labels [B] int64
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What every image goes through before the model; it travels with the weights.
+
+    Attributes:
+        shape: (C, H, W).
+        mean: C numbers, of pixels in [0, 1].
+        std: C numbers, likewise.
+    """
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def mean_and_std(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Each channel's mean and standard deviation, of pixels in [0, 1]; a constant channel's deviation is given as 1."""
+    if isinstance(split, InMemory):
+        chunks: Sequence[Tensor] = split.images.split(4096)
+    else:
+        stride = max(1, len(split) // STATISTICS_FROM)
+        chunks = [split.decode(file).unsqueeze(0) for file in split.files[::stride]]
+    total = torch.zeros(split.shape[0], dtype=torch.float64)
+    squares, pixels = torch.zeros_like(total), 0
+    for chunk in chunks:  # [n, C, H, W]
+        values = chunk.double() / 255
+        total += values.sum((0, 2, 3))
+        squares += values.square().sum((0, 2, 3))
+        pixels += values.numel() // values.shape[1]
+    mean = total / pixels
+    std = (squares / pixels - mean.square()).clamp_min(0).sqrt()
+    return tuple(mean.tolist()), tuple(torch.where(std < 1e-6, 1.0, std).tolist())
+
+
+class Batches:
+    """A split's batches on a device, epoch after epoch.
+
+    Args:
+        split: the images.
+        preprocessing: their shape and normalisation.
+        batch_size: B; the last batch may be smaller.
+        device: where batches are made and wanted.
+        augment: applied in this order, to images in [0, 1].
+        shuffle_seed: the order is drawn from it and the epoch's number; None keeps the split's order.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        device: torch.device,
+        augment: Sequence[Augmentation] = (),
+        shuffle_seed: int | None = None,
+    ) -> None:
+        self.split = split
+        self.batch_size = batch_size
+        self.device = device
+        self.augment = tuple(augment)
+        self.shuffle_seed = shuffle_seed
+        self.mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
+        self.labels = split.labels.to(device)
+        self.images = split.images.to(device) if isinstance(split, InMemory) else None
+
+    @property
+    def num_images(self) -> int:
+        """How many images an epoch has."""
+        return len(self.split)
+
+    def __len__(self) -> int:
+        """How many batches an epoch has."""
+        return len(self._chunks(torch.arange(self.num_images)))
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch. The same number gives the same order, whatever was drawn before."""
+        if self.shuffle_seed is None:
+            order = torch.arange(self.num_images)
+        else:
+            generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + number)
+            order = torch.randperm(self.num_images, generator=generator)
+        chunks = self._chunks(order)
+        if self.images is not None:
+            for chunk in chunks:
+                chosen = chunk.to(self.device)
+                yield self._prepared(self.images.index_select(0, chosen)), self.labels.index_select(0, chosen)
+        else:
+            for chunk, images in zip(chunks, self._decoded(chunks), strict=True):
+                chosen = chunk.to(self.device)
+                yield self._prepared(images.to(self.device, non_blocking=True)), self.labels.index_select(0, chosen)
+
+    def _chunks(self, order: Tensor) -> list[Tensor]:
+        chunks = list(order.split(self.batch_size))
+        if self.shuffle_seed is not None and len(chunks) > 1 and len(chunks[-1]) == 1:
+            chunks.pop()  # batch normalisation cannot train on a single image; the next epoch draws another
+        return chunks
+
+    def _decoded(self, chunks: list[Tensor]) -> Iterator[Tensor]:
+        assert isinstance(self.split, OnDisk)
+        loader = DataLoader(
+            _Files(self.split),
+            batch_sampler=[chunk.tolist() for chunk in chunks],
+            num_workers=self.split.workers,
+            collate_fn=torch.stack,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # so that the global one is left alone
+        )
+        return iter(loader)
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] uint8 -> float, augmented, normalised."""
+        prepared = images.float().div_(255)
+        for augmentation in self.augment:
+            prepared = augmentation(prepared)
+        normalised = (prepared - self.mean).div_(self.std)
+        return normalised.contiguous(memory_format=torch.channels_last)
+
+
+class _Files(Dataset[Tensor]):
+    """A split on disk as torch's DataLoader wants it."""
+
+    def __init__(self, split: OnDisk) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.split.decode(self.split.files[index])
+
+
+def mixing(mixup_alpha: float, cutmix_alpha: float, num_classes: int) -> Callable[[Tensor, Tensor], Batch] | None:
+    """mixup, CutMix, or a fair draw of the two for each batch; None if both are off.
+
+    Returns: (images [B, C, H, W], labels [B]) -> (images, [B, K] probabilities).
+
+    Zhang et al. 2018; Yun et al. 2019. torchvision's own, which draws one mixing ratio a batch.
+    """
+    if not mixup_alpha and not cutmix_alpha:
+        return None
+    from torchvision.transforms import v2
+
+    choices = [make(alpha=alpha, num_classes=num_classes) for make, alpha in
+               ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)) if alpha]
+    return partial(_mixed, choices)
+
+
+def _mixed(choices: list[Callable[[Tensor, Tensor], Batch]], images: Tensor, labels: Tensor) -> Batch:
+    choice = choices[int(torch.randint(len(choices), ()))] if len(choices) > 1 else choices[0]
+    return choice(images, labels)

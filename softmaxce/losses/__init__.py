@@ -1,0 +1,1 @@
+"""Softmax, one-hot and cross-entropy: the reason for the project."""

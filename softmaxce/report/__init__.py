@@ -1,0 +1,1 @@
+"""Rows of figures as a person or a program reads them."""

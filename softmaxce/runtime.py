@@ -1,0 +1,104 @@
+"""What a run stands on: the device, the precision, the random numbers, and what machine and versions these are."""
+
+import contextlib
+import platform
+import random
+import subprocess
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import ConfigError, Problem
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a config or `--device` names; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises: ConfigError if this machine has no such device.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a CUDA build of torch warns where there is no driver; the answer says it
+        cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= cuda:
+        found = f"{cuda} CUDA device{'s' if cuda != 1 else ''}"
+        raise ConfigError([Problem("device", f"'{name}' is not there: torch finds {found}; use auto or cpu")])
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError([Problem("device", "'mps' is not there: torch finds no Apple GPU; use auto or cpu")])
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """The context in which a forward pass runs in `precision`."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=AUTOCAST[precision])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (every device), NumPy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the user's code may draw from the global state
+    random.seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global random-number generator, as tensors, numbers and lists."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undo what was drawn since `random_state`."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, as a person knows it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a result depends on beside the config: versions, machine, device, git commit."""
+    return {
+        "softmaxce": version("softmaxce"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "platform": platform.platform(),
+        "device": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the folder one stands in, `-dirty` if files differ from it; None outside a repository."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(command, cwd=Path.cwd(), capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
