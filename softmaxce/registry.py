@@ -236,7 +236,7 @@ NAMES: dict[str, Any] = {
     "Tuple": tuple,
     "Dict": dict,
     "Sequence": list,
-    "None": None,
+    "NoneType": None,  # as an annotation at hand prints it
     **{name: value for name, value in vars(kinds).items() if get_origin(value) is Annotated},
 }
 

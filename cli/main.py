@@ -1,0 +1,80 @@
+"""The `softmaxce` command: its sub-commands, and how every error becomes a line and an exit status."""
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from softmaxce.errors import INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
+
+from . import config as config_command
+from .eval import evaluate
+from .list import list_menus
+from .train import train
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. It takes the way of ctrl-C, with another exit status."""
+
+
+class Group(TyperGroup):
+    """Turns what a command raises into one line on stderr and an exit status; never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return super().invoke(ctx)
+        except SoftmaxceError as error:
+            lines = error.problems if isinstance(error, ConfigError) else [error]
+            for line in lines:
+                typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+                typer.echo(line, err=True)
+            raise typer.Exit(error.status) from None
+        except Terminated:
+            raise typer.Exit(TERMINATED) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+app = typer.Typer(
+    cls=Group,
+    name="softmaxce",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if sys.stdout.isatty() else None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train image classifiers from one YAML file, with a softmax + cross-entropy loss you can read.",
+    epilog="Exit status: 0 done; 1 a requirement was not met or training failed; 2 the command line, the config or "
+    "the data is wrong; 130 interrupted; 143 terminated.",
+)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("list")(list_menus)
+app.add_typer(config_command.app, name="config")
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        typer.echo(f"softmaxce {version('softmaxce')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train image classifiers from one YAML file, with a softmax + cross-entropy loss you can read."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # so that module:Name finds the user's code where the user stands, as python -m does

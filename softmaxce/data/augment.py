@@ -1,0 +1,220 @@
+"""Augmentations on batches, on the batch's own device; each image draws its own randomness.
+
+They take and give images [B, C, H, W], float in [0, 1], before normalisation. The draws come from torch's global
+generator of the device, so that a run's seed and a checkpoint's random state cover them.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..kinds import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+
+
+class RandomCrop:
+    """Pad on all sides, then cut the old size out at a random place: shifts of up to `padding` pixels.
+
+    Args:
+        padding: pixels on each side.
+        padding_mode: what the border is filled with: constant (black), reflect or replicate.
+    """
+
+    def __init__(
+        self, padding: PositiveInt = 4, padding_mode: Literal["constant", "reflect", "replicate"] = "constant"
+    ) -> None:
+        self.padding = padding
+        self.padding_mode = padding_mode
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> the same shape."""
+        batch, _, height, width = images.shape
+        padded = functional.pad(images, (self.padding,) * 4, mode=self.padding_mode)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 2p+1, 2p+1, H, W], a view
+        top, left = torch.randint(2 * self.padding + 1, (2, batch), device=images.device)
+        return windows[torch.arange(batch, device=images.device), :, top, left]
+
+
+class RandomHorizontalFlip:
+    """Mirror an image left to right.
+
+    Args:
+        p: how often, in [0, 1].
+    """
+
+    def __init__(self, p: Probability = 0.5) -> None:
+        self.p = p
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> the same shape."""
+        flips = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
+        return torch.where(flips, images.flip(3), images)
+
+
+class RandomAffine:
+    """Rotate, shift and scale; the border is black. torchvision's argument names.
+
+    Args:
+        degrees: the largest rotation either way.
+        translate: the largest shift either way, as shares of width and height.
+        scale: the smallest and the largest factor.
+    Raises: ValueError if translate or scale are not two numbers each.
+    """
+
+    def __init__(
+        self,
+        degrees: NonNegativeFloat = 0.0,
+        translate: list[Probability] | tuple[Probability, ...] = (0.0, 0.0),
+        scale: list[PositiveFloat] | tuple[PositiveFloat, ...] = (1.0, 1.0),
+    ) -> None:
+        if len(translate) != 2:
+            raise ValueError(f"translate must be two shares [x, y], got {translate}")
+        if len(scale) != 2 or scale[0] > scale[1]:
+            raise ValueError(f"scale must be [smallest, largest], got {scale}")
+        self.degrees = degrees
+        self.translate = translate
+        self.scale = scale
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> the same shape."""
+        batch, _, height, width = images.shape
+        draw = torch.rand(4, batch, device=images.device)
+        angle = (2 * draw[0] - 1) * math.radians(self.degrees)
+        shift_x = ((2 * draw[1] - 1) * self.translate[0] * width).round()  # whole pixels, as torchvision's
+        shift_y = ((2 * draw[2] - 1) * self.translate[1] * height).round()
+        factor = self.scale[0] + (self.scale[1] - self.scale[0]) * draw[3]
+        return affine(images, angle, shift_x, shift_y, factor)
+
+
+def affine(images: Tensor, angle: Tensor, shift_x: Tensor, shift_y: Tensor, factor: Tensor) -> Tensor:
+    """Rotate about the centre (clockwise, radians), scale, then shift (pixels); bilinear; each argument is [B]."""
+    _, _, height, width = images.shape
+    cos, sin = torch.cos(angle) / factor, torch.sin(angle) / factor
+    # grid_sample wants the inverse map, in coordinates from -1 to 1: output -> input
+    x, y = -2 * shift_x / width, -2 * shift_y / height
+    across, down = sin * height / width, sin * width / height
+    first = torch.stack([cos, across, cos * x + across * y], 1)
+    second = torch.stack([-down, cos, -down * x + cos * y], 1)
+    theta = torch.stack([first, second], 1).to(images.dtype)  # [B, 2, 3]
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+class Cutout:
+    """Blank a square anywhere, cut off at the border (DeVries & Taylor 2017).
+
+    Args:
+        size: its side, in pixels.
+    The blank is the image's own mean, a channel, so that nothing but the content goes.
+    """
+
+    def __init__(self, size: PositiveInt = 8) -> None:
+        self.size = size
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> the same shape."""
+        batch, _, height, width = images.shape
+        device = images.device
+        top = torch.randint(height, (batch, 1), device=device) - self.size // 2
+        left = torch.randint(width, (batch, 1), device=device) - self.size // 2
+        rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+        inside_rows = (rows >= top) & (rows < top + self.size)  # [B, H]
+        inside_columns = (columns >= left) & (columns < left + self.size)  # [B, W]
+        hole = (inside_rows[:, :, None] & inside_columns[:, None, :]).unsqueeze(1)  # [B, 1, H, W]
+        return torch.where(hole, images.mean((2, 3), keepdim=True), images)
+
+
+class ColorJitter:
+    """Change brightness, contrast, saturation and hue, in this order, each by a random amount an image.
+
+    Args:
+        brightness: the factor is drawn from [max(0, 1 - b), 1 + b].
+        contrast: likewise.
+        saturation: likewise; grey images have none.
+        hue: the shift is drawn from [-h, h], in turns of the colour circle, at most 0.5.
+    """
+
+    def __init__(
+        self,
+        brightness: NonNegativeFloat = 0.0,
+        contrast: NonNegativeFloat = 0.0,
+        saturation: NonNegativeFloat = 0.0,
+        hue: Probability = 0.0,
+    ) -> None:
+        if hue > 0.5:
+            raise ValueError(f"hue must be in [0, 0.5], got {hue}")
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> the same shape."""
+        if self.brightness:
+            images = (images * _factors(images, self.brightness)).clamp(0, 1)
+        if self.contrast:
+            images = _blend(images, _grey(images).mean((2, 3), keepdim=True), _factors(images, self.contrast))
+        if self.saturation and images.shape[1] == 3:
+            images = _blend(images, _grey(images), _factors(images, self.saturation))
+        if self.hue and images.shape[1] == 3:
+            from torchvision.transforms.v2.functional import adjust_hue
+
+            turns = ((2 * torch.rand(len(images)) - 1) * self.hue).tolist()
+            images = torch.stack([adjust_hue(image, turn) for image, turn in zip(images, turns, strict=True)])
+        return images
+
+
+def _factors(images: Tensor, strength: float) -> Tensor:
+    low, high = max(0.0, 1 - strength), 1 + strength
+    return low + (high - low) * torch.rand(len(images), 1, 1, 1, device=images.device)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Luma [B, 1, H, W] by ITU-R BT.601, as torchvision and PIL weigh it."""
+    if images.shape[1] != 3:
+        return images
+    red, green, blue = images.split(1, 1)
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
+
+
+def _blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
+    return (factor * images + (1 - factor) * towards).clamp(0, 1)
+
+
+class RandAugment:
+    """RandAugment (Cubuk et al. 2020), torchvision's, image by image.
+
+    Args:
+        num_ops: how many operations an image gets.
+        magnitude: their strength, 0 to 30.
+    """
+
+    def __init__(self, num_ops: PositiveInt = 2, magnitude: NonNegativeFloat = 9) -> None:
+        from torchvision.transforms import v2
+
+        self.transform = v2.RandAugment(num_ops=num_ops, magnitude=int(magnitude))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> the same shape."""
+        return _one_by_one(self.transform, images)
+
+
+class TrivialAugment:
+    """TrivialAugment (Mueller & Hutter 2021), torchvision's TrivialAugmentWide, image by image."""
+
+    def __init__(self) -> None:
+        from torchvision.transforms import v2
+
+        self.transform = v2.TrivialAugmentWide()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> the same shape."""
+        return _one_by_one(self.transform, images)
+
+
+def _one_by_one(transform: Any, images: Tensor) -> Tensor:
+    """torchvision draws once a call, so each image is a call; on bytes, as its authors used it."""
+    pixels = (images * 255).round().to(torch.uint8)
+    return torch.stack([transform(image) for image in pixels]).float() / 255

@@ -1,0 +1,269 @@
+"""The user's own images: a folder with one sub-folder a class, of any size and mode."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import DataError
+from ..kinds import Fraction, NonNegativeInt, PositiveInt
+from .splits import InMemory, OnDisk, Source, Split, stratified
+
+VALIDATION_NAMES = ("val", "valid", "validation")
+SHOWN = 10  # files named in one message
+SMALL_FILE = 32 << 10  # bytes
+
+# An image that unpacks to a hundred million pixels is no training image: refuse it instead of warning of it.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def image_folder(
+    size: PositiveInt | list[PositiveInt] | None = None,
+    channels: Literal[1, 3] = 3,
+    test_fraction: Fraction = 0.2,
+    skip_bad: bool = False,
+    in_memory: bool | None = None,
+    workers: NonNegativeInt = 2,
+    *,
+    root: str,
+) -> Source:
+    """Your own images: root/train/CLASS/*, root/test/CLASS/*, or root/CLASS/* to be split.
+
+    Args:
+        size: height and width in pixels: the shorter side is resized to it and the centre cut out; null takes the
+            images as they are, which must then be of one size.
+        channels: 3 for colour, 1 for grey.
+        test_fraction: what a single folder gives to the test split; always the same images, whatever the seed.
+        skip_bad: leave out, with a warning, what cannot be decoded; else it is an error.
+        in_memory: keep all images decoded in memory; null decides by the machine's memory.
+        workers: processes that decode where images do not fit in memory.
+        root: the folder. A sub-folder val, valid or validation is used as the validation split.
+    Raises: DataError if there are no images, a class is missing in training, or a file cannot be decoded.
+    """
+    top = Path(root)
+    if not top.is_dir():
+        raise DataError(f"data.root: there is no folder '{root}'")
+    parts = {entry.name: entry for entry in _folders(top)}
+    split_up = "train" in parts
+    classes = tuple(folder.name for folder in _folders(parts["train"] if split_up else top))
+    listing = _Listing(classes, size, channels, skip_bad, in_memory, workers)
+    if not split_up:
+        train, shape = listing.read(top, None)
+        if not test_fraction:
+            return Source(train, None, classes)
+        count = max(1, round(test_fraction * len(train)))
+        kept, tested = stratified(train.labels, count, torch.Generator().manual_seed(0))
+        return Source(train.take(kept), train.take(tested), classes)
+    train, shape = listing.read(parts["train"], None)
+    validation = next((parts[name] for name in VALIDATION_NAMES if name in parts), None)
+    return Source(
+        train,
+        listing.read(parts["test"], shape)[0] if "test" in parts else None,
+        classes,
+        listing.read(validation, shape)[0] if validation is not None else None,
+    )
+
+
+def read_folder(root: str, classes: tuple[str, ...], shape: tuple[int, int, int]) -> Split:
+    """Another folder's images, as a model trained on `classes` and `shape` (C, H, W) takes them.
+
+    The folder holds class folders, or a `test` folder that does; classes it lacks are fine.
+
+    Raises: DataError if a class folder is not among `classes`, or a file cannot be decoded.
+    """
+    top = Path(root)
+    if not top.is_dir():
+        raise DataError(f"there is no folder '{root}'")
+    if (top / "test").is_dir() and "test" not in classes:
+        top = top / "test"
+    channels, height, width = shape
+    listing = _Listing(classes, [height, width], 1 if channels == 1 else 3, False, None, 2)
+    return listing.read(top, shape)[0]
+
+
+@dataclass(frozen=True)
+class Decode:
+    """A file as [C, H, W] uint8. Raises DataError, with the file and the reason, if it cannot be."""
+
+    channels: int
+    size: tuple[int, int] | None  # None: as it is
+
+    def __call__(self, file: str) -> Tensor:
+        """Decode one file."""
+        return torch.from_numpy(self.array(file))
+
+    def array(self, file: str) -> NDArray[np.uint8]:
+        """Decode one file to [C, H, W]."""
+        try:
+            with Image.open(file) as image:
+                pixels = np.asarray(self._fitted(_plain(image, self.channels)))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            reason = "it is no image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+            raise DataError(f"{file}: {reason}") from None
+        return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        """The image with its shorter side at the wanted size and its centre cut out."""
+        if self.size is None or (image.height, image.width) == self.size:
+            return image
+        return ImageOps.fit(image, (self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+
+
+def _plain(image: Image.Image, channels: int) -> Image.Image:
+    """Any mode as RGB or L: upright by its EXIF tag, 16 bits scaled to 8, transparency laid over white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        pixels = np.asarray(image, dtype=np.float64)
+        scale = 1 / 257 if pixels.max(initial=0) > 255 else 1.0  # 32-bit modes hold 16-bit greys as a rule
+        image = Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        overlay = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """How folders of class folders are read."""
+
+    classes: tuple[str, ...]
+    size: int | list[int] | None
+    channels: int
+    skip_bad: bool
+    in_memory: bool | None
+    workers: int
+
+    def read(self, folder: Path, shape: tuple[int, int, int] | None) -> tuple[Split, tuple[int, int, int]]:
+        """A folder's split, and the (C, H, W) of its images; `shape` is what they must have, if it is known."""
+        files, labels = self._files(folder)
+        if shape is not None:
+            wanted: tuple[int, int] | None = shape[1:]
+        elif isinstance(self.size, int):
+            wanted = (self.size, self.size)
+        elif self.size is not None:
+            if len(self.size) != 2:
+                raise DataError(f"data.size must be one number or [height, width], got {self.size}")
+            wanted = (self.size[0], self.size[1])
+        else:
+            wanted = None
+        decode = Decode(self.channels, wanted if self.size is not None else None)
+        if wanted is None:
+            wanted = _first_size(files, decode)
+        shape = (self.channels, *wanted)
+        keep = self.in_memory
+        if keep is None:
+            keep = len(files) * self.channels * wanted[0] * wanted[1] <= _memory_for_images()
+        if keep:
+            return self._decoded(files, labels, decode, shape), shape
+        same_size = Decode(self.channels, wanted)
+        return OnDisk(tuple(files), torch.tensor(labels), shape, same_size, self.workers), shape
+
+    def _files(self, folder: Path) -> tuple[list[str], list[int]]:
+        found = _folders(folder)
+        if not found:
+            raise DataError(f"{folder}: holds no class folders; put each class's images in a folder of its name")
+        if unknown := [entry.name for entry in found if entry.name not in self.classes]:
+            raise DataError(
+                f"{folder}: the classes {', '.join(unknown[:SHOWN])} are not among those trained on "
+                f"({', '.join(self.classes[:SHOWN])})"
+            )
+        files: list[str] = []
+        labels: list[int] = []
+        for entry in found:
+            images = sorted(str(file) for file in entry.rglob("*") if _is_image(file))
+            if not images:
+                raise DataError(f"{entry}: holds no images; put some there or remove the folder")
+            files += images
+            labels += [self.classes.index(entry.name)] * len(images)
+        return files, labels
+
+    def _decoded(
+        self, files: list[str], labels: list[int], decode: Decode, shape: tuple[int, int, int]
+    ) -> InMemory:
+        """Every file decoded into one array; what cannot be is named."""
+        images = np.empty((len(files), *shape), np.uint8)
+        bad: dict[int, str] = {}
+        first = files[0]
+
+        def fill(chunk: range) -> None:
+            for index in chunk:
+                try:
+                    array = decode.array(files[index])
+                except DataError as error:
+                    bad[index] = str(error)
+                    continue
+                if array.shape != shape:
+                    height, width = array.shape[1:]
+                    raise DataError(
+                        f"{files[index]} is {height}x{width} pixels and {first} is {shape[1]}x{shape[2]}; "
+                        "set data.size, to 32 for example, and all are brought to it"
+                    )
+                images[index] = array
+
+        chunks = [range(start, min(start + 256, len(files))) for start in range(0, len(files), 256)]
+        # PIL decodes without Python's lock, but on small files the rest, which holds it, takes most of the time
+        threads = os.cpu_count() if Path(first).stat().st_size > SMALL_FILE else 1
+        with ThreadPoolExecutor(threads) as pool:
+            for future in [pool.submit(fill, chunk) for chunk in chunks]:
+                future.result()
+        kept = torch.tensor([index for index in range(len(files)) if index not in bad])
+        whole = InMemory(torch.from_numpy(images), torch.tensor(labels))
+        if not bad:
+            return whole
+        told = [bad[index] for index in sorted(bad)]
+        lines = "\n".join(f"  {line}" for line in told[:SHOWN])
+        lines += f"\n  ... and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+        number = f"{len(told)} of {len(files)} files cannot be decoded"
+        if not self.skip_bad:
+            raise DataError(f"{number}; mend or remove them, or set data.skip_bad: true to leave them out:\n{lines}")
+        print(f"warning: {number} and are left out:\n{lines}", file=sys.stderr)
+        return whole.take(kept)
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The sub-folders that are not hidden, by name."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in _extensions() and not file.name.startswith(".") and file.is_file()
+
+
+@cache
+def _extensions() -> frozenset[str]:
+    return frozenset(Image.registered_extensions())
+
+
+def _first_size(files: Sequence[str], decode: Decode) -> tuple[int, int]:
+    """The (H, W) of the first file that can be decoded."""
+    reason = ""
+    for file in files:
+        try:
+            array = decode.array(file)
+        except DataError as error:
+            reason = reason or str(error)
+            continue
+        return array.shape[1], array.shape[2]
+    raise DataError(f"none of {len(files)} files can be decoded; the first: {reason}")
+
+
+def _memory_for_images() -> int:
+    """Bytes that decoded images may take: a quarter of the machine's memory, 8 GiB at most."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows has no sysconf
+        total = 8 << 30
+    return min(total // 4, 8 << 30)

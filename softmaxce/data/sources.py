@@ -1,0 +1,195 @@
+"""The data sets that have names, as splits of uint8 images; the only place that knows torchvision's and scikit-learn's.
+
+A set that is not on disk is downloaded if the config says `download: true`; else, and where the download fails, the
+error names the files, the folder where they go, and the addresses that were tried.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..kinds import NonNegativeFloat, PositiveInt
+from .splits import InMemory, Source
+
+
+def digits() -> Source:
+    """1,797 handwritten digits, 8x8 grey, 10 classes, inside scikit-learn: no download.
+
+    The test set is every fifth image, whatever the seed, so that all runs compare. UCI "Optical Recognition of
+    Handwritten Digits" (Alpaydin & Kaynak 1998); its 17 grey levels are spread over 0 to 255.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(np.rint(pixels * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8)
+    whole = InMemory(images, torch.from_numpy(labels).long())
+    tested = torch.arange(len(labels)) % 5 == 0
+    return Source(
+        train=whole.take((~tested).nonzero().flatten()),
+        test=whole.take(tested.nonzero().flatten()),
+        classes=tuple(map(str, range(10))),
+    )
+
+
+def mnist(*, root: str, download: bool) -> Source:
+    """70,000 handwritten digits, 28x28 grey, 10 classes (LeCun, Cortes & Burges)."""
+    return _two_splits("MNIST", root, download, classes=map(str, range(10)))
+
+
+def fashion_mnist(*, root: str, download: bool) -> Source:
+    """70,000 articles of clothing, 28x28 grey, 10 classes (Xiao, Rasul & Vollgraf 2017)."""
+    return _two_splits("FashionMNIST", root, download)
+
+
+def kmnist(*, root: str, download: bool) -> Source:
+    """70,000 cursive Japanese characters, 28x28 grey, 10 classes (Clanuwat et al. 2018)."""
+    return _two_splits("KMNIST", root, download)
+
+
+def emnist(
+    split: Literal["balanced", "byclass", "bymerge", "letters", "digits", "mnist"] = "balanced",
+    *,
+    root: str,
+    download: bool,
+) -> Source:
+    """Handwritten letters and digits, 28x28 grey, 10 to 62 classes (Cohen et al. 2017).
+
+    Args:
+        split: which of its six arrangements.
+    """
+
+    def upright(data: Any) -> InMemory:
+        plain = _plain(data)
+        labels = plain.labels - 1 if split == "letters" else plain.labels  # letters are counted from 1
+        return InMemory(plain.images.transpose(2, 3).contiguous(), labels)  # the files hold them transposed
+
+    options = {"split": split}
+    train = _torchvision("EMNIST", root, download, {**options, "train": True})
+    test = _torchvision("EMNIST", root, download, {**options, "train": False})
+    classes = train.classes[1:] if split == "letters" else train.classes
+    return Source(upright(train), upright(test), tuple(classes))
+
+
+def cifar10(*, root: str, download: bool) -> Source:
+    """60,000 photographs, 32x32 colour, 10 classes (Krizhevsky 2009)."""
+    return _two_splits("CIFAR10", root, download)
+
+
+def cifar100(*, root: str, download: bool) -> Source:
+    """60,000 photographs, 32x32 colour, 100 classes (Krizhevsky 2009)."""
+    return _two_splits("CIFAR100", root, download)
+
+
+def svhn(extra: bool = False, *, root: str, download: bool) -> Source:
+    """Street-view house numbers, 32x32 colour, 10 classes: 73,257 for training, 26,032 for the test (Netzer et al. 2011).
+
+    Args:
+        extra: train on the 531,131 easier ones too.
+    """
+    train = _plain(_torchvision("SVHN", root, download, {"split": "train"}))
+    if extra:
+        more = _plain(_torchvision("SVHN", root, download, {"split": "extra"}))
+        train = InMemory(torch.cat([train.images, more.images]), torch.cat([train.labels, more.labels]))
+    test = _plain(_torchvision("SVHN", root, download, {"split": "test"}))
+    return Source(train, test, tuple(map(str, range(10))))
+
+
+def synthetic(
+    classes: PositiveInt = 10,
+    size: PositiveInt = 16,
+    channels: PositiveInt = 1,
+    train: PositiveInt = 1024,
+    test: PositiveInt = 256,
+    noise: NonNegativeFloat = 0.25,
+    *,
+    seed: int,
+) -> Source:
+    """Made-up images for smoke tests: one random pattern a class, plus noise.
+
+    Args:
+        classes: how many.
+        size: height and width, in pixels.
+        channels: of each image.
+        train: how many training images.
+        test: how many test images.
+        noise: its standard deviation, of pixels in [0, 1].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.rand(classes, channels, size, size, generator=generator)
+
+    def split(count: int) -> InMemory:
+        labels = torch.arange(count) % classes
+        pixels = patterns[labels] + noise * torch.randn(count, channels, size, size, generator=generator)
+        return InMemory((pixels.clamp(0, 1) * 255).to(torch.uint8), labels)
+
+    return Source(split(train), split(test), tuple(f"class{i}" for i in range(classes)))
+
+
+# -- torchvision's ----------------------------------------------------------------------------------------------------
+
+
+def _two_splits(name: str, root: str, download: bool, classes: Any = None) -> Source:
+    train = _torchvision(name, root, download, {"train": True})
+    test = _torchvision(name, root, download, {"train": False})
+    return Source(_plain(train), _plain(test), tuple(classes or train.classes))
+
+
+def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) -> Any:
+    """One of torchvision's data sets, downloaded only if it is not there. Raises: DataError."""
+    from torchvision import datasets
+
+    make: Callable[..., Any] = getattr(datasets, name)
+    try:
+        return make(root, download=False, **options)
+    except RuntimeError:
+        pass  # torchvision's word for: not there, or not whole
+    except Exception as error:  # noqa: BLE001 - a damaged file raises whatever its parser stumbles over
+        raise DataError(
+            f"{name} in {root} cannot be read ({type(error).__name__}: {error}); delete its files and get them again"
+        ) from None
+    files, folder, addresses = _whereabouts(make, root, options)
+    if not download:
+        raise DataError(
+            f"{name} is not in {root} (wanted in {folder}: {', '.join(files)}). Set data.download: true to fetch it, "
+            "or data.root (or $SOFTMAXCE_DATA) to the folder that has it"
+        )
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return make(root, download=True, **options)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{name} could not be downloaded ({reason}). Put {', '.join(files)} into {folder}; "
+            f"tried: {', '.join(addresses)}"
+        ) from None
+
+
+def _whereabouts(make: Any, root: str, options: dict[str, Any]) -> tuple[list[str], Path, list[str]]:
+    """The files of a torchvision data set, the folder where it looks for them, and where it downloads from."""
+    if hasattr(make, "resources"):  # the MNIST family; one folder a class, several mirrors
+        files = [name for name, _ in make.resources]
+        return files, Path(root, make.__name__, "raw"), list(make.mirrors)
+    if hasattr(make, "split_list"):  # SVHN
+        address, file, _ = make.split_list[options["split"]]
+        return [file], Path(root), [address]
+    if hasattr(make, "filename"):  # CIFAR
+        return [make.filename], Path(root), [make.url]
+    return ["gzip.zip"], Path(root, make.__name__, "raw"), [make.url]  # EMNIST
+
+
+def _plain(data: Any) -> InMemory:
+    """torchvision's arrays as uint8 [N, C, H, W] and int64 [N]."""
+    images = data.data if isinstance(data.data, Tensor) else torch.from_numpy(np.asarray(data.data))
+    labels = data.targets if hasattr(data, "targets") else data.labels
+    if images.ndim == 3:  # grey
+        images = images.unsqueeze(1)
+    elif images.shape[-1] == 3:  # CIFAR keeps [N, H, W, C]
+        images = images.permute(0, 3, 1, 2)
+    return InMemory(images.contiguous(), torch.as_tensor(np.asarray(labels)).long())
