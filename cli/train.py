@@ -153,8 +153,8 @@ def carry_out(
     if plan.resume is not None:
         folder = plan.resume
         record = runfolder.read_record(folder)
-        if (folder / checkpoint.LAST).exists():
-            checkpoint.restore(run, checkpoint.load(folder / checkpoint.LAST))
+        if (folder / runfolder.LAST).exists():
+            checkpoint.restore(run, checkpoint.load(folder / runfolder.LAST))
         runfolder.cut_metrics(folder, run.progress.epoch)
     else:
         folder = runfolder.create(plan.config.recipe, plan.output)
@@ -163,7 +163,7 @@ def carry_out(
     record["commands"] = [*record.get("commands", []), sys.argv]
     record["started"] = record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     earlier_seconds = record.get("seconds", 0.0)
-    runfolder.write_config(folder, run.config)
+    runfolder.write_config(folder, run.config.plain())
     runfolder.write_record(folder, record)
 
     def finish(status: str, message: str = "", **results: Any) -> Outcome:
@@ -189,7 +189,7 @@ def carry_out(
     try:
         for epoch in fit(run, reporter.track):
             reporter.epoch(epoch)
-            runfolder.append_metrics(folder, epoch)
+            runfolder.append_metrics(folder, epoch.plain())
             checkpoint.save(run, folder, best=epoch.best)
             if stopping is not None and epoch.waited >= stopping.patience:
                 status = "stopped_early"

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from . import kinds, menus
 from .errors import ConfigError, Problem
 
+TORCHVISION = "softmaxce.models.zoo:torchvision_model"  # what torchvision:NAME stands for
 REQUIRED = object()  # the default of an argument that has none
 
 
@@ -92,7 +93,7 @@ def target_of(name: str, menu: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
         known = torchvision_names()
         if rest not in known:
             raise ValueError(f"torchvision has no model '{rest}'{suggestion(rest, known)}")
-        return "softmaxce.models.zoo:torchvision_model", {"architecture": rest}
+        return TORCHVISION, {"architecture": rest}
     if colon:
         if prefix.isidentifier() or prefix.endswith(".py") or all(map(str.isidentifier, prefix.split("."))):
             return name, {}

@@ -88,8 +88,8 @@ def reporter(*, as_json: bool, quiet: bool) -> Reporter:
     return GrowingTable() if sys.stdout.isatty() else PlainLines()
 
 
-def introduction(run: Run, folder: Path) -> list[str]:
-    """What is about to be trained, in three short lines."""
+def introduction(run: Run, folder: Path | None) -> list[str]:
+    """What is about to be trained, in two short lines, and where it is kept in a third."""
     config = run.config
     counts = [f"{run.train.num_images:,} training"]
     for name, batches in (("validation", run.validation), ("test", run.test)):
@@ -97,12 +97,12 @@ def introduction(run: Run, folder: Path) -> list[str]:
             counts.append(f"{batches.num_images:,} {name}")
     shape = "x".join(map(str, run.preprocessing.shape))
     parameters = sum(p.numel() for p in run.model.parameters())
-    return [
+    lines = [
         f"{config.source.name}: {', '.join(counts)} images, {shape}, {len(run.classes)} classes",
         f"{config.model.name}, {parameters:,} parameters; {config.loss.name}; {config.optimizer.name}, "
         f"{config.schedule.name}; {describe_device(run.device)}, {config.precision}",
-        f"run folder: {folder}",
     ]
+    return lines if folder is None else [*lines, f"run folder: {folder}"]
 
 
 # -- a terminal -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,68 @@
+"""`softmaxce config`: list, show, copy and check configs without training."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softmaxce import config as configs
+from softmaxce import schema as schemas
+from softmaxce.errors import ConfigError, Problem
+
+app = typer.Typer(no_args_is_help=True, help="List, show, copy and check configs without training.")
+
+
+@app.command("list")
+def list_recipes() -> None:
+    """List the recipes that travel with the program."""
+    recipes = configs.recipes()
+    width = max(map(len, recipes))
+    for name, file in recipes.items():
+        typer.echo(f"{name.ljust(width)}  {schemas.headline(file.read_text(encoding='utf-8'))}")
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A recipe's name, or a file.")]) -> None:
+    """Print a recipe as it is written."""
+    file, _ = configs.find(name)
+    typer.echo(file.read_text(encoding="utf-8"), nl=False)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The recipe to start from.")],
+    file: Annotated[Path | None, typer.Argument(help="Where to write it; NAME.yaml here if left out.")] = None,
+) -> None:
+    """Write a commented copy of a recipe to edit."""
+    source, _ = configs.find(name)
+    target = file or Path(f"{source.stem}.yaml")
+    try:
+        with target.open("x", encoding="utf-8") as stream:
+            stream.write(schemas.commented_copy(source.read_text(encoding="utf-8"), target))
+    except FileExistsError:
+        raise ConfigError([Problem(str(target), "exists and is left as it is; choose another name")]) from None
+    except OSError as error:
+        raise ConfigError([Problem(str(target), f"cannot be written: {error.strerror}")]) from None
+    typer.echo(f"wrote {target}; train it: softmaxce train --config {target}")
+
+
+@app.command()
+def check(
+    file: Annotated[str, typer.Argument(help="A YAML file, or a recipe's name.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. optimizer.lr=0.05.")
+    ] = None,
+) -> None:
+    """Check a config without training; every mistake is told with its place."""
+    config = configs.load(file, [configs.parse_override(text) for text in set_ or []])
+    typer.echo(
+        f"{file}: ok ({config.source.name}, {config.model.name}, {config.loss.name}, {config.optimizer.name}, "
+        f"{config.epochs} epochs)"
+    )
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of configs, for editors and other programs."""
+    typer.echo(jsonlib.dumps(schemas.schema(), indent=2))

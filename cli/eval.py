@@ -1,0 +1,61 @@
+"""`softmaxce eval`: how good a trained classifier is, and whether that is good enough."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softmaxce import requirements
+from softmaxce.errors import FAILED, RunError
+
+
+class SplitName(enum.StrEnum):
+    """The splits a run has."""
+
+    test = "test"
+    validation = "validation"
+    train = "train"
+
+
+def evaluate(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="A run folder or a checkpoint; the newest run under runs/ if left out."),
+    ] = None,
+    split: Annotated[SplitName, typer.Option(help="Which of the run's splits.")] = SplitName.test,
+    data: Annotated[
+        Path | None, typer.Option(help="Another folder: of images, one sub-folder a class; or the data set's root.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    require: Annotated[
+        list[str] | None, typer.Option(help="Demand a figure, e.g. 'accuracy>=0.99'; exit 1 if not met.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
+) -> None:
+    """Evaluate a trained classifier: accuracy, a row a class, confusions, calibration."""
+    demands = requirements.parse(require or [])
+    from softmaxce.runfolder import newest
+
+    chosen = run if run is not None else newest()
+    if chosen is None:
+        raise RunError("there is no run under runs/ here; train one, or name a run folder: softmaxce eval RUN")
+
+    from softmaxce.evaluate import evaluate as measure
+    from softmaxce.evaluate import find_checkpoint
+    from softmaxce.report import console, evaluation
+
+    evaluated = measure(find_checkpoint(chosen), split.value, data, device)
+    requirements.check_classes(demands, [row.name for row in evaluated.figures.classes])
+    verdicts = requirements.judge(demands, evaluated.figures.by_name())
+    if json:
+        import json as jsonlib
+
+        answers = {"requirements": [verdict.plain() for verdict in verdicts]} if verdicts else {}
+        typer.echo(jsonlib.dumps({**evaluation.plain(evaluated), **answers}))
+    else:
+        evaluation.print_figures(evaluated, console.stdout())
+    for verdict in verdicts:
+        typer.echo(verdict, err=json)
+    if not all(verdict.met for verdict in verdicts):
+        raise typer.Exit(FAILED)

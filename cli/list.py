@@ -1,0 +1,67 @@
+"""`softmaxce list`: what a config can name, with arguments, defaults and a line of doc."""
+
+import enum
+import json as jsonlib
+from typing import Annotated, Any
+
+import typer
+
+from softmaxce.config import SUPPLIED
+from softmaxce.registry import MENUS, TORCHVISION, Signature, describe, read_signature, show
+
+MenuName = enum.StrEnum("MenuName", {name: name for name in MENUS})  # type: ignore[misc]
+SECTION = {"losses": "loss", "models": "model", "datasets": "data", "optimizers": "optimizer", "schedules": "schedule"}
+
+
+def list_menus(
+    menu: Annotated[MenuName | None, typer.Argument(help="One menu; all of them if left out.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the losses, models, datasets, optimizers, schedules and augmentations a config can name."""
+    chosen = [menu.value] if menu else list(MENUS)
+    if json:
+        typer.echo(jsonlib.dumps({name: _entries(name) for name in chosen}, indent=2))
+        return
+    for index, name in enumerate(chosen):
+        typer.secho(("\n" if index else "") + name, bold=True)
+        for entry, about in _entries(name).items():
+            _print_entry(entry, about)
+    typer.echo("\nYour own code: module:Name or file.py:Name in place of a name (see the README).")
+
+
+def _print_entry(name: str, about: dict[str, Any]) -> None:
+    typer.echo(f"  {typer.style(name, fg='cyan')}  {about['doc']}")
+    for argument in about["arguments"]:
+        default = "needed" if argument["required"] else f"= {show(argument['default'])}"
+        typer.echo(f"      {argument['name']} {default}  {typer.style(argument['type'], dim=True)}")
+
+
+def _entries(menu: str) -> dict[str, dict[str, Any]]:
+    supplied = set(SUPPLIED.get(SECTION.get(menu, ""), ()))
+    result = {}
+    entries = dict(MENUS[menu])
+    if menu == "models":
+        entries["torchvision:NAME"] = TORCHVISION
+        supplied.add("architecture")  # it is the NAME
+    for name, target in entries.items():
+        signature = read_signature(target)
+        result[name] = {"doc": _first_sentence(signature.doc, target), "arguments": _arguments(signature, supplied)}
+    return result
+
+
+def _arguments(signature: Signature, supplied: set[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": argument.name,
+            "type": describe(argument.type),
+            "required": argument.required,
+            "default": None if argument.required or argument.default is ... else argument.default,
+        }
+        for argument in signature.arguments
+        if argument.name not in supplied
+    ]
+
+
+def _first_sentence(doc: str, target: str) -> str:
+    line = doc.strip().split("\n")[0]
+    return line if line and not target.startswith("torch.") else f"PyTorch's own, {target.replace(':', '.')}"

@@ -1,0 +1,94 @@
+"""The final evaluation of a run, and the evaluation of a checkpoint on any split or folder."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import checkpoint
+from .build import build_evaluation, config_of, folder_split, split_of
+from .config import Config
+from .data.splits import Split
+from .errors import RunError
+from .metrics import Figures, Scores, measure
+from .runfolder import BEST, LAST
+from .train import Run, loss_of, predict
+
+
+def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[str, Scores | None, dict[str, float]]:
+    """Evaluate a finished run once: its best weights on the test split, if a validation split chose them.
+
+    Without a validation split these are the last weights; without a test split, the validation split is measured.
+
+    Args:
+        run: a run that fit is done with. Its weights become the best epoch's.
+        folder: where best.safetensors is.
+        wanted: figures that a requirement names; they are measured beside loss and accuracy.
+    Returns: the split's name, its scores (None if there is nothing to measure on), and every figure by its name.
+    """
+    if run.progress.best_epoch:
+        checkpoint.load_weights(run.evaluated, checkpoint.load(folder / BEST))
+    name, batches = ("test", run.test) if run.test is not None else ("validation", run.validation)
+    if batches is None:
+        return name, None, {}
+    logits, labels = predict(run.evaluated, batches, run.config.precision)
+    loss = loss_of(run.loss, logits, labels)
+    accuracy = (logits.argmax(1) == labels).sum().item() / len(labels)
+    figures = {"loss": loss, "accuracy": accuracy}
+    if set(wanted) - set(figures):
+        figures = measure(logits.cpu(), labels.cpu(), loss, run.classes).by_name()
+    return name, Scores(loss, accuracy, len(labels)), figures
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a run folder or a file stands for: the best one, else the last.
+
+    Raises: RunError if there is none.
+    """
+    if path.is_dir():
+        for name in (BEST, LAST):
+            if (path / name).is_file():
+                return path / name
+        raise RunError(f"{path}: there is no checkpoint in this folder ({BEST} or {LAST})")
+    if not path.exists():
+        raise RunError(f"{path}: there is no such run folder or checkpoint")
+    return path
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was evaluated, on what, and what came out."""
+
+    checkpoint: Path
+    epoch: int
+    split: str
+    config: Config
+    figures: Figures
+
+
+def evaluate(file: Path, split: str, data: Path | None, device: str | None) -> Evaluated:
+    """Measure a checkpoint's model.
+
+    Args:
+        file: the checkpoint.
+        split: test, validation or train: the split that the run used.
+        data: another folder: of images, one sub-folder a class; or, if it has none, the data set's root.
+        device: where to compute; None for the run's own, if this machine has it, else auto.
+    Raises: RunError, ConfigError, DataError.
+    """
+    loaded = checkpoint.load(file)
+    changes: dict[str, object] = {"device": device or "auto"}
+    classes = set(loaded.header["classes"])
+    as_images = data is not None and bool(classes & (_folder_names(data) | _folder_names(data / "test")))
+    if data is not None and not as_images:
+        changes["data.root"] = str(data)
+    config = config_of(loaded, changes)
+    evaluation = build_evaluation(loaded, config)
+    chosen: Split = folder_split(evaluation, data) if data is not None and as_images else split_of(evaluation, split)
+    logits, labels = predict(evaluation.model, evaluation.batches(chosen), config.precision)
+    figures = measure(logits.cpu(), labels.cpu(), loss_of(evaluation.loss, logits, labels), evaluation.classes)
+    where = str(data) if as_images else split
+    return Evaluated(file, loaded.header["epoch"], where, config, figures)
+
+
+def _folder_names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else set()
