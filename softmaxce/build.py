@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import yamlfile
 from .checkpoint import Checkpoint, load_weights
-from .config import Config, check
+from .config import NEEDS_VALIDATION, Config, check
 from .data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, mean_and_std, mixing
 from .data.splits import Source, Split, stratified
 from .errors import ConfigError, DataError, Problem
@@ -115,7 +115,7 @@ def hold_out(source: Source, config: Config) -> Source:
         _, chosen = _stratified(train, limit, generator, "data.train_limit")
         train = train.take(chosen)
     if config.early_stopping is not None and validation is None:
-        raise ConfigError([Problem("early_stopping", "needs a validation split; set data.validation, to 0.1 for example")])
+        raise ConfigError([Problem("", NEEDS_VALIDATION)])
     return replace(source, train=train, validation=validation)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from .errors import RunError
-from .runfolder import BEST, LAST, commit
+from .runfolder import BEST, LAST, replace_file
 from .runtime import random_state, restore_random_state
 from .train import Progress, Run
 
@@ -145,6 +145,4 @@ def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _save_tensors(file: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    temporary = file.with_suffix(".tmp")
-    save_file(tensors, temporary, {"softmaxce": json.dumps(header)})
-    commit(temporary, file)
+    replace_file(file, serialize(tensors, {"softmaxce": json.dumps(header)}))

@@ -85,6 +85,9 @@ ELSEWHERE_IN = {
 }
 
 
+NEEDS_VALIDATION = "early_stopping needs a validation split; set data.validation, to 0.1 for example"
+
+
 @dataclass(frozen=True)
 class EarlyStopping:
     """Stop when the best validation figure has not improved for some epochs.
@@ -338,9 +341,18 @@ class _Checker:
         if isinstance(device, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
             message = f"device must be auto, cpu, cuda, cuda:N or mps, got '{device}'"
             self._problem(("device",), message + suggestion(device, ["auto", "cpu", "cuda", "mps"]), of_value=True)
+        if values.get("early_stopping") and self._holds_nothing_out(values):
+            self._problem(("early_stopping",), NEEDS_VALIDATION)
         if self.problems:
             raise ConfigError(sorted(set(self.problems), key=self._reading_order))
         return Config(**values, recipe=recipe)
+
+    @staticmethod
+    def _holds_nothing_out(values: dict[str, Any]) -> bool:
+        """Whether there is surely no validation split: a folder, or the user's own source, may bring one."""
+        data, source = values.get("data"), values.get("source")
+        return bool(data and source and data.validation is None and source.name in menus.DATASETS
+                    and source.name != "image_folder")
 
     # -- sections
 
@@ -425,7 +437,8 @@ class _Checker:
                     message = f"{name} takes no '{key}'; did you mean '{moved[key]}'?"
                 elif near := suggestion(key, [*(n for n in known if n not in supplied), *other_keys]):
                     message = f"{name} takes no '{key}'{near}"
-            self._problem((*path, key) if key else path, message, of_value=key in known)
+            wrong_value = key in known and key not in supplied
+            self._problem((*path, key) if key else path, message, of_value=wrong_value)
         return component
 
     # -- places

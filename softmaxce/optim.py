@@ -71,8 +71,7 @@ def cosine(
     warmup = warmup_epochs * steps_per_epoch
 
     def factor(step: int) -> float:
-        done = (step - warmup) / max(1.0, steps - warmup)
-        return end_factor + (1 - end_factor) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+        return end_factor + (1 - end_factor) * (1 + math.cos(math.pi * _done(step, warmup, steps))) / 2
 
     return _warmed(factor, warmup, warmup_factor)
 
@@ -95,9 +94,7 @@ def linear(
         warmup_factor: what it rises from.
     """
     warmup = warmup_epochs * steps_per_epoch
-    return _warmed(
-        lambda step: 1 + (end_factor - 1) * min(1.0, (step - warmup) / max(1.0, steps - warmup)), warmup, warmup_factor
-    )
+    return _warmed(lambda step: 1 + (end_factor - 1) * _done(step, warmup, steps), warmup, warmup_factor)
 
 
 def one_cycle(
@@ -132,6 +129,11 @@ def one_cycle(
         return between(1.0, last, (step - peak) / max(1.0, steps - 1 - peak))
 
     return factor
+
+
+def _done(step: int, warmup: float, steps: int) -> float:
+    """The share of the steps after the warm-up that is done, in [0, 1]."""
+    return min(1.0, max(0.0, step - warmup) / max(1.0, steps - warmup))
 
 
 def _warmed(factor: Schedule, warmup: float, start: float) -> Schedule:

@@ -115,14 +115,15 @@ def cut_metrics(folder: Path, epochs: int) -> None:
 
 
 def _replace(file: Path, text: str) -> None:
+    replace_file(file, text.encode())
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Write a file so that at any instant the old or the new one is there, whole, also after a power cut."""
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    commit(temporary, file)
-
-
-def commit(temporary: Path, file: Path) -> None:
-    """Flush a written file to disk and let it take its place in one step; then flush the folder."""
-    with temporary.open("rb") as stream:
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no flush of it

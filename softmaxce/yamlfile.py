@@ -161,6 +161,9 @@ class _Builder:
             message = f"expands to more than {MAX_NODES} values or {MAX_DEPTH} levels; use fewer aliases"
             raise ConfigError([self._problem(node, message)])
         self.values[path] = _position(node)
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
+            self.problems.append(self._problem(node, _not_plain(node.tag)))
+            return None
         if isinstance(node, yaml.SequenceNode):
             return [self._item(item, (*path, i), depth) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
@@ -203,11 +206,15 @@ class _Builder:
             return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
         if kind == "float" and FLOAT.match(text):
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        self.problems.append(self._problem(node, f"the tag {node.tag!r} is not allowed here; a config is plain data"))
+        self.problems.append(self._problem(node, _not_plain(node.tag)))
         return None
 
     def _problem(self, node: Any, message: str) -> Problem:
         return Problem(":".join(map(str, (self.name, *_position(node)))), message)
+
+
+def _not_plain(tag: str) -> str:
+    return f"the tag '{tag}' is not allowed here; a config is plain data"
 
 
 def _position(node: Any) -> tuple[int, int]:

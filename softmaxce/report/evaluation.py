@@ -17,7 +17,7 @@ MEANINGS = {
     "top5_accuracy": "the label is among the five largest",
     "nll": "negative log-likelihood, nats an image; 0 is best",
     "brier": "squared distance to the one-hot label; 0 is best, 2 worst",
-    "ece": "expected calibration error: |confidence - accuracy|, 15 bins",
+    "ece": "expected calibration error (15 bins); 0 is best",
 }
 WIDEST_MATRIX = 80  # columns
 CONFUSIONS = 10  # rows of the list that stands for a matrix too wide

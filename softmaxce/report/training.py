@@ -89,7 +89,7 @@ def reporter(*, as_json: bool, quiet: bool) -> Reporter:
 
 
 def introduction(run: Run, folder: Path | None) -> list[str]:
-    """What is about to be trained, in two short lines, and where it is kept in a third."""
+    """What is about to be trained, in three short lines, and in a fourth where it is kept."""
     config = run.config
     counts = [f"{run.train.num_images:,} training"]
     for name, batches in (("validation", run.validation), ("test", run.test)):
@@ -99,8 +99,9 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
     parameters = sum(p.numel() for p in run.model.parameters())
     lines = [
         f"{config.source.name}: {', '.join(counts)} images, {shape}, {len(run.classes)} classes",
-        f"{config.model.name}, {parameters:,} parameters; {config.loss.name}; {config.optimizer.name}, "
-        f"{config.schedule.name}; {describe_device(run.device)}, {config.precision}",
+        f"{config.model.name} ({parameters:,} parameters), {config.loss.name}, {config.optimizer.name}, "
+        f"{config.schedule.name}",
+        f"device {describe_device(run.device)}, {config.precision}",
     ]
     return lines if folder is None else [*lines, f"run folder: {folder}"]
 

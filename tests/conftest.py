@@ -1,0 +1,65 @@
+"""What several tests use: the installed command, real data where there is some, a small config."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import typer
+from hypothesis import settings
+
+settings.register_profile("softmaxce", deadline=None)  # the first example pays for torch's warm-up
+settings.load_profile("softmaxce")
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+SMALL = """\
+epochs: 2
+data: {name: synthetic, train: 96, test: 40, batch_size: 32, validation: 0.25}
+model: {name: mlp, hidden: [16], dropout: 0.2}
+optimizer: {name: sgd, lr: 0.05, momentum: 0.9}
+schedule: {name: cosine}
+"""
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real MNIST, where there is one."""
+    if not (REAL_DATA / "MNIST" / "raw").is_dir():
+        pytest.skip(f"real MNIST is not in {REAL_DATA}")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def app() -> typer.Typer:
+    """The command, as its installed entry point gives it."""
+    (entry,) = entry_points(group="console_scripts", name="softmaxce")
+    loaded: typer.Typer = entry.load()
+    return loaded
+
+
+Softmaxce = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def softmaxce(tmp_path: Path) -> Softmaxce:
+    """Run the real command in a folder of the test's own."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "softmaxce"), *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A config that trains in an instant, in the test's folder."""
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    return file

@@ -1,0 +1,181 @@
+"""Our loss against SciPy, torch, autograd and hand calculations."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softmaxce import SoftmaxCrossEntropy, cross_entropy, log_softmax, one_hot, softmax
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(32, 7, generator=generator) * 4, torch.randint(7, (32,), generator=generator)
+
+
+logits_rows = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=12)
+
+
+@given(logits_rows)
+def test_softmax_is_scipys(row: list[float]) -> None:
+    ours = softmax(torch.tensor([row], dtype=torch.float64))
+    np.testing.assert_allclose(ours, scipy.special.softmax([row], axis=1), rtol=1e-12, atol=1e-300)
+
+
+@given(logits_rows)
+def test_log_softmax_is_scipys_and_finite(row: list[float]) -> None:
+    ours = log_softmax(torch.tensor([row], dtype=torch.float64))
+    np.testing.assert_allclose(ours, scipy.special.log_softmax([row], axis=1), rtol=1e-12, atol=1e-12)
+    assert torch.isfinite(ours).all()
+
+
+@given(logits_rows, st.floats(-100, 100, width=32))
+def test_adding_the_same_to_every_logit_changes_nothing(row: list[float], shift: float) -> None:
+    logits = torch.tensor([row], dtype=torch.float64)
+    torch.testing.assert_close(softmax(logits + shift), softmax(logits), rtol=1e-9, atol=1e-12)
+
+
+def test_three_logits_by_hand() -> None:
+    total = math.exp(2) + math.exp(1) + math.exp(0.1)
+    loss = cross_entropy(torch.tensor([[2.0, 1.0, 0.1]]), torch.tensor([0]))
+    assert loss.item() == pytest.approx(-math.log(math.exp(2) / total), rel=1e-6)
+
+
+def test_one_hot_is_torchs(batch: tuple[Tensor, Tensor]) -> None:
+    assert torch.equal(one_hot(batch[1], 7), functional.one_hot(batch[1], 7).float())
+
+
+def test_the_gradient_is_softmax_minus_one_hot(batch: tuple[Tensor, Tensor]) -> None:
+    logits = batch[0].requires_grad_()
+    cross_entropy(logits, batch[1], reduction="sum").backward()
+    expected = scipy.special.softmax(batch[0].detach().numpy(), axis=1) - np.eye(7)[batch[1]]
+    np.testing.assert_allclose(logits.grad, expected, atol=1e-6)
+
+
+def test_the_loss_is_finite_where_softmax_reaches_zero() -> None:
+    logits = torch.tensor([[0.0, 200.0]], requires_grad=True)
+    assert softmax(logits)[0, 0] == 0  # so its log would be -inf
+    loss = cross_entropy(logits, torch.tensor([0]))
+    loss.backward()
+    assert loss.item() == 200
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[-1.0, 1.0]]
+
+
+def test_a_class_ruled_out_by_minus_infinity_costs_nothing() -> None:
+    logits = torch.tensor([[1.0, -math.inf, 0.0]], requires_grad=True)
+    loss = cross_entropy(logits, torch.tensor([0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)), rel=1e-6)
+    assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
+
+
+OPTIONS = [
+    {},
+    {"label_smoothing": 0.1},
+    {"label_smoothing": 1.0},
+    {"weight": torch.tensor([1.0, 2, 3, 0.5, 0, 1, 4])},
+    {"weight": torch.tensor([1.0, 2, 3, 0.5, 0.1, 1, 4]), "label_smoothing": 0.3},
+    {"ignore_index": 3},
+    {"ignore_index": -100, "weight": torch.tensor([1.0, 2, 3, 0.5, 0.1, 1, 4]), "label_smoothing": 0.3},
+]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["ids", "probabilities"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
+def test_values_and_gradients_are_torchs(
+    batch: tuple[Tensor, Tensor], options: dict[str, object], reduction: str, soft: bool
+) -> None:
+    logits, targets = batch[0].double(), batch[1]
+    if soft:
+        targets = torch.softmax(logits.flip(0), 1)
+        options = {name: value for name, value in options.items() if name != "ignore_index"}
+    options = {k: v.double() if isinstance(v, Tensor) else v for k, v in options.items()}
+    results = []
+    for function in (cross_entropy, functional.cross_entropy):
+        leaf = logits.clone().requires_grad_()
+        value = function(leaf, targets, reduction=reduction, **options)
+        value.sum().backward()
+        results.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
+
+
+def test_autograd_by_finite_differences_agrees(batch: tuple[Tensor, Tensor]) -> None:
+    logits = batch[0][:4].double().requires_grad_()
+    soft = torch.softmax(batch[0][4:8].double(), 1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z, q: cross_entropy(z, q, label_smoothing=0.1), (logits, soft))
+
+
+def test_half_precision_logits_are_rounded_once(batch: tuple[Tensor, Tensor]) -> None:
+    logits = batch[0].bfloat16()
+    exact = functional.cross_entropy(logits.double(), batch[1], reduction="none")
+    ours = cross_entropy(logits, batch[1], reduction="none")
+    assert ours.dtype == torch.bfloat16
+    assert ((ours.double() - exact).abs() <= exact * 2**-8).all()
+
+
+def test_under_autocast_the_loss_is_float32_as_torchs_is(batch: tuple[Tensor, Tensor]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = batch[0].bfloat16()
+        assert cross_entropy(logits, batch[1]).dtype == functional.cross_entropy(logits, batch[1]).dtype
+
+
+def test_a_class_id_out_of_range_is_named() -> None:
+    with pytest.raises(IndexError, match="class id 7 is out of range: with 7 classes"):
+        cross_entropy(torch.zeros(1, 7), torch.tensor([7]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"label_smoothing": 2.0}, r"in \[0, 1\], got 2"),
+        ({"weight": torch.ones(3)}, "each of 7 classes"),
+        ({"reduction": "median"}, "mean, sum or none"),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_the_rule(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cross_entropy(torch.zeros(1, 7), torch.tensor([0]), **arguments)  # type: ignore[arg-type]
+
+
+def test_targets_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"targets must be \[B\]"):
+        cross_entropy(torch.zeros(2, 7), torch.tensor([0, 1, 2]))
+
+
+def test_balanced_weights_are_scikit_learns() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.repeat([0, 1, 2], [5, 30, 65])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    loss = SoftmaxCrossEntropy("balanced", class_counts=[5, 30, 65])
+    np.testing.assert_allclose(loss.weight, expected, rtol=1e-6)
+
+
+def test_weights_of_the_wrong_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="each of the 3 classes, got 2"):
+        SoftmaxCrossEntropy([1.0, 2.0], num_classes=3)
+
+
+def test_the_module_is_a_drop_in_for_torchs(batch: tuple[Tensor, Tensor]) -> None:
+    weight = torch.rand(7)
+    ours = SoftmaxCrossEntropy(weight, ignore_index=2, label_smoothing=0.1)
+    torchs = nn.CrossEntropyLoss(weight, ignore_index=2, label_smoothing=0.1)
+    torch.testing.assert_close(ours(*batch), torchs(*batch))
+
+
+@settings(deadline=None)
+@given(logits_rows, st.data())
+def test_the_loss_is_never_negative_and_never_infinite(row: list[float], data: st.DataObject) -> None:
+    target = data.draw(st.integers(0, len(row) - 1))
+    loss = cross_entropy(torch.tensor([row]), torch.tensor([target]))
+    assert math.isfinite(loss.item())
+    assert loss.item() >= 0

@@ -1,0 +1,66 @@
+"""Figures against scikit-learn and hand calculations."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+
+from softmaxce.metrics import Tally, expected_calibration_error, measure
+
+NAMES = tuple("abcdefg")
+
+
+@pytest.fixture
+def predictions() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(7, (500,), generator=generator)
+    logits = torch.randn(500, 7, generator=generator) * 2
+    logits[torch.arange(500), labels] += 1.5
+    return logits, labels
+
+
+def test_every_figure_is_scikit_learns(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, labels = predictions
+    figures = measure(logits, labels, 0.5, NAMES)
+    probabilities = torch.softmax(logits.double(), 1).numpy()
+    predicted = probabilities.argmax(1)
+    assert figures.accuracy == reference.accuracy_score(labels, predicted)
+    assert figures.top5_accuracy == reference.top_k_accuracy_score(labels, probabilities, k=5)
+    assert figures.nll == pytest.approx(reference.log_loss(labels, probabilities), rel=1e-9)
+    per_class = [
+        reference.brier_score_loss(labels.numpy() == k, probabilities[:, k]) for k in range(7)
+    ]  # the multi-class score is the sum of the one-against-rest ones
+    assert figures.brier == pytest.approx(sum(per_class), rel=1e-9)
+    table = reference.precision_recall_fscore_support(labels, predicted)
+    assert [row.recall for row in figures.classes] == pytest.approx(table[1])
+    assert [row.support for row in figures.classes] == table[3].tolist()
+    assert np.array_equal(figures.confusion, reference.confusion_matrix(labels, predicted))
+
+
+def test_calibration_error_by_hand() -> None:
+    # two bins of (0.5, 1]: confidences 0.6, 0.6 (one right of two) and 0.9 (right): (2 * |0.5 - 0.6| + |1 - 0.9|) / 3
+    probabilities = np.array([[0.6, 0.4], [0.6, 0.4], [0.9, 0.1]])
+    assert expected_calibration_error(probabilities, np.array([0, 1, 0]), bins=10) == pytest.approx(0.3 / 3)
+
+
+def test_perfect_confidence_and_accuracy_have_no_calibration_error() -> None:
+    assert expected_calibration_error(np.eye(4), np.arange(4)) == 0
+
+
+def test_a_class_without_images_is_listed_with_zeros() -> None:
+    figures = measure(torch.eye(3)[:2], torch.tensor([0, 1]), 0.0, ("a", "b", "c"))
+    assert (figures.classes[2].support, figures.classes[2].recall) == (0, 0.0)
+
+
+def test_with_five_classes_there_is_no_top_five() -> None:
+    figures = measure(torch.eye(5), torch.arange(5), 0.0, tuple("abcde"))
+    assert figures.top5_accuracy is None
+    assert "top5_accuracy" not in figures.by_name()
+
+
+def test_a_tally_weighs_batches_by_their_images() -> None:
+    tally = Tally(torch.device("cpu"))
+    tally.add(torch.tensor(1.0), torch.eye(3), torch.tensor([0, 1, 2]))
+    tally.add(torch.tensor(5.0), torch.eye(3)[:1], torch.tensor([1]))
+    scores = tally.scores()
+    assert (scores.loss, scores.accuracy, scores.images) == ((3 * 1.0 + 5.0) / 4, 3 / 4, 4)

@@ -1,0 +1,110 @@
+"""YAML 1.2's scalars, refused repeats, and places."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softmaxce import yamlfile
+from softmaxce.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4),
+        ("1e5", 1e5),
+        (".5", 0.5),
+        ("no", "no"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("True", True),
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("1_000", "1_000"),
+        ("12:30:45", "12:30:45"),
+        ("2024-01-01", "2024-01-01"),
+        ("~", None),
+        ("", None),
+        (".inf", float("inf")),
+        ("'3'", "3"),
+    ],
+)
+def test_a_scalar_means_what_yaml_1_2_says(text: str, value: Any) -> None:
+    data = yamlfile.parse(f"key: {text}", "f.yaml").data["key"]
+    assert data == value
+    assert type(data) is type(value)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(plain)
+def test_what_is_dumped_is_read_back_the_same(data: Any) -> None:
+    back = yamlfile.parse(yamlfile.dump(data), "f.yaml").data
+    assert repr(back) == repr(data)
+
+
+def places(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        yamlfile.parse(text, "f.yaml")
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_a_repeated_key_is_refused_where_it_is_repeated() -> None:
+    assert places("a: 1\nb: 2\na: 3\n") == ["f.yaml:3:1: 'a' was already set on line 1; remove one of the two"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "remedy"),
+    [
+        ("a:\n\tb: 1", "f.yaml:2:1", "spaces, not tabs"),
+        ("a: [1, 2", "f.yaml:1:9", "a bracket or a comma is missing"),
+        ("a: b: c", "f.yaml:1:5", "check the indentation"),
+        ("a: 1\n---\nb: 2", "f.yaml:2:1", "one document"),
+        ("a: 'x", "f.yaml:1:6", "a quote is missing"),
+        ("a: !!python/object:os.system {}", "f.yaml:1:4", ""),
+        ("a: !!set {b}", "f.yaml:1:4", ""),
+        ("a: *b", "f.yaml:1:4", ""),
+    ],
+)
+def test_a_syntax_error_has_its_place_and_a_remedy(text: str, place: str, remedy: str) -> None:
+    (problem,) = places(text)
+    assert problem.startswith(place + ": ")
+    assert remedy in problem
+
+
+def test_an_alias_bomb_is_refused() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    assert "use fewer aliases" in places("\n".join(lines))[0]
+
+
+def test_deep_nesting_is_refused() -> None:
+    assert "50 levels" in places("[" * 5000)[0]
+
+
+def test_a_file_that_is_not_utf_8_or_not_there_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("name: café".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        yamlfile.read(file)
+    with pytest.raises(ConfigError, match="No such file"):
+        yamlfile.read(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="is a folder"):
+        yamlfile.read(tmp_path)
+
+
+def test_places_point_at_keys_and_values() -> None:
+    document = yamlfile.parse("a:\n  b: [1, 22]\n", "f.yaml")
+    assert document.place(("a", "b")) == "f.yaml:2:3"
+    assert document.place(("a", "b"), of_value=True) == "f.yaml:2:6"
+    assert document.place(("a", "b", 1)) == "f.yaml:2:10"
+    assert document.place(("a", "absent")) == "f.yaml:1:1"
