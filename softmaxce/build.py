@@ -15,7 +15,7 @@ from .config import NEEDS_VALIDATION, Config, check
 from .data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, mean_and_std, mixing
 from .data.splits import Source, Split, stratified
 from .errors import ConfigError, DataError, Problem
-from .registry import Component, build
+from .registry import build
 from .runtime import autocast, choose_device, seed_everything
 from .train import Run, steps_per_epoch
 
@@ -62,7 +62,7 @@ def build_run(config: Config) -> Run:
         device=device,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(config.optimizer, model),
+        optimizer=build_optimizer(config, model),
         schedule=schedule,
         train=train,
         validation=batches(source.validation) if source.validation is not None else None,
@@ -211,13 +211,17 @@ def _check_fit(
         raise ConfigError([Problem(config.loss.place, message)])
 
 
-def build_optimizer(component: Component, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer a config names, over the parameters that train; fused where it can be and the config is silent."""
+    component = config.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ConfigError([Problem("model", "has no parameters to train")])
     arguments = dict(component.arguments)
-    can_fuse = parameters[0].device.type in ("cpu", "cuda") and not arguments.get("differentiable")
+    # With a loss scaler, torch's fused steps on the CPU apply gradients that are not finite (seen in 2.15).
+    device = parameters[0].device.type
+    can_fuse = device == "cuda" or (device == "cpu" and config.precision != "fp16")
+    can_fuse = can_fuse and not arguments.get("differentiable")
     if "fused" in arguments and arguments["fused"] is arguments.get("foreach") is None and can_fuse:
         arguments["fused"] = True
     optimizer = build(replace(component, arguments=arguments), {"params": parameters})

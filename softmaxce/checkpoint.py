@@ -112,9 +112,21 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         run.model.load_state_dict(state["model"])
         run.average.n_averaged.copy_(state["average"]["n_averaged"])
     run.optimizer.load_state_dict(state["optimizer"])
+    _lay_out_as_parameters(run.optimizer)
     run.scaler.load_state_dict(state["scaler"])
     run.progress = Progress(**state["progress"])
     restore_random_state(state["random"])
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer's tensors their parameters' memory order (channels-last, say).
+
+    A checkpoint holds them in plain order, and torch's fused steps pair elements by their place in memory.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _own(tensor: Tensor) -> Tensor:

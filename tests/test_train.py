@@ -1,0 +1,292 @@
+"""The training loop: its arithmetic, its repeatability, and what a run may not do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from softmaxce import yamlfile
+from softmaxce.build import build_run
+from softmaxce.checkpoint import load, restore, save
+from softmaxce.config import Config, check
+from softmaxce.errors import ConfigError, DataError, TrainingError
+from softmaxce.runfolder import LAST
+from softmaxce.train import Run, fit, loss_of, predict, score
+
+from .conftest import SMALL
+
+
+def config(**changes: Any) -> Config:
+    """SMALL with some keys changed; `data__x` is data.x."""
+    plain = yamlfile.parse(SMALL, "small.yaml").data
+    for key, value in changes.items():
+        section, _, name = key.rpartition("__")
+        if section:
+            plain[section][name] = value
+        else:
+            plain[key] = value
+    return check(yamlfile.parse(yamlfile.dump(plain), "small.yaml"))
+
+
+def figures(run: Run) -> list[tuple[Any, ...]]:
+    """Everything an epoch says but how long it took."""
+    return [(e.number, e.learning_rate, e.train, e.validation, e.test, e.best) for e in fit(run)]
+
+
+def test_a_run_is_a_plain_pytorch_loop() -> None:
+    run, twin = build_run(config(data__validation=None)), build_run(config(data__validation=None))
+    optimizer = torch.optim.SGD(twin.model.parameters(), lr=0.05, momentum=0.9, fused=True)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    criterion = nn.CrossEntropyLoss()
+    torch.manual_seed(5)
+    for epoch in (1, 2):
+        for images, labels in twin.train.epoch(epoch):
+            optimizer.zero_grad()
+            criterion(twin.model(images), labels).backward()
+            optimizer.step()
+            scheduler.step()
+    torch.manual_seed(5)  # dropout draws the same
+    list(fit(run))
+    for ours, reference in zip(run.model.parameters(), twin.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
+
+
+def test_ours_and_pytorchs_loss_give_the_same_curve_for_100_steps() -> None:
+    curves = []
+    for loss in ("softmax_cross_entropy", "torch_cross_entropy"):
+        run = build_run(config(loss={"name": loss, "label_smoothing": 0.1}, data__train=1600, data__batch_size=16))
+        curve = []
+        torch.manual_seed(1)
+        for (images, labels), _ in zip((b for e in (1, 2) for b in run.train.epoch(e)), range(100), strict=False):
+            value = run.loss(run.model(images), labels)
+            value.backward()
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            curve.append(value.item())
+        curves.append(curve)
+    assert len(curves[0]) == 100
+    assert curves[0][0] > 2 * curves[0][-1]  # it did learn
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def test_the_same_config_twice_gives_the_same_bits() -> None:
+    assert figures(build_run(config())) == figures(build_run(config()))
+
+
+def test_another_seed_gives_another_curve() -> None:
+    assert figures(build_run(config())) != figures(build_run(config(seed=1)))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "adamw": {"optimizer": {"name": "adamw", "lr": 0.01}},
+    "average": {"model_ema_decay": 0.9},
+    "mixup and cutmix": {"mixup_alpha": 0.4, "cutmix_alpha": 1.0},
+    "augmented": {"data__augment": ["random_horizontal_flip", {"name": "random_affine", "degrees": 10}]},
+    "accumulated and clipped": {"grad_accum_steps": 2, "clip_grad_norm": 0.5},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "batch norm": {"model": {"name": "cnn", "channels": [4, 8]}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_interrupted_and_resumed_is_bit_identical(variant: str, stop_after: int, tmp_path: Path) -> None:
+    asked = config(epochs=3, **VARIANTS[variant])
+    whole = build_run(asked)
+    expected = figures(whole)
+    first = build_run(asked)
+    for epoch in fit(first):
+        save(first, tmp_path, best=epoch.best)
+        if epoch.number == stop_after:
+            break
+    torch.rand(100)  # another process would stand elsewhere
+    second = build_run(asked)
+    restore(second, load(tmp_path / LAST))
+    assert figures(second) == expected[stop_after:]
+    for ours, reference in zip(second.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(ours, reference)
+    assert second.progress == whole.progress
+
+
+def test_accumulating_two_half_batches_is_one_whole_batch() -> None:
+    model = {"name": "mlp", "hidden": [16]}
+    whole = build_run(config(model=model, data__batch_size=24, data__validation=None, epochs=1))
+    halves = build_run(config(model=model, data__batch_size=12, data__validation=None, epochs=1, grad_accum_steps=2))
+    list(fit(whole))
+    list(fit(halves))
+    for one, two in zip(whole.model.parameters(), halves.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_of_the_weights_is_the_one_evaluated() -> None:
+    run = build_run(config(model_ema_decay=0.99))
+    expected = [parameter.detach().clone() for parameter in run.model.parameters()]
+    first = True
+    original = run.average.update_parameters  # type: ignore[union-attr]
+
+    def by_hand(model: nn.Module) -> None:
+        nonlocal first
+        for mean, now in zip(expected, model.parameters(), strict=True):
+            mean.copy_(now.detach() if first else 0.99 * mean + 0.01 * now.detach())
+        first = False
+        original(model)
+
+    run.average.update_parameters = by_hand  # type: ignore[union-attr, method-assign]
+    list(fit(run))
+    for ours, reference in zip(run.evaluated.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, reference)
+
+
+def test_a_score_does_not_depend_on_the_evaluation_batch() -> None:
+    loss = {"name": "softmax_cross_entropy", "weight": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}
+    one, other = (build_run(config(data__eval_batch_size=size, loss=loss)) for size in (1, 64))
+    assert one.validation is not None
+    assert other.validation is not None
+    first, second = score(one, one.validation), score(other, other.validation)
+    assert first.accuracy == second.accuracy
+    assert first.loss == pytest.approx(second.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_score_is_per_image_whatever_the_reduction(reduction: str) -> None:
+    run = build_run(config(loss={"name": "softmax_cross_entropy", "reduction": reduction}))
+    assert run.validation is not None
+    logits, labels = predict(run.model, run.validation)
+    assert loss_of(run.loss, logits, labels) == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+
+
+def test_evaluation_draws_no_random_numbers_and_leaves_the_mode() -> None:
+    run = build_run(config())
+    assert run.validation is not None
+    before = torch.get_rng_state()
+    score(run, run.validation)
+    assert torch.equal(before, torch.get_rng_state())
+    assert run.model.training
+
+
+def test_the_test_set_is_not_looked_at_while_a_validation_split_decides() -> None:
+    assert [epoch.test for epoch in fit(build_run(config()))] == [None, None]
+
+
+def test_without_a_validation_split_the_test_set_selects_nothing() -> None:
+    epochs = list(fit(build_run(config(data__validation=None))))
+    assert all(epoch.test is not None and epoch.validation is None and not epoch.best for epoch in epochs)
+
+
+def test_early_stopping_counts_epochs_without_improvement() -> None:
+    run = build_run(config(epochs=6, optimizer={"name": "sgd", "lr": 1e-12}, early_stopping={"patience": 2}))
+    assert [epoch.waited for epoch in fit(run)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_diverging_run_fails_with_the_epoch_and_the_learning_rate() -> None:
+    run = build_run(config(optimizer={"name": "sgd", "lr": 1e30}, schedule="constant"))
+    with pytest.raises(TrainingError, match=r"in epoch 1 \(learning rate 1e\+30\); lower optimizer.lr"):
+        list(fit(run))
+
+
+def test_train_limit_and_validation_share_no_image() -> None:
+    run = build_run(config(data__train_limit=20, data__validation=24))
+    assert (run.train.num_images, run.validation and run.validation.num_images) == (20, 24)
+    assert run.validation is not None
+    kept = {image.numpy().tobytes() for image in run.train.split.take(torch.arange(20)).images}  # type: ignore[union-attr]
+    held = {image.numpy().tobytes() for image in run.validation.split.take(torch.arange(24)).images}  # type: ignore[union-attr]
+    assert not kept & held
+
+
+def test_normalisation_comes_from_the_training_images_alone() -> None:
+    run = build_run(config())
+    pixels = run.train.split.images.double() / 255  # type: ignore[union-attr]
+    assert run.preprocessing.mean == pytest.approx((pixels.mean().item(),))
+    assert run.preprocessing.std == pytest.approx((pixels.std(correction=0).item(),))
+
+
+USER_CODE = """\
+import torch
+from torch import nn
+from softmaxce.data.splits import InMemory, Source
+
+class Net(nn.Module):
+    def __init__(self, width: int = 4, *, num_classes):
+        super().__init__()
+        self.net = nn.Sequential(nn.LazyConv2d(width, 3), nn.Flatten(), nn.LazyLinear(num_classes))
+    def forward(self, images):
+        return self.net(images)
+
+class Wrong(nn.Module):
+    def forward(self, images):
+        return images.flatten(1)
+
+class Tilted(nn.Module):
+    def __init__(self, tau: float = 1.0):
+        super().__init__()
+        self.tau = tau
+    def forward(self, logits, targets):
+        return nn.functional.cross_entropy(logits / self.tau, targets, reduction="none")
+
+def vector(logits, targets):
+    return logits
+
+def make_vector():
+    return vector
+
+def squares(*, seed):
+    images = torch.zeros(60, 1, 9, 9, dtype=torch.uint8)
+    images[::2, :, 2:5, 2:5] = 255
+    split = InMemory(images, torch.arange(60) % 2)
+    return Source(split, split, ("square", "blank"))
+
+def mislabelled():
+    split = InMemory(torch.zeros(4, 1, 9, 9, dtype=torch.uint8), torch.tensor([0, 1, 2, 5]))
+    return Source(split, None, ("a", "b", "c"))
+"""
+
+
+@pytest.fixture
+def user_code(tmp_path: Path) -> str:
+    file = tmp_path / f"mine_{tmp_path.name.replace('-', '_')}.py"
+    file.write_text(USER_CODE)
+    return str(file)
+
+
+def test_the_users_own_model_loss_and_data_train(user_code: str) -> None:
+    data = {"name": f"{user_code}:squares", "batch_size": 10}
+    run = build_run(
+        config(model={"name": f"{user_code}:Net", "width": 3}, loss=f"{user_code}:Tilted", data=data, epochs=5)
+    )
+    epochs = list(fit(run))
+    assert run.classes == ("square", "blank")
+    assert epochs[-1].test is not None
+    assert epochs[-1].test.accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "CODE:Wrong"}, r"must turn images \[B, C, H, W\] into logits \[B, 10\]; for B = 2 it gave \[2, 256\]"),
+        ({"loss": "CODE:make_vector"}, r"must return a scalar or one loss an image \[B\]; for B = 2 it gave \[2, 10\]"),
+        ({"model": {"name": "lenet"}, "data__size": 8}, "lenet: images must be at least 12x12, got 8x8"),
+        ({"loss": {"name": "softmax_cross_entropy", "weight": [1.0]}}, "each of the 10 classes, got 1"),
+        ({"optimizer": {"name": "sgd", "lr": -1.0}}, "Invalid learning rate"),
+        ({"data__validation": 96}, r"data.validation: cannot choose 96 of 96 images"),
+        ({"data__normalize": {"mean": [0.1, 0.2], "std": [1.0, 1.0]}}, "each of 1 channels, got 2 and 2"),
+        ({"device": "cuda:99"}, "'cuda:99' is not there"),
+        ({"mixup_alpha": 0.2, "loss": "CODE:OnlyIds"}, "cannot take logits .* and probabilities"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named_before_training(
+    changes: dict[str, Any], message: str, user_code: str
+) -> None:
+    with Path(user_code).open("a") as stream:
+        stream.write("\ndef OnlyIds():\n    return lambda z, t: nn.functional.nll_loss(z, t)\n")
+    located = {k: v.replace("CODE", user_code) if isinstance(v, str) else v for k, v in changes.items()}
+    with pytest.raises(ConfigError, match=message):
+        build_run(config(**located))
+
+
+def test_a_label_outside_the_classes_is_refused(user_code: str) -> None:
+    with pytest.raises(DataError, match="the train split has the label 5; with 3 classes"):
+        build_run(config(data={"name": f"{user_code}:mislabelled"}))
