@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich import box
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -149,10 +148,15 @@ class GrowingTable:
         """Add a row."""
         held_out = epoch.validation or epoch.test
         name = "val" if epoch.validation else "test"
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=not self.header_shown)
+        # A table a row, all of the same widths: rows stay where they were printed, however many there come to be.
+        table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
         headers = ("epoch", "lr", "train loss", "train acc", f"{name} loss", f"{name} acc", "images/s", "sec", "")
         for header, width in zip(headers, WIDTHS, strict=True):
-            table.add_column(header, justify="right" if header else "left", width=width, no_wrap=True)
+            table.add_column(justify="right" if header else "left", width=width, no_wrap=True)
+        if not self.header_shown:
+            table.add_row(*(Text(header, style="bold") for header in headers))
+            table.add_row(*(Text("─" * width, style="dim") for width in WIDTHS))
+            self.header_shown = True
         row = [
             Text(f"{epoch.number}/{self.epochs}"),
             Text(f"{epoch.learning_rate:.2e}", style="dim"),
@@ -166,7 +170,6 @@ class GrowingTable:
         ]
         table.add_row(*row)
         self.console.print(table)
-        self.header_shown = True
 
     def end(self, outcome: Outcome) -> None:
         """Sum up, and say what to type next."""
