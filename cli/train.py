@@ -115,7 +115,11 @@ def _unfinished(recipe: str) -> Path | None:
     from softmaxce.runfolder import newest, read_record
 
     folder = newest(recipe=recipe)
-    return folder if folder is not None and read_record(folder).get("status") not in ("completed", "stopped_early") else None
+    return (
+        folder
+        if folder is not None and read_record(folder).get("status") not in ("completed", "stopped_early")
+        else None
+    )
 
 
 def _resumed(folder: Path, config: str | None, overrides: list[Override]) -> Config:

@@ -16,7 +16,7 @@ from .data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, m
 from .data.splits import Source, Split, stratified
 from .errors import ConfigError, DataError, Problem
 from .registry import build
-from .runtime import autocast, choose_device, seed_everything
+from .runtime import choose_device, seed_everything
 from .train import Run, steps_per_epoch
 
 
@@ -51,9 +51,7 @@ def build_run(config: Config) -> Run:
     schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
     average = None
     if config.model_ema_decay is not None:
-        average = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(config.model_ema_decay), use_buffers=True
-        )
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.model_ema_decay), use_buffers=True)
     return Run(
         config=config,
         classes=source.classes,
@@ -168,14 +166,14 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
         model.train()
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        message = f"{config.model.name} must turn images [B, C, H, W] into logits [B, {num_classes}]; for B = 2 it gave {got}"
+        message = (
+            f"{config.model.name} must turn images [B, C, H, W] into logits [B, {num_classes}]; for B = 2 it gave {got}"
+        )
         raise ConfigError([Problem(config.model.place, message)])
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def build_loss(
-    config: Config, class_counts: list[int], device: torch.device
-) -> Callable[[Tensor, Tensor], Tensor]:
+def build_loss(config: Config, class_counts: list[int], device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss a config names, on the device."""
     loss = build(config.loss, {"num_classes": len(class_counts), "class_counts": class_counts})
     if isinstance(loss, nn.Module):
@@ -256,9 +254,7 @@ class Evaluation:
         if split.shape != self.preprocessing.shape:
             got, wanted = list(split.shape), list(self.preprocessing.shape)
             raise DataError(f"the images are {got} (channels, height, width); this model takes {wanted}")
-        return Batches(
-            split, self.preprocessing, batch_size=self.config.data.eval_batch_size, device=self.device
-        )
+        return Batches(split, self.preprocessing, batch_size=self.config.data.eval_batch_size, device=self.device)
 
 
 def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None) -> Config:

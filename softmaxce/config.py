@@ -204,9 +204,10 @@ class Config:
 
 # The keys of a file, in the order in which a person reads them.
 KEYS = (
-    "seed device precision epochs data model loss optimizer schedule clip_grad_norm grad_accum_steps mixup_alpha "
-    "cutmix_alpha model_ema_decay model_ema_steps early_stopping best_metric"
-).split()
+    *("seed", "device", "precision", "epochs", "data", "model", "loss", "optimizer", "schedule"),
+    *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
+    *("early_stopping", "best_metric"),
+)
 DEFAULT_COMPONENTS = {"loss": "softmax_cross_entropy", "schedule": "constant"}
 
 
@@ -351,8 +352,13 @@ class _Checker:
     def _holds_nothing_out(values: dict[str, Any]) -> bool:
         """Whether there is surely no validation split: a folder, or the user's own source, may bring one."""
         data, source = values.get("data"), values.get("source")
-        return bool(data and source and data.validation is None and source.name in menus.DATASETS
-                    and source.name != "image_folder")
+        return bool(
+            data
+            and source
+            and data.validation is None
+            and source.name in menus.DATASETS
+            and source.name != "image_folder"
+        )
 
     # -- sections
 
@@ -450,14 +456,15 @@ class _Checker:
         for depth, key in enumerate(override.path[:-1]):
             below = here[int(key)] if isinstance(here, list) else here.get(key)
             if below is None:
-                below = {}
+                default = DEFAULT_COMPONENTS.get(key) if depth == 0 else None
+                below = {"name": default} if default else {}
             elif isinstance(below, str) and (depth > 0 or key in ("data", *COMPONENTS)):
                 below = {"name": below}  # `model: resnet18` is short for `model: {name: resnet18}`
             elif not isinstance(below, dict | list):
                 self.problems.append(Problem(override.option, f"'{key}' is a plain value and holds no keys"))
                 return
             below = list(below) if isinstance(below, list) else dict(below)
-            here[int(key) if isinstance(here, list) else key] = here = below  # type: ignore[call-overload]
+            here[int(key) if isinstance(here, list) else key] = here = below
             if isinstance(here, list) and not self._index(override, here, override.path[depth + 1]):
                 return
         last = override.path[-1]

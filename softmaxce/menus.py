@@ -4,6 +4,11 @@ Nothing registers itself and nothing here is imported before it is used, so a co
 answers, without importing torch. To add to a menu, write the class or function and add its line here.
 """
 
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
 LOSSES = {
     "softmax_cross_entropy": "softmaxce.losses.cross_entropy:SoftmaxCrossEntropy",
     "torch_cross_entropy": "softmaxce.losses.builtin:torch_cross_entropy",
@@ -63,3 +68,15 @@ SCHEDULES = {
     "linear": "softmaxce.optim:linear",
     "one_cycle": "softmaxce.optim:one_cycle",
 }
+
+
+@cache
+def torchvision_names() -> tuple[str, ...]:
+    """What `torchvision:NAME` can name: the functions under @register_model in the files of torchvision/models."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return ()
+    names: set[str] = set()
+    for file in Path(spec.origin).parent.joinpath("models").glob("*.py"):
+        names.update(re.findall(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)", file.read_text("utf-8"), re.MULTILINE))
+    return tuple(sorted(names))

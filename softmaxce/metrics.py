@@ -112,8 +112,7 @@ def measure(logits: Tensor, labels: Tensor, loss: float, names: tuple[str, ...])
     every = np.arange(len(names))
     table = precision_recall_fscore_support(truth, predicted, labels=every, zero_division=0.0)
     rows = tuple(
-        ClassFigures(name, float(p), float(r), float(f), int(s))
-        for name, p, r, f, s in zip(names, *table, strict=True)
+        ClassFigures(name, float(p), float(r), float(f), int(s)) for name, p, r, f, s in zip(names, *table, strict=True)
     )
     confusion = confusion_matrix(truth, predicted, labels=every)
     top5 = None

@@ -88,9 +88,7 @@ def target_of(name: str, menu: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
         return menu[name], {}
     prefix, colon, rest = name.rpartition(":")
     if prefix == "torchvision" and menu is menus.MODELS:
-        from .models.zoo_names import torchvision_names
-
-        known = torchvision_names()
+        known = menus.torchvision_names()
         if rest not in known:
             raise ValueError(f"torchvision has no model '{rest}'{suggestion(rest, known)}")
         return TORCHVISION, {"architecture": rest}
@@ -263,7 +261,7 @@ def _type_of(node: ast.expr | None) -> Any:
         case ast.Subscript(value=ast.Name(id=outer) | ast.Attribute(attr=outer), slice=inner):
             items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             if outer == "Literal":
-                return Literal[tuple(_literal(item) for item in items)]
+                return Literal.__getitem__(tuple(_literal(item) for item in items))
             if outer == "Annotated":
                 return _type_of(items[0])
             types = [_type_of(item) for item in items if not (isinstance(item, ast.Constant) and item.value is ...)]
@@ -272,7 +270,8 @@ def _type_of(node: ast.expr | None) -> Any:
             if outer == "Union":
                 return _union(*types)
             if NAMES.get(outer) in (list, tuple):  # YAML has one kind of list
-                return list[types[0]] if len(set(map(str, types))) == 1 else list[Any]
+                inside = types[0] if len(set(map(str, types))) == 1 else Any
+                return list.__class_getitem__(inside)
             return NAMES.get(outer, Any)
         case _:
             return Any
@@ -345,7 +344,7 @@ def describe(type_: Any) -> str:
         return ("one of " if len(args) > 1 else "") + ", ".join(str(a) for a in args)
     if origin is list:
         return f"a list of {describe(args[0]).removeprefix('a ')}s" if args[0] is not Any else "a list"
-    if origin is not None and NoneType in args or origin is Union:
+    if (origin is not None and NoneType in args) or origin is Union:
         return " or ".join(dict.fromkeys(describe(a) for a in args))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
     return words.get(type_, "a mapping" if type_ is dict else "any value")
@@ -408,7 +407,7 @@ def load_object(target: str) -> Any:
             module = sys.modules[unique]
         else:
             module = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything when it is imported
+    except Exception as error:
         sys.modules.pop(f"softmaxce_user_{Path(module_name).stem}", None)
         raise ValueError(f"importing '{module_name}' failed: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):

@@ -56,7 +56,7 @@ def create(recipe: str, output: Path | None) -> Path:
 
 def newest(root: Path = Path("runs"), recipe: str = "*") -> Path | None:
     """The newest run under `root`, by its record's time; None if there is none."""
-    records = [entry for entry in root.glob(f"{recipe}/*/run.json")]
+    records = list(root.glob(f"{recipe}/*/run.json"))
     return max(records, key=lambda file: file.stat().st_mtime).parent if records else None
 
 

@@ -109,7 +109,9 @@ def attribute_docs(documented: type) -> dict[str, str]:
 
 def headline(text: str) -> str:
     """A recipe in one line: its first comment that is no modeline and no command."""
-    comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and not line.startswith(MODELINE)]
+    comments = [
+        line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and not line.startswith(MODELINE)
+    ]
     return next((line for line in comments if line and not line.startswith("softmaxce ")), "")
 
 

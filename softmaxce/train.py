@@ -131,7 +131,7 @@ def fit(run: Run, track: Track = untracked) -> Iterator[Epoch]:
     """Train from where the run stands to its last epoch, one epoch at a time.
 
     Args:
-        run: what build.build_run made. It is changed in place; when an epoch is yielded, `run` is whole and can be saved.
+        run: what build.build_run made. It is changed in place; when an epoch is yielded, it is whole and can be saved.
         track: wraps each epoch's batches, to draw a progress bar.
     Raises: TrainingError if an epoch's loss is not finite.
     """

@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} levels deep", mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -108,7 +108,7 @@ def read(file: Path, name: str | None = None) -> Document:
 def parse(text: str, name: str) -> Document:
     """Parse one YAML document. Raises ConfigError, with the place, if it is not valid YAML 1.2 of plain data."""
     try:
-        node = yaml.compose(text, Loader=_Loader)  # noqa: S506 - composing runs nothing; _build below makes plain data
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         raise ConfigError([_syntax_problem(error, name)]) from None
     except yaml.YAMLError as error:  # a character that YAML does not allow: it has a position, but no mark

@@ -49,9 +49,7 @@ STEPS, EPOCH = 60, 10
             lambda o: lr_scheduler.OneCycleLR(o, 1.0, STEPS, cycle_momentum=False),
         ),
         (
-            optim.one_cycle(
-                steps=STEPS, steps_per_epoch=EPOCH, pct_start=0.2, div_factor=5, anneal_strategy="linear"
-            ),
+            optim.one_cycle(steps=STEPS, steps_per_epoch=EPOCH, pct_start=0.2, div_factor=5, anneal_strategy="linear"),
             lambda o: lr_scheduler.OneCycleLR(
                 o, 1.0, STEPS, pct_start=0.2, div_factor=5, anneal_strategy="linear", cycle_momentum=False
             ),

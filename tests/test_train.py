@@ -266,7 +266,10 @@ def test_the_users_own_model_loss_and_data_train(user_code: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "CODE:Wrong"}, r"must turn images \[B, C, H, W\] into logits \[B, 10\]; for B = 2 it gave \[2, 256\]"),
+        (
+            {"model": "CODE:Wrong"},
+            r"must turn images \[B, C, H, W\] into logits \[B, 10\]; for B = 2 it gave \[2, 256\]",
+        ),
         ({"loss": "CODE:make_vector"}, r"must return a scalar or one loss an image \[B\]; for B = 2 it gave \[2, 10\]"),
         ({"model": {"name": "lenet"}, "data__size": 8}, "lenet: images must be at least 12x12, got 8x8"),
         ({"loss": {"name": "softmax_cross_entropy", "weight": [1.0]}}, "each of the 10 classes, got 1"),
@@ -277,9 +280,7 @@ def test_the_users_own_model_loss_and_data_train(user_code: str) -> None:
         ({"mixup_alpha": 0.2, "loss": "CODE:OnlyIds"}, "cannot take logits .* and probabilities"),
     ],
 )
-def test_parts_that_do_not_fit_are_named_before_training(
-    changes: dict[str, Any], message: str, user_code: str
-) -> None:
+def test_parts_that_do_not_fit_are_named_before_training(changes: dict[str, Any], message: str, user_code: str) -> None:
     with Path(user_code).open("a") as stream:
         stream.write("\ndef OnlyIds():\n    return lambda z, t: nn.functional.nll_loss(z, t)\n")
     located = {k: v.replace("CODE", user_code) if isinstance(v, str) else v for k, v in changes.items()}

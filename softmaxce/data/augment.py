@@ -175,8 +175,8 @@ def _grey(images: Tensor) -> Tensor:
     """Luma [B, 1, H, W] by ITU-R BT.601, as torchvision and PIL weigh it."""
     if images.shape[1] != 3:
         return images
-    red, green, blue = images.split(1, 1)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
+    red, green, blue = images.unbind(1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
 
 
 def _blend(images: Tensor, towards: Tensor, factor: Tensor) -> Tensor:

@@ -160,8 +160,11 @@ def mixing(mixup_alpha: float, cutmix_alpha: float, num_classes: int) -> Callabl
         return None
     from torchvision.transforms import v2
 
-    choices = [make(alpha=alpha, num_classes=num_classes) for make, alpha in
-               ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)) if alpha]
+    choices = [
+        make(alpha=alpha, num_classes=num_classes)
+        for make, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha))
+        if alpha
+    ]
     return partial(_mixed, choices)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError
@@ -24,8 +24,8 @@ VALIDATION_NAMES = ("val", "valid", "validation")
 SHOWN = 10  # files named in one message
 SMALL_FILE = 32 << 10  # bytes
 
-# An image that unpacks to a hundred million pixels is no training image: refuse it instead of warning of it.
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+MAX_PIXELS = 1 << 26  # an image that unpacks to more is no training image, and could fill the memory
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused here, not warned of
 
 
 def image_folder(
@@ -101,15 +101,17 @@ class Decode:
 
     def __call__(self, file: str) -> Tensor:
         """Decode one file."""
-        return torch.from_numpy(self.array(file))
+        return torch.tensor(self.array(file))
 
     def array(self, file: str) -> NDArray[np.uint8]:
         """Decode one file to [C, H, W]."""
         try:
-            with Image.open(file) as image:
+            with Image.open(file) as image:  # reads the header alone
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
                 pixels = np.asarray(self._fitted(_plain(image, self.channels)))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            reason = "it is no image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
             raise DataError(f"{file}: {reason}") from None
         return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
 
@@ -190,9 +192,7 @@ class _Listing:
             labels += [self.classes.index(entry.name)] * len(images)
         return files, labels
 
-    def _decoded(
-        self, files: list[str], labels: list[int], decode: Decode, shape: tuple[int, int, int]
-    ) -> InMemory:
+    def _decoded(self, files: list[str], labels: list[int], decode: Decode, shape: tuple[int, int, int]) -> InMemory:
         """Every file decoded into one array; what cannot be is named."""
         images = np.empty((len(files), *shape), np.uint8)
         bad: dict[int, str] = {}

@@ -88,7 +88,9 @@ def cifar100(*, root: str, download: bool) -> Source:
 
 
 def svhn(extra: bool = False, *, root: str, download: bool) -> Source:
-    """Street-view house numbers, 32x32 colour, 10 classes: 73,257 for training, 26,032 for the test (Netzer et al. 2011).
+    """99,289 street-view house numbers, 32x32 colour, 10 classes (Netzer et al. 2011).
+
+    73,257 are for training, 26,032 for the test.
 
     Args:
         extra: train on the 531,131 easier ones too.
@@ -173,15 +175,15 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
 
 def _whereabouts(make: Any, root: str, options: dict[str, Any]) -> tuple[list[str], Path, list[str]]:
     """The files of a torchvision data set, the folder where it looks for them, and where it downloads from."""
-    if hasattr(make, "resources"):  # the MNIST family; one folder a class, several mirrors
-        files = [name for name, _ in make.resources]
-        return files, Path(root, make.__name__, "raw"), list(make.mirrors)
     if hasattr(make, "split_list"):  # SVHN
         address, file, _ = make.split_list[options["split"]]
         return [file], Path(root), [address]
     if hasattr(make, "filename"):  # CIFAR
         return [make.filename], Path(root), [make.url]
-    return ["gzip.zip"], Path(root, make.__name__, "raw"), [make.url]  # EMNIST
+    folder = Path(root, make.__name__, "raw")  # the MNIST family: one folder a class, several mirrors
+    if hasattr(make, "url"):  # EMNIST comes in one archive
+        return [make.url.rpartition("/")[2]], folder, [make.url]
+    return [name for name, _ in make.resources], folder, list(make.mirrors)
 
 
 def _plain(data: Any) -> InMemory:

@@ -142,7 +142,7 @@ def cross_entropy(
     if kept is not None:
         labels = labels * kept.unsqueeze(1)
 
-    losses = _SoftmaxCrossEntropy.apply(logits, labels)  # [B]
+    losses: Tensor = _SoftmaxCrossEntropy.apply(logits, labels)  # [B]
     if reduction == "none":
         return losses.to(dtype)
     total = losses.sum()
@@ -186,9 +186,7 @@ class SoftmaxCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(logits [B, K], targets [B] or [B, K]) -> the loss in nats."""
-        return cross_entropy(
-            logits, targets, self.weight, self.ignore_index, self.reduction, self.label_smoothing
-        )
+        return cross_entropy(logits, targets, self.weight, self.ignore_index, self.reduction, self.label_smoothing)
 
 
 def class_weights(
@@ -250,4 +248,6 @@ def _check_ids(targets: Tensor, num_classes: int) -> None:
     low, high = (int(bound) for bound in targets.aminmax())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
-        raise IndexError(f"class id {wrong} is out of range: with {num_classes} classes ids go from 0 to {num_classes - 1}")
+        raise IndexError(
+            f"class id {wrong} is out of range: with {num_classes} classes ids go from 0 to {num_classes - 1}"
+        )

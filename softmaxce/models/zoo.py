@@ -86,7 +86,7 @@ class _Adapted(nn.Module):
         return self.model(images)  # type: ignore[no-any-return]
 
 
-def _pretrained(architecture: str, weights: str) -> nn.Module:
+def _pretrained(architecture: str, weights: str) -> Any:
     from torchvision.models import get_model, get_model_weights
 
     choices = get_model_weights(architecture)
@@ -94,7 +94,7 @@ def _pretrained(architecture: str, weights: str) -> nn.Module:
         raise ValueError(f"weights must be DEFAULT or one of {', '.join(choices.__members__)}, got '{weights}'")
     chosen = choices[weights]
     try:
-        return get_model(architecture, weights=chosen)  # type: ignore[no-any-return]
+        return get_model(architecture, weights=chosen)
     except (URLError, OSError) as error:
         folder = Path(torch.hub.get_dir(), "checkpoints")
         raise DataError(

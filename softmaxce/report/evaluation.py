@@ -73,7 +73,9 @@ def _print_confusions(figures: Figures, console: Console) -> None:
         _print_most_confused(figures, names, console)
         return
     console.print("confusion matrix (a row: the label; a column: the prediction)")
-    console.print(Text(" " * (label + 1)) + Text("".join(_cut(name, column - 1).rjust(column) for name in names), "dim"))
+    console.print(
+        Text(" " * (label + 1)) + Text("".join(_cut(name, column - 1).rjust(column) for name in names), "dim")
+    )
     for name, row in zip(names, figures.confusion, strict=True):
         line = Text(_cut(name, label).rjust(label) + " ", style="dim")
         total = max(1, sum(row))

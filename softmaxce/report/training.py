@@ -96,10 +96,10 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
             counts.append(f"{batches.num_images:,} {name}")
     shape = "x".join(map(str, run.preprocessing.shape))
     parameters = sum(p.numel() for p in run.model.parameters())
+    names = ", ".join([config.loss.name, config.optimizer.name, config.schedule.name])
     lines = [
         f"{config.source.name}: {', '.join(counts)} images, {shape}, {len(run.classes)} classes",
-        f"{config.model.name} ({parameters:,} parameters), {config.loss.name}, {config.optimizer.name}, "
-        f"{config.schedule.name}",
+        f"{config.model.name} ({parameters:,} parameters), {names}",
         f"device {describe_device(run.device)}, {config.precision}",
     ]
     return lines if folder is None else [*lines, f"run folder: {folder}"]
@@ -291,7 +291,9 @@ def summary(outcome: Outcome) -> list[str]:
         )
     if outcome.scores is not None:
         scores = outcome.scores
-        lines.append(f"{outcome.split} loss {scores.loss:.4f} accuracy {scores.accuracy:.4f} ({scores.images:,} images)")
+        lines.append(
+            f"{outcome.split} loss {scores.loss:.4f} accuracy {scores.accuracy:.4f} ({scores.images:,} images)"
+        )
     lines += map(str, outcome.verdicts)
     if outcome.status in ("completed", "stopped_early"):
         lines.append(f"run folder: {outcome.folder} ({outcome.seconds:.1f} s)")

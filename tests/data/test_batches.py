@@ -1,0 +1,145 @@
+"""Batches: every image once an epoch, an order that the seed and the epoch decide, the right numbers in the pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from softmaxce.data.batches import Batches, Preprocessing, mean_and_std, mixing
+from softmaxce.data.folder import Decode
+from softmaxce.data.splits import InMemory, OnDisk
+
+CPU = torch.device("cpu")
+IMAGES = torch.randint(256, (50, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+SPLIT = InMemory(IMAGES, torch.arange(50))  # the label tells which image it is
+PLAIN = Preprocessing((3, 6, 5), (0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> OnDisk:
+    """The same images as files without loss."""
+    files = []
+    for index, image in enumerate(IMAGES):
+        files.append(str(tmp_path / f"{index:02}.png"))
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1])
+    return OnDisk(tuple(files), SPLIT.labels, (3, 6, 5), Decode(3, None), workers=1)
+
+
+def labels_of(batches: Batches, epoch: int) -> Tensor:
+    return torch.cat([labels for _, labels in batches.epoch(epoch)])
+
+
+def test_an_epoch_holds_every_image_once_with_its_own_label() -> None:
+    batches = Batches(SPLIT, PLAIN, batch_size=16, device=CPU, shuffle_seed=0)
+    seen = []
+    for images, labels in batches.epoch(1):
+        torch.testing.assert_close(images, IMAGES[labels].float() / 255)
+        seen.append(labels)
+    assert len(seen) == len(batches) == 4
+    assert torch.cat(seen).sort().values.equal(torch.arange(50))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    first, same, other = (Batches(SPLIT, PLAIN, batch_size=16, device=CPU, shuffle_seed=seed) for seed in (0, 0, 1))
+    second = labels_of(first, 2)
+    torch.rand(7)  # whatever else was drawn
+    assert labels_of(same, 2).equal(second)
+    assert not labels_of(first, 1).equal(second)
+    assert not labels_of(other, 2).equal(second)
+
+
+def test_evaluation_keeps_the_order() -> None:
+    assert labels_of(Batches(SPLIT, PLAIN, batch_size=16, device=CPU), 1).equal(torch.arange(50))
+
+
+def test_a_last_batch_of_one_image_is_left_out_of_training_and_kept_in_evaluation() -> None:
+    training = Batches(SPLIT, PLAIN, batch_size=7, device=CPU, shuffle_seed=0)
+    assert len(labels_of(training, 1)) == 49
+    assert len(training) == 7
+    assert len(labels_of(Batches(SPLIT, PLAIN, batch_size=7, device=CPU), 1)) == 50
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1_a_channel() -> None:
+    mean, std = mean_and_std(SPLIT)
+    preprocessing = Preprocessing((3, 6, 5), mean, std)
+    (images, _) = next(Batches(SPLIT, preprocessing, batch_size=50, device=CPU).epoch(1))
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(images.std((0, 2, 3), correction=0), torch.ones(3))
+
+
+def test_mean_and_deviation_are_numpys() -> None:
+    mean, std = mean_and_std(SPLIT)
+    pixels = IMAGES.numpy() / 255
+    np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)))
+    np.testing.assert_allclose(std, pixels.std((0, 2, 3)))
+
+
+def test_a_constant_channel_is_not_divided_by_zero() -> None:
+    black = InMemory(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4))
+    assert mean_and_std(black) == ((0.0,), (1.0,))
+
+
+def test_images_on_disk_make_the_same_batches_as_in_memory(on_disk: OnDisk) -> None:
+    np.testing.assert_allclose(mean_and_std(on_disk), mean_and_std(SPLIT))
+    pair = [Batches(split, PLAIN, batch_size=16, device=CPU, shuffle_seed=5) for split in (SPLIT, on_disk)]
+    state = torch.get_rng_state()
+    for (images, labels), (other_images, other_labels) in zip(pair[0].epoch(3), pair[1].epoch(3), strict=True):
+        assert images.equal(other_images)
+        assert labels.equal(other_labels)
+    assert torch.get_rng_state().equal(state)  # worker processes draw no number that training would
+
+
+def test_normalisation_comes_after_augmentation() -> None:
+    seen = []
+
+    def look(images: Tensor) -> Tensor:
+        seen.append((images.min().item(), images.max().item()))
+        return images
+
+    preprocessing = Preprocessing((3, 6, 5), (0.5,) * 3, (0.25,) * 3)
+    (images, _) = next(Batches(SPLIT, preprocessing, batch_size=50, device=CPU, augment=[look]).epoch(1))
+    low, high = seen[0]
+    assert 0 <= low < high <= 1
+    torch.testing.assert_close(images, (IMAGES.float() / 255 - 0.5) / 0.25)
+
+
+# -- mixup and CutMix -------------------------------------------------------------------------------------------------
+
+
+def test_mixup_blends_images_and_labels_by_the_same_ratio() -> None:
+    mix = mixing(1.0, 0.0, 50)
+    assert mix is not None
+    torch.manual_seed(0)
+    images, targets = mix(IMAGES.float(), SPLIT.labels)
+    torch.testing.assert_close(targets.sum(1), torch.ones(50))
+    torch.testing.assert_close(images, torch.einsum("bk,kchw->bchw", targets, IMAGES.float()), rtol=1e-4, atol=1e-3)
+
+
+def test_mixing_is_torchvisions() -> None:
+    for ours, theirs in (
+        (mixing(0.3, 0.0, 50), v2.MixUp(alpha=0.3, num_classes=50)),
+        (mixing(0.0, 0.7, 50), v2.CutMix(alpha=0.7, num_classes=50)),
+    ):
+        assert ours is not None
+        results = []
+        for mix in (ours, theirs):
+            torch.manual_seed(1)
+            results.append(mix(IMAGES.float(), SPLIT.labels))
+        torch.testing.assert_close(results[0], results[1])
+
+
+def test_with_both_on_each_batch_gets_one_of_them() -> None:
+    mix = mixing(1.0, 1.0, 50)
+    assert mix is not None
+    torch.manual_seed(0)
+    pixels_stay = [bool(torch.isin(mix(IMAGES.float(), SPLIT.labels)[0], IMAGES.float()).all()) for _ in range(200)]
+    cutmix = torch.tensor([float(is_cut) for is_cut in pixels_stay]).mean()
+    assert 0.3 < cutmix < 0.7
+
+
+def test_without_mixing_there_is_nothing() -> None:
+    assert mixing(0.0, 0.0, 10) is None

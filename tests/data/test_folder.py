@@ -1,0 +1,258 @@
+"""The user's own images: any mode, any size, upright; what cannot be used is named."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+
+from softmaxce.data.folder import Decode, image_folder, read_folder
+from softmaxce.data.splits import InMemory, OnDisk
+from softmaxce.errors import DataError
+
+RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # [6, 8] grey
+
+
+def put(file: Path, image: Image.Image | None = None) -> Path:
+    """Save an image, a grey ramp without one, and make its folders."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (image or Image.fromarray(RAMP)).save(file)
+    return file
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """Two classes, ten images each, one folder; each image has a grey value of its own."""
+    for label, name in enumerate(("circle", "square")):
+        for index in range(10):
+            put(tmp_path / "shapes" / name / f"{index}.png", Image.new("RGB", (8, 8), (10 * index, 100 * label, 7)))
+    return tmp_path / "shapes"
+
+
+def in_memory(split: object) -> InMemory:
+    assert isinstance(split, InMemory)
+    return split
+
+
+# -- layouts ----------------------------------------------------------------------------------------------------------
+
+
+def test_train_and_test_folders_are_those_that_torchvisions_imagefolder_reads(shapes: Path, tmp_path: Path) -> None:
+    top = tmp_path / "split"
+    top.mkdir()
+    (top / "train").symlink_to(shapes)
+    (top / "test").symlink_to(shapes)
+    source = image_folder(root=str(top))
+    reference = ImageFolder(str(top / "train"))
+    assert source.classes == tuple(reference.classes)
+    train = in_memory(source.train)
+    assert len(train) == len(reference)
+    for image, label, (theirs, target) in zip(train.images, train.labels, reference, strict=True):
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(theirs))
+        assert label == target
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_folder_is_the_validation_split(name: str, shapes: Path, tmp_path: Path) -> None:
+    top = tmp_path / "split"
+    top.mkdir()
+    (top / "train").symlink_to(shapes)
+    (top / name).symlink_to(shapes)
+    source = image_folder(root=str(top))
+    assert source.validation is not None
+    assert len(source.validation) == 20
+    assert source.test is None
+
+
+def test_one_folder_is_split_the_same_way_every_time_with_each_class_sharing(shapes: Path) -> None:
+    first, again = (image_folder(test_fraction=0.3, root=str(shapes)) for _ in range(2))
+    assert torch.bincount(in_memory(first.test).labels).tolist() == [3, 3]
+    assert torch.bincount(in_memory(first.train).labels).tolist() == [7, 7]
+    assert in_memory(first.test).images.equal(in_memory(again.test).images)
+    both = torch.cat([in_memory(first.train).images, in_memory(first.test).images])
+    assert len({image.numpy().tobytes() for image in both}) == 20
+
+
+def test_images_on_disk_are_those_in_memory(shapes: Path) -> None:
+    memory, disk = (image_folder(size=5, in_memory=keep, root=str(shapes)) for keep in (True, False))
+    assert isinstance(disk.train, OnDisk)
+    assert disk.train.shape == in_memory(memory.train).shape == (3, 5, 5)
+    decoded = torch.stack([disk.train.decode(file) for file in disk.train.files])
+    assert decoded.equal(in_memory(memory.train).images)
+    assert disk.train.labels.equal(memory.train.labels)
+
+
+def test_hidden_files_and_other_files_are_passed_over(shapes: Path) -> None:
+    (shapes / "circle" / ".DS_Store").write_bytes(b"x")
+    (shapes / "circle" / "notes.txt").write_text("x")
+    put(shapes / ".thumbnails" / "1.png")
+    assert len(image_folder(test_fraction=0.0, root=str(shapes)).train) == 20
+
+
+def test_images_in_folders_below_the_class_belong_to_it(shapes: Path) -> None:
+    put(shapes / "circle" / "more" / "deep" / "1.PNG", Image.new("RGB", (8, 8)))
+    assert torch.bincount(image_folder(test_fraction=0.0, root=str(shapes)).train.labels).tolist() == [11, 10]
+
+
+# -- modes, sizes, rotation -------------------------------------------------------------------------------------------
+
+
+def decoded(file: Path, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
+    return Decode(channels, size)(str(file))
+
+
+def palette() -> Image.Image:
+    return Image.fromarray(RAMP).convert("RGB").quantize(48)
+
+
+def transparent(mode: str) -> Image.Image:
+    """Black and fully transparent: what lies under it shows, which is white."""
+    image = Image.new("RGBA", (8, 6), (0, 0, 0, 0))
+    return image.convert(mode) if mode != "RGBA" else image
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "expected"),
+    [
+        ("grey.png", Image.fromarray(RAMP), RAMP),
+        ("palette.png", palette(), RAMP),
+        ("bits.png", Image.fromarray(RAMP > 100), np.where(RAMP > 100, 255, 0)),
+        ("sixteen.png", Image.fromarray(RAMP.astype(np.uint16) * 257), RAMP),
+        ("thirty_two.tif", Image.fromarray(RAMP.astype(np.int32) * 257), RAMP),
+        ("float.tif", Image.fromarray(RAMP.astype(np.float32)), RAMP),
+        ("alpha.png", transparent("RGBA"), np.full_like(RAMP, 255)),
+        ("grey_alpha.png", transparent("LA"), np.full_like(RAMP, 255)),
+        ("cmyk.tif", Image.fromarray(RAMP).convert("RGB").convert("CMYK"), RAMP),
+        ("rgb.bmp", Image.fromarray(RAMP).convert("RGB"), RAMP),
+        ("lossless.webp", Image.fromarray(RAMP).convert("RGB"), None),
+        ("grey.jpg", Image.fromarray(RAMP), None),
+        ("ycbcr.tif", Image.fromarray(RAMP).convert("RGB").convert("YCbCr"), None),
+    ],
+)
+def test_every_mode_becomes_the_same_grey_or_colour(
+    name: str, image: Image.Image, expected: np.ndarray | None, tmp_path: Path
+) -> None:
+    file = put(tmp_path / name, image)
+    tolerance = 2 if expected is not None else 12  # lossy formats
+    wanted = RAMP if expected is None else expected
+    for channels in (1, 3):
+        pixels = decoded(file, channels)
+        assert pixels.shape == (channels, 6, 8)
+        assert pixels.dtype == torch.uint8
+        for plane in pixels:
+            np.testing.assert_allclose(plane.numpy().astype(int), wanted.astype(int), atol=tolerance)
+
+
+def test_a_transparent_palette_colour_is_laid_over_white(tmp_path: Path) -> None:
+    image = Image.new("P", (8, 6), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    file = tmp_path / "clear.gif"
+    image.save(file, transparency=0)
+    assert decoded(file).equal(torch.full((3, 6, 8), 255, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, np.fliplr),
+        (3, lambda a: np.rot90(a, 2)),
+        (4, np.flipud),
+        (5, np.transpose),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(np.transpose(a), 2)),
+        (8, np.rot90),
+    ],
+)
+def test_a_photograph_is_turned_upright_by_its_exif_tag(
+    orientation: int, upright: Callable[[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # EXIF 2.3, "Orientation"
+    file = tmp_path / "photo.png"
+    Image.fromarray(RAMP).save(file, exif=exif)
+    np.testing.assert_array_equal(decoded(file, 1)[0].numpy(), upright(RAMP))
+
+
+def test_a_size_keeps_the_proportions_and_cuts_the_centre_out(tmp_path: Path) -> None:
+    stripes = np.zeros((20, 60), np.uint8)
+    stripes[:, 20:40] = 255  # the middle third of a wide picture
+    file = put(tmp_path / "wide.png", Image.fromarray(stripes))
+    assert (decoded(file, 1, (10, 10))[:, :, 1:-1] == 255).all()  # the border columns blend
+
+
+def test_images_of_several_sizes_need_a_size_and_the_message_says_so(shapes: Path) -> None:
+    odd = put(shapes / "square" / "odd.png", Image.new("RGB", (9, 4)))
+    with pytest.raises(DataError, match=f"{odd} is 4x9 pixels and .* is 8x8; set data.size"):
+        image_folder(root=str(shapes))
+    assert in_memory(image_folder(size=16, root=str(shapes)).train).shape == (3, 16, 16)
+    assert in_memory(image_folder(size=[6, 12], root=str(shapes)).train).shape == (3, 6, 12)
+
+
+# -- what cannot be used ----------------------------------------------------------------------------------------------
+
+
+def test_every_file_that_cannot_be_decoded_is_named_with_its_reason(shapes: Path) -> None:
+    whole = (shapes / "circle" / "0.png").read_bytes()
+    (shapes / "circle" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (shapes / "circle" / "empty.jpg").write_bytes(b"")
+    (shapes / "square" / "page.jpg").write_text("<html>404</html>")
+    with pytest.raises(DataError) as caught:
+        image_folder(root=str(shapes))
+    message = str(caught.value)
+    assert "3 of 23 files cannot be decoded" in message
+    assert "data.skip_bad: true" in message
+    for name in ("circle/cut.png", "circle/empty.jpg", "square/page.jpg"):
+        assert str(shapes / name) in message
+
+
+def test_skip_bad_leaves_them_out_and_says_so(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shapes / "circle" / "a.png").write_bytes(b"nothing")
+    source = image_folder(test_fraction=0.0, skip_bad=True, root=str(shapes))
+    assert torch.bincount(source.train.labels).tolist() == [10, 10]
+    warning = capsys.readouterr()
+    assert "1 of 21 files cannot be decoded and are left out" in warning.err
+    assert "circle/a.png" in warning.err
+    assert warning.out == ""
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
+    file = put(tmp_path / "bomb.png", Image.new("1", (12000, 9000)))
+    with pytest.raises(DataError, match=r"bomb.png: .*pixels"):
+        decoded(file)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda top: None, "there is no folder"),
+        (lambda top: top.mkdir(), "holds no class folders"),
+        (lambda top: (top / "cat").mkdir(parents=True), "cat: holds no images"),
+        (lambda top: (put(top / "train" / "cat" / "1.png"), put(top / "test" / "dog" / "1.png")), "the classes dog"),
+        (lambda top: (put(top / "cat" / "1.png"), (top / "cat" / "1.png").write_bytes(b"")), "can be decoded"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_says_what_is_wrong(
+    prepare: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    prepare(tmp_path / "top")
+    with pytest.raises(DataError, match=message):
+        image_folder(root=str(tmp_path / "top"))
+
+
+# -- another folder for a trained model -------------------------------------------------------------------------------
+
+
+def test_another_folder_is_read_as_the_model_was_trained(shapes: Path) -> None:
+    split = in_memory(read_folder(str(shapes), ("circle", "other", "square"), (1, 4, 4)))
+    assert split.shape == (1, 4, 4)
+    assert split.labels.unique().tolist() == [0, 2]
+
+
+def test_another_folder_with_unknown_classes_is_refused(shapes: Path) -> None:
+    with pytest.raises(DataError, match="the classes square are not among those trained on"):
+        read_folder(str(shapes), ("circle", "triangle"), (3, 8, 8))

@@ -1,0 +1,193 @@
+"""The named data sets, read from files in their publishers' formats: real ones where there are, else made here."""
+
+import gzip
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import savemat
+from sklearn.datasets import load_digits
+
+from softmaxce.data import sources
+from softmaxce.data.splits import InMemory, Source
+from softmaxce.errors import DataError
+
+
+def write_idx(file: Path, array: np.ndarray, *, packed: bool) -> None:
+    """The MNIST family's format: magic number, dimensions, bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    header = (0x0800 + array.ndim).to_bytes(4) + b"".join(side.to_bytes(4) for side in array.shape)
+    data = header + array.astype(np.uint8).tobytes()
+    file.write_bytes(gzip.compress(data) if packed else data)
+
+
+def pixels(count: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def test_digits_are_scikit_learns_with_every_fifth_as_the_test() -> None:
+    source = sources.digits()
+    assert isinstance(source.train, InMemory)
+    assert isinstance(source.test, InMemory)
+    assert (len(source.train), len(source.test)) == (1437, 360)
+    original = load_digits()
+    tested = np.arange(1797) % 5 == 0
+    for split, mask in ((source.train, ~tested), (source.test, tested)):
+        levels = split.images.squeeze(1).double() / 255 * 16
+        np.testing.assert_allclose(levels.numpy(), original.images[mask], atol=0.04)  # 255 / 16 is rounded
+        np.testing.assert_array_equal(split.labels.numpy(), original.target[mask])
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
+)
+def test_the_mnist_family_is_read_from_its_idx_files(name: str, folder: str, tmp_path: Path) -> None:
+    images, labels = pixels(20, 28, 28), np.arange(20) % 10
+    for part, count in (("train", 20), ("t10k", 8)):
+        write_idx(tmp_path / folder / "raw" / f"{part}-images-idx3-ubyte", images[:count], packed=False)
+        write_idx(tmp_path / folder / "raw" / f"{part}-labels-idx1-ubyte", labels[:count], packed=False)
+    source: Source = getattr(sources, name)(root=str(tmp_path), download=False)
+    assert isinstance(source.train, InMemory)
+    np.testing.assert_array_equal(source.train.images.numpy(), images[:, None])
+    np.testing.assert_array_equal(source.train.labels.numpy(), labels)
+    assert source.test is not None
+    assert len(source.test) == 8
+    assert len(source.classes) == 10
+
+
+def test_real_mnist_has_its_published_counts(real_data: Path) -> None:
+    source = sources.mnist(root=str(real_data), download=False)
+    assert torch.bincount(source.train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert source.test is not None
+    assert torch.bincount(source.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_emnist_is_upright_and_its_letters_are_counted_from_0(tmp_path: Path) -> None:
+    images, labels = pixels(26, 28, 28), np.arange(1, 27)
+    for part in ("train", "test"):
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            write_idx(tmp_path / "EMNIST" / "raw" / f"emnist-letters-{part}-{kind}-ubyte", array, packed=False)
+    source = sources.emnist("letters", root=str(tmp_path), download=False)
+    assert isinstance(source.train, InMemory)
+    np.testing.assert_array_equal(source.train.images.numpy()[:, 0], images.transpose(0, 2, 1))
+    assert source.train.labels.tolist() == list(range(26))
+    assert source.classes == tuple("abcdefghijklmnopqrstuvwxyz")
+
+
+def cifar(folder: Path, batches: dict[str, int], key: str, meta: tuple[str, str, list[str]]) -> np.ndarray:
+    """CIFAR's python version, as its site describes it: rows of 3072 bytes, red then green then blue."""
+    folder.mkdir(parents=True)
+    rows = pixels(sum(batches.values()), 3072)
+    start = 0
+    for name, count in batches.items():
+        entry = {"data": rows[start : start + count], key: [i % 10 for i in range(start, start + count)]}
+        (folder / name).write_bytes(pickle.dumps(entry))
+        start += count
+    (folder / meta[0]).write_bytes(pickle.dumps({meta[1]: meta[2]}))
+    return rows
+
+
+def test_files_that_are_not_the_official_ones_are_not_taken_for_cifar(tmp_path: Path) -> None:
+    batches = {f"data_batch_{i}": 4 for i in range(1, 6)} | {"test_batch": 4}
+    cifar(tmp_path / "cifar-10-batches-py", batches, "labels", ("batches.meta", "label_names", list("abcdefghij")))
+    with pytest.raises(DataError, match=r"CIFAR10 is not in .*wanted in .*: cifar-10-python.tar.gz.*download: true"):
+        sources.cifar10(root=str(tmp_path), download=False)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_pixels_come_out_as_channels_rows_columns(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torchvision knows the official files by their checksums, so the class that reads them is told those of ours
+    from torchvision import datasets
+
+    reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    files = [entry[0] for entry in (*reader.train_list, *reader.test_list)]
+    key = "labels" if name == "cifar10" else "fine_labels"
+    names = [f"thing{i}" for i in range(10)]
+    meta = (reader.meta["filename"], reader.meta["key"], names)
+    rows = cifar(tmp_path / reader.base_folder, dict.fromkeys(files, 4), key, meta)
+    for attribute in ("train_list", "test_list"):
+        monkeypatch.setattr(reader, attribute, [(file, None) for file, _ in getattr(reader, attribute)])
+    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": None})
+    source: Source = getattr(sources, name)(root=str(tmp_path), download=False)
+    assert isinstance(source.train, InMemory)
+    assert source.classes == tuple(names)
+    np.testing.assert_array_equal(source.train.images.numpy(), rows[: len(source.train)].reshape(-1, 3, 32, 32))
+    assert source.train.labels.tolist() == [i % 10 for i in range(len(source.train))]
+
+
+def test_svhn_is_read_from_its_mat_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    images, labels = pixels(6, 32, 32, 3), np.array([1, 2, 9, 10, 5, 10])
+    split_list = {}
+    for split in ("train", "test", "extra"):
+        savemat(tmp_path / f"{split}_32x32.mat", {"X": images.transpose(1, 2, 3, 0), "y": labels[:, None]})
+        split_list[split] = [datasets.SVHN.split_list[split][0], f"{split}_32x32.mat", None]
+    monkeypatch.setattr(datasets.SVHN, "split_list", split_list)
+    source = sources.svhn(root=str(tmp_path), download=False)
+    assert isinstance(source.train, InMemory)
+    np.testing.assert_array_equal(source.train.images.numpy(), images.transpose(0, 3, 1, 2))
+    assert source.train.labels.tolist() == [1, 2, 9, 0, 5, 0]  # the files call zero 10
+    assert len(sources.svhn(extra=True, root=str(tmp_path), download=False).train) == 12
+
+
+def test_synthetic_images_are_the_seeds() -> None:
+    first, again, other = (sources.synthetic(classes=3, train=9, test=6, seed=seed) for seed in (1, 1, 2))
+    assert isinstance(first.train, InMemory)
+    assert isinstance(again.train, InMemory)
+    assert isinstance(other.train, InMemory)
+    assert first.train.images.equal(again.train.images)
+    assert not first.train.images.equal(other.train.images)
+    assert first.train.labels.tolist() == [0, 1, 2] * 3
+
+
+# -- what is missing or broken ----------------------------------------------------------------------------------------
+
+
+FILES = {
+    "mnist": "train-images-idx3-ubyte.gz",
+    "fashion_mnist": "train-images-idx3-ubyte.gz",
+    "kmnist": "train-images-idx3-ubyte.gz",
+    "emnist": "gzip.zip",
+    "cifar10": "cifar-10-python.tar.gz",
+    "cifar100": "cifar-100-python.tar.gz",
+    "svhn": "train_32x32.mat",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_data_is_named_with_the_place_and_the_remedy(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        getattr(sources, name)(root=str(tmp_path), download=False)
+    message = str(caught.value)
+    assert FILES[name] in message
+    assert f"wanted in {tmp_path}" in message
+    assert "data.download: true" in message
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_failed_download_names_files_folder_and_the_addresses_tried(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(scheme, "http://127.0.0.1:9")  # nothing listens there, so there is no network
+    with pytest.raises(DataError) as caught:
+        getattr(sources, name)(root=str(tmp_path), download=True)
+    message = str(caught.value)
+    assert "could not be downloaded" in message
+    assert f"{FILES[name]} into {tmp_path}" in message or f"{FILES[name]}, " in message
+    assert "tried: http" in message
+
+
+def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path) -> None:
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            file = tmp_path / "MNIST" / "raw" / f"{part}-{kind}-ubyte"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"not idx")
+    with pytest.raises(DataError, match=r"MNIST in .* cannot be read .*delete its files and get them again"):
+        sources.mnist(root=str(tmp_path), download=False)

@@ -1,0 +1,152 @@
+"""The models: the sizes their papers give, the shapes they take, what they refuse."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision.models as zoo
+from torch import nn
+from torchvision.models import get_model, get_model_weights
+
+from softmaxce.errors import DataError
+from softmaxce.menus import MODELS, torchvision_names
+from softmaxce.models.cnn import cnn
+from softmaxce.models.lenet import LeNet
+from softmaxce.models.linear import linear
+from softmaxce.models.mlp import mlp
+from softmaxce.models.resnet import resnet9, resnet18, resnet50, wide_resnet
+from softmaxce.models.zoo import torchvision_model
+from softmaxce.registry import Component, build, check_component, read_signature
+
+GREY: dict[str, Any] = {"in_channels": 1, "image_size": (28, 28), "num_classes": 10}
+COLOUR: dict[str, Any] = {"in_channels": 3, "image_size": (32, 32), "num_classes": 10}
+
+
+def size(model: nn.Module) -> int:
+    """How many parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "parameters", "source"),
+    [
+        (lambda: linear(**GREY), 784 * 10 + 10, "by hand"),
+        (lambda: mlp([300, 100], **GREY), 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10, "by hand"),
+        (lambda: LeNet(**GREY), 61_706, "LeNet-5 with full connections"),
+        (lambda: resnet18(in_channels=3, num_classes=10), 11_173_962, "the well-known CIFAR ResNet-18"),
+        (lambda: resnet50(in_channels=3, num_classes=10), 23_520_842, "the well-known CIFAR ResNet-50"),
+        (lambda: wide_resnet(28, 10, in_channels=3, num_classes=10), 36_479_194, "Zagoruyko & Komodakis, 36.5M"),
+        (lambda: resnet9(64, **COLOUR), 6_573_120, "David Page's ResNet-9"),
+    ],
+)
+def test_a_model_has_as_many_parameters_as_its_source_says(
+    make: Callable[[], nn.Module], parameters: int, source: str
+) -> None:
+    assert size(make()) == parameters, source
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 32)])
+def test_every_model_turns_images_into_one_logit_a_class(name: str, channels: int, side: int) -> None:
+    arguments = {"depth": 10, "width": 1} if name == "wide_resnet" else {}
+    component = Component(name, MODELS[name], arguments, {}, "here")
+    component, problems = check_component(component, read_signature(MODELS[name]), tuple(GREY))
+    assert not problems
+    model = build(component, {"in_channels": channels, "image_size": (side, side), "num_classes": 7})
+    logits = model(torch.rand(2, channels, side, side))
+    assert logits.shape == (2, 7)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_linear_is_the_articles_weighted_sums_and_nothing_else() -> None:
+    model = linear(**GREY)
+    (weight, bias) = model.parameters()
+    images = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(model(images), images.flatten(1) @ weight.T + bias)
+
+
+def test_a_small_stem_resnet_is_torchvisions_behind_the_stem() -> None:
+    ours, theirs = resnet18(in_channels=3, num_classes=10), get_model("resnet18", num_classes=10)
+    theirs.load_state_dict(
+        {**theirs.state_dict(), **{k: v for k, v in ours.state_dict().items() if k != "conv1.weight"}}
+    )
+    theirs.conv1, theirs.maxpool = ours.conv1, nn.Identity()
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LeNet(in_channels=1, image_size=(8, 8), num_classes=10), "at least 12x12, got 8x8"),
+        (lambda: cnn(in_channels=1, image_size=(2, 28), num_classes=10), "at least 4x4"),
+        (lambda: resnet9(in_channels=1, image_size=(4, 4), num_classes=10), "at least 8x8, got 4x4"),
+        (lambda: wide_resnet(27, in_channels=3, num_classes=10), "depth must be 6 n [+] 4"),
+        (lambda: torchvision_model("resnet18", in_channels=4, num_classes=10), "1 or 3 channels, got 4"),
+        (lambda: torchvision_model("resnet18", "V9", in_channels=3, num_classes=10), "DEFAULT or one of IMAGENET1K_V1"),
+    ],
+)
+def test_what_a_model_cannot_take_is_refused_with_the_rule(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# -- torchvision's ----------------------------------------------------------------------------------------------------
+
+
+def test_the_names_offered_are_torchvisions_classifiers() -> None:
+    assert set(torchvision_names()) == set(zoo.list_models(module=zoo))
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v3_small", "squeezenet1_1", "vgg11", "shufflenet_v2_x0_5", "regnet_y_400mf"]
+)
+def test_a_torchvision_model_takes_grey_images_and_other_sizes(name: str) -> None:
+    model = torchvision_model(name, input_size=64, in_channels=1, num_classes=4).eval()
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_pretrained_weights_are_used_but_for_the_head(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The file that a download would have put there, made here from a model with known weights.
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    original = get_model(name)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    url = get_model_weights(name)["DEFAULT"].url
+    torch.save(original.state_dict(), folder / url.rsplit("/", 1)[1])
+    tuned = torchvision_model(name, "DEFAULT", "backbone", in_channels=3, num_classes=5)
+    same, new = [], []
+    state = tuned.model.state_dict()  # type: ignore[union-attr, operator]
+    for key, value in original.state_dict().items():
+        (same if state[key].shape == value.shape and torch.equal(state[key], value) else new).append(key)
+    assert len(new) == 2, new  # the head's weight and bias
+    trained = [key for key, parameter in tuned.named_parameters() if parameter.requires_grad]
+    assert [key.removeprefix("model.") for key in trained] == new
+
+
+def test_a_frozen_backbone_keeps_its_batch_statistics() -> None:
+    model = torchvision_model("resnet18", freeze="backbone", in_channels=3, num_classes=5).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model(torch.rand(4, 3, 32, 32))
+    assert before.keys()
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
+
+
+def test_weights_that_cannot_be_downloaded_are_named_with_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there, so there is no network
+    with pytest.raises(DataError) as caught:
+        torchvision_model("resnet18", "DEFAULT", in_channels=3, num_classes=5)
+    message = str(caught.value)
+    assert "/resnet18-" in message
+    assert "put the file resnet18-" in message
+    assert str(tmp_path / "hub" / "checkpoints") in message

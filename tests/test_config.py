@@ -1,0 +1,204 @@
+"""The config: its defaults spelt out, its short forms, its overrides, its recipes and its schema."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softmaxce import menus, yamlfile
+from softmaxce.config import Config, check, default_root, find, load, parse_override, recipes
+from softmaxce.errors import ConfigError
+from softmaxce.schema import MODELINE, commented_copy, headline, schema
+
+from .conftest import SMALL
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(CONFIGS.glob("*.yaml"))
+
+
+def read(text: str, *overrides: str) -> Config:
+    return check(yamlfile.parse(text, "x.yaml"), [parse_override(override) for override in overrides])
+
+
+# -- a config ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_complete_config_reads_back_as_itself() -> None:
+    config = read(SMALL)
+    plain = config.plain()
+    again = read(yamlfile.dump(plain))
+    assert again.plain() == plain
+    assert {"name", "label_smoothing", "weight", "ignore_index"} <= set(plain["loss"])
+
+
+def test_every_key_and_argument_is_spelt_out_in_the_complete_config() -> None:
+    plain = read(SMALL).plain()
+    assert plain["precision"] == "float32"
+    assert plain["data"]["eval_batch_size"] == 256
+    assert plain["optimizer"]["weight_decay"] == 0
+    assert plain["schedule"]["end_factor"] == 0
+
+
+def test_a_name_alone_is_short_for_a_mapping_with_it() -> None:
+    short = read("{epochs: 1, data: digits, model: linear, optimizer: {name: sgd}}")
+    long = read("{epochs: 1, data: {name: digits}, model: {name: linear}, optimizer: {name: sgd}}")
+    assert short.plain() == long.plain()
+
+
+def test_the_loss_is_softmaxces_own_unless_the_file_says_otherwise() -> None:
+    assert read(SMALL).loss.name == "softmax_cross_entropy"
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("optimizer.lr=3e-4", ("optimizer", "lr"), 3e-4),
+        ("model=lenet", ("model", "name"), "lenet"),
+        ("model={name: mlp, hidden: [5]}", ("model", "hidden"), [5]),
+        ("data.augment=[random_horizontal_flip]", ("data", "augment"), [{"name": "random_horizontal_flip", "p": 0.5}]),
+        ("loss.label_smoothing=0.1", ("loss", "label_smoothing"), 0.1),
+        ("data.validation=null", ("data", "validation"), None),
+        ("early_stopping.patience=3", ("early_stopping", "patience"), 3),
+    ],
+)
+def test_an_override_reaches_its_key(override: str, path: tuple[str, str], value: object) -> None:
+    assert read(SMALL, override).plain()[path[0]][path[1]] == value
+
+
+def test_the_last_override_of_a_key_wins() -> None:
+    assert read(SMALL, "epochs=3", "epochs=4").epochs == 4
+
+
+def test_an_override_of_a_list_entry_counts_from_0() -> None:
+    text = SMALL.replace("validation: 0.25", "augment: [random_horizontal_flip, {name: random_crop, padding: 2}]")
+    augment = read(text, "data.augment.1.padding=3").plain()["data"]["augment"]
+    assert [entry["name"] for entry in augment] == ["random_horizontal_flip", "random_crop"]
+    assert augment[1]["padding"] == 3
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+WORDS = st.sampled_from(["name", "lr", "augment", "validation", "patience", "x", "normalize"])
+SECTIONS = st.sampled_from(
+    ["data", "model", "loss", "optimizer", "schedule", "early_stopping", "epochs", "seed", "device"]
+)
+
+
+def nested(keys: st.SearchStrategy[str]) -> st.SearchStrategy[object]:
+    """Anything YAML can hold, its mappings with such keys."""
+    return st.recursive(
+        PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=10
+    )
+
+
+@given(nested(st.text(max_size=12)))
+def test_any_data_at_all_is_a_config_or_a_list_of_problems(data: object) -> None:
+    with contextlib.suppress(ConfigError):  # and nothing else may be raised
+        read(yamlfile.dump(data))
+
+
+@given(SECTIONS, nested(WORDS))
+def test_any_value_of_any_key_is_a_config_or_a_list_of_problems(key: str, value: object) -> None:
+    plain = yamlfile.parse(SMALL, "x.yaml").data
+    with contextlib.suppress(ConfigError):  # and nothing else may be raised
+        read(yamlfile.dump({**plain, key: value}))
+
+
+def test_the_data_root_is_the_config_then_the_environment_then_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SOFTMAXCE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_root().name == "softmaxce"
+    monkeypatch.setenv("SOFTMAXCE_DATA", "/somewhere")
+    assert read(SMALL).root == Path("/somewhere")
+    assert read(SMALL, "data.root=/else").root == Path("/else")
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_is_sound_by_the_program_and_by_the_schema(file: Path) -> None:
+    load(file.stem)
+    jsonschema.validate(yaml.safe_load(file.read_text()), schema())
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_recipe_opens_with_the_modeline_its_command_and_what_to_expect(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    assert lines[0] == f"{MODELINE}schema.json"
+    assert lines[1].startswith(f"# softmaxce train --config {file.stem}")
+    assert headline(file.read_text())
+
+
+def test_the_recipes_are_those_in_configs() -> None:
+    assert list(recipes()) == [file.stem for file in RECIPES]
+    assert find("digits")[0].read_text() == (CONFIGS / "digits.yaml").read_text()
+
+
+def test_a_file_is_preferred_to_a_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").write_text(SMALL)
+    assert load("digits").source.name == "synthetic"
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_a_commented_copy_is_the_same_config(file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(commented_copy(file.read_text(), copy))
+    assert load(str(copy)).plain() == load(file.stem).plain()
+
+
+def test_a_commented_copys_defaults_are_the_defaults(tmp_path: Path) -> None:
+    text = commented_copy((CONFIGS / "digits.yaml").read_text(), tmp_path / "copy.yaml")
+    before, _, rest = text.partition("# Every other key, with its default:")
+    spelt_out = "\n".join(line.removeprefix("# ") for line in rest.splitlines())
+    assert read(before + spelt_out).plain() == load("digits").plain()
+
+
+# -- the schema -------------------------------------------------------------------------------------------------------
+
+
+def test_the_schema_is_a_json_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+def test_the_schema_beside_the_recipes_is_up_to_date() -> None:
+    # torch's optimizers differ from one torch to the next; everything else is ours
+    stored, made = json.loads((CONFIGS / "schema.json").read_text()), json.loads(json.dumps(schema()))
+    for one in (stored, made):
+        del one["properties"]["optimizer"]
+    assert stored == made, "run: softmaxce config schema > configs/schema.json"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epohcs": 3},
+        {"epochs": -1},
+        {"loss": {"name": "softmax_cross_entropy", "label_smoothing": 2}},
+        {"model": {"name": "mlp", "hiden": [3]}},
+        {"model": "resnet20"},
+        {"data": {"name": "digits", "batchsize": 3}},
+        {"device": 3},
+        {"precision": "fp8"},
+    ],
+)
+def test_what_the_program_refuses_the_schema_refuses(change: dict[str, object]) -> None:
+    plain = {**yaml.safe_load(SMALL), **change}
+    with pytest.raises(ConfigError):
+        read(yamlfile.dump(plain))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(plain, schema())
+
+
+@pytest.mark.parametrize("menu", ["MODELS", "LOSSES", "OPTIMIZERS", "SCHEDULES"])
+def test_every_name_on_a_menu_passes_the_schema(menu: str) -> None:
+    key = {"MODELS": "model", "LOSSES": "loss", "OPTIMIZERS": "optimizer", "SCHEDULES": "schedule"}[menu]
+    for name in getattr(menus, menu):
+        jsonschema.validate({**yaml.safe_load(SMALL), key: name}, schema())
