@@ -29,7 +29,8 @@ def evaluate(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
     require: Annotated[
-        list[str] | None, typer.Option(help="Demand a figure, e.g. 'accuracy>=0.99'; exit 1 if not met.")
+        list[str] | None,
+        typer.Option(metavar="FIGURE>=N", help="Demand a figure, e.g. 'accuracy>=0.99'; exit 1 if not met."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:

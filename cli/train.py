@@ -48,7 +48,8 @@ def train(
         typer.Option(metavar="auto|RUN", help="Go on with a run folder; auto: where this run stopped, or start it."),
     ] = None,
     require: Annotated[
-        list[str] | None, typer.Option(help="Demand a final figure, e.g. 'accuracy>=0.99'; exit 1 if not met.")
+        list[str] | None,
+        typer.Option(metavar="FIGURE>=N", help="Demand a final figure, e.g. 'accuracy>=0.99'; exit 1 if not met."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build all, run one batch, print a summary.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON Lines on stdout and nothing else.")] = False,

@@ -90,7 +90,7 @@ def reporter(*, as_json: bool, quiet: bool) -> Reporter:
 def introduction(run: Run, folder: Path | None) -> list[str]:
     """What is about to be trained, in three short lines, and in a fourth where it is kept."""
     config = run.config
-    counts = [f"{run.train.num_images:,} training"]
+    counts = [f"{run.train.num_images:,} train"]
     for name, batches in (("validation", run.validation), ("test", run.test)):
         if batches is not None:
             counts.append(f"{batches.num_images:,} {name}")
@@ -98,7 +98,7 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
     parameters = sum(p.numel() for p in run.model.parameters())
     names = ", ".join([config.loss.name, config.optimizer.name, config.schedule.name])
     lines = [
-        f"{config.source.name}: {', '.join(counts)} images, {shape}, {len(run.classes)} classes",
+        f"{config.source.name}, {shape}, {len(run.classes)} classes: {', '.join(counts)} images",
         f"{config.model.name} ({parameters:,} parameters), {names}",
         f"device {describe_device(run.device)}, {config.precision}",
     ]
