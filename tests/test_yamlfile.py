@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from softmaxce import yamlfile
@@ -47,6 +47,7 @@ plain = st.recursive(
 
 
 @given(plain)
+@example({"\x85": ["a\u2028b"]})
 def test_what_is_dumped_is_read_back_the_same(data: Any) -> None:
     back = yamlfile.parse(yamlfile.dump(data), "f.yaml").data
     assert repr(back) == repr(data)

@@ -220,6 +220,7 @@ def test_skip_bad_leaves_them_out_and_says_so(shapes: Path, capsys: pytest.Captu
     assert warning.out == ""
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     file = put(tmp_path / "bomb.png", Image.new("1", (12000, 9000)))
     with pytest.raises(DataError, match=r"bomb.png: .*pixels"):
