@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from softmaxce.errors import INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
+from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
 
 from . import config as config_command
 from .eval import evaluate
@@ -31,13 +31,23 @@ class Group(TyperGroup):
         except SoftmaxceError as error:
             lines = error.problems if isinstance(error, ConfigError) else [error]
             for line in lines:
-                typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
-                typer.echo(line, err=True)
+                _tell(str(line))
             raise typer.Exit(error.status) from None
+        except BrokenPipeError:
+            raise  # whoever read stdout has gone; typer ends quietly
+        except OSError as error:  # a full disk, a folder that went away
+            place = f"{error.filename}: " if error.filename else ""
+            _tell(f"{place}{error.strerror or error}")
+            raise typer.Exit(FAILED) from None
         except Terminated:
             raise typer.Exit(TERMINATED) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _tell(message: str) -> None:
+    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(message, err=True)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

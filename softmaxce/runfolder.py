@@ -121,10 +121,15 @@ def _replace(file: Path, text: str) -> None:
 def replace_file(file: Path, content: bytes) -> None:
     """Write a file so that at any instant the old or the new one is there, whole, also after a power cut."""
     temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(file)  # a full disk does not say which file it was
+        raise
     temporary.replace(file)
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no flush of it
         folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)

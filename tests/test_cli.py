@@ -387,6 +387,15 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(small: Path, t
     assert "Traceback" not in done.stderr
 
 
+def test_a_file_that_cannot_be_written_is_one_line_and_1(small: Path, tmp_path: Path) -> None:
+    # the system refuses files beyond 8 KiB, as a full disk would; the checkpoint is larger
+    command = f"ulimit -f 8; {COMMAND} train --config small.yaml --quiet"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: runs/small/1/best.safetensors: File too large\n"
+    assert not (tmp_path / "runs/small/1/best.safetensors.tmp").exists()
+
+
 SCRIPT = """\
 set -euo pipefail
 softmaxce train --config small.yaml --epochs 12 --output out --quiet
