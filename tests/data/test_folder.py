@@ -130,7 +130,6 @@ def transparent(mode: str) -> Image.Image:
         ("rgb.bmp", Image.fromarray(RAMP).convert("RGB"), RAMP),
         ("lossless.webp", Image.fromarray(RAMP).convert("RGB"), None),
         ("grey.jpg", Image.fromarray(RAMP), None),
-        ("ycbcr.tif", Image.fromarray(RAMP).convert("RGB").convert("YCbCr"), None),
     ],
 )
 def test_every_mode_becomes_the_same_grey_or_colour(
