@@ -1,0 +1,765 @@
+"""Cross-entropy and its gradient on the CPU: one walk over the rows, compiled by Numba.
+
+The arithmetic is that of `definition` in cross_entropy.py, written as the loops a processor runs. It takes a few rows
+at a time, so many as stay in the first-level cache:
+
+1. z = x - max of the row, so that exp cannot overflow.
+2. e = exp(z) for the whole block, the costly step: a polynomial and a shift of the exponent, without a branch, as many
+   numbers at once as the processor has room for.
+3. rest = the sum of e without the target's own term e_y. Then 1 - S_y = rest / (rest + e_y), and the logarithm of the
+   sum is log1p(rest + (e_y - 1)): neither cancels, however sure the model is.
+4. The loss T log sum - sum_i Q_i z_i and the gradient T S - Q, where Q is the label (one-hot, smoothed, weighted or
+   soft) and T its sum: for a one-hot label -log S_y and S - L. The gradient is written once and rounded once, and no
+   second array of its size is made.
+
+16-bit logits are widened to float32 as they are read. A long sum is made of short ones, which are added in float64.
+Numba compiles the walk once for each dtype and keeps the machine code on disk: only a machine's first run waits for it.
+"""
+
+import ctypes
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba.extending import overload
+from torch import Tensor
+
+f32, f64, i16, i32, i64, u16, u32 = np.float32, np.float64, np.int16, np.int32, np.int64, np.uint16, np.uint32
+
+# Products may be fused with the sum they go into (one rounding less). Only sums may also be reordered, to run in lanes.
+CONTRACT = {"contract"}
+REORDER = {"contract", "reassoc", "nsz"}
+
+BLOCK = 4096  # numbers in the block of step 2: 16 KiB of float32
+SHORT = 2048  # numbers summed in their own dtype before the sum goes on in float64
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+#
+# Each of these is one operation for all the kinds of number that logits come in. To Numba, bfloat16 is uint16 and
+# float16 is int16: their bits, which it cannot confuse. ACCUMULATE says in what each kind is computed.
+
+KINDS = {
+    torch.float32: types.float32,
+    torch.float64: types.float64,
+    torch.bfloat16: types.uint16,
+    torch.float16: types.int16,
+}
+ACCUMULATE = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+
+
+def widen(x: Any) -> Any:
+    """A logit as the number it is computed with: 16-bit ones as float32."""
+
+
+@overload(widen)
+def _widen(x: Any) -> Any:
+    def bfloat16(x: Any) -> Any:
+        bits = i32(i32(x) << i32(16))
+        return bits.view(f32)
+
+    def float16(x: Any) -> Any:
+        bits = i32(x)
+        magnitude = i32(i32(bits & i32(0x7FFF)) << i32(13))
+        number = f32(magnitude.view(f32) * f32(2.0**112))  # float32's exponents are so much smaller
+        special = i32(0x7F800000) if magnitude >= i32(0x0F800000) else i32(0)  # infinite or NaN
+        result = i32(i32(number.view(i32) | special) | i32(i32(bits & i32(0x8000)) << i32(16)))
+        return result.view(f32)
+
+    def itself(x: Any) -> Any:
+        return x
+
+    return {types.uint16: bfloat16, types.int16: float16}.get(x, itself)
+
+
+def narrow(x: Any, like: Any) -> Any:
+    """A number of the arithmetic as one of the array `like`, rounded to nearest, ties to even."""
+
+
+@overload(narrow)
+def _narrow(x: Any, like: Any) -> Any:
+    def bfloat16(x: Any, like: Any) -> Any:
+        number = f32(x)
+        bits = number.view(u32)
+        half = u32(u32(0x7FFF) + u32(u32(bits >> u32(16)) & u32(1)))
+        rounded = u32(u32(bits + half) >> u32(16))
+        return u16(rounded) if number == number else u16(0x7FC0)
+
+    def float16(x: Any, like: Any) -> Any:
+        number = f32(x)
+        bits = number.view(i32)
+        sign = i32(i32(bits >> i32(16)) & i32(0x8000))
+        magnitude = i32(bits & i32(0x7FFFFFFF))
+        absolute = magnitude.view(f32)
+        # Below float16's normal numbers the processor's own addition rounds: the sum's last bits are the result.
+        shifted = f32(absolute + f32(0.5))
+        small = i32(shifted.view(i32) - i32(0x3F000000))
+        odd = i32(i32(magnitude >> i32(13)) & i32(1))
+        normal = i32(i32(i32(magnitude - i32(112 << 23)) + i32(i32(0xFFF) + odd)) >> i32(13))
+        result = small if magnitude < i32(113 << 23) else normal
+        result = i32(0x7C00) if magnitude >= i32(0x477FF000) else result  # 65520 and more round to infinity
+        result = i32(0x7E00) if magnitude > i32(0x7F800000) else result
+        return i16(i32(result | sign))
+
+    def itself(x: Any, like: Any) -> Any:
+        return like.dtype.type(x)
+
+    return {types.uint16: bfloat16, types.int16: float16}.get(like.dtype, itself)
+
+
+def order(x: Any) -> Any:
+    """A float as an integer that compares as it does: whole rows are compared in lanes. NaN lies outside +-infinity."""
+
+
+@overload(order)
+def _order(x: Any) -> Any:
+    def float32(x: Any) -> Any:
+        number = f32(x)
+        bits = number.view(i32)
+        return i32(bits ^ i32(i32(bits >> i32(31)) & i32(0x7FFFFFFF)))
+
+    def float64(x: Any) -> Any:
+        number = f64(x)
+        bits = number.view(i64)
+        return i64(bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF))
+
+    return float32 if x == types.float32 else float64
+
+
+def unorder(x: Any) -> Any:
+    """The float that `order` made an integer of."""
+
+
+@overload(unorder)
+def _unorder(x: Any) -> Any:
+    def float32(x: Any) -> Any:
+        bits = i32(x ^ i32(i32(x >> i32(31)) & i32(0x7FFFFFFF)))
+        return bits.view(f32)
+
+    def float64(x: Any) -> Any:
+        bits = i64(x ^ ((x >> 63) & 0x7FFFFFFFFFFFFFFF))
+        return bits.view(f64)
+
+    return float32 if x == types.int32 else float64
+
+
+# exp(z) = 2^n exp(r), where n = round(z / ln 2) and |r| <= ln(2) / 2. Adding MAGIC rounds: it leaves n in the number's
+# last bits, from where a shift takes it to the exponent. The result is exp(z) / UNIT: so scaled it stays a normal
+# number down to LOWEST, from where on exp(z) times any sensible factor rounds to 0. ln 2 is taken off in two parts, the
+# first of which has so few bits that its product with n is exact (Cody and Waite 1980).
+LOG2_E = 1.4426950408889634
+UNIT_32, LOWEST_32, MAGIC_32 = 2.0**-48, f32(-120.0), f32(1.5 * 2**23 + 48)
+UNIT_64, LOWEST_64, MAGIC_64 = 2.0**-192, -836.0, 1.5 * 2.0**52 + 192
+LN2_32 = f32(355 / 512), f32(-2.1219444005469057e-4)
+LN2_64 = 0.693145751953125, 1.4286068203094173e-6
+# exp(r) = 1 + r + r^2 (P_0 + P_1 r + ...): in float32 the polynomial of least relative error (3e-9), in float64
+# Taylor's (1e-17 at the ends of the interval).
+P_32 = tuple(
+    map(f32, (0.4999999403953552, 0.1666652113199234, 0.04166838899254799, 0.00836874544620514, 0.0013814540579915047))
+)
+P_64 = tuple(1 / math.factorial(k) for k in range(2, 14))
+
+
+def exp(z: Any) -> Any:
+    """exp(z) / UNIT for z <= 0, to about one unit in the last place."""
+
+
+@overload(exp)
+def _exp(z: Any) -> Any:
+    def float32(z: Any) -> Any:
+        z = z if z > LOWEST_32 else LOWEST_32
+        shifted = f32(z * f32(LOG2_E) + MAGIC_32)
+        n = shifted - MAGIC_32
+        r = (z - n * LN2_32[0]) - n * LN2_32[1]
+        p = P_32[0] + r * (P_32[1] + r * (P_32[2] + r * (P_32[3] + r * P_32[4])))
+        p = f32(f32(1.0) + r * (f32(1.0) + r * p))
+        bits = i32(p.view(i32) + i32(shifted.view(i32) << i32(23)))
+        return bits.view(f32)
+
+    def float64(z: Any) -> Any:
+        z = z if z > LOWEST_64 else LOWEST_64
+        shifted = f64(z * LOG2_E + MAGIC_64)
+        n = shifted - MAGIC_64
+        r = (z - n * LN2_64[0]) - n * LN2_64[1]
+        p = P_64[8] + r * (P_64[9] + r * (P_64[10] + r * P_64[11]))
+        p = P_64[4] + r * (P_64[5] + r * (P_64[6] + r * (P_64[7] + r * p)))
+        p = P_64[0] + r * (P_64[1] + r * (P_64[2] + r * (P_64[3] + r * p)))
+        p = f64(1.0 + r * (1.0 + r * p))
+        bits = i64(p.view(i64) + i64(shifted.view(i64) << 52))
+        return bits.view(f64)
+
+    return float32 if z == types.float32 else float64
+
+
+def unit(z: Any) -> Any:
+    """UNIT, by which `exp` of this kind of number is to be multiplied."""
+
+
+@overload(unit)
+def _unit(z: Any) -> Any:
+    def float32(z: Any) -> Any:
+        return UNIT_32
+
+    def float64(z: Any) -> Any:
+        return UNIT_64
+
+    return float32 if z == types.float32 else float64
+
+
+# -- loops over one row or block --------------------------------------------------------------------------------------
+
+
+@njit(fastmath=CONTRACT)
+def extremes(x: Any) -> Any:
+    """The largest and the smallest of a row, as `order` has them."""
+    largest = smallest = order(widen(x[0]))
+    for i in range(len(x)):
+        key = order(widen(x[i]))
+        largest = max(largest, key)
+        smallest = min(smallest, key)
+    return largest, smallest
+
+
+@njit(fastmath=CONTRACT)
+def subtract(x: Any, top: Any, z: Any) -> None:
+    """z = x - top."""
+    for i in range(len(x)):
+        z[i] = widen(x[i]) - top
+
+
+@njit(fastmath=CONTRACT)
+def exponentials(z: Any) -> None:
+    """z becomes exp(z) / UNIT."""
+    for i in range(len(z)):
+        z[i] = exp(z[i])
+
+
+@njit(fastmath=CONTRACT)
+def scaled(e: Any, factor: Any, gradient: Any) -> None:
+    """The gradient of a label that is 0 here: factor e."""
+    for i in range(len(e)):
+        gradient[i] = narrow(e[i] * factor, gradient)
+
+
+@njit(fastmath=REORDER)
+def short_sum(e: Any) -> Any:
+    """The sum of a few numbers, in lanes."""
+    total = e[0]
+    for i in range(1, len(e)):
+        total += e[i]
+    return total
+
+
+@njit
+def long_sum(e: Any) -> float:
+    """The sum of many."""
+    total = 0.0
+    for start in range(0, len(e), SHORT):
+        total += short_sum(e[start : start + SHORT])
+    return total
+
+
+@njit(error_model="numpy")
+def log1p(x: Any) -> Any:
+    """log(1 + x), with all digits however small x is (Kahan's way: twice as fast as the C library's)."""
+    one_more = 1.0 + x
+    return x if one_more == 1.0 or one_more == np.inf else math.log(one_more) * x / (one_more - 1.0)
+
+
+@njit
+def main_class(q: Any, weight: Any) -> int:
+    """Where the soft label weight q is largest: the class whose term the sum of exponentials leaves out."""
+    index = 0
+    for i in range(1, len(q)):
+        if q[i] * weight[i] > q[index] * weight[index]:
+            index = i
+    return index
+
+
+@njit(fastmath=REORDER)
+def short_label_sums(z: Any, q: Any, weight: Any, spread: Any, share: Any) -> Any:
+    """For a few classes of a label Q = weight (spread + share q): the sum of Q, and that of Q z.
+
+    A class that the label gives nothing adds nothing, even where z is -infinity: 0 log 0 = 0.
+    """
+    total = z.dtype.type(0)
+    product = z.dtype.type(0)
+    for i in range(len(z)):
+        label = weight[i] * (spread + share * q[i])
+        total += label
+        product += label * (z[i] if label != 0 else z.dtype.type(0))
+    return total, product
+
+
+@njit
+def label_sums(z: Any, q: Any, weight: Any, spread: Any, share: Any) -> Any:
+    """The same for all classes."""
+    total = product = 0.0
+    for start in range(0, len(z), SHORT):
+        stop = start + SHORT
+        more = short_label_sums(z[start:stop], q[start:stop], weight[start:stop], spread, share)
+        total += more[0]
+        product += more[1]
+    return total, product
+
+
+@njit(fastmath=CONTRACT)
+def label_gradient(e: Any, factor: Any, q: Any, weight: Any, spread: Any, share: Any, gradient: Any) -> None:
+    """The gradient of a label Q = weight (spread + share q): factor e - Q."""
+    for i in range(len(e)):
+        gradient[i] = narrow(e[i] * factor - weight[i] * (spread + share * q[i]), gradient)
+
+
+# -- the walk ---------------------------------------------------------------------------------------------------------
+
+# What the walk is asked for, as bits of `options`.
+WEIGHT, SMOOTH, SOFT, UPSTREAM, LOSSES, GRADIENT, SURVEY, MEAN = (1 << bit for bit in range(8))
+
+
+def walk(
+    logits_: Any,
+    stride: Any,
+    ids_: Any,
+    labels_: Any,
+    weight_: Any,
+    upstream_: Any,
+    losses_: Any,
+    gradient_: Any,
+    sums_: Any,
+    num_rows: Any,
+    num_classes: Any,
+    first: Any,
+    last: Any,
+    ignore_index: Any,
+    options: Any,
+    spread: Any,
+    share: Any,
+    scale: Any,
+) -> int:
+    """The losses of the rows first..last, or the gradient, or both. Names ending in _ are addresses.
+
+    Args:
+        logits_: [N, K], rows `stride` numbers apart.
+        ids_: [N] int64 class ids; where SOFT or SMOOTH is not set the label is one-hot at them.
+        labels_: [N, K] with SOFT: the probabilities. [K] zeros with SMOOTH.
+        weight_: [K]; read only with WEIGHT, SMOOTH or SOFT.
+        upstream_: [N], the gradient with respect to each row's loss; 1 without UPSTREAM.
+        losses_: [N], written with LOSSES.
+        gradient_: [N, K], written with GRADIENT: scale * upstream * d loss / d logits.
+        sums_: [2] float64, written: the sum of these rows' losses (with MEAN, its share in the mean) and, with SURVEY,
+            what the mean of all divides by.
+        spread, share: the label is weight_i (spread + share q_i), with q one-hot or the probabilities.
+        scale: a factor on the gradient; with MEAN it is divided by the divisor of the mean.
+    Returns: with SURVEY the first row whose id is no class (then nothing else has been done); else -1.
+    """
+    size = last * num_classes
+    logits = carray(logits_, (last * stride,))
+    ids = carray(ids_, (num_rows,))
+    labels = carray(labels_, (size,))
+    weight = carray(weight_, (num_classes,))
+    upstream = carray(upstream_, (last,))
+    losses = carray(losses_, (last,))
+    gradient = carray(gradient_, (size,))
+    sums = carray(sums_, (2,))
+    as_number = weight.dtype.type
+    if options & SURVEY:
+        divisor = 0.0
+        for row in range(num_rows):
+            y = ids[row]
+            if y != ignore_index:
+                if y < 0 or y >= num_classes:
+                    return row
+                divisor += weight[y] if options & WEIGHT else as_number(1)
+        sums[1] = divisor
+        if options & MEAN:
+            scale /= divisor
+    rows = max(1, min(BLOCK // num_classes, last - first))
+    block = np.empty(rows * num_classes, dtype=weight.dtype)
+    notes = np.empty((rows, 5))
+    highest, lowest = order(as_number(np.inf)), order(as_number(-np.inf))
+    to_unit = unit(as_number(0))
+    sum_of_losses = 0.0
+    for start in range(first, last, rows):
+        stop = min(start + rows, last)
+        for row in range(start, stop):
+            here = (row - start) * num_classes
+            z = block[here : here + num_classes]
+            x = logits[row * stride : row * stride + num_classes]
+            note = notes[row - start]
+            counts = True
+            if options & SOFT:
+                y = main_class(labels[row * num_classes : (row + 1) * num_classes], weight)
+            else:
+                y = ids[row]
+                if y == ignore_index:
+                    y = 0
+                    counts = False
+            largest, smallest = extremes(x)
+            finite = lowest < largest and largest < highest and smallest >= lowest  # no NaN, no +inf, not all -inf
+            if finite and counts:
+                subtract(x, unorder(largest), z)
+            else:
+                z[:] = 0
+            # note: the label's sum T, its main term Q_y, the sum of Q z, y, and whether the row counts
+            label_y = weight[y] * share if options & WEIGHT else as_number(share)
+            total = product = 0.0
+            if options & SOFT:
+                q = labels[row * num_classes : (row + 1) * num_classes]
+                total, product = label_sums(z, q, weight, as_number(spread), as_number(share))
+                label_y = weight[y] * (as_number(spread) + as_number(share) * q[y])
+            else:
+                if options & SMOOTH:
+                    total, product = label_sums(z, labels[:num_classes], weight, as_number(spread), as_number(0))
+                    total += label_y
+                    product += label_y * z[y]
+                    label_y += weight[y] * as_number(spread)
+                else:
+                    total = label_y
+                    product = label_y * z[y] if label_y != 0 else as_number(0)
+            if not counts:
+                total = product = 0.0
+            elif not finite:
+                total = np.nan
+            note[0], note[1], note[2], note[3], note[4] = total, label_y, product, y, counts
+        exponentials(block[: (stop - start) * num_classes])
+        for row in range(start, stop):
+            here = (row - start) * num_classes
+            e = block[here : here + num_classes]
+            note = notes[row - start]
+            total, label_y, product, y = note[0], note[1], note[2], int(note[3])
+            e_y = e[y] * to_unit
+            e[y] = 0
+            rest = long_sum(e) * to_unit
+            sum_less_1 = rest + (e_y - 1.0)
+            loss = total * log1p(sum_less_1) - product
+            sum_of_losses += loss
+            if options & LOSSES:
+                losses[row] = loss
+            if options & GRADIENT:
+                g = gradient[row * num_classes : (row + 1) * num_classes]
+                size_of_step = scale * upstream[row] if options & UPSTREAM else scale
+                if note[4] == 0.0:
+                    size_of_step = label_y = 0.0
+                per_sum = total * size_of_step / (1.0 + sum_less_1)
+                factor = as_number(per_sum * to_unit)
+                step_spread, step_share = as_number(size_of_step * spread), as_number(size_of_step * share)
+                if options & SOFT:
+                    q = labels[row * num_classes : (row + 1) * num_classes]
+                    label_gradient(e, factor, q, weight, step_spread, step_share, g)
+                elif options & SMOOTH:
+                    label_gradient(e, factor, labels[:num_classes], weight, step_spread, as_number(0), g)
+                else:
+                    scaled(e, factor, g)
+                g[y] = narrow(as_number((total - label_y) * size_of_step - per_sum * rest), g)
+    sums[0] = sum_of_losses / sums[1] if options & MEAN else sum_of_losses
+    return -1
+
+
+# -- machine code -----------------------------------------------------------------------------------------------------
+
+
+pointer: Any = types.CPointer
+
+
+@cache
+def _compiled(dtype: torch.dtype) -> Callable[..., int]:
+    """`walk` for logits of this dtype, as a C function. Calling it releases Python's lock."""
+    number = types.float64 if dtype == torch.float64 else types.float32
+    whole, real, ids, sums = types.int64, types.float64, types.int64, types.float64
+    kinds = (ids, number, number, number, number, KINDS[dtype], sums)
+    signature = whole(pointer(KINDS[dtype]), whole, *map(pointer, kinds), *[whole] * 6, *[real] * 3)
+    try:
+        compiled = numba.cfunc(signature, cache=True, fastmath=CONTRACT, error_model="numpy")(walk)
+    except RuntimeError:  # no folder to keep it in: neither beside this file nor in the user's cache
+        compiled = numba.cfunc(signature, fastmath=CONTRACT, error_model="numpy")(walk)
+    _KEPT.append(compiled)
+    address, count, value = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    return ctypes.CFUNCTYPE(count, address, count, *[address] * 7, *[count] * 6, *[value] * 3)(
+        int(compiled.address or 0)
+    )
+
+
+_KEPT: list[Any] = []  # machine code lives as long as its object
+_Sums = ctypes.c_double * 2
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+PER_THREAD = 1 << 16  # a thread gets at least so many logits; waking it takes as long as some thousands
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "softmaxce")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+
+class Walk:
+    """A walk that is ready to go: what it needs to know of the targets, once for the forward and the backward pass.
+
+    Args:
+        logits: [N, K].
+        target: [N] int64 class ids or [N, K] probabilities.
+        weight: [K] or None.
+        ignore_index: rows with this class id do not count.
+        label_smoothing: in [0, 1].
+    """
+
+    __slots__ = ("addresses", "function", "ignore_index", "kept", "number", "options", "share", "spread")
+
+    def __init__(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
+    ) -> None:
+        num_classes = logits.shape[1]
+        self.function = _compiled(logits.dtype)
+        self.number = number = ACCUMULATE[logits.dtype]
+        self.ignore_index = ignore_index
+        self.spread, self.share = label_smoothing / num_classes, 1.0 - label_smoothing
+        options, labels = 0, None
+        if weight is not None:
+            options = WEIGHT
+            weight = weight.to(number).contiguous()
+        if target.ndim == 2:
+            options |= SOFT
+            target = labels = target.to(number).contiguous()
+        else:
+            target = target.contiguous()
+            if label_smoothing > 0:
+                options |= SMOOTH
+                labels = torch.zeros(num_classes, dtype=number)
+        if labels is not None and weight is None:
+            weight = torch.ones(num_classes, dtype=number)
+        self.options = options
+        self.kept = target, labels, weight  # addresses are good as long as their tensors
+        self.addresses = target.data_ptr(), _address(labels), _address(weight)
+
+    def go(
+        self,
+        logits: Tensor,
+        options: int,
+        scale: float = 1.0,
+        upstream: Tensor | None = None,
+        losses: Tensor | None = None,
+        gradient: Tensor | None = None,
+    ) -> tuple[float, float]:
+        """Write the losses and the gradient that are asked for; see `walk`.
+
+        Returns: the sum of the losses, with MEAN their mean; and with SURVEY what the mean divides by.
+        Raises: IndexError if there is a SURVEY and a class id is outside [0, K).
+        """
+        num_rows, num_classes = logits.shape
+        sums = _Sums()
+        before = (
+            logits.data_ptr(),
+            logits.stride(0),
+            *self.addresses,
+            _address(upstream),
+            _address(losses),
+            _address(gradient),
+        )
+        after = self.ignore_index, options | self.options, self.spread, self.share
+        parts = min(torch.get_num_threads(), num_rows, 1 + logits.numel() // PER_THREAD)
+        if parts > 1:
+            return self._go_together(parts, before, (num_rows, num_classes), after, scale)
+        if self.function(*before, sums, num_rows, num_classes, 0, num_rows, *after, scale) >= 0:
+            raise IndexError("a class id is out of range")
+        return sums[0], sums[1]
+
+    def _go_together(
+        self, parts: int, before: tuple[int, ...], shape: tuple[int, int], after: tuple[Any, ...], scale: float
+    ) -> tuple[float, float]:
+        """The same in so many threads, each with its share of the rows."""
+        ignore_index, options, spread, share = after
+        num_rows, divisor = shape[0], 0.0
+        if options & SURVEY:
+            sums = _Sums()
+            if self.function(*before, sums, *shape, 0, 0, *after, scale) >= 0:
+                raise IndexError("a class id is out of range")
+            divisor = sums[1]
+            scale = scale / (divisor or math.nan) if options & MEAN else scale
+            after = ignore_index, options & ~(SURVEY | MEAN), spread, share
+
+        def part(index: int) -> float:
+            sums = _Sums()
+            first, last = num_rows * index // parts, num_rows * (index + 1) // parts
+            self.function(*before, sums, *shape, first, last, *after, scale)
+            return sums[0]
+
+        others = [_pool().submit(part, index) for index in range(1, parts)]
+        total = sum([part(0), *(other.result() for other in others)])
+        return total / (divisor or math.nan) if options & MEAN else total, divisor
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+# -- for autograd -----------------------------------------------------------------------------------------------------
+
+
+def fused_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Cross-entropy of logits [N, K] and its gradient; the arguments are those of `cross_entropy`, checked.
+
+    Args:
+        target: [N] int64 class ids or [N, K] probabilities.
+        dtype: of the result.
+    Returns: [N] for the reduction "none", else a scalar.
+    Raises: IndexError if a class id is outside [0, K).
+    """
+    if logits.requires_grad and torch.is_grad_enabled():
+        return _Fused.apply(logits, target, weight, ignore_index, reduction, label_smoothing, dtype)  # type: ignore[no-any-return]
+    return _forward(logits, target, weight, ignore_index, reduction, label_smoothing, dtype, False)[0]
+
+
+def _forward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    dtype: torch.dtype,
+    make_gradient: bool,
+) -> tuple[Tensor, float, Tensor | None]:
+    """The loss, the factor its reduction puts on the gradient, and the gradient for an upstream gradient of 1."""
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    walk = Walk(logits, target, weight, ignore_index, label_smoothing)
+    options = SURVEY if target.ndim == 1 else 0
+    if reduction == "none":
+        losses = torch.empty(len(logits), dtype=walk.number)
+        walk.go(logits, options | LOSSES, losses=losses)
+        return losses.to(dtype), 1.0, None
+    scale = 1.0
+    if reduction == "mean":
+        if options:
+            options |= MEAN
+        else:
+            scale = 1.0 / len(logits)
+    gradient = None
+    if make_gradient:
+        options |= GRADIENT
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    total, divisor = walk.go(logits, options, scale, gradient=gradient)
+    if options & MEAN:
+        return torch.scalar_tensor(total, dtype=dtype), 1.0 / (divisor or math.nan), gradient
+    return torch.scalar_tensor(total * scale, dtype=dtype), scale, gradient
+
+
+class _Fused(torch.autograd.Function):
+    """The walk as one node of the graph. It makes the gradient in the forward pass, for an upstream gradient of 1.
+
+    That is what nearly every training step asks for. Any other, and any further backward pass, walks again with the
+    upstream gradient folded in, so that there is still one rounding. float16 always does: divided by N, its gradients
+    would underflow before a gradient scaler's factor could reach them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        reduction: str,
+        label_smoothing: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        arguments = weight, ignore_index, reduction, label_smoothing
+        loss, ctx.scale, ctx.gradient = _forward(logits, target, *arguments, dtype, logits.dtype != torch.float16)
+        ctx.save_for_backward(logits, target, weight)
+        ctx.arguments = arguments[1:]
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, upstream), None, None, None, None, None, None
+
+
+def _backward(ctx: Any, upstream: Tensor) -> Tensor:
+    """The gradient with respect to the logits."""
+    gradient: Tensor | None = ctx.gradient
+    if gradient is not None and not torch.is_grad_enabled() and upstream.item() == 1.0:
+        ctx.gradient = None  # handed over: whoever gets it may change it
+        return gradient
+    logits, target, weight = ctx.saved_tensors
+    if torch.is_grad_enabled():  # somebody will differentiate the gradient
+        from .cross_entropy import definition
+
+        loss = definition(logits, target, weight, *ctx.arguments)
+        (result,) = torch.autograd.grad(loss, logits, upstream.to(loss.dtype), create_graph=True)
+        return result
+    ignore_index, _, label_smoothing = ctx.arguments
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    result = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    walk = Walk(logits, target, weight, ignore_index, label_smoothing)
+    if upstream.ndim:
+        walk.go(logits, GRADIENT | UPSTREAM, upstream=upstream.to(walk.number).contiguous(), gradient=result)
+    else:
+        walk.go(logits, GRADIENT, ctx.scale * upstream.item(), gradient=result)
+    return result
+
+
+class _Step(torch.autograd.Function):
+    """The same for a training step's usual call: class ids, a plain mean, and so few logits that one thread takes them.
+
+    With 128 images of 10 classes the loss takes as long as twenty lines of Python do, so there are few here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor:
+        num_rows, num_classes = logits.shape
+        ctx.gradient = gradient = torch.empty_like(logits)
+        ctx.sums = sums = _Sums()
+        before = logits.data_ptr(), num_classes, target.data_ptr(), 0, 0, 0, 0, gradient.data_ptr(), sums
+        if (
+            _compiled(logits.dtype)(*before, num_rows, num_classes, 0, num_rows, ignore_index, _STEP, 0.0, 1.0, 1.0)
+            >= 0
+        ):
+            raise IndexError("a class id is out of range")
+        ctx.save_for_backward(logits, target, None)
+        ctx.ignore_index = ignore_index
+        return torch.scalar_tensor(sums[0], dtype=dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradient: Tensor | None = ctx.gradient
+        if gradient is not None and upstream.item() == 1.0 and not torch.is_grad_enabled():
+            ctx.gradient = None  # handed over: whoever gets it may change it
+            return gradient, None, None, None
+        ctx.arguments, ctx.scale = (ctx.ignore_index, "mean", 0.0), 1.0 / (ctx.sums[1] or math.nan)
+        return _backward(ctx, upstream), None, None, None
+
+
+_STEP = SURVEY | MEAN | GRADIENT
+
+
+def mean_of_few(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """fused_cross_entropy for contiguous logits that require a gradient, with class ids and a plain mean."""
+    dtype = logits.dtype
+    if dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu"):
+        dtype = torch.float32
+    return _Step.apply(logits, target, ignore_index, dtype)  # type: ignore[no-any-return]
