@@ -141,7 +141,7 @@ class Batches:
 
 
 class _Files(Dataset[Tensor | DataError]):
-    """A split on disk as torch's DataLoader wants it; an error is handed over, for a worker adds its traceback to one."""
+    """A split on disk as torch's DataLoader wants it; an error is handed over, as a worker adds its traceback."""
 
     def __init__(self, split: OnDisk) -> None:
         self.split = split

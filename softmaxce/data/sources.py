@@ -159,8 +159,8 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
     files, folder, addresses = _whereabouts(make, root, options)
     if not download and all((folder / file).is_file() for file in files):
         raise DataError(
-            f"{name}: {', '.join(files)} lie in {folder}, but packed; unpack them there (gunzip, tar -xf, unzip), or set "
-            "data.download: true, which unpacks the publisher's own and fetches what differs from them"
+            f"{name}: {', '.join(files)} lie in {folder}, but packed; unpack them there (gunzip, tar -xf, unzip), "
+            "or set data.download: true, which unpacks the publisher's own and fetches what differs from them"
         )
     if not download:
         raise DataError(
