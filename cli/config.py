@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from softmaxce import config as configs
 from softmaxce import schema as schemas
 from softmaxce.errors import ConfigError, Problem
+from softmaxce.report import console
 
 app = typer.Typer(no_args_is_help=True, help="List, show, copy and check configs without training.")
 
@@ -19,7 +21,8 @@ def list_recipes() -> None:
     recipes = configs.recipes()
     width = max(map(len, recipes))
     for name, file in recipes.items():
-        typer.echo(f"{name.ljust(width)}  {schemas.headline(file.read_text(encoding='utf-8'))}")
+        headline = schemas.headline(file.read_text(encoding="utf-8"))
+        console.print_entry(console.stdout(), 0, Text(name.ljust(width)), Text(headline))
 
 
 @app.command()

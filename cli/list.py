@@ -5,9 +5,11 @@ import json as jsonlib
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from softmaxce.config import SUPPLIED
 from softmaxce.registry import MENUS, TORCHVISION, Signature, describe, read_signature, show
+from softmaxce.report import console
 
 MenuName = enum.StrEnum("MenuName", {name: name for name in MENUS})  # type: ignore[misc]
 SECTION = {"losses": "loss", "models": "model", "datasets": "data", "optimizers": "optimizer", "schedules": "schedule"}
@@ -22,18 +24,15 @@ def list_menus(
     if json:
         typer.echo(jsonlib.dumps({name: _entries(name) for name in chosen}, indent=2))
         return
+    out = console.stdout()
     for index, name in enumerate(chosen):
-        typer.secho(("\n" if index else "") + name, bold=True)
+        out.print(("\n" if index else "") + name, style="bold")
         for entry, about in _entries(name).items():
-            _print_entry(entry, about)
-    typer.echo("\nYour own code: module:Name or file.py:Name in place of a name (see the README).")
-
-
-def _print_entry(name: str, about: dict[str, Any]) -> None:
-    typer.echo(f"  {typer.style(name, fg='cyan')}  {about['doc']}")
-    for argument in about["arguments"]:
-        default = "needed" if argument["required"] else f"= {show(argument['default'])}"
-        typer.echo(f"      {argument['name']} {default}  {typer.style(argument['type'], dim=True)}")
+            console.print_entry(out, 2, Text(entry, "cyan"), Text(about["doc"]))
+            for argument in about["arguments"]:
+                default = "needed" if argument["required"] else f"= {show(argument['default'])}"
+                console.print_entry(out, 6, Text(f"{argument['name']} {default}"), Text(argument["type"], "dim"))
+    out.print("\nYour own code: module:Name or file.py:Name in place of a name (see the README).", soft_wrap=True)
 
 
 def _entries(menu: str) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import Annotated, Any
 
@@ -30,6 +31,8 @@ class Group(TyperGroup):
             return super().invoke(ctx)
         except SoftmaxceError as error:
             lines = error.problems if isinstance(error, ConfigError) else [error]
+            if error.__cause__ is not None and {"--verbose", "-v"} & set(sys.argv):
+                traceback.print_exception(error.__cause__)
             for line in lines:
                 _tell(str(line))
             raise typer.Exit(error.status) from None
@@ -46,8 +49,11 @@ class Group(TyperGroup):
 
 
 def _tell(message: str) -> None:
-    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
-    typer.echo(message, err=True)
+    from rich.text import Text
+
+    from softmaxce.report import console
+
+    console.stderr().print(Text.assemble(("error: ", "bold red"), message))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -59,7 +65,7 @@ app = typer.Typer(
     name="softmaxce",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich" if sys.stdout.isatty() else None,
+    rich_markup_mode="rich" if sys.stdout is not None and sys.stdout.isatty() else None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train image classifiers from one YAML file, with a softmax + cross-entropy loss you can read.",
     epilog="Exit status: 0 done; 1 a requirement was not met or training failed; 2 the command line, the config or "

@@ -11,7 +11,15 @@ import typer
 from softmaxce import config as configs
 from softmaxce import requirements
 from softmaxce.config import Config, Override
-from softmaxce.errors import FAILED, ConfigError, Problem, RunError, TrainingError
+from softmaxce.errors import (
+    FAILED,
+    ConfigError,
+    Problem,
+    RunError,
+    SoftmaxceError,
+    TrainingError,
+    in_one_line,
+)
 
 if TYPE_CHECKING:
     from softmaxce.report.training import Outcome, Reporter
@@ -202,6 +210,15 @@ def carry_out(
         split, scores, figures = final_evaluation(run, folder, {demand.figure for demand in demands})
     except TrainingError as error:
         return finish("failed", str(error))
+    except SoftmaxceError as error:  # an image that cannot be decoded, say
+        finish("failed", str(error))
+        raise
+    except OSError:
+        raise
+    except Exception as error:  # the user's loss or model, or memory that ran out
+        message = f"epoch {run.progress.epoch + 1}: {in_one_line(error)}"
+        finish("failed", message)
+        raise TrainingError(message) from error
     except KeyboardInterrupt as interruption:
         word = "terminated" if type(interruption).__name__ == "Terminated" else "interrupted"
         done = f"{word} after {run.progress.epoch} of {run.config.epochs} epochs"

@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint, load_weights
 from .config import NEEDS_VALIDATION, Config, check
 from .data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, mean_and_std, mixing
 from .data.splits import Source, Split, stratified
-from .errors import ConfigError, DataError, Problem
+from .errors import ConfigError, DataError, Problem, in_one_line
 from .registry import build
 from .runtime import choose_device, seed_everything
 from .train import Run, steps_per_epoch
@@ -81,6 +81,11 @@ def load_source(config: Config) -> Source:
     if not isinstance(source, Source):
         message = f"{config.source.name} must return a softmaxce.data.splits.Source, got {type(source).__name__}"
         raise ConfigError([Problem(config.source.place, message)])
+    if len(source.classes) < 2:
+        raise DataError(
+            f"{config.source.name}: there is one class only, '{', '.join(source.classes)}', and nothing to tell it "
+            "from; in a folder of images, each class has a folder of its own"
+        )
     for name in ("train", "validation", "test"):
         split = getattr(source, name)
         if split is not None:
@@ -160,8 +165,8 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
         model.eval()
         try:
             logits = model(images)
-        except (RuntimeError, ValueError, TypeError) as error:
-            message = f"{config.model.name} cannot take images {list(images.shape)}: {_first_line(error)}"
+        except Exception as error:
+            message = f"{config.model.name} cannot take images {list(images.shape)}: {in_one_line(error)}"
             raise ConfigError([Problem(config.model.place, message)]) from error
         model.train()
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
@@ -193,19 +198,22 @@ def _check_fit(
     device: torch.device,
 ) -> None:
     """Call the loss once, so that one which does not fit is named before the training starts."""
-    logits = torch.zeros(2, num_classes, device=device)
+    logits = torch.zeros(2, num_classes, device=device, requires_grad=True)
     targets = torch.zeros(2, dtype=torch.int64, device=device)
     if config.mixup_alpha or config.cutmix_alpha:
         targets = nn.functional.one_hot(targets, num_classes).float()
     try:
         value = loss(logits, targets)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:
         kind = "probabilities [B, K], as mixup makes them," if targets.ndim == 2 else "class ids [B]"
-        message = f"{config.loss.name} cannot take logits [B, K] and {kind}: {_first_line(error)}"
+        message = f"{config.loss.name} cannot take logits [B, K] and {kind}: {in_one_line(error)}"
         raise ConfigError([Problem(config.loss.place, message)]) from error
     if not isinstance(value, Tensor) or value.shape not in ((), (2,)):
         got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         message = f"{config.loss.name} must return a scalar or one loss an image [B]; for B = 2 it gave {got}"
+        raise ConfigError([Problem(config.loss.place, message)])
+    if not value.requires_grad:
+        message = f"{config.loss.name} has no gradient: what it returns must be computed from the logits, undetached"
         raise ConfigError([Problem(config.loss.place, message)])
 
 
@@ -229,10 +237,6 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # what the schedule's factor multiplies
     return optimizer
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 # -- evaluation -------------------------------------------------------------------------------------------------------

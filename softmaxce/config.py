@@ -12,7 +12,7 @@ import platformdirs
 
 from . import menus, yamlfile
 from .errors import ConfigError, Problem
-from .kinds import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from .kinds import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from .registry import (
     REQUIRED,
     Argument,
@@ -168,7 +168,7 @@ class Config:
     schedule: Component
     source: Component
     augment: tuple[Component, ...] = ()
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     device: str = "auto"
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     clip_grad_norm: PositiveFloat | None = None
@@ -248,11 +248,11 @@ def find(config: str) -> tuple[Path, str]:
     Raises: ConfigError if it is neither a file nor a recipe.
     """
     path = Path(config)
+    known = recipes()
+    if config in known and not path.is_file():  # a folder `mnist` holds the data, as a rule
+        return known[config], f"configs/{config}.yaml"
     if path.exists():
         return path, config
-    known = recipes()
-    if config in known:
-        return known[config], f"configs/{config}.yaml"
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         hint = f"; the recipe of that name is --config {path.stem}" if path.stem in known else ""
         raise ConfigError([Problem("--config", f"there is no file '{config}'{hint}")])

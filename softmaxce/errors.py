@@ -1,7 +1,10 @@
 """What can go wrong in a user's sight: the message, the place it points to, the exit status that says so."""
 
+import sysconfig
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 DONE = 0
 FAILED = 1  # a requirement was not met, or training failed
@@ -47,3 +50,27 @@ class TrainingError(SoftmaxceError):
     """Training could not go on (the loss is not finite, say)."""
 
     status = FAILED
+
+
+def in_one_line(error: BaseException) -> str:
+    """What somebody else's code raised: `KeyError: 'a' (mylab.py:12)`, with the line of theirs that led there.
+
+    The type is left out where the text speaks for itself (ValueError, TypeError, RuntimeError).
+    """
+    text = str(error).strip().split("\n")[0]
+    name = type(error).__name__
+    if not text:
+        text = name
+    elif not isinstance(error, ValueError | TypeError | RuntimeError) or isinstance(error, RecursionError):
+        text = f"{name}: {text}"
+    theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    return f"{text} ({Path(theirs[-1].filename).name}:{theirs[-1].lineno})" if theirs else text
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a file is neither softmaxce's, nor an installed package's, nor Python's own."""
+    installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platlib", "purelib")}
+    ours = (Path(__file__).parent, Path(__file__).parents[1] / "cli")
+    file = Path(filename)
+    outside = not any(file.is_relative_to(folder) for folder in (*installed, *ours))
+    return file.is_file() and outside and not {"site-packages", "dist-packages"} & set(file.parts)

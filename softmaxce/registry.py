@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from . import kinds, menus
-from .errors import ConfigError, Problem
+from .errors import ConfigError, Problem, SoftmaxceError, in_one_line
 
 TORCHVISION = "softmaxce.models.zoo:torchvision_model"  # what torchvision:NAME stands for
 REQUIRED = object()  # the default of an argument that has none
@@ -112,9 +112,10 @@ MENUS: dict[str, Mapping[str, str]] = {
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing when no known word is near."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    """`; did you mean 'x'?`, or nothing when no known word is near. Case does not count."""
+    words = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), list(words), n=1, cutoff=0.6)
+    return f"; did you mean '{words[near[0]]}'?" if near else ""
 
 
 # -- signatures -------------------------------------------------------------------------------------------------------
@@ -303,7 +304,9 @@ def check_arguments(
         elif (message := check_value(value, known[name].type)) is not None:
             problems.append((name, f"{name} {message}"))
     missing = [a.name for a in known.values() if a.required and a.name not in arguments and a.name not in supplied]
-    problems += [(None, f"{what} needs '{name}' ({describe(known[name].type)})") for name in missing]
+    for name in missing:
+        kind = "" if known[name].type is Any else f" ({describe(known[name].type)})"
+        problems.append((None, f"{what} needs '{name}'{kind}"))
     return problems
 
 
@@ -312,7 +315,9 @@ def _takes(names: list[str]) -> str:
 
 
 def check_value(value: Any, type_: Any) -> str | None:
-    """None if `value` (plain data) fits the type; else `must be ..., got ...`."""
+    """None if `value` (plain data) fits the type and holds no NaN; else `must be ..., got ...`."""
+    if any(number != number for number in (value if isinstance(value, list) else [value])):
+        return f"must be {describe(type_)}, got {show(value)}"
     try:
         TypeAdapter(type_).validate_python(value, strict=True)
     except ValidationError:
@@ -346,6 +351,8 @@ def describe(type_: Any) -> str:
         return f"a list of {describe(args[0]).removeprefix('a ')}s" if args[0] is not Any else "a list"
     if (origin is not None and NoneType in args) or origin is Union:
         return " or ".join(dict.fromkeys(describe(a) for a in args))
+    if origin is dict:
+        return "a mapping"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
     return words.get(type_, "a mapping" if type_ is dict else "any value")
 
@@ -419,7 +426,7 @@ def build(component: Component, supplied: Mapping[str, Any]) -> Any:
     """Call what the component names with its arguments and with those of `supplied` that it takes.
 
     Raises: ConfigError, with the component's place, if the name cannot be imported, an argument does not fit, or the
-        callable refuses one (ValueError or TypeError).
+        callable raises anything.
     """
     try:
         function = load_object(component.target)
@@ -432,5 +439,7 @@ def build(component: Component, supplied: Mapping[str, Any]) -> Any:
     extra = {name: value for name, value in supplied.items() if name in signature.names()}
     try:
         return function(**component.arguments, **component.implied, **extra)
-    except (ValueError, TypeError) as error:
-        raise ConfigError([Problem(component.place, f"{component.name}: {error}")]) from error
+    except SoftmaxceError:
+        raise
+    except Exception as error:
+        raise ConfigError([Problem(component.place, f"{component.name}: {in_one_line(error)}")]) from error

@@ -85,7 +85,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "softmaxce": version("softmaxce"),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its own kind of string, which YAML cannot dump
         "torchvision": version("torchvision"),
         "platform": platform.platform(),
         "device": describe_device(device),

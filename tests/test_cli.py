@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from safetensors.torch import load_file
 
 from .conftest import Softmaxce
@@ -111,6 +113,15 @@ def test_quiet_prints_the_result_alone(softmaxce: Softmaxce, small: Path) -> Non
     assert done.stderr == ""
 
 
+def test_verbose_also_tells_config_and_versions_on_stderr(softmaxce: Softmaxce, small: Path) -> None:
+    done = softmaxce("train", "--config", "small.yaml", "--verbose", "--json")
+    assert done.returncode == 0
+    assert [event["event"] for event in events(done.stdout)] == ["start", "epoch", "epoch", "end"]
+    told = yaml.safe_load(done.stderr)
+    assert told["config"]["data"]["name"] == "synthetic"
+    assert told["environment"]["torch"] == torch.__version__
+
+
 def on_a_terminal(arguments: list[str], folder: Path, **environment: str) -> str:
     """What the command prints on a terminal of 80 columns."""
     master, slave = pty.openpty()
@@ -144,6 +155,29 @@ def test_on_a_terminal_a_table_grows_and_fits_80_columns(small: Path, tmp_path: 
     assert " ".join(header.split()) == "epoch lr train loss train acc val loss val acc images/s sec"
     assert "…" not in plain
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["config", "list"]])
+def test_lists_break_between_words_on_a_terminal_and_nowhere_in_a_pipe(
+    arguments: list[str], tmp_path: Path, softmaxce: Softmaxce
+) -> None:
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", on_a_terminal(arguments, tmp_path))
+    piped = softmaxce(*arguments).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.split() == piped.split()  # no word is cut in two
+    assert max(map(len, piped.splitlines())) > 80
+
+
+def test_a_long_path_is_not_cut_in_two(softmaxce: Softmaxce, small: Path) -> None:
+    folder = "/".join(["a_long_name_for_a_folder"] * 5)
+    softmaxce("train", "--config", "small.yaml", "-q", "--output", folder)
+    assert softmaxce("eval", folder).stdout.startswith(f"{folder}/best.safetensors (epoch ")
+
+
+def test_no_color_and_force_color_hold_for_lists_and_errors(softmaxce: Softmaxce, tmp_path: Path) -> None:
+    assert re.search(r"\x1b\[[\d;]*36m", softmaxce("list", FORCE_COLOR="1").stdout)
+    assert "\x1b[1;31merror: \x1b[0m" in softmaxce("train", FORCE_COLOR="1").stderr
+    assert not re.search(r"\x1b\[[\d;]*3[0-7]m", on_a_terminal(["list"], tmp_path, NO_COLOR="1"))
 
 
 def test_no_color_takes_the_colours_away(small: Path, tmp_path: Path) -> None:
@@ -331,6 +365,57 @@ def test_eval_of_another_folder_of_images(softmaxce: Softmaxce, tmp_path: Path) 
     assert "images/none" in missing.stderr
 
 
+# -- the user's own code ----------------------------------------------------------------------------------------------
+
+OWN = """\
+from torch import nn
+
+def broken(): raise KeyError("boom")
+
+class Forward(nn.Module):
+    def forward(self, logits, targets): return {}["key"]
+
+def detached(): return lambda logits, targets: nn.functional.cross_entropy(logits.detach(), targets)
+
+def late():
+    calls = []
+    def loss(logits, targets):
+        calls.append(1)
+        if len(calls) > 2: raise ArithmeticError("not today")
+        return nn.functional.cross_entropy(logits, targets)
+    return loss
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "message"),
+    [
+        ("broken", 2, "own.py:broken: KeyError: 'boom' (own.py:3)"),
+        ("Forward", 2, "own.py:Forward cannot take logits [B, K] and class ids [B]: KeyError: 'key' (own.py:6)"),
+        ("detached", 2, "own.py:detached has no gradient"),
+        ("late", 1, "error: epoch 1: ArithmeticError: not today (own.py:14)"),
+    ],
+)
+def test_a_users_loss_that_fails_is_one_line_with_its_place(
+    name: str, status: int, message: str, softmaxce: Softmaxce, small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    done = softmaxce("train", "--config", "small.yaml", "-q", "--set", f"loss=own.py:{name}", "--output", "out")
+    assert done.returncode == status
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    if status == 1:
+        assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "failed"
+        again = softmaxce("train", "--config", "small.yaml", "-v", "--set", f"loss=own.py:{name}")
+        assert "Traceback" in again.stderr  # --verbose shows how it came to be
+
+
+def test_an_optimizers_argument_that_it_stumbles_over_is_one_line(softmaxce: Softmaxce, small: Path) -> None:
+    done = softmaxce("train", "--config", "small.yaml", "--set", "optimizer={name: adam, betas: [0.9]}")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +470,12 @@ def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(small: Path, t
     command = f"{COMMAND} train --config small.yaml --epochs 50 --json | head -n 1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_a_closed_stdout_is_no_traceback(tmp_path: Path) -> None:
+    command = f"{COMMAND} list losses >&-"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
 
 
 def test_a_file_that_cannot_be_written_is_one_line_and_1(small: Path, tmp_path: Path) -> None:

@@ -202,3 +202,11 @@ def test_every_name_on_a_menu_passes_the_schema(menu: str) -> None:
     key = {"MODELS": "model", "LOSSES": "loss", "OPTIMIZERS": "optimizer", "SCHEDULES": "schedule"}[menu]
     for name in getattr(menus, menu):
         jsonschema.validate({**yaml.safe_load(SMALL), key: name}, schema())
+
+
+def test_a_recipes_name_is_the_recipe_though_a_folder_is_called_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist").mkdir()
+    assert load("mnist").source.name == "mnist"

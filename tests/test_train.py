@@ -291,3 +291,13 @@ def test_parts_that_do_not_fit_are_named_before_training(changes: dict[str, Any]
 def test_a_label_outside_the_classes_is_refused(user_code: str) -> None:
     with pytest.raises(DataError, match="the train split has the label 5; with 3 classes"):
         build_run(config(data={"name": f"{user_code}:mislabelled"}))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 + 1, 20261124123456, 2**63 - 1])
+def test_any_seed_of_63_bits_trains(seed: int) -> None:
+    assert len(list(fit(build_run(config(seed=seed))))) == 2
+
+
+def test_one_class_alone_is_refused() -> None:
+    with pytest.raises(DataError, match="there is one class only, 'class0'"):
+        build_run(config(data__classes=1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import DataError
 from .splits import InMemory, OnDisk, Split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -97,7 +98,7 @@ class Batches:
         if self.shuffle_seed is None:
             order = torch.arange(self.num_images)
         else:
-            generator = torch.Generator().manual_seed(self.shuffle_seed * 1_000_003 + number)
+            generator = torch.Generator().manual_seed((self.shuffle_seed * 1_000_003 + number) % 2**63)
             order = torch.randperm(self.num_images, generator=generator)
         chunks = self._chunks(order)
         if self.images is not None:
@@ -121,11 +122,14 @@ class Batches:
             _Files(self.split),
             batch_sampler=[chunk.tolist() for chunk in chunks],
             num_workers=self.split.workers,
-            collate_fn=torch.stack,
+            collate_fn=_stacked,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # so that the global one is left alone
         )
-        return iter(loader)
+        for images in loader:
+            if isinstance(images, DataError):
+                raise images
+            yield images
 
     def _prepared(self, images: Tensor) -> Tensor:
         """[B, C, H, W] uint8 -> float, augmented, normalised."""
@@ -136,8 +140,8 @@ class Batches:
         return normalised.contiguous(memory_format=torch.channels_last)
 
 
-class _Files(Dataset[Tensor]):
-    """A split on disk as torch's DataLoader wants it."""
+class _Files(Dataset[Tensor | DataError]):
+    """A split on disk as torch's DataLoader wants it; an error is handed over, as a worker adds its traceback."""
 
     def __init__(self, split: OnDisk) -> None:
         self.split = split
@@ -145,8 +149,17 @@ class _Files(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.split.decode(self.split.files[index])
+    def __getitem__(self, index: int) -> Tensor | DataError:
+        try:
+            return self.split.decode(self.split.files[index])
+        except DataError as error:
+            return error
+
+
+def _stacked(images: list[Tensor | DataError]) -> Tensor | DataError:
+    """[C, H, W] images as [B, C, H, W], or the first error among them."""
+    error = next((image for image in images if isinstance(image, DataError)), None)
+    return error or torch.stack([image for image in images if isinstance(image, Tensor)])
 
 
 def mixing(mixup_alpha: float, cutmix_alpha: float, num_classes: int) -> Callable[[Tensor, Tensor], Batch] | None:

@@ -45,7 +45,8 @@ def image_folder(
             images as they are, which must then be of one size.
         channels: 3 for colour, 1 for grey.
         test_fraction: what a single folder gives to the test split; always the same images, whatever the seed.
-        skip_bad: leave out, with a warning, what cannot be decoded; else it is an error.
+        skip_bad: leave out, with a warning, what cannot be decoded; else it is an error. Where images do not fit in
+            memory, it takes a first pass over all files.
         in_memory: keep all images decoded in memory; null decides by the machine's memory.
         workers: processes that decode where images do not fit in memory.
         root: the folder. A sub-folder val, valid or validation is used as the validation split.
@@ -171,6 +172,8 @@ class _Listing:
         if keep:
             return self._decoded(files, labels, decode, shape), shape
         same_size = Decode(self.channels, wanted)
+        if self.skip_bad:
+            files, labels = self._decodable(files, labels, same_size)
         return OnDisk(tuple(files), torch.tensor(labels), shape, same_size, self.workers), shape
 
     def _files(self, folder: Path) -> tuple[list[str], list[int]]:
@@ -223,6 +226,28 @@ class _Listing:
         whole = InMemory(torch.from_numpy(images), torch.tensor(labels))
         if not bad:
             return whole
+        self._tell(bad, files)
+        return whole.take(kept)
+
+    def _decodable(self, files: list[str], labels: list[int], decode: Decode) -> tuple[list[str], list[int]]:
+        """The files that can be decoded, found by decoding each once, and their labels."""
+        bad: dict[int, str] = {}
+
+        def attempt(index: int) -> None:
+            try:
+                decode.array(files[index])
+            except DataError as error:
+                bad[index] = str(error)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(attempt, range(len(files))))
+        if bad:
+            self._tell(bad, files)
+        kept = [index for index in range(len(files)) if index not in bad]
+        return [files[index] for index in kept], [labels[index] for index in kept]
+
+    def _tell(self, bad: dict[int, str], files: list[str]) -> None:
+        """Name the files that cannot be decoded. Raises: DataError unless they are to be skipped."""
         told = [bad[index] for index in sorted(bad)]
         lines = "\n".join(f"  {line}" for line in told[:SHOWN])
         lines += f"\n  ... and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
@@ -230,7 +255,6 @@ class _Listing:
         if not self.skip_bad:
             raise DataError(f"{number}; mend or remove them, or set data.skip_bad: true to leave them out:\n{lines}")
         print(f"warning: {number} and are left out:\n{lines}", file=sys.stderr)
-        return whole.take(kept)
 
 
 def _folders(folder: Path) -> list[Path]:

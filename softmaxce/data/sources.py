@@ -157,6 +157,11 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
             f"{name} in {root} cannot be read ({type(error).__name__}: {error}); delete its files and get them again"
         ) from None
     files, folder, addresses = _whereabouts(make, root, options)
+    if not download and all((folder / file).is_file() for file in files):
+        raise DataError(
+            f"{name}: {', '.join(files)} lie in {folder}, but packed; unpack them there (gunzip, tar -xf, unzip), "
+            "or set data.download: true, which unpacks the publisher's own and fetches what differs from them"
+        )
     if not download:
         raise DataError(
             f"{name} is not in {root} (wanted in {folder}: {', '.join(files)}). Set data.download: true to fetch it, "
@@ -176,8 +181,8 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
 def _whereabouts(make: Any, root: str, options: dict[str, Any]) -> tuple[list[str], Path, list[str]]:
     """The files of a torchvision data set, the folder where it looks for them, and where it downloads from."""
     if hasattr(make, "split_list"):  # SVHN
-        address, file, _ = make.split_list[options["split"]]
-        return [file], Path(root), [address]
+        entries = [make.split_list[split] for split in dict.fromkeys(("train", "test", options["split"]))]
+        return [entry[1] for entry in entries], Path(root), [entry[0] for entry in entries]
     if hasattr(make, "filename"):  # CIFAR
         return [make.filename], Path(root), [make.url]
     folder = Path(root, make.__name__, "raw")  # the MNIST family: one folder a class, several mirrors

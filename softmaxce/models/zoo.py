@@ -90,8 +90,8 @@ def _pretrained(architecture: str, weights: str) -> Any:
     from torchvision.models import get_model, get_model_weights
 
     choices = get_model_weights(architecture)
-    if weights not in ("DEFAULT", *choices.__members__):
-        raise ValueError(f"weights must be DEFAULT or one of {', '.join(choices.__members__)}, got '{weights}'")
+    if weights not in choices.__members__:  # DEFAULT is among them
+        raise ValueError(f"weights must be one of {', '.join(choices.__members__)}, got '{weights}'")
     chosen = choices[weights]
     try:
         return get_model(architecture, weights=chosen)

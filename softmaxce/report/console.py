@@ -3,6 +3,8 @@
 import sys
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 
 def stdout() -> Console:
@@ -13,3 +15,16 @@ def stdout() -> Console:
 def stderr() -> Console:
     """For everything else."""
     return Console(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def print_entry(console: Console, indent: int, head: Text, tail: Text) -> None:
+    """A name and what it is: on a terminal the text wraps beside the name, elsewhere it stays one line."""
+    head = Text(" " * indent) + head
+    if console.file.isatty():  # FORCE_COLOR is about colour, not about lines
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(no_wrap=True)
+        grid.add_column()
+        grid.add_row(head, tail)
+        console.print(grid)
+    else:
+        console.print(head + Text("  ") + tail, soft_wrap=True)

@@ -26,7 +26,8 @@ CONFUSIONS = 10  # rows of the list that stands for a matrix too wide
 def print_figures(evaluated: Evaluated, console: Console) -> None:
     """Print everything."""
     figures = evaluated.figures
-    console.print(f"{evaluated.checkpoint} (epoch {evaluated.epoch}) on {evaluated.split}: {figures.images:,} images")
+    where = f"{evaluated.checkpoint} (epoch {evaluated.epoch}) on {evaluated.split}"
+    console.print(f"{where}: {figures.images:,} images", soft_wrap=True)  # a path is not cut in two
     console.print()
     console.print(_single_figures(figures))
     console.print()

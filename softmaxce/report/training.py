@@ -175,7 +175,7 @@ class GrowingTable:
         """Sum up, and say what to type next."""
         self.console.print()
         for line in summary(outcome):
-            self.console.print(line, style="bold" if line.startswith(outcome.split) else None)
+            self.console.print(line, style="bold" if line.startswith(outcome.split) else None, soft_wrap=True)
 
 
 class _Rate(ProgressColumn):

@@ -10,11 +10,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
+from softmaxce.data.batches import Batches, Preprocessing
 from softmaxce.data.folder import Decode, image_folder, read_folder
 from softmaxce.data.splits import InMemory, OnDisk
 from softmaxce.errors import DataError
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # [6, 8] grey
+
+
+CPU = torch.device("cpu")
 
 
 def put(file: Path, image: Image.Image | None = None) -> Path:
@@ -217,6 +221,26 @@ def test_skip_bad_leaves_them_out_and_says_so(shapes: Path, capsys: pytest.Captu
     assert "1 of 21 files cannot be decoded and are left out" in warning.err
     assert "circle/a.png" in warning.err
     assert warning.out == ""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_skip_bad_holds_for_images_on_disk(shapes: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
+    (shapes / "circle" / "a.png").write_bytes(b"nothing")
+    source = image_folder(test_fraction=0.0, skip_bad=True, in_memory=False, workers=workers, root=str(shapes))
+    assert len(source.train) == 20
+    assert "1 of 21 files cannot be decoded and are left out" in capsys.readouterr().err
+    batches = Batches(source.train, Preprocessing((3, 8, 8), (0.0,) * 3, (1.0,) * 3), batch_size=8, device=CPU)
+    assert sum(len(labels) for _, labels in batches.epoch(1)) == 20
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_a_worker_cannot_decode_is_named_in_one_line(shapes: Path, workers: int) -> None:
+    (shapes / "circle" / "a.png").write_bytes(b"nothing")
+    source = image_folder(test_fraction=0.0, in_memory=False, workers=workers, root=str(shapes))
+    batches = Batches(source.train, Preprocessing((3, 8, 8), (0.0,) * 3, (1.0,) * 3), batch_size=8, device=CPU)
+    with pytest.raises(DataError) as caught:
+        list(batches.epoch(1))
+    assert str(caught.value) == f"{shapes}/circle/a.png: it is no image"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

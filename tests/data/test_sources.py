@@ -191,3 +191,12 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path) -> None:
             file.write_bytes(b"not idx")
     with pytest.raises(DataError, match=r"MNIST in .* cannot be read .*delete its files and get them again"):
         sources.mnist(root=str(tmp_path), download=False)
+
+
+def test_archives_that_only_lie_packed_are_named_with_the_remedy(tmp_path: Path) -> None:
+    folder = tmp_path / "FashionMNIST" / "raw"
+    for kind in ("train", "t10k"):
+        write_idx(folder / f"{kind}-images-idx3-ubyte.gz", pixels(2, 28, 28), packed=True)
+        write_idx(folder / f"{kind}-labels-idx1-ubyte.gz", np.arange(2), packed=True)
+    with pytest.raises(DataError, match="but packed; unpack them there"):
+        sources.fashion_mnist(root=str(tmp_path), download=False)
