@@ -710,7 +710,7 @@ def _backward(ctx: Any, upstream: Tensor) -> Tensor:
         from .cross_entropy import definition
 
         loss = definition(logits, target, weight, *ctx.arguments)
-        (result,) = torch.autograd.grad(loss, logits, upstream.to(loss.dtype), create_graph=True)
+        result: Tensor = torch.autograd.grad(loss, logits, upstream.to(loss.dtype), create_graph=True)[0]
         return result
     ignore_index, _, label_smoothing = ctx.arguments
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
