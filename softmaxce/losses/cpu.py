@@ -1,16 +1,19 @@
 """Cross-entropy and its gradient on the CPU: one walk over the rows, compiled by Numba.
 
-The arithmetic is that of `definition` in cross_entropy.py, written as the loops a processor runs. It takes a few rows
-at a time, so many as stay in the first-level cache:
+The arithmetic is that of `definition` in cross_entropy.py, written as the loops a processor runs. For each row:
 
-1. z = x - max of the row, so that exp cannot overflow.
-2. e = exp(z) for the whole block, the costly step: a polynomial and a shift of the exponent, without a branch, as many
-   numbers at once as the processor has room for.
-3. rest = the sum of e without the target's own term e_y. Then 1 - S_y = rest / (rest + e_y), and the logarithm of the
-   sum is log1p(rest + (e_y - 1)): neither cancels, however sure the model is.
-4. The loss T log sum - sum_i Q_i z_i and the gradient T S - Q, where Q is the label (one-hot, smoothed, weighted or
-   soft) and T its sum: for a one-hot label -log S_y and S - L. The gradient is written once and rounded once, and no
-   second array of its size is made.
+1. Its largest logit. From it comes k, by which every exponent of two is lowered, so that exp cannot overflow.
+2. e_i = exp(x_i) / 2^k, the costly step: a polynomial and a shift of the exponent, without a branch, as many numbers at
+   once as the processor has room for. Nothing is subtracted from x_i first, for that would round: a float32 difference
+   of 40 is off by up to 2e-6, and so would be its exp.
+3. rest = the sum of e without the target's own term e_y. Then -log S_y = log1p(rest / e_y) and 1 - S_y = rest / (rest +
+   e_y): neither cancels, however sure the model is. Where e_y has underflowed, the loss comes from the logits: it is
+   log sum - x_y.
+4. The loss T (-log S_y) - sum_i Q_i (x_i - x_y) and the gradient T S - Q, where Q is the label (one-hot, smoothed,
+   weighted or soft) and T its sum: for a one-hot label -log S_y and S - L. The gradient is written once and rounded
+   once, and no second array of its size is made.
+
+Rows of a few classes are too short for the processor's lanes, so there the same is done for many rows side by side.
 
 16-bit logits are widened to float32 as they are read. A long sum is made of short ones, which are added in float64.
 Numba compiles the walk once for each dtype and keeps the machine code on disk: only a machine's first run waits for it.
@@ -22,7 +25,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -37,8 +40,9 @@ f32, f64, i16, i32, i64, u16, u32 = np.float32, np.float64, np.int16, np.int32, 
 CONTRACT = {"contract"}
 REORDER = {"contract", "reassoc", "nsz"}
 
-BLOCK = 4096  # numbers in the block of step 2: 16 KiB of float32
 SHORT = 2048  # numbers summed in their own dtype before the sum goes on in float64
+FEW_CLASSES = 32  # below, rows are computed side by side
+ABREAST = 128  # so many of them
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
@@ -155,15 +159,15 @@ def _unorder(x: Any) -> Any:
     return float32 if x == types.int32 else float64
 
 
-# exp(z) = 2^n exp(r), where n = round(z / ln 2) and |r| <= ln(2) / 2. Adding MAGIC rounds: it leaves n in the number's
-# last bits, from where a shift takes it to the exponent. The result is exp(z) / UNIT: so scaled it stays a normal
-# number down to LOWEST, from where on exp(z) times any sensible factor rounds to 0. ln 2 is taken off in two parts, the
-# first of which has so few bits that its product with n is exact (Cody and Waite 1980).
-LOG2_E = 1.4426950408889634
-UNIT_32, LOWEST_32, MAGIC_32 = 2.0**-48, f32(-120.0), f32(1.5 * 2**23 + 48)
-UNIT_64, LOWEST_64, MAGIC_64 = 2.0**-192, -836.0, 1.5 * 2.0**52 + 192
-LN2_32 = f32(355 / 512), f32(-2.1219444005469057e-4)
-LN2_64 = 0.693145751953125, 1.4286068203094173e-6
+# exp(x) = 2^n exp(r), where n = round(x / ln 2) and |r| <= ln(2) / 2. Adding MAGIC rounds: it leaves n in the number's
+# last bits, from where a shift takes it to the exponent; n - k is what goes there, so that no row overflows. MAGIC adds
+# HEADROOM to n: results are 2^HEADROOM larger, and stay normal numbers down to DEPTH below the row's largest logit,
+# where exp times any sensible factor rounds to 0. ln 2 is taken off in two parts, the first with so few bits
+# that its product with n is exact (Cody and Waite 1980) while |x| < LIMIT.
+LOG2_E, LN_2 = math.log2(math.e), math.log(2.0)
+HEADROOM_32, DEPTH_32, LIMIT_32, LN2_32 = 48, 119.0, 8192.0, (f32(355 / 512), f32(-2.1219444005469057e-4))
+HEADROOM_64, DEPTH_64, LIMIT_64, LN2_64 = 192, 835.0, 1048576.0, (0.693145751953125, 1.4286068203094173e-6)
+MAGIC_32, MAGIC_64 = f32(1.5 * 2**23 + HEADROOM_32), 1.5 * 2.0**52 + HEADROOM_64
 # exp(r) = 1 + r + r^2 (P_0 + P_1 r + ...): in float32 the polynomial of least relative error (3e-9), in float64
 # Taylor's (1e-17 at the ends of the interval).
 P_32 = tuple(
@@ -172,53 +176,73 @@ P_32 = tuple(
 P_64 = tuple(1 / math.factorial(k) for k in range(2, 14))
 
 
-def exp(z: Any) -> Any:
-    """exp(z) / UNIT for z <= 0, to about one unit in the last place."""
+def exp(x: Any, k: Any) -> Any:
+    """exp(x) 2^(HEADROOM - k), to about one unit in the last place."""
 
 
 @overload(exp)
-def _exp(z: Any) -> Any:
-    def float32(z: Any) -> Any:
-        z = z if z > LOWEST_32 else LOWEST_32
-        shifted = f32(z * f32(LOG2_E) + MAGIC_32)
+def _exp(x: Any, k: Any) -> Any:
+    def float32(x: Any, k: Any) -> Any:
+        shifted = f32(x * f32(LOG2_E) + MAGIC_32)
         n = shifted - MAGIC_32
-        r = (z - n * LN2_32[0]) - n * LN2_32[1]
+        r = (x - n * LN2_32[0]) - n * LN2_32[1]
         p = P_32[0] + r * (P_32[1] + r * (P_32[2] + r * (P_32[3] + r * P_32[4])))
         p = f32(f32(1.0) + r * (f32(1.0) + r * p))
-        bits = i32(p.view(i32) + i32(shifted.view(i32) << i32(23)))
+        bits = i32(p.view(i32) + i32(i32(shifted.view(i32) - k) << i32(23)))
         return bits.view(f32)
 
-    def float64(z: Any) -> Any:
-        z = z if z > LOWEST_64 else LOWEST_64
-        shifted = f64(z * LOG2_E + MAGIC_64)
+    def float64(x: Any, k: Any) -> Any:
+        shifted = f64(x * LOG2_E + MAGIC_64)
         n = shifted - MAGIC_64
-        r = (z - n * LN2_64[0]) - n * LN2_64[1]
+        r = (x - n * LN2_64[0]) - n * LN2_64[1]
         p = P_64[8] + r * (P_64[9] + r * (P_64[10] + r * P_64[11]))
         p = P_64[4] + r * (P_64[5] + r * (P_64[6] + r * (P_64[7] + r * p)))
         p = P_64[0] + r * (P_64[1] + r * (P_64[2] + r * (P_64[3] + r * p)))
         p = f64(1.0 + r * (1.0 + r * p))
-        bits = i64(p.view(i64) + i64(shifted.view(i64) << 52))
+        bits = i64(p.view(i64) + ((shifted.view(i64) - k) << 52))
         return bits.view(f64)
 
-    return float32 if z == types.float32 else float64
+    return float32 if x == types.float32 else float64
 
 
-def unit(z: Any) -> Any:
-    """UNIT, by which `exp` of this kind of number is to be multiplied."""
+def scaling(top: Any) -> Any:
+    """For a row whose largest logit is `top`: (an offset, the lowest x, k), for exp(max(x - offset, lowest), k).
+
+    The offset is 0 unless the logits are so large that x - top is exact wherever exp of it is not 0.
+    """
 
 
-@overload(unit)
-def _unit(z: Any) -> Any:
-    def float32(z: Any) -> Any:
-        return UNIT_32
+@overload(scaling)
+def _scaling(top: Any) -> Any:
+    def float32(top: Any) -> Any:
+        if -LIMIT_32 < top < LIMIT_32:
+            return f32(0), f32(top - f32(DEPTH_32)), i32(math.floor(top * LOG2_E + 0.5))
+        return f32(top), f32(-DEPTH_32), i32(0)
 
-    def float64(z: Any) -> Any:
-        return UNIT_64
+    def float64(top: Any) -> Any:
+        if -LIMIT_64 < top < LIMIT_64:
+            return 0.0, top - DEPTH_64, i64(math.floor(top * LOG2_E + 0.5))
+        return top, -DEPTH_64, i64(0)
 
-    return float32 if z == types.float32 else float64
+    return float32 if top == types.float32 else float64
 
 
-# -- loops over one row or block --------------------------------------------------------------------------------------
+def headroom(x: Any) -> Any:
+    """HEADROOM for this kind of number."""
+
+
+@overload(headroom)
+def _headroom(x: Any) -> Any:
+    def float32(x: Any) -> Any:
+        return HEADROOM_32
+
+    def float64(x: Any) -> Any:
+        return HEADROOM_64
+
+    return float32 if x == types.float32 else float64
+
+
+# -- loops over one row -----------------------------------------------------------------------------------------------
 
 
 @njit(fastmath=CONTRACT)
@@ -233,17 +257,11 @@ def extremes(x: Any) -> Any:
 
 
 @njit(fastmath=CONTRACT)
-def subtract(x: Any, top: Any, z: Any) -> None:
-    """z = x - top."""
+def exponentials(x: Any, offset: Any, lowest: Any, k: Any, e: Any) -> None:
+    """e = exp(x - offset) 2^(HEADROOM - k)."""
     for i in range(len(x)):
-        z[i] = widen(x[i]) - top
-
-
-@njit(fastmath=CONTRACT)
-def exponentials(z: Any) -> None:
-    """z becomes exp(z) / UNIT."""
-    for i in range(len(z)):
-        z[i] = exp(z[i])
+        z = widen(x[i]) - offset
+        e[i] = exp(z if z > lowest else lowest, k)
 
 
 @njit(fastmath=CONTRACT)
@@ -289,29 +307,16 @@ def main_class(q: Any, weight: Any) -> int:
 
 
 @njit(fastmath=REORDER)
-def short_label_sums(z: Any, q: Any, weight: Any, spread: Any, share: Any) -> Any:
-    """For a few classes of a label Q = weight (spread + share q): the sum of Q, and that of Q z.
+def label_sums(x: Any, origin: Any, q: Any, weight: Any, spread: float, share: float) -> Any:
+    """For a label Q = weight (spread + share q): the sum of Q, and that of Q (x - origin), in float64.
 
-    A class that the label gives nothing adds nothing, even where z is -infinity: 0 log 0 = 0.
+    A class that the label gives nothing adds nothing, even where x is -infinity: 0 log 0 = 0.
     """
-    total = z.dtype.type(0)
-    product = z.dtype.type(0)
-    for i in range(len(z)):
+    total = product = 0.0
+    for i in range(len(x)):
         label = weight[i] * (spread + share * q[i])
         total += label
-        product += label * (z[i] if label != 0 else z.dtype.type(0))
-    return total, product
-
-
-@njit
-def label_sums(z: Any, q: Any, weight: Any, spread: Any, share: Any) -> Any:
-    """The same for all classes."""
-    total = product = 0.0
-    for start in range(0, len(z), SHORT):
-        stop = start + SHORT
-        more = short_label_sums(z[start:stop], q[start:stop], weight[start:stop], spread, share)
-        total += more[0]
-        product += more[1]
+        product += label * (f64(widen(x[i])) - origin if label != 0 else 0.0)
     return total, product
 
 
@@ -322,10 +327,204 @@ def label_gradient(e: Any, factor: Any, q: Any, weight: Any, spread: Any, share:
         gradient[i] = narrow(e[i] * factor - weight[i] * (spread + share * q[i]), gradient)
 
 
-# -- the walk ---------------------------------------------------------------------------------------------------------
+# -- rows -------------------------------------------------------------------------------------------------------------
 
 # What the walk is asked for, as bits of `options`.
 WEIGHT, SMOOTH, SOFT, UPSTREAM, LOSSES, GRADIENT, SURVEY, MEAN = (1 << bit for bit in range(8))
+
+
+class Step(NamedTuple):
+    """The numbers that are the same for every row; see `walk`."""
+
+    num_classes: Any
+    ignore_index: Any
+    options: Any
+    spread: Any
+    share: Any
+    scale: Any
+
+
+@njit
+def is_finite(largest: Any, smallest: Any, like: Any) -> Any:
+    """Whether a row with these extremes has no NaN and no +infinity, and not only -infinity."""
+    lowest, highest = order(like(-np.inf)), order(like(np.inf))
+    return lowest < largest and largest < highest and smallest >= lowest
+
+
+@njit(error_model="numpy")
+def minus_log_softmax(rest: Any, e_y: Any, x_y: Any, offset: Any, lowest: Any, k: Any) -> Any:
+    """-log S_y in float64, with all digits: from e where e_y is one, else from the logit."""
+    if x_y - offset > lowest:
+        return log1p(rest / e_y)
+    return math.log(rest + e_y) + (k - headroom(x_y)) * LN_2 + (offset - f64(x_y))
+
+
+@njit(error_model="numpy")
+def one_row(
+    logits: Any,
+    stride: Any,
+    ids: Any,
+    labels: Any,
+    weight: Any,
+    upstream: Any,
+    losses: Any,
+    gradient: Any,
+    row: Any,
+    step: Any,
+    e: Any,
+) -> float:
+    """The loss and the gradient of a row with any label. `e` is room for a row."""
+    as_number = weight.dtype.type
+    num_classes, options = step.num_classes, step.options
+    spread, share = step.spread, step.share
+    here, there = row * num_classes, (row + 1) * num_classes
+    x = logits[row * stride : row * stride + num_classes]
+    g = gradient[here:there]
+    q = labels[here:there] if options & SOFT else labels[:num_classes]
+    y = main_class(q, weight) if options & SOFT else ids[row]
+    if not options & SOFT and y == step.ignore_index:
+        if options & LOSSES:
+            losses[row] = 0
+        if options & GRADIENT:
+            g[:] = narrow(as_number(0), g)
+        return 0.0
+    largest, smallest = extremes(x)
+    if not is_finite(largest, smallest, as_number):
+        if options & LOSSES:
+            losses[row] = np.nan
+        if options & GRADIENT:
+            g[:] = narrow(as_number(np.nan), g)
+        return np.nan
+
+    offset, lowest, k = scaling(unorder(largest))
+    exponentials(x, offset, lowest, k, e)
+    e_y, e[y] = e[y], 0
+    rest = long_sum(e)
+    x_y = widen(x[y])
+    loss_y = minus_log_softmax(rest, e_y, x_y, offset, lowest, k)
+
+    # The label: its sum T, its main term Q_y, and sum_i Q_i (x_i - origin), where origin is x_y if that is a number.
+    weight_y = weight[y] if options & WEIGHT else as_number(1)
+    origin = x_y if x_y > -np.inf else unorder(largest)
+    if options & (SMOOTH | SOFT):
+        total, product = label_sums(x, f64(origin), q, weight, step.spread, step.share if options & SOFT else 0.0)
+        label_y = weight_y * (spread + share * q[y])
+        if not options & SOFT:
+            total += weight_y * share
+            product += weight_y * share * (x_y - origin) if weight_y * share != 0 else as_number(0)
+            label_y += weight_y * share
+    else:
+        total, label_y = f64(weight_y), weight_y
+        product = 0.0
+    if x_y == origin:
+        loss = total * loss_y - product
+    elif options & (SMOOTH | SOFT):
+        loss = total * (loss_y - (origin - x_y)) - product if label_y == 0 else np.inf
+    else:
+        loss = total * loss_y if total != 0 else 0.0
+    if options & LOSSES:
+        losses[row] = loss
+    if options & GRADIENT:
+        size = step.scale * upstream[row] if options & UPSTREAM else step.scale
+        per_sum = total * size / (rest + e_y)
+        if options & (SMOOTH | SOFT):
+            q_share = as_number(size * share) if options & SOFT else as_number(0)
+            label_gradient(e, as_number(per_sum), q, weight, as_number(size * spread), q_share, g)
+        else:
+            scaled(e, as_number(per_sum), g)
+        g[y] = narrow(as_number((total - label_y) * size - per_sum * rest), g)
+    return f64(loss)
+
+
+@njit(fastmath=CONTRACT, error_model="numpy")
+def many_short_rows(
+    logits: Any,
+    stride: Any,
+    ids: Any,
+    weight: Any,
+    upstream: Any,
+    losses: Any,
+    gradient: Any,
+    first: Any,
+    last: Any,
+    step: Any,
+) -> float:
+    """The same for rows of a few classes with a one-hot label: each loop takes one class of many rows."""
+    as_number = weight.dtype.type
+    num_classes, options = step.num_classes, step.options
+    kind = order(as_number(0))
+    width = min(ABREAST, last - first)
+    room = np.empty((num_classes + 4, width), dtype=weight.dtype)
+    e, offsets, lowests, rests, factors = room[4:], room[0], room[1], room[2], room[3]
+    keys = np.full((3, width), kind)
+    largest, smallest, ks = keys[0], keys[1], keys[2]
+    sum_of_losses = 0.0
+    for start in range(first, last, ABREAST):
+        rows = min(width, last - start)
+        for j in range(rows):
+            for i in range(num_classes):
+                e[i, j] = widen(logits[(start + j) * stride + i])
+        for i in range(num_classes):
+            column = e[i]
+            for j in range(rows):
+                key = order(column[j])
+                largest[j] = key if i == 0 else max(largest[j], key)
+                smallest[j] = key if i == 0 else min(smallest[j], key)
+        for j in range(rows):
+            offsets[j], lowests[j], ks[j] = as_number(0), as_number(0), kind
+            if is_finite(largest[j], smallest[j], as_number):
+                offsets[j], lowests[j], ks[j] = scaling(unorder(largest[j]))
+        for i in range(num_classes):
+            column = e[i]
+            for j in range(rows):
+                z = column[j] - offsets[j]
+                column[j] = exp(z if z > lowests[j] else lowests[j], ks[j])
+        for j in range(rows):
+            y = ids[start + j]
+            if y == step.ignore_index:
+                y = 0
+            factors[j] = e[y, j]
+            e[y, j] = 0
+        for i in range(num_classes):
+            column = e[i]
+            for j in range(rows):
+                rests[j] = column[j] if i == 0 else rests[j] + column[j]
+        for j in range(rows):
+            row = start + j
+            y = ids[row]
+            rest, e_y = f64(rests[j]), f64(factors[j])
+            loss = size = 0.0
+            if y == step.ignore_index:
+                y = 0
+            elif not is_finite(largest[j], smallest[j], as_number):
+                loss = size = np.nan
+            else:
+                x_y = widen(logits[row * stride + y])
+                weight_y = f64(weight[y]) if options & WEIGHT else 1.0
+                if weight_y != 0:
+                    loss = weight_y * minus_log_softmax(rest, e_y, x_y, offsets[j], lowests[j], ks[j])
+                size = weight_y * step.scale
+                if options & UPSTREAM:
+                    size *= upstream[row]
+            sum_of_losses += loss
+            if options & LOSSES:
+                losses[row] = loss
+            factors[j] = as_number(size / (rest + e_y))
+            rests[j] = as_number(-(size / (rest + e_y)) * rest)
+        if options & GRADIENT:
+            for j in range(rows):
+                g = gradient[(start + j) * num_classes : (start + j + 1) * num_classes]
+                y = ids[start + j]
+                if y == step.ignore_index:
+                    g[:] = narrow(as_number(0), g)
+                    continue
+                for i in range(num_classes):
+                    g[i] = narrow(e[i, j] * factors[j], g)
+                g[y] = narrow(rests[j], g)
+    return sum_of_losses
+
+
+# -- the walk ---------------------------------------------------------------------------------------------------------
 
 
 def walk(
@@ -385,89 +584,16 @@ def walk(
         sums[1] = divisor
         if options & MEAN:
             scale /= divisor
-    rows = max(1, min(BLOCK // num_classes, last - first))
-    block = np.empty(rows * num_classes, dtype=weight.dtype)
-    notes = np.empty((rows, 5))
-    highest, lowest = order(as_number(np.inf)), order(as_number(-np.inf))
-    to_unit = unit(as_number(0))
-    sum_of_losses = 0.0
-    for start in range(first, last, rows):
-        stop = min(start + rows, last)
-        for row in range(start, stop):
-            here = (row - start) * num_classes
-            z = block[here : here + num_classes]
-            x = logits[row * stride : row * stride + num_classes]
-            note = notes[row - start]
-            counts = True
-            if options & SOFT:
-                y = main_class(labels[row * num_classes : (row + 1) * num_classes], weight)
-            else:
-                y = ids[row]
-                if y == ignore_index:
-                    y = 0
-                    counts = False
-            largest, smallest = extremes(x)
-            finite = lowest < largest and largest < highest and smallest >= lowest  # no NaN, no +inf, not all -inf
-            if finite and counts:
-                subtract(x, unorder(largest), z)
-            else:
-                z[:] = 0
-            # note: the label's sum T, its main term Q_y, the sum of Q z, y, and whether the row counts
-            label_y = weight[y] * share if options & WEIGHT else as_number(share)
-            total = product = 0.0
-            if options & SOFT:
-                q = labels[row * num_classes : (row + 1) * num_classes]
-                total, product = label_sums(z, q, weight, as_number(spread), as_number(share))
-                label_y = weight[y] * (as_number(spread) + as_number(share) * q[y])
-            else:
-                if options & SMOOTH:
-                    total, product = label_sums(z, labels[:num_classes], weight, as_number(spread), as_number(0))
-                    total += label_y
-                    product += label_y * z[y]
-                    label_y += weight[y] * as_number(spread)
-                else:
-                    total = label_y
-                    product = label_y * z[y] if label_y != 0 else as_number(0)
-            if not counts:
-                total = product = 0.0
-            elif not finite:
-                total = np.nan
-            note[0], note[1], note[2], note[3], note[4] = total, label_y, product, y, counts
-        exponentials(block[: (stop - start) * num_classes])
-        for row in range(start, stop):
-            here = (row - start) * num_classes
-            e = block[here : here + num_classes]
-            note = notes[row - start]
-            total, label_y, product, y = note[0], note[1], note[2], int(note[3])
-            e_y = e[y] * to_unit
-            e[y] = 0
-            rest = long_sum(e) * to_unit
-            sum_less_1 = rest + (e_y - 1.0)
-            loss = total * log1p(sum_less_1) - product
-            sum_of_losses += loss
-            if options & LOSSES:
-                losses[row] = loss
-            if options & GRADIENT:
-                g = gradient[row * num_classes : (row + 1) * num_classes]
-                size_of_step = scale * upstream[row] if options & UPSTREAM else scale
-                if note[4] == 0.0:
-                    size_of_step = label_y = 0.0
-                per_sum = total * size_of_step / (1.0 + sum_less_1)
-                factor = as_number(per_sum * to_unit)
-                step_spread, step_share = as_number(size_of_step * spread), as_number(size_of_step * share)
-                if options & SOFT:
-                    q = labels[row * num_classes : (row + 1) * num_classes]
-                    label_gradient(e, factor, q, weight, step_spread, step_share, g)
-                elif options & SMOOTH:
-                    label_gradient(e, factor, labels[:num_classes], weight, step_spread, as_number(0), g)
-                else:
-                    scaled(e, factor, g)
-                g[y] = narrow(as_number((total - label_y) * size_of_step - per_sum * rest), g)
-    sums[0] = sum_of_losses / sums[1] if options & MEAN else sum_of_losses
+    step = Step(num_classes, ignore_index, options, spread, share, scale)
+    if num_classes < FEW_CLASSES and not options & (SMOOTH | SOFT):
+        total = many_short_rows(logits, stride, ids, weight, upstream, losses, gradient, first, last, step)
+    else:
+        total = 0.0
+        e = np.empty(num_classes, dtype=weight.dtype)
+        for row in range(first, last):
+            total += one_row(logits, stride, ids, labels, weight, upstream, losses, gradient, row, step, e)
+    sums[0] = total / sums[1] if options & MEAN else total
     return -1
-
-
-# -- machine code -----------------------------------------------------------------------------------------------------
 
 
 pointer: Any = types.CPointer

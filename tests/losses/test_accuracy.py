@@ -1,0 +1,211 @@
+"""How near the loss and its gradient come to the truth, which mpmath computes with 50 digits; and torch's beside it."""
+
+import math
+from collections.abc import Callable
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from softmaxce import cross_entropy
+
+BITS = {torch.float64: 53, torch.float32: 24, torch.bfloat16: 8, torch.float16: 11}  # of precision
+SMALLEST = {
+    torch.float64: -1074,
+    torch.float32: -149,
+    torch.bfloat16: -133,
+    torch.float16: -24,
+}  # exponent of the least
+
+
+def truth(row: Tensor, target: int) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
+    """The loss of one row of logits, and S - L."""
+    with mpmath.workdps(50):
+        z = [mpmath.mpf(number) for number in row.double().tolist()]
+        largest = max(z)
+        e = [mpmath.exp(number - largest) for number in z]
+        total = mpmath.fsum(e)
+        gradient = [number / total for number in e]
+        others = mpmath.fsum(number for index, number in enumerate(e) if index != target)
+        gradient[target] = -others / total
+        return mpmath.log1p(others / e[target]) if e[target] else mpmath.inf, gradient
+
+
+def units(got: float, true: mpmath.mpf, dtype: torch.dtype) -> float:
+    """The error in units in the last place of the true value (of the least number, below the normal ones)."""
+    if mpmath.isinf(true) or true == 0:
+        return 0.0 if got == true else math.inf
+    exponent = max(int(mpmath.floor(mpmath.log(abs(true), 2))) + 1 - BITS[dtype], SMALLEST[dtype])
+    return float(abs(mpmath.mpf(got) - true) / mpmath.ldexp(1, exponent))
+
+
+def errors(loss: Callable[..., Tensor], row: Tensor, target: int) -> tuple[float, float]:
+    """The loss's error, and the gradient's largest, in units in the last place."""
+    leaf = row.clone().unsqueeze(0).requires_grad_()
+    value = loss(leaf, torch.tensor([target]))
+    value.backward()
+    assert leaf.grad is not None
+    exact, gradient = truth(row, target)
+    worst = max(units(got, true, row.dtype) for got, true in zip(leaf.grad[0].double().tolist(), gradient, strict=True))
+    return units(value.item(), exact, row.dtype), worst
+
+
+def rows() -> dict[str, tuple[Tensor, int]]:
+    """Logits that are ordinary and logits that are hard, in float64."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    found: dict[str, tuple[Tensor, int]] = {
+        "ordinary, 10 classes": (normal(10), 3),
+        "ordinary, 1000 classes": (normal(1000), 3),
+        "ordinary, times 10": (normal(100) * 10, 3),
+        "one class": (normal(1), 0),
+        "all equal": (torch.full((7,), 2.5, dtype=torch.float64), 2),
+        "near 10,000": (normal(50) + 1e4, 0),
+        "from -10,000 to 10,000": (normal(50).sign() * 1e4 + normal(50), 0),
+        "of size 1e30": (normal(20) * 1e30, 5),
+        "half the classes at -infinity": (torch.where(torch.arange(40) % 2 == 0, normal(40), -math.inf), 2),
+        "the target at -infinity": (torch.where(torch.arange(40) % 2 == 0, normal(40), -math.inf), 1),
+        "100,000 classes": (normal(100_000), 77),
+    }
+    for ahead in (5, 10, 17, 20, 40, 87, 100, 120, 200):
+        row = normal(10)
+        row[4] = row.max() + ahead
+        found[f"sure by {ahead}"] = row, 4
+        found[f"wrong by {ahead}"] = row, 5
+    return found
+
+
+ROWS = rows()
+DTYPES = list(BITS)
+
+
+def taken(name: str, dtype: torch.dtype) -> tuple[Tensor, int] | None:
+    """The row in this dtype; None if its numbers do not fit there."""
+    row, target = ROWS[name]
+    narrow = row.to(dtype)
+    return (narrow, target) if torch.equal(narrow.isinf(), row.isinf()) else None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_loss_and_gradient_are_right_to_10_units_in_32_and_64_bits_and_rounded_once_in_16(dtype: torch.dtype) -> None:
+    bound = 10.0 if dtype.itemsize > 2 else 0.501
+    for name in ROWS:
+        if (case := taken(name, dtype)) is not None:
+            loss, gradient = errors(cross_entropy, *case)
+            assert loss <= bound, name
+            assert gradient <= bound, name
+
+
+def test_on_ordinary_logits_it_is_within_2_units_of_torchs() -> None:
+    for name in ("ordinary, 10 classes", "ordinary, 1000 classes", "ordinary, times 10", "near 10,000"):
+        row, target = ROWS[name]
+        ours, torchs = (errors(loss, row.float(), target) for loss in (cross_entropy, functional.cross_entropy))
+        assert ours[0] <= torchs[0] + 2, name
+        assert ours[1] <= torchs[1] + 2, name
+
+
+def test_where_the_model_is_sure_torchs_loss_is_0_and_ours_is_right() -> None:
+    row, target = ROWS["sure by 17"]
+    logits, ids = row.float().unsqueeze(0), torch.tensor([target])
+    assert functional.cross_entropy(logits, ids) == 0
+    exact, _ = truth(row.float(), target)
+    assert cross_entropy(logits, ids).item() == pytest.approx(float(exact), rel=1e-6, abs=0)
+    assert 1e-9 < float(exact) < 1e-6
+
+
+def test_where_the_model_is_sure_torchs_target_gradient_is_half_wrong_and_ours_is_right() -> None:
+    row, target = torch.zeros(2), 0
+    row[0] = 20.0
+    gradients = []
+    for loss in (functional.cross_entropy, cross_entropy):
+        leaf = row.unsqueeze(0).requires_grad_()
+        gradients.append(torch.autograd.grad(loss(leaf, torch.tensor([target])), leaf)[0][0, 0].item())
+    exact = float(truth(row, target)[1][target])
+    assert abs(gradients[0] / exact - 1) > 0.4
+    assert abs(gradients[1] / exact - 1) < 1e-6
+
+
+def test_torchs_bfloat16_gradient_is_far_off_at_a_gap_of_10_and_ours_is_not() -> None:
+    row = torch.tensor([10.0, 0.0], dtype=torch.bfloat16)
+    assert errors(functional.cross_entropy, row, 0)[1] > 50
+    assert errors(cross_entropy, row, 0)[1] <= 0.501
+
+
+def test_a_float16_mean_over_70001_rows_is_right_where_torchs_is_nan() -> None:
+    logits = torch.randn(70_001, 10, generator=torch.Generator().manual_seed(1)).half().requires_grad_()
+    ids = torch.arange(70_001) % 10
+    assert functional.cross_entropy(logits, ids).isnan()
+    loss = cross_entropy(logits, ids)
+    exact = functional.cross_entropy(logits.detach().double(), ids)
+    assert loss.item() == pytest.approx(exact.item(), rel=2**-11)
+    with torch.autocast("cpu", torch.bfloat16):  # the loss is then float32, and can be scaled as a gradient scaler does
+        (gradient,) = torch.autograd.grad(cross_entropy(logits, ids) * 65536, logits)
+    expected = logits.detach().double().softmax(1)
+    expected[torch.arange(70_001), ids] -= 1
+    torch.testing.assert_close(gradient.double(), expected * 65536 / 70_001, rtol=2**-10, atol=1e-7)
+
+
+def test_the_polynomial_of_exp_is_right_to_2_units_over_its_whole_range() -> None:
+    # One sure class and one at distance z: the gradient of the second is exp(z) / (1 + exp(z)), so exp(z) to rounding.
+    for dtype, lowest in ((torch.float32, -87.0), (torch.float64, -708.0)):
+        z = torch.linspace(lowest, -1e-3, 4001, dtype=torch.float64).to(dtype)
+        leaf = torch.stack([torch.zeros_like(z), z], 1).requires_grad_()
+        cross_entropy(leaf, torch.zeros(len(z), dtype=torch.long), reduction="sum").backward()
+        assert leaf.grad is not None
+        with mpmath.workdps(40):
+            exact = [1 / (1 + mpmath.exp(-mpmath.mpf(number))) for number in z.double().tolist()]
+        got = leaf.grad[:, 1].double().tolist()
+        assert max(units(a, b, dtype) for a, b in zip(got, exact, strict=True)) <= 2.5
+
+
+def test_every_float16_and_bfloat16_is_read_as_it_is_and_written_rounded_to_nearest() -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        numbers = bits.view(dtype)
+        numbers = numbers[numbers.isfinite() & (numbers.abs() < 2**10)].sort().values
+        # loss = z_0 - z_1 + something below half a unit where z_0 is far ahead: what is read can be read off
+        ahead = torch.stack([numbers.float().clamp(min=200).to(dtype), torch.zeros_like(numbers)], 1)
+        loss = cross_entropy(ahead, torch.ones(len(ahead), dtype=torch.long), reduction="none")
+        assert torch.equal(loss, ahead[:, 0])
+        upstream = numbers.float() * 1.37  # the gradient of a hopeless row is -upstream at its target, rounded
+        leaf = torch.tensor([[60.0, 0.0]], dtype=dtype).expand(len(numbers), 2).clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = cross_entropy(leaf, torch.ones(len(leaf), dtype=torch.long), reduction="none")
+        assert losses.dtype == torch.float32
+        losses.backward(upstream)
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad[:, 1], (-upstream).to(dtype), rtol=0, atol=0)
+
+
+def test_the_loss_is_computed_in_no_more_memory_than_the_gradient_takes() -> None:
+    for dtype in DTYPES:
+        logits = torch.randn(1024, 1000).to(dtype).requires_grad_()
+        ids = torch.randint(1000, (1024,))
+        cross_entropy(logits, ids).backward()
+        logits.grad = None
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            cross_entropy(logits, ids).backward()
+        live = peak = 0
+        for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+            if event.name() == "[memory]":
+                live += event.nbytes()
+                peak = max(peak, live)
+        assert 0.9 <= peak / logits.nbytes <= 1.1 if dtype != torch.float16 else peak / logits.nbytes <= 1.1
+
+
+def test_numpys_spacing_is_the_unit_that_errors_are_counted_in() -> None:
+    for number in (1.0, 3.7, 1e-30, 1e30, 1.2e-40):
+        assert (
+            units(
+                float(np.float32(number)) + float(np.spacing(np.float32(number))),
+                mpmath.mpf(float(np.float32(number))),
+                torch.float32,
+            )
+            == 1
+        )
