@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
 
 from . import config as config_command
+from .check_loss import check_loss
 from .eval import evaluate
 from .list import list_menus
 from .train import train
@@ -73,6 +74,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("check-loss")(check_loss)
 app.command("list")(list_menus)
 app.add_typer(config_command.app, name="config")
 

@@ -52,7 +52,7 @@ FLOORS = [
     {"registry", "config", "schema", "runfolder", "requirements", "configs"},
     {"losses", "models", "data", "optim", "metrics", "runtime"},
     {"train", "checkpoint"},
-    {"build", "evaluate"},
+    {"build", "evaluate", "laws"},
     {"report"},
     {"softmaxce_cli"},
 ]
