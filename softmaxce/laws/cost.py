@@ -5,6 +5,7 @@ For a quick look at one's own loss; `softmaxce bench loss` measures more, over a
 
 import ctypes
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -137,7 +138,9 @@ def _timer(subject: Subject, loss: Loss, rows: int, num_classes: int) -> "Timer"
         loss(leaf, targets).sum().backward()
 
     leaf = logits.requires_grad_()
-    return Timer("step()", globals={"step": step})  # waits for a GPU, and sets one thread
+    # On a CPU the process's own time, which other processes do not lengthen; on a GPU the Timer waits for it.
+    clock = {"timer": time.process_time} if subject.device.type == "cpu" else {}
+    return Timer("step()", globals={"step": step}, **clock)  # on one thread
 
 
 def _peak_cuda(step: Callable[[], Any], device: torch.device) -> float:

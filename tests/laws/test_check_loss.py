@@ -1,6 +1,8 @@
 """`softmaxce check-loss` in real processes: what it prints, what its exit status says, what it refuses."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,9 @@ def in_place(logits, targets):
 class Only3(nn.Module):
     def __init__(self):
         super().__init__()
-        self.weight = torch.tensor([1.0, 2.0, 0.5])
+        self.register_buffer("weight", torch.tensor([1.0, 2.0, 0.5]))
     def forward(self, logits, targets):
-        return functional.cross_entropy(logits, targets, self.weight.to(logits.dtype))
+        return functional.cross_entropy(logits, targets, self.weight)
 """
 
 
@@ -93,7 +95,7 @@ def test_arguments_reach_the_loss_and_the_reference(softmaxce: Softmaxce, own: P
 
 
 def test_a_loss_bound_to_a_number_of_classes_is_tried_with_that(softmaxce: Softmaxce, own: Path) -> None:
-    done = softmaxce("check-loss", "own.py:Only3", "--classes", "3", "--skip", "compile", "--skip", "one_hot")
+    done = softmaxce("check-loss", "own.py:Only3", "--classes", "3", "--only", "permutation", "--only", "rows")
     assert done.returncode == 0, done.stdout
     refused = softmaxce("check-loss", "own.py:Only3", "--classes", "5")
     assert refused.returncode == 2
@@ -121,3 +123,17 @@ def test_a_mistake_is_2_with_one_line(arguments: tuple[str, ...], answer: str, s
     assert done.stdout == ""
     assert answer in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_is_answered_before_torch_is_loaded(tmp_path: Path) -> None:
+    program = """
+import sys
+from importlib.metadata import entry_points
+from typer.testing import CliRunner
+app = next(iter(entry_points(group="console_scripts", name="softmaxce"))).load()
+for arguments in (["focl"], ["softmax_cross_entropy", "--set", "x=1"], ["--help"]):
+    CliRunner().invoke(app, ["check-loss", *arguments])
+print({"torch", "hypothesis", "mpmath"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
