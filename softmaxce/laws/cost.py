@@ -139,8 +139,9 @@ def _timer(subject: Subject, loss: Loss, rows: int, num_classes: int) -> "Timer"
 
     leaf = logits.requires_grad_()
     # On a CPU the process's own time, which other processes do not lengthen; on a GPU the Timer waits for it.
-    clock = {"timer": time.process_time} if subject.device.type == "cpu" else {}
-    return Timer("step()", globals={"step": step}, **clock)  # on one thread
+    if subject.device.type == "cpu":
+        return Timer("step()", globals={"step": step}, timer=time.process_time)
+    return Timer("step()", globals={"step": step})
 
 
 def _peak_cuda(step: Callable[[], Any], device: torch.device) -> float:

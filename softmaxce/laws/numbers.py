@@ -10,13 +10,13 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def _finite(subject: Subject, case: Case) -> str | None:
-    logits, targets = case.tensors(subject, torch.float32)
-    if logits.isinf().any() and not _has_a_limit(subject, case):
+    if -torch.inf in [x for row in case.logits for x in row] and not _has_a_limit(subject, case):
         return None
-    results = value_and_gradient(subject.loss(case.num_classes, torch.float32), logits, targets)
-    for what, result in zip(("value", "gradient"), results, strict=True):
-        if not result.isfinite().all():
-            return f"in float32 the {what} is {show(result)}"
+    for dtype in (torch.float32, torch.float64):
+        results = value_and_gradient(subject.loss(case.num_classes, dtype), *case.tensors(subject, dtype))
+        for what, result in zip(("value", "gradient"), results, strict=True):
+            if not result.isfinite().all():
+                return f"in {_name(dtype)} the {what} is {show(result)}"
     return None
 
 
