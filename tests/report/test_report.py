@@ -141,7 +141,7 @@ def test_names_are_drawn_as_they_are_written(app: typer.Typer, tmp_path: Path) -
         for index in range(6):
             Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(folder / f"<i>{index}.png")
     (tmp_path / "own.yaml").write_text(
-        "epochs: 1\ndata: {name: image_folder, root: photos, size: 16, in_memory: false, workers: 0, validation: 0.34}\n"
+        "epochs: 1\ndata: {name: image_folder, root: photos, size: 16, in_memory: false, workers: 0}\n"
         "model: linear\noptimizer: {name: sgd, lr: 0.01}\n".replace("photos", str(tmp_path / "photos"))
     )
     done = CliRunner().invoke(
