@@ -293,7 +293,7 @@ def long_sum(e: Any) -> float:
 def log1p(x: Any) -> Any:
     """log(1 + x), with all digits however small x is (Kahan's way: twice as fast as the C library's)."""
     one_more = 1.0 + x
-    return x if one_more == 1.0 or one_more == np.inf else math.log(one_more) * x / (one_more - 1.0)
+    return x if one_more == 1.0 or one_more == np.inf else math.log(one_more) * (x / (one_more - 1.0))
 
 
 @njit
@@ -353,9 +353,10 @@ def is_finite(largest: Any, smallest: Any, like: Any) -> Any:
 
 @njit(error_model="numpy")
 def minus_log_softmax(rest: Any, e_y: Any, x_y: Any, offset: Any, lowest: Any, k: Any) -> Any:
-    """-log S_y in float64, with all digits: from e where e_y is one, else from the logit."""
-    if x_y - offset > lowest:
-        return log1p(rest / e_y)
+    """-log S_y in float64, with all digits: from e where the ratio of its numbers is one, else from the logit."""
+    ratio = rest / e_y
+    if x_y - offset > lowest and ratio < np.inf:
+        return log1p(ratio)
     return math.log(rest + e_y) + (k - headroom(x_y)) * LN_2 + (offset - f64(x_y))
 
 
