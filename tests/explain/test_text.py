@@ -136,8 +136,8 @@ def test_the_numbers_printed_for_a_real_mnist_image_are_scipys(explain: Explain,
     one_hot = np.eye(10)[3]
     np.testing.assert_allclose(column(text, "Softmax: ", 1), softmax(z), rtol=1e-6)
     np.testing.assert_allclose(column(text, "exp of each", 1), np.exp(z - z.max()), rtol=1e-6)
-    np.testing.assert_allclose(column(text, "-L log S", 2), log_softmax(z), rtol=1e-6)
-    np.testing.assert_allclose(column(text, "-L log S", 3), -one_hot * log_softmax(z), rtol=1e-6)
+    np.testing.assert_allclose(column(text, "Cross-entropy: ", 2), log_softmax(z), rtol=1e-6)
+    np.testing.assert_allclose(column(text, "Cross-entropy: ", 3), -one_hot * log_softmax(z), rtol=1e-6)
     np.testing.assert_allclose(column(text, "The gradient: ", 3), softmax(z) - one_hot, rtol=1e-6, atol=1e-10)
     (loss,) = re.findall(r"-log S\(3\) = ([\d.e-]+)", text)
     np.testing.assert_allclose(float(loss), -log_softmax(z)[3], rtol=1e-6)
