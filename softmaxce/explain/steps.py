@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses.cross_entropy import log_softmax, one_hot, softmax
+from ..losses.cross_entropy import one_hot, softmax
 
 Numbers = tuple[float, ...]
 
@@ -125,13 +125,14 @@ def take_steps(
 
     shifted = z - z.max()
     exponentials = shifted.exp()
-    probabilities, log_probabilities = softmax(z), log_softmax(z)
+    probabilities, log_probabilities = softmax(z), _log_softmax(z)
     smoothed = label * (1 - label_smoothing) + label.sum() * label_smoothing / len(z)
     q = smoothed if weights is None else smoothed * weights
     total = q.sum()
     terms = _terms(q, log_probabilities)
     loss = terms.sum().item()
-    gradient = total * probabilities - q
+    # sum(Q) S - Q in a form that keeps all digits where S is nearly 1: what is left of each to its sum is never small.
+    gradient = probabilities * _without(q) - q * _without(exponentials) / exponentials.sum()
     size = 1 / total.item() if weights is not None and total > 0 else 1.0
     moved = z - size * gradient
     return Steps(
@@ -155,8 +156,22 @@ def take_steps(
         bits=loss / math.log(2),
         least=abs(_terms(q, (q / total).clamp_min(5e-324).log()).sum().item()) if total > 0 else 0.0,
         gradient=_numbers(gradient),
-        step=Step(size, _numbers(moved), _numbers(softmax(moved)), _terms(q, log_softmax(moved)).sum().item()),
+        step=Step(size, _numbers(moved), _numbers(softmax(moved)), _terms(q, _log_softmax(moved)).sum().item()),
     )
+
+
+def _log_softmax(z: Tensor) -> Tensor:
+    """log S, with all digits also where S is nearly 1: the largest logit's exp is 1, and stays out of the sum."""
+    shifted = z - z.max()
+    return shifted - torch.log1p(_without(shifted.exp())[z.argmax()])
+
+
+def _without(values: Tensor) -> Tensor:
+    """[K]: the sum of all values but the i-th; the largest is left out of its sum rather than taken off it."""
+    largest = values.argmax()
+    others = values.sum() - values
+    others[largest] = values.masked_fill(torch.arange(len(values)) == largest, 0).sum()
+    return others
 
 
 def _terms(q: Tensor, log_probabilities: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def test_every_step_is_scipys(case: Case) -> None:
         "bits": -(q * log_softmax(logits)).sum() / np.log(2),
     }
     for name, value in wanted.items():
-        np.testing.assert_allclose(getattr(steps, name), value, rtol=1e-6, atol=1e-300, err_msg=name)
+        np.testing.assert_allclose(getattr(steps, name), value, rtol=1e-6, atol=1e-14, err_msg=name)
 
 
 @given(cases())
@@ -85,7 +85,9 @@ def test_a_step_against_the_gradient_never_raises_the_loss(case: Case) -> None:
     moved = np.array(steps.logits) - steps.step.size * np.array(steps.gradient)
     np.testing.assert_allclose(steps.step.logits, moved)
     np.testing.assert_allclose(steps.step.probabilities, softmax(moved), rtol=1e-6, atol=1e-300)
-    np.testing.assert_allclose(steps.step.loss, -(np.array(steps.targets) * log_softmax(moved)).sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        steps.step.loss, -(np.array(steps.targets) * log_softmax(moved)).sum(), rtol=1e-6, atol=1e-14
+    )
     assert steps.step.loss <= steps.loss * (1 + 1e-12)
 
 
@@ -103,6 +105,14 @@ def test_the_temperature_divides_the_logits(case: Case, temperature: float) -> N
     steps = steps_of(case, temperature=temperature)
     np.testing.assert_allclose(steps.raw_logits, case[0])
     np.testing.assert_allclose(steps.probabilities, softmax(case[0] / temperature), rtol=1e-6, atol=1e-300)
+
+
+@pytest.mark.parametrize("gap", [1.0, 20.0, 50.0, 300.0])
+def test_a_sure_models_loss_and_gradient_keep_their_digits(gap: float) -> None:
+    steps = take_steps(torch.tensor([gap, 0.0], dtype=torch.float64), 0)
+    assert steps.loss == pytest.approx(math.log1p(math.exp(-gap)), rel=1e-14)
+    assert steps.gradient[0] == pytest.approx(-math.exp(-gap) / (1 + math.exp(-gap)), rel=1e-14)
+    assert steps.gradient[1] == pytest.approx(math.exp(-gap) / (1 + math.exp(-gap)), rel=1e-14)
 
 
 def test_the_example_of_the_article_is_the_one_done_by_hand() -> None:
