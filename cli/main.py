@@ -14,6 +14,7 @@ from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, Softm
 from . import config as config_command
 from .eval import evaluate
 from .list import list_menus
+from .report import report
 from .train import train
 
 SHOWN = 20  # mistakes told at once
@@ -77,6 +78,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("report")(report)
 app.command("list")(list_menus)
 app.add_typer(config_command.app, name="config")
 
