@@ -9,6 +9,8 @@ import typer
 from softmaxce import requirements
 from softmaxce.errors import FAILED, RunError
 
+from .trust import TrustCode
+
 
 class SplitName(enum.StrEnum):
     """The splits a run has."""
@@ -28,6 +30,7 @@ def evaluate(
         Path | None, typer.Option(help="Another folder: of images, one sub-folder a class; or the data set's root.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    trust_code: TrustCode = False,
     require: Annotated[
         list[str] | None,
         typer.Option(metavar="FIGURE>=N", help="Demand a figure, e.g. 'accuracy>=0.99'; exit 1 if not met."),
@@ -46,7 +49,7 @@ def evaluate(
     from softmaxce.evaluate import find_checkpoint
     from softmaxce.report import console, evaluation
 
-    evaluated = measure(find_checkpoint(chosen), split.value, data, device)
+    evaluated = measure(find_checkpoint(chosen), split.value, data, device, trust_code=trust_code)
     requirements.check_classes(demands, [row.name for row in evaluated.figures.classes])
     verdicts = requirements.judge(demands, evaluated.figures.by_name())
     if json:
