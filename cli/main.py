@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
 
+from . import bench as bench_command
 from . import config as config_command
 from .eval import evaluate
 from .list import list_menus
@@ -74,6 +75,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("list")(list_menus)
+app.add_typer(bench_command.app, name="bench")
 app.add_typer(config_command.app, name="config")
 
 
