@@ -36,6 +36,7 @@ SUPPLIED = {
     "schedule": ("step", "steps", "steps_per_epoch"),
     "augment": (),
 }
+CALLED_WITH = {"loss": 2}  # a plain function loss(logits, targets) may stand there itself
 COMPONENTS: dict[str, Mapping[str, str]] = {
     "model": menus.MODELS,
     "loss": menus.LOSSES,
@@ -435,7 +436,7 @@ class _Checker:
             self._problem(named_at, str(error), of_value=True)
             return None
         moved = ELSEWHERE_IN.get(str(path[0]), {}) if len(path) == 1 else {}
-        component, problems = check_component(component, signature, supplied)
+        component, problems = check_component(component, signature, supplied, CALLED_WITH.get(what, 0))
         known = signature.names()
         for key, message in problems:
             if key is not None and key not in known and key not in supplied:

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from .config import Config
 from .data.batches import Batch, Batches, Preprocessing
 from .errors import TrainingError
+from .losses.make import reduction_of
 from .metrics import Scores, Tally
 from .optim import Schedule
 from .runtime import autocast
@@ -234,7 +235,7 @@ def loss_of(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Te
     A loss with `reduction: sum` is divided by the number of images.
     """
     value = loss(logits, labels)
-    if getattr(loss, "reduction", "mean") == "sum":
+    if reduction_of(loss) == "sum":
         value = value / len(labels)
     return value.mean().item()
 

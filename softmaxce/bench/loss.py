@@ -12,7 +12,7 @@ from ..errors import RunError
 from ..registry import Component, build
 from .accuracy import Errors, errors, truth
 from .allocator import reserve
-from .clock import Timed, race
+from .clock import Timed, clock_for, race
 from .contestants import Loss, contestants
 from .memory import peak_bytes
 
@@ -122,14 +122,16 @@ def _measure(case: Case, losses: Mapping[str, Loss], rounds: int) -> dict[str, R
     del exact
     synchronize = _synchronize(case.device)
     steps = {name: partial(_forward_and_backward, loss, logits, targets) for name, loss in losses.items()}
-    both = race(steps, rounds, synchronize)
+    clock = clock_for(case.device, case.threads)
+    both = race(steps, rounds, synchronize, clock)
     logits.grad = None
     peaks = {}
     for name, step in steps.items():
         peaks[name] = peak_bytes(step, case.device) / logits.nbytes
         logits.grad = None
     with torch.no_grad():
-        forward = race({name: partial(loss, logits, targets) for name, loss in losses.items()}, rounds, synchronize)
+        calls = {name: partial(loss, logits, targets) for name, loss in losses.items()}
+        forward = race(calls, rounds, synchronize, clock)
     return {name: Result(forward[name], both[name], peaks[name], wrong[name]) for name in losses}
 
 

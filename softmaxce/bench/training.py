@@ -1,13 +1,14 @@
 """What the loss is worth inside training: the same model, trained in turns with one loss and the other."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from .. import config, yamlfile
 from ..build import build_loss, build_run
 from ..train import train_epoch
-from .clock import Timed, race
+from .clock import Timed, clock_for, race
 
 STEPS = 32  # of training in one block, before the other loss's turn
 LOSSES = {"torch": "torch_cross_entropy", "ours": "softmax_cross_entropy"}
@@ -67,7 +68,8 @@ def compare(model: str, batch_size: int, threads: int, device: torch.device, rou
             run.loss = losses[name]
             train_epoch(run, 1)  # its figures are read off the device, so it waits for all of its steps
 
-        taken = race({name: lambda name=name: epoch_with(name) for name in losses}, rounds)  # type: ignore[misc]
+        epochs = {name: partial(epoch_with, name) for name in losses}
+        taken = race(epochs, rounds, clock=clock_for(run.device, threads))
     finally:
         torch.set_num_threads(before)
     return Training(model, batch_size, threads, {name: timed.per(STEPS) for name, timed in taken.items()})

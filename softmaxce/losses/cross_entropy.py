@@ -46,7 +46,7 @@ try:
 except ImportError:  # no Numba for this Python or this processor
     cpu = None  # type: ignore[assignment]
 
-FEW = 1 << 16  # so many logits are left to one thread
+FEW = 1 << 15  # so many logits are left to one thread
 STEP_DTYPES = {torch.float32, torch.float64, torch.bfloat16}
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Reduction = Literal["mean", "sum", "none"]

@@ -85,6 +85,7 @@ def _time(name: str, timed: Timed, digits: int = 2) -> str:
 
 
 def _ratio(ratio: Spread, digits: int) -> str:
+    digits = max(0, digits - len(str(int(ratio.median))) + 1)
     return f"{ratio.median:.{digits}f} ±{(ratio.high - ratio.low) / 2:.{digits}f}"
 
 
@@ -125,7 +126,7 @@ def print_notes(notes: Sequence[str], console: Console) -> None:
 def threads(counts: Iterable[int]) -> str:
     """How many CPU threads PyTorch was given, in words."""
     found = sorted(set(counts))
-    return f"CPU threads: {', '.join(map(str, found))}"
+    return f"CPU threads: {', '.join(map(str, found))} (with 1, times are the processor's, else the clock's)"
 
 
 def busy() -> list[str]:

@@ -17,12 +17,12 @@ QUICK = ("bench", "loss", "--shapes", "16x4", "--rounds", "2")
 
 
 def test_json_holds_every_cell_and_every_contestant(softmaxce: Softmaxce) -> None:
-    done = softmaxce(*QUICK, "--dtypes", "bf16", "--threads", "2", "--json")
+    done = softmaxce(*QUICK, "--dtypes", "bf16", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     found = json.loads(done.stdout)
     cells = [(cell["shape"], cell["dtype"], cell["threads"]) for cell in found["cells"]]
-    assert cells == [([16, 4], "bfloat16", 2)]
+    assert cells == [([16, 4], "bfloat16", 1)]
     compiled = not any("torch.compile" in note for note in found["notes"])
     for cell in found["cells"]:
         assert set(cell["losses"]) == {"torch", "ours", "naive"} | ({"compiled"} if compiled else set())
@@ -38,8 +38,9 @@ def test_json_holds_every_cell_and_every_contestant(softmaxce: Softmaxce) -> Non
 def test_tables_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     losses = contestants.contestants(with_compiled=False)
     losses["compiled"] = losses["naive"]  # as wide, and compiled sooner
-    cases = [Case(2, 128256, "bfloat16", torch.device("cpu"), 1), Case(32, 10, "bfloat16", torch.device("cpu"), 2)]
-    benchmark.print_loss([(case, measure(case, losses, 2)) for case in cases], console.stdout())
+    cases = [Case(2, 128256, "bfloat16", torch.device("cpu"), 1), Case(32, 10, "bfloat16", torch.device("cpu"), 1)]
+    results = [(case, measure(case, losses, 2)) for case in cases]
+    benchmark.print_loss(results, console.stdout())
     printed = capsys.readouterr().out
     assert max(map(len, printed.split("±:")[0].splitlines())) <= 80
     assert "…" not in printed

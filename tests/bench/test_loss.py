@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from softmaxce.bench import contestants
 from softmaxce.bench.accuracy import errors, truth
-from softmaxce.bench.loss import Case, compare, inputs
+from softmaxce.bench.loss import Case, compare, inputs, measure
 from softmaxce.bench.memory import peak_bytes
 
 CPU = torch.device("cpu")
@@ -77,8 +77,6 @@ def test_a_cell_has_each_contestants_times_memory_and_errors() -> None:
         slow_calls += 1
         return sum((functional.cross_entropy(logits, targets) for _ in range(8)), torch.tensor(0.0)) / 8
 
-    from softmaxce.bench.loss import measure
-
     case = Case(256, 100, "float32", CPU, 1)
     found = measure(case, {**contestants.contestants(with_compiled=False), "slow": slow}, rounds=5)
     assert list(found) == ["torch", "ours", "naive", "slow"]
@@ -91,6 +89,19 @@ def test_a_cell_has_each_contestants_times_memory_and_errors() -> None:
         assert result.memory == pytest.approx(round(result.memory * logits_bytes) / logits_bytes)
     assert found["torch"].errors.largest > 0.4  # where the model is sure
     assert found["ours"].errors.largest < 1e-5
+
+
+def test_a_cells_threads_are_what_torch_may_use_in_it_and_only_in_it() -> None:
+    seen = set()
+
+    def watching(logits: Tensor, targets: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        return functional.cross_entropy(logits, targets)
+
+    before = torch.get_num_threads()
+    measure(Case(4, 3, "float32", CPU, 5), {"torch": watching}, rounds=2)
+    assert seen == {5}
+    assert torch.get_num_threads() == before
 
 
 def test_a_loss_from_the_menu_runs_beside_them() -> None:
