@@ -14,7 +14,10 @@ from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, Softm
 from . import config as config_command
 from .eval import evaluate
 from .list import list_menus
+from .report import report
 from .train import train
+
+SHOWN = 20  # mistakes told at once
 
 
 class Terminated(KeyboardInterrupt):
@@ -33,8 +36,10 @@ class Group(TyperGroup):
             lines = error.problems if isinstance(error, ConfigError) else [error]
             if error.__cause__ is not None and {"--verbose", "-v"} & set(sys.argv):
                 traceback.print_exception(error.__cause__)
-            for line in lines:
+            for line in lines[:SHOWN]:
                 _tell(str(line))
+            if len(lines) > SHOWN:
+                _tell(f"... and {len(lines) - SHOWN} more mistakes")
             raise typer.Exit(error.status) from None
         except BrokenPipeError:
             raise  # whoever read stdout has gone; typer ends quietly
@@ -73,6 +78,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("report")(report)
 app.command("list")(list_menus)
 app.add_typer(config_command.app, name="config")
 

@@ -59,6 +59,7 @@ def train(
         list[str] | None,
         typer.Option(metavar="FIGURE>=N", help="Demand a final figure, e.g. 'accuracy>=0.99'; exit 1 if not met."),
     ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Write the run's report at the end.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build all, run one batch, print a summary.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON Lines on stdout and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alone.")] = False,
@@ -87,6 +88,10 @@ def train(
     outcome = carry_out(run, plan, demands, reporter(as_json=json, quiet=quiet), started)
     if outcome.message and outcome.status == "failed":
         raise TrainingError(outcome.message)
+    if report:
+        from softmaxce.report.write import write_report
+
+        typer.echo(f"report: {write_report(outcome.folder, device=str(run.device)).page}", err=True)
     if not all(verdict.met for verdict in outcome.verdicts):
         raise typer.Exit(FAILED)
 

@@ -258,11 +258,23 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
     return Evaluation(config, tuple(header["classes"]), preprocessing, device, model, loss)
 
 
-def split_of(evaluation: Evaluation, name: str) -> Split:
-    """The `train`, `validation` or `test` split that the run used. Raises: DataError if it has none."""
+def source_of(evaluation: Evaluation) -> Source:
+    """The splits that the run used. Raises: DataError if the data has other classes than the model."""
     source = hold_out(load_source(evaluation.config), evaluation.config)
     if source.classes != evaluation.classes:
         raise DataError(f"the data at {evaluation.config.root} has other classes than this model was trained on")
+    return source
+
+
+def split_of(evaluation: Evaluation, name: str, source: Source | None = None) -> Split:
+    """The `train`, `validation` or `test` split that the run used. Raises: DataError if it has none.
+
+    Args:
+        evaluation: the run's.
+        name: of the split.
+        source: what source_of gave, if it has been called.
+    """
+    source = source or source_of(evaluation)
     split: Split | None = getattr(source, name)
     if split is None:
         has = [other for other in ("train", "validation", "test") if getattr(source, other) is not None]
