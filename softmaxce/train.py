@@ -239,7 +239,9 @@ def loss_of(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Te
     value = loss(logits, labels)
     if reduction_of(loss) == "sum":
         value = value / len(labels)
-    return value.mean().item()
+    number = value.mean().item()
+    check_class_ids()
+    return number
 
 
 def _note(progress: Progress, validation: Scores, config: Config) -> bool:

@@ -97,7 +97,8 @@ _wrong: dict[torch.device, Tensor] = {}  # for each device [an id that is no cla
 
 def _wrong_ids(device: torch.device) -> Tensor:
     if device not in _wrong:
-        _wrong[device] = torch.zeros(2, dtype=torch.int64, device=device)
+        with torch.inference_mode(False):  # it outlives the mode that is on now
+            _wrong[device] = torch.zeros(2, dtype=torch.int64, device=device)
     return _wrong[device]
 
 

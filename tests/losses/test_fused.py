@@ -15,10 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from softmaxce import cross_entropy, linear_cross_entropy
+from softmaxce.losses import cross_entropy as module_of_cross_entropy
 from softmaxce.losses import fused
+from softmaxce.losses import linear_cross_entropy as module_of_linear_cross_entropy
 from softmaxce.losses.cross_entropy import definition
 
 from .test_accuracy import BITS, ROWS, taken, truth, units
+from .test_torch_parity import OPERATION, as_double, assert_as_good
+from .test_torch_parity import value_and_gradient as parity
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -104,6 +108,50 @@ def test_it_is_torchs_loss_with_every_option(name: str, shape: tuple[int, int], 
             if options.get("label_smoothing") or target is soft:  # there T S - Q cancels, whoever computes it
                 scale += scale.amax(-1, keepdim=True) / 16
             assert ((mine - true).abs().nan_to_num() <= scale * unit(dtype) + 6e-8).all()
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public functions take the kernels: they do on a GPU, and in the interpreter are told to."""
+    assert fused._runs(DEVICE)
+    if INTERPRETED:
+        original = module_of_cross_entropy._kernels
+        for module in (module_of_cross_entropy, module_of_linear_cross_entropy):
+            monkeypatch.setattr(module, "_kernels", lambda *given: original(*given) and fused)
+        monkeypatch.setattr(module_of_cross_entropy, "_is_usual_step", lambda *given: False)
+
+
+@pytest.mark.usefixtures("chosen")
+def test_every_sample_of_torchs_operation_gives_torchs_value_and_gradient() -> None:
+    samples = list(OPERATION.sample_inputs(DEVICE.type, torch.float32, requires_grad=False))
+    assert len(samples) > 20
+    for sample in samples:
+        exact_args = [as_double(each) for each in sample.args]
+        exact_kwargs = {key: as_double(each) for key, each in sample.kwargs.items()}
+        assert_as_good(
+            parity(cross_entropy, sample.input, *sample.args, **sample.kwargs),
+            parity(functional.cross_entropy, sample.input, *sample.args, **sample.kwargs),
+            parity(functional.cross_entropy, sample.input.double(), *exact_args, **exact_kwargs),
+        )
+
+
+@pytest.mark.usefixtures("chosen")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_linear_cross_entropy_in_chunks_is_cross_entropy_of_linear(
+    reduction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_of_linear_cross_entropy, "ROOM", 1)
+    monkeypatch.setattr(module_of_linear_cross_entropy, "FEWEST", 30)
+    generator = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(*shape, generator=generator).to(DEVICE) for shape in ((70, 8), (50, 8), (50,)))
+    ids = (torch.arange(70) % 50).to(DEVICE)
+    leaves = [tensor.requires_grad_() for tensor in (x, w, b)]
+    mine = linear_cross_entropy(x, w, ids, linear_bias=b, reduction=reduction)
+    true = functional.cross_entropy(x.double() @ w.double().T + b.double(), ids, reduction=reduction)
+    upstream = torch.rand(mine.shape, generator=generator).to(DEVICE)
+    torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-6)
+    got, exact = (torch.autograd.grad(v, leaves, upstream.to(v.dtype)) for v in (mine, true))
+    torch.testing.assert_close(got, exact, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
