@@ -44,11 +44,12 @@ def evaluate(
 
     from softmaxce.evaluate import evaluate as measure
     from softmaxce.evaluate import find_checkpoint
-    from softmaxce.report import console, evaluation
+    from softmaxce.report import console, evaluation, step_summary
 
     evaluated = measure(find_checkpoint(chosen), split.value, data, device)
     requirements.check_classes(demands, [row.name for row in evaluated.figures.classes])
     verdicts = requirements.judge(demands, evaluated.figures.by_name())
+    step_summary.of_evaluation(evaluated, verdicts)
     if json:
         import json as jsonlib
 
