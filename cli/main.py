@@ -17,6 +17,8 @@ from .list import list_menus
 from .report import report
 from .train import train
 
+SHOWN = 20  # mistakes told at once
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came. It takes the way of ctrl-C, with another exit status."""
@@ -34,8 +36,10 @@ class Group(TyperGroup):
             lines = error.problems if isinstance(error, ConfigError) else [error]
             if error.__cause__ is not None and {"--verbose", "-v"} & set(sys.argv):
                 traceback.print_exception(error.__cause__)
-            for line in lines:
+            for line in lines[:SHOWN]:
                 _tell(str(line))
+            if len(lines) > SHOWN:
+                _tell(f"... and {len(lines) - SHOWN} more mistakes")
             raise typer.Exit(error.status) from None
         except BrokenPipeError:
             raise  # whoever read stdout has gone; typer ends quietly
