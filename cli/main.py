@@ -15,6 +15,7 @@ from . import config as config_command
 from .calibrate import calibrate
 from .eval import evaluate
 from .list import list_menus
+from .predict import predict
 from .report import report
 from .train import train
 
@@ -79,6 +80,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("predict")(predict)
 app.command("calibrate")(calibrate)
 app.command("report")(report)
 app.command("list")(list_menus)
