@@ -14,6 +14,7 @@ from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, Softm
 from . import config as config_command
 from .calibrate import calibrate
 from .eval import evaluate
+from .explain import explain
 from .list import list_menus
 from .predict import predict
 from .report import report
@@ -81,6 +82,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("predict")(predict)
+app.command("explain")(explain)
 app.command("calibrate")(calibrate)
 app.command("report")(report)
 app.command("list")(list_menus)
