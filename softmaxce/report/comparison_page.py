@@ -74,7 +74,10 @@ def draw(found: Comparison, figure: str, ink: Ink) -> bytes:
 def _series(epochs: list[dict[str, Any]], figure: str, *, held_out: bool) -> tuple[list[int], list[float]]:
     names = ("validation", "test") if held_out else ("train",)
     points = [
-        (line["epoch"], line[name][figure]) for line in epochs for name in names if line.get(name, {}).get(figure)
+        (line["epoch"], line[name][figure])
+        for line in epochs
+        for name in names
+        if line.get(name, {}).get(figure) is not None
     ]
     return [x for x, _ in points], [y for _, y in points]
 
