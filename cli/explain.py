@@ -40,6 +40,10 @@ def explain(
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="What the logits are divided by.", show_default="1")] = None,
     digits: Annotated[int, typer.Option(min=2, max=12, help="Decimals of the numbers printed.")] = 4,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write one HTML page where sliders move the logits, in place of printing."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print every intermediate value as one JSON object.")] = False,
 ) -> None:
     """Show what the loss does with one image, step by step, from its logits to its gradient.
@@ -59,10 +63,16 @@ def explain(
             if value is not None:
                 raise _mistake(option, "goes with --logits; a run has its own")
         explanation = _of_run(run, image, index, split, label, temperature)
+    if html is not None:
+        from softmaxce.explain.page import write_page
+
+        write_page(explanation, html)
+        typer.echo(f"page: {html}", err=json)
     if json:
         import json as jsonlib
 
         typer.echo(jsonlib.dumps(explanation.plain(), allow_nan=False))
+    if json or html is not None:
         return
     from softmaxce.explain.text import print_explanation
     from softmaxce.report import console
