@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
 
 from . import config as config_command
+from .calibrate import calibrate
 from .eval import evaluate
 from .explain import explain
 from .list import list_menus
@@ -80,6 +81,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("explain")(explain)
+app.command("calibrate")(calibrate)
 app.command("report")(report)
 app.command("list")(list_menus)
 app.add_typer(config_command.app, name="config")
