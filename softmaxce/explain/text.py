@@ -197,9 +197,9 @@ def _weighted_sums(to: _Teller) -> None:
     if steps.temperature != 1:
         to.heading("The temperature")
         to.say(
-            f"The sums are divided by the temperature {to.num(steps.temperature)}, which was chosen on validation "
-            "images so that the probabilities can be taken at their word. The order of the classes stays. "
-            "From here on z is the quotient."
+            f"The sums are divided by the temperature, {to.num(steps.temperature)}. A high one makes the probabilities "
+            "more alike, a low one less; softmaxce calibrate finds the one with which they can be taken at their word. "
+            "The order of the classes stays. From here on z is the quotient."
         )
         to.table(["", "z"], lambda i: [to.num(steps.logits[i])])
 
