@@ -11,11 +11,13 @@ from typer.core import TyperGroup
 
 from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
 
+from . import bench as bench_command
 from . import config as config_command
 from .calibrate import calibrate
 from .eval import evaluate
 from .explain import explain
 from .list import list_menus
+from .predict import predict
 from .report import report
 from .train import train
 
@@ -80,10 +82,12 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("predict")(predict)
 app.command("explain")(explain)
 app.command("calibrate")(calibrate)
 app.command("report")(report)
 app.command("list")(list_menus)
+app.add_typer(bench_command.app, name="bench")
 app.add_typer(config_command.app, name="config")
 
 
