@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
 
 from . import config as config_command
+from .calibrate import calibrate
 from .eval import evaluate
 from .list import list_menus
 from .report import report
@@ -78,6 +79,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("calibrate")(calibrate)
 app.command("report")(report)
 app.command("list")(list_menus)
 app.add_typer(config_command.app, name="config")

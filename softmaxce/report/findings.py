@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import checkpoint, runfolder
 from ..build import Evaluation, build_evaluation, config_of, source_of, split_of
+from ..calibration import temperature_of
 from ..config import Config
 from ..data.splits import InMemory, Split
 from ..evaluate import find_checkpoint
@@ -122,8 +123,8 @@ def find(folder: Path, split: str | None = None, device: str | None = None) -> F
     name = split or ("test" if source.test is not None else "validation" if source.validation is not None else "train")
     chosen = split_of(evaluation, name, source)
     logits, labels = predict(evaluation.model, evaluation.batches(chosen), config.precision)
-    temperatures = [1.0]
-    judged = [_judge(logits / t, labels, evaluation, t) for t in temperatures]
+    temperatures = list(dict.fromkeys([1.0, temperature_of(folder)]))
+    judged = [_judge(logits, labels, evaluation, t) for t in temperatures]
     logits, labels = logits.cpu().double(), labels.cpu()
     return Findings(
         folder=folder,
@@ -143,8 +144,8 @@ def find(folder: Path, split: str | None = None, device: str | None = None) -> F
 
 def _judge(logits: Tensor, labels: Tensor, evaluation: Evaluation, temperature: float) -> Judgement:
     loss = loss_of(evaluation.loss, logits, labels)
-    logits, labels = logits.cpu(), labels.cpu()
-    probabilities = torch.softmax(logits.double(), 1).numpy()
+    logits, labels = logits.cpu().double() / temperature, labels.cpu()
+    probabilities = torch.softmax(logits, 1).numpy()
     figures = measure(logits, labels, loss, evaluation.classes)
     bins = tuple(reliability(probabilities, labels.numpy()))
     largest = probabilities.max(1)
