@@ -14,6 +14,7 @@ from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, Softm
 from . import config as config_command
 from .calibrate import calibrate
 from .eval import evaluate
+from .explain import explain
 from .list import list_menus
 from .report import report
 from .train import train
@@ -80,6 +81,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("calibrate")(calibrate)
+app.command("explain")(explain)
 app.command("report")(report)
 app.command("list")(list_menus)
 app.add_typer(config_command.app, name="config")

@@ -53,6 +53,7 @@ FLOORS = [
     {"losses", "models", "data", "optim", "metrics", "runtime"},
     {"train", "checkpoint"},
     {"build", "evaluate", "calibration"},
+    {"explain"},
     {"report"},
     {"softmaxce_cli"},
 ]

@@ -114,7 +114,7 @@ def test_the_exit_statuses_are_the_programs() -> None:
 
 def test_every_option_shown_exists(app: typer.Typer) -> None:
     command = typer.main.get_command(app)
-    known = {option for name in command.commands for p in command.commands[name].params for option in p.opts}  # type: ignore[attr-defined]
+    known = {option for sub in command.commands.values() for p in sub.params for option in p.opts}  # type: ignore[attr-defined]
     shown = set()
     for language, text in BLOCKS:
         if language == "sh":
