@@ -10,6 +10,7 @@ from softmaxce import requirements
 from softmaxce.errors import FAILED, RunError
 
 from .options import Device, Temperature
+from .trust import TrustCode
 
 
 class SplitName(enum.StrEnum):
@@ -31,6 +32,7 @@ def evaluate(
     ] = None,
     device: Device = None,
     temperature: Temperature = None,
+    trust_code: TrustCode = False,
     require: Annotated[
         list[str] | None,
         typer.Option(metavar="FIGURE>=N", help="Demand a figure, e.g. 'accuracy>=0.99'; exit 1 if not met."),
@@ -52,7 +54,7 @@ def evaluate(
 
     if temperature is None:
         temperature = temperature_of(chosen)
-    evaluated = measure(find_checkpoint(chosen), split.value, data, device, temperature)
+    evaluated = measure(find_checkpoint(chosen), split.value, data, device, temperature, trust_code=trust_code)
     requirements.check_classes(demands, [row.name for row in evaluated.figures.classes])
     verdicts = requirements.judge(demands, evaluated.figures.by_name())
     step_summary.of_evaluation(evaluated, verdicts)

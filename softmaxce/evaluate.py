@@ -75,7 +75,15 @@ class Evaluated:
     figures: Figures
 
 
-def evaluate(file: Path, split: str, data: Path | None, device: str | None, temperature: float = 1.0) -> Evaluated:
+def evaluate(
+    file: Path,
+    split: str,
+    data: Path | None,
+    device: str | None,
+    temperature: float = 1.0,
+    *,
+    trust_code: bool = False,
+) -> Evaluated:
     """Measure a checkpoint's model.
 
     Args:
@@ -83,6 +91,7 @@ def evaluate(file: Path, split: str, data: Path | None, device: str | None, temp
         split: test, validation or train: the split that the run used.
         data: another folder: of images, one sub-folder a class; or, if it has none, the data set's root.
         device: where to compute; None for the run's own, if this machine has it, else auto.
+        trust_code: run the user's code that the checkpoint names.
         temperature: what the logits are divided by; calibration.temperature_of(run) gives a run's own.
     Raises: RunError, ConfigError, DataError.
     """
@@ -92,7 +101,7 @@ def evaluate(file: Path, split: str, data: Path | None, device: str | None, temp
     as_images = data is not None and bool(classes & (_folder_names(data) | _folder_names(data / "test")))
     if data is not None and not as_images:
         changes["data.root"] = str(data)
-    config = config_of(loaded, changes)
+    config = config_of(loaded, changes, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     chosen: Split = folder_split(evaluation, data) if data is not None and as_images else split_of(evaluation, split)
     logits, labels = predict(evaluation.model, evaluation.batches(chosen), config.precision)

@@ -112,18 +112,19 @@ class Findings:
         return [row.name for row in self.judged[0].figures.classes]
 
 
-def find(folder: Path, split: str | None = None, device: str | None = None) -> Findings:
+def find(folder: Path, split: str | None = None, device: str | None = None, *, trust_code: bool = False) -> Findings:
     """Read a run folder and measure its model.
 
     Args:
         folder: the run folder.
         split: test, validation or train; None for the first of these that the run has.
         device: where to compute; None for auto.
+        trust_code: run the user's code that the checkpoint names.
     Raises: RunError if the folder holds no run or no checkpoint; DataError, ConfigError as `softmaxce eval`.
     """
     record = runfolder.read_record(folder)
     loaded = checkpoint.load(find_checkpoint(folder))
-    config = config_of(loaded, {"device": device or "auto"})
+    config = config_of(loaded, {"device": device or "auto"}, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     source = source_of(evaluation)
     name = split or ("test" if source.test is not None else "validation" if source.validation is not None else "train")
