@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
 
+from . import bench as bench_command
 from . import config as config_command
 from .calibrate import calibrate
 from .eval import evaluate
@@ -84,6 +85,7 @@ app.command("explain")(explain)
 app.command("calibrate")(calibrate)
 app.command("report")(report)
 app.command("list")(list_menus)
+app.add_typer(bench_command.app, name="bench")
 app.add_typer(config_command.app, name="config")
 
 

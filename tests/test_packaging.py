@@ -53,7 +53,7 @@ FLOORS = [
     {"losses", "models", "data", "optim", "metrics", "runtime"},
     {"train", "checkpoint"},
     {"build", "evaluate", "calibration"},
-    {"explain"},
+    {"explain", "bench"},
     {"report"},
     {"softmaxce_cli"},
 ]
