@@ -27,8 +27,8 @@ from .train import train
 SHOWN = 20  # mistakes told at once
 
 
-# Between two operations PyTorch's threads spin for milliseconds. On cores that others use too, every wait is then as long
-# as the others' turn; so here they sleep after some hundredths of a millisecond. (For GNU's OpenMP, as PyTorch ships it.)
+# Between two operations PyTorch's threads spin for milliseconds: on cores that others use too, every wait is then as
+# long as the others' turn. Here they sleep after some hundredths of a millisecond. (GNU's OpenMP, as PyTorch ships it.)
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
