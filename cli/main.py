@@ -13,7 +13,9 @@ from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, Softm
 
 from . import bench as bench_command
 from . import config as config_command
+from .calibrate import calibrate
 from .eval import evaluate
+from .explain import explain
 from .list import list_menus
 from .report import report
 from .train import train
@@ -79,6 +81,8 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("explain")(explain)
+app.command("calibrate")(calibrate)
 app.command("report")(report)
 app.command("list")(list_menus)
 app.add_typer(bench_command.app, name="bench")

@@ -8,6 +8,7 @@ import typer
 from softmaxce.errors import RunError
 
 from .eval import SplitName
+from .trust import TrustCode
 
 
 def report(
@@ -21,6 +22,7 @@ def report(
         SplitName | None, typer.Option(help="Which of the run's splits; test if it has one.", show_default=False)
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Write a run's report: one HTML page that needs nothing beside it, and pictures as SVG and PNG."""
     from softmaxce.runfolder import newest, read_record
@@ -33,6 +35,6 @@ def report(
 
     from softmaxce.report.write import write_report
 
-    written = write_report(folder, output, split.value if split else None, device)
+    written = write_report(folder, output, split.value if split else None, device, trust_code=trust_code)
     typer.echo(f"page: {written.page}")
     typer.echo(f"pictures: {written.pictures}", err=True)

@@ -91,7 +91,9 @@ def train(
     if report:
         from softmaxce.report.write import write_report
 
-        typer.echo(f"report: {write_report(outcome.folder, device=str(run.device)).page}", err=True)
+        # the code it names is what was just trained with
+        written = write_report(outcome.folder, device=str(run.device), trust_code=True)
+        typer.echo(f"report: {written.page}", err=True)
     if not all(verdict.met for verdict in outcome.verdicts):
         raise typer.Exit(FAILED)
 

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import yamlfile
 from .checkpoint import Checkpoint, load_weights
-from .config import NEEDS_VALIDATION, Config, check
+from .config import NEEDS_VALIDATION, Config, check, refuse_users_code
 from .data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, mean_and_std, mixing
 from .data.splits import Source, Split, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line
@@ -228,8 +228,11 @@ class Evaluation:
         return Batches(split, self.preprocessing, batch_size=self.config.data.eval_batch_size, device=self.device)
 
 
-def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None) -> Config:
-    """The config a checkpoint was trained with, with some top-level or data keys changed."""
+def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, trust_code: bool = False) -> Config:
+    """The config a checkpoint was trained with, with some top-level or data keys changed.
+
+    Raises: ConfigError if it is none; RunError if it names `module:Name` and that code is not to be trusted.
+    """
     plain = dict(checkpoint.header["config"])
     for key, value in (changes or {}).items():
         section, _, name = key.rpartition(".")
@@ -238,7 +241,10 @@ def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None) -> 
         else:
             plain[key] = value
     document = yamlfile.parse(yamlfile.dump(plain), str(checkpoint.file))
-    return check(document, recipe=checkpoint.header["recipe"])
+    config = check(document, recipe=checkpoint.header["recipe"])
+    if not trust_code:
+        refuse_users_code(config, str(checkpoint.file))
+    return config
 
 
 def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_type_hints
 import platformdirs
 
 from . import menus, yamlfile
-from .errors import ConfigError, Problem
+from .errors import ConfigError, Problem, RunError
 from .kinds import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from .registry import (
     REQUIRED,
@@ -201,6 +201,23 @@ class Config:
                 value["augment"] = [component.plain() for component in self.augment]
             result[name] = value
         return result
+
+
+def refuse_users_code(config: Config, place: str) -> None:
+    """Refuse a config that came with a run, not from the user's hand, if it names code outside softmaxce.
+
+    Args:
+        config: what the run was trained with.
+        place: the checkpoint or run folder that it lay in.
+    Raises: RunError, with the way to trust it.
+    """
+    components = (config.model, config.loss, config.optimizer, config.schedule, config.source, *config.augment)
+    named = [component.name for component in components if ":" in component.name and not component.implied]
+    if named:
+        raise RunError(
+            f"{place}: its config names code of the user's, {', '.join(dict.fromkeys(named))}, which would be run; "
+            "if you trust the folder it came from and that code, add --trust-code"
+        )
 
 
 # The keys of a file, in the order in which a person reads them.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import checkpoint, runfolder
 from ..build import Evaluation, build_evaluation, config_of, source_of, split_of
+from ..calibration import temperature_of
 from ..config import Config
 from ..data.splits import InMemory, Split
 from ..evaluate import find_checkpoint
@@ -105,25 +106,26 @@ class Findings:
         return [row.name for row in self.judged[0].figures.classes]
 
 
-def find(folder: Path, split: str | None = None, device: str | None = None) -> Findings:
+def find(folder: Path, split: str | None = None, device: str | None = None, *, trust_code: bool = False) -> Findings:
     """Read a run folder and measure its model.
 
     Args:
         folder: the run folder.
         split: test, validation or train; None for the first of these that the run has.
         device: where to compute; None for auto.
+        trust_code: run the user's code that the checkpoint names.
     Raises: RunError if the folder holds no run or no checkpoint; DataError, ConfigError as `softmaxce eval`.
     """
     record = runfolder.read_record(folder)
     loaded = checkpoint.load(find_checkpoint(folder))
-    config = config_of(loaded, {"device": device or "auto"})
+    config = config_of(loaded, {"device": device or "auto"}, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     source = source_of(evaluation)
     name = split or ("test" if source.test is not None else "validation" if source.validation is not None else "train")
     chosen = split_of(evaluation, name, source)
     logits, labels = predict(evaluation.model, evaluation.batches(chosen), config.precision)
-    temperatures = [1.0]
-    judged = [_judge(logits / t, labels, evaluation, t) for t in temperatures]
+    temperatures = list(dict.fromkeys([1.0, temperature_of(folder)]))
+    judged = [_judge(logits, labels, evaluation, t) for t in temperatures]
     logits, labels = logits.cpu().double(), labels.cpu()
     return Findings(
         folder=folder,
@@ -143,8 +145,8 @@ def find(folder: Path, split: str | None = None, device: str | None = None) -> F
 
 def _judge(logits: Tensor, labels: Tensor, evaluation: Evaluation, temperature: float) -> Judgement:
     loss = loss_of(evaluation.loss, logits, labels)
-    logits, labels = logits.cpu(), labels.cpu()
-    probabilities = torch.softmax(logits.double(), 1).numpy()
+    logits, labels = logits.cpu().double() / temperature, labels.cpu()
+    probabilities = torch.softmax(logits, 1).numpy()
     figures = measure(logits, labels, loss, evaluation.classes)
     bins = tuple(reliability(probabilities, labels.numpy()))
     largest = probabilities.max(1)

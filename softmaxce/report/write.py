@@ -26,7 +26,12 @@ class Written:
 
 
 def write_report(
-    folder: Path, output: Path | None = None, split: str | None = None, device: str | None = None
+    folder: Path,
+    output: Path | None = None,
+    split: str | None = None,
+    device: str | None = None,
+    *,
+    trust_code: bool = False,
 ) -> Written:
     """Measure a run's model and write its report.
 
@@ -35,12 +40,13 @@ def write_report(
         output: the page's file; None for report.html in the run folder.
         split: test, validation or train; None for the first of these that the run has.
         device: where to compute; None for auto.
+        trust_code: run the user's code that the checkpoint names.
     Raises: RunError, ConfigError, DataError; OSError if a file cannot be written.
     """
     page = output if output is not None else folder / PAGE
     if page.is_dir():
         raise RunError(f"--output {page}: is a folder; name the page's file, for example {page / PAGE}")
-    findings = find(folder, split, device)
+    findings = find(folder, split, device, trust_code=trust_code)
     page.parent.mkdir(parents=True, exist_ok=True)
     replace_file(page, html(findings, {}).encode())
     pictures = folder / PICTURE_FOLDER
