@@ -17,6 +17,7 @@ from .calibrate import calibrate
 from .eval import evaluate
 from .explain import explain
 from .list import list_menus
+from .predict import predict
 from .report import report
 from .train import train
 
@@ -81,6 +82,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("predict")(predict)
 app.command("explain")(explain)
 app.command("calibrate")(calibrate)
 app.command("report")(report)

@@ -38,6 +38,8 @@ from torch.autograd import forward_ad
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from . import fused
+
 try:
     from . import cpu
 except ImportError:  # no Numba for this Python or this processor
@@ -157,7 +159,8 @@ def cross_entropy(
     Raises:
         InvalidArgumentError (a ValueError and a RuntimeError): if shapes, dtypes or values do not fit.
         IndexError: if a class id is outside [0, K). On CUDA this would cost the program a wait for the device, and
-            PyTorch's kernel kills the process; here the loss is NaN, and the error comes with a later call.
+            PyTorch's kernel kills the process; here the row's loss is NaN, and fused.check_class_ids() raises the error
+            when it is called: training does at the end of each epoch, when it waits for the device anyway.
         TypeError: if `input` or `target` is no tensor.
 
     Bridle 1990; label smoothing: Szegedy et al. 2016, section 7. The gradient is softmax(input) - one_hot(target).
@@ -408,7 +411,7 @@ def _kernels(input: Tensor, target: Tensor, weight: Tensor | None) -> ModuleType
         or not input.numel()
     ):
         return None
-    return cpu if input.is_cpu else None
+    return cpu if input.is_cpu else fused if input.is_cuda and fused.available(input.device) else None
 
 
 # -- as a module ------------------------------------------------------------------------------------------------------

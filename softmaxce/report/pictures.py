@@ -277,8 +277,8 @@ def draw_reliability(findings: Findings, ink: Ink) -> "Figure":
         edges = np.linspace(0, 1, len(judgement.bins) + 1)
         counts = [max(0.5, bin.images) for bin in judgement.bins]
         below.stairs(counts, edges, baseline=0.5, color=color, linewidth=1.4)
-    axes.set(title="Reliability", ylabel="share of them right", xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(loc="upper left", fontsize=9)
+    axes.set(title="Reliability", ylabel="share of them right", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend(loc="best", fontsize=9)
     below.set(xlabel="confidence: the largest probability", ylabel="images", yscale="log")
     below.set_ylim(bottom=0.5)
     _plain_log(below.yaxis)
@@ -296,9 +296,9 @@ def _draw_bins(axes: "Axes", judgement: Judgement, color: str, *, last: bool) ->
     high = np.array([r.high - y for y, r in zip(y, ranges, strict=True)]).clip(0)
     name = "as trained" if judgement.temperature == 1 else f"temperature {judgement.temperature:.3g}"
     label = f"{name}, ECE {judgement.figures.ece:.4f}"
-    axes.errorbar(
-        x, y, (low, high), color=color, marker="o", markersize=4.5, elinewidth=0.9, label=label, zorder=3 + last
-    )
+    # No line from bin to bin: it would tell of a trend where one image may stand beside thousands.
+    marks: dict[str, Any] = {"fmt": "o", "markersize": 5, "elinewidth": 1.2, "zorder": 3 + last}
+    axes.errorbar(x, y, (low, high), color=color, label=label, **marks)
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------
