@@ -14,11 +14,13 @@ from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, Softm
 from . import bench as bench_command
 from . import config as config_command
 from .calibrate import calibrate
+from .compare import compare
 from .eval import evaluate
 from .explain import explain
 from .list import list_menus
 from .predict import predict
 from .report import report
+from .runs import runs
 from .train import train
 
 SHOWN = 20  # mistakes told at once
@@ -86,6 +88,8 @@ app.command("predict")(predict)
 app.command("explain")(explain)
 app.command("calibrate")(calibrate)
 app.command("report")(report)
+app.command("runs")(runs)
+app.command("compare")(compare)
 app.command("list")(list_menus)
 app.add_typer(bench_command.app, name="bench")
 app.add_typer(config_command.app, name="config")
