@@ -1,5 +1,6 @@
 """The `softmaxce` command: its sub-commands, and how every error becomes a line and an exit status."""
 
+import os
 import signal
 import sys
 import traceback
@@ -24,6 +25,12 @@ from .runs import runs
 from .train import train
 
 SHOWN = 20  # mistakes told at once
+
+
+# Between two operations PyTorch's threads spin for milliseconds. On cores that others use too, every wait is then as long
+# as the others' turn; so here they sleep after some hundredths of a millisecond. (For GNU's OpenMP, as PyTorch ships it.)
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 class Terminated(KeyboardInterrupt):
