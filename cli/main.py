@@ -15,6 +15,7 @@ from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, Softm
 from . import bench as bench_command
 from . import config as config_command
 from .calibrate import calibrate
+from .check_loss import check_loss
 from .compare import compare
 from .eval import evaluate
 from .explain import explain
@@ -91,6 +92,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("check-loss")(check_loss)
 app.command("predict")(predict)
 app.command("explain")(explain)
 app.command("calibrate")(calibrate)
