@@ -12,6 +12,14 @@ from pathlib import Path
 LOSSES = {
     "softmax_cross_entropy": "softmaxce.losses.builtin:softmax_cross_entropy",
     "torch_cross_entropy": "softmaxce.losses.builtin:torch_cross_entropy",
+    "focal": "softmaxce.losses.focal:FocalLoss",
+    "poly": "softmaxce.losses.poly:PolyLoss",
+    "generalized_cross_entropy": "softmaxce.losses.generalized:GeneralizedCrossEntropy",
+    "symmetric_cross_entropy": "softmaxce.losses.symmetric:SymmetricCrossEntropy",
+    "logit_adjusted": "softmaxce.losses.logit_adjusted:LogitAdjustedCrossEntropy",
+    "temperature": "softmaxce.losses.temperature:TemperatureCrossEntropy",
+    "softcap": "softmaxce.losses.softcap:SoftcapCrossEntropy",
+    "z_loss": "softmaxce.losses.z_loss:ZLossCrossEntropy",
 }
 
 MODELS = {

@@ -120,8 +120,8 @@ def test_the_defaults_in_the_reference_are_the_defaults() -> None:
     assert compared >= 10
 
 
-def test_every_model_is_named() -> None:
-    for name in menus.MODELS:
+def test_every_model_and_every_loss_is_named() -> None:
+    for name in (*menus.MODELS, *menus.LOSSES):
         assert f"`{name}`" in README
 
 
