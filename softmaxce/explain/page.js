@@ -277,7 +277,9 @@ const SENTENCES = {
   },
   product_sentence: (steps) => {
     const left = steps.targets.filter((share) => share > 0).length;
-    const rule = `For each class, minus ${Q} times the log of S. `;
+    const rule =
+      "The log (the natural one) of a probability is 0 for certainty and falls without end towards probability 0; " +
+      `the minus makes a penalty of it. It is taken of each class's S, times ${Q}. `;
     if (left === K) return `${rule}No ${Q} is 0, so every class's term counts.`;
     if (left !== 1) return `${rule}Where ${Q} is 0 the term vanishes; ${left} are left.`;
     return `${rule}Where ${Q} is 0 the term vanishes, whatever S may be. One is left: ${data.classes[argmax(steps.targets)]}'s.`;
