@@ -50,13 +50,14 @@ def evaluate(
     from softmaxce.calibration import temperature_of
     from softmaxce.evaluate import evaluate as measure
     from softmaxce.evaluate import find_checkpoint
-    from softmaxce.report import console, evaluation
+    from softmaxce.report import console, evaluation, step_summary
 
     if temperature is None:
         temperature = temperature_of(chosen)
     evaluated = measure(find_checkpoint(chosen), split.value, data, device, temperature, trust_code=trust_code)
     requirements.check_classes(demands, [row.name for row in evaluated.figures.classes])
     verdicts = requirements.judge(demands, evaluated.figures.by_name())
+    step_summary.of_evaluation(evaluated, verdicts)
     if json:
         import json as jsonlib
 
