@@ -92,9 +92,11 @@ def _work(device: torch.device, dtype: torch.dtype) -> bool:
             for _ in range(2):
                 loss = fused_cross_entropy(logits, target, None, -100, "mean", 0.0, torch.float32)
                 (gradient,) = torch.autograd.grad(loss, logits)
-                if not (torch.allclose(loss.double(), exact) and torch.allclose(gradient, slope, rtol=0.02, atol=1e-6)):
-                    return False
+                close = torch.allclose(gradient, slope, rtol=0.02, atol=1e-6)
+                if not (close and torch.allclose(loss.double(), exact)):
+                    raise ArithmeticError("the kernels are wrong")
     except Exception:  # noqa: BLE001  no Triton, no compiler for its launcher, a GPU it does not know, ...
+        _wrong.pop(device, None)  # nobody will note anything there
         return False
     return True
 
