@@ -15,6 +15,7 @@ from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, Softm
 from . import bench as bench_command
 from . import config as config_command
 from .calibrate import calibrate
+from .check_loss import check_loss
 from .compare import compare
 from .eval import evaluate
 from .explain import explain
@@ -27,8 +28,8 @@ from .train import train
 SHOWN = 20  # mistakes told at once
 
 
-# Between two operations PyTorch's threads spin for milliseconds. On cores that others use too, every wait is then as long
-# as the others' turn; so here they sleep after some hundredths of a millisecond. (For GNU's OpenMP, as PyTorch ships it.)
+# Between two operations PyTorch's threads spin for milliseconds: on cores that others use too, every wait is then as
+# long as the others' turn. Here they sleep after some hundredths of a millisecond. (GNU's OpenMP, as PyTorch ships it.)
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
@@ -91,6 +92,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("check-loss")(check_loss)
 app.command("predict")(predict)
 app.command("explain")(explain)
 app.command("calibrate")(calibrate)
