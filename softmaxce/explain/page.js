@@ -268,7 +268,7 @@ const SENTENCES = {
       ? `It says what is true: ${data.classes[steps.main]}. As a vector it is 1 for the true class and 0 for all others, which is called one-hot.`
       : "It is a soft one: several classes have a share of it, as in images blended by mixup or CutMix.";
     const smooth = steps.label_smoothing
-      ? ` Label smoothing spreads ${num(steps.label_smoothing)} of it evenly over all ${K} classes, so that the network need not become endlessly sure.`
+      ? ` Label smoothing spreads ${num(steps.label_smoothing)} of it evenly over all ${K} classes, so that the network need not become endlessly sure.${data.weight ? "" : " From here on, L is the smoothed label."}`
       : "";
     const weighted = data.weight
       ? " The run's class weights then make some classes count more than others: share times weight is Q, and Q takes the place of L from here on."

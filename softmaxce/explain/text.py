@@ -294,6 +294,7 @@ def _label(to: _Teller) -> None:
         to.say(
             f"Label smoothing spreads {to.num(steps.label_smoothing)} of it evenly over all {len(to.classes)} classes, "
             "so that the network need not become endlessly sure."
+            + ("" if steps.weight is not None else " From here on, L is the smoothed label.")
         )
     if steps.weight is not None:
         to.say(
@@ -377,7 +378,7 @@ def _loss(to: _Teller) -> None:
 
 def _gradient(to: _Teller) -> None:
     steps = to.steps
-    q = "Q" if steps.weight is not None else ("L" if not steps.label_smoothing else "smoothed L")
+    q = "Q" if steps.weight is not None else "L"
     total = math.fsum(steps.targets)
     factor = "" if steps.weight is None else f"{to.num(total)} "
     to.heading(f"The gradient: {factor}S - {q}")
