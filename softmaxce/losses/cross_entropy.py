@@ -411,7 +411,9 @@ def _kernels(input: Tensor, target: Tensor, weight: Tensor | None) -> ModuleType
         or not input.numel()
     ):
         return None
-    return cpu if input.is_cpu else fused if input.is_cuda and fused.available(input.device) else None
+    if input.is_cpu:
+        return cpu
+    return fused if input.is_cuda and fused.available(input.device, input.dtype) else None
 
 
 # -- as a module ------------------------------------------------------------------------------------------------------
