@@ -8,6 +8,7 @@ import typer
 from softmaxce.errors import RunError
 
 from .options import Device
+from .trust import TrustCode
 
 
 def calibrate(
@@ -15,6 +16,7 @@ def calibrate(
         Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the newest run under runs/ if left out.")
     ] = None,
     device: Device = None,
+    trust_code: TrustCode = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
     """Fit a run's softmax temperature on its validation split; eval, predict and report then use it.
@@ -31,7 +33,7 @@ def calibrate(
     from softmaxce.calibration import calibrate as fit
     from softmaxce.report import calibration, console
 
-    fitted = fit(chosen, device)
+    fitted = fit(chosen, device, trust_code=trust_code)
     if json:
         import json as jsonlib
 

@@ -9,6 +9,7 @@ import typer
 from softmaxce.errors import USAGE, ConfigError, Problem
 
 from .options import Device, Temperature
+from .trust import TrustCode
 
 
 def predict(
@@ -25,6 +26,7 @@ def predict(
     ] = None,
     device: Device = None,
     temperature: Temperature = None,
+    trust_code: TrustCode = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Exit 0 although some images could not be read.")
     ] = False,
@@ -44,7 +46,7 @@ def predict(
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # file names need not be UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")
-    opened = open_run(run, device, batch_size)
+    opened = open_run(run, device, batch_size, trust_code=trust_code)
     out = writer("json" if json else "csv" if csv else "table", opened.classes, top)
     bad = images = 0
     if temperature is None:

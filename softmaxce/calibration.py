@@ -66,17 +66,18 @@ class Calibration:
         return {**asdict(self), "checkpoint": self.checkpoint.name}
 
 
-def calibrate(run: Path, device: str | None = None) -> Calibration:
+def calibrate(run: Path, device: str | None = None, *, trust_code: bool = False) -> Calibration:
     """Fit a run's temperature on its validation split, and keep it in the run folder.
 
     Args:
         run: a run folder or a checkpoint in one.
         device: where to compute; None for auto.
+        trust_code: run the user's code that the checkpoint names.
     Raises: RunError, ConfigError, DataError, if there is no checkpoint, no data or no validation split, or nothing to
         fit on.
     """
     loaded = checkpoint.load(find_checkpoint(run))
-    config = config_of(loaded, {"device": device or "auto"})
+    config = config_of(loaded, {"device": device or "auto"}, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     source = source_of(evaluation)
     if source.validation is None:

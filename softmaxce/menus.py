@@ -77,6 +77,26 @@ SCHEDULES = {
     "one_cycle": "softmaxce.optim:one_cycle",
 }
 
+# What `softmaxce check-loss` tries on a loss. These are no components: a config names none of them.
+LAWS = {
+    "value": "softmaxce.laws.calculus:value",
+    "gradient": "softmaxce.laws.calculus:gradient",
+    "gradcheck": "softmaxce.laws.calculus:first_derivative",
+    "gradgradcheck": "softmaxce.laws.calculus:second_derivative",
+    "shift": "softmaxce.laws.symmetries:shift",
+    "permutation": "softmaxce.laws.symmetries:permutation",
+    "rows": "softmaxce.laws.symmetries:rows",
+    "reductions": "softmaxce.laws.symmetries:reductions",
+    "one_hot": "softmaxce.laws.symmetries:class_ids",
+    "soft_targets": "softmaxce.laws.symmetries:soft_targets",
+    "finite": "softmaxce.laws.numbers:finite",
+    "dtypes": "softmaxce.laws.numbers:dtypes",
+    "autocast": "softmaxce.laws.numbers:autocast",
+    "determinism": "softmaxce.laws.transforms:determinism",
+    "vmap": "softmaxce.laws.transforms:vmap",
+    "compile": "softmaxce.laws.transforms:compiles",
+}
+
 
 @cache
 def torchvision_names() -> tuple[str, ...]:

@@ -36,20 +36,23 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
-def open_run(run: Path, device: str | None = None, batch_size: int | None = None) -> Evaluation:
+def open_run(
+    run: Path, device: str | None = None, batch_size: int | None = None, *, trust_code: bool = False
+) -> Evaluation:
     """A run's model, ready for `predict`.
 
     Args:
         run: a run folder or a checkpoint.
         device: where to compute; None for auto.
         batch_size: images at once; None for the run's data.eval_batch_size.
+        trust_code: run the user's code that the checkpoint names.
     Raises: RunError if there is no checkpoint, ConfigError if its parts cannot be built.
     """
     changes: dict[str, object] = {"device": device or "auto"}
     if batch_size is not None:
         changes["data.eval_batch_size"] = batch_size
     loaded = checkpoint.load(find_checkpoint(run))
-    return build_evaluation(loaded, config_of(loaded, changes))
+    return build_evaluation(loaded, config_of(loaded, changes, trust_code=trust_code))
 
 
 def predict(
