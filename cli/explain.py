@@ -9,6 +9,8 @@ import typer
 from softmaxce.errors import ConfigError, Problem, RunError
 
 from .eval import SplitName
+from .options import Temperature
+from .trust import TrustCode
 
 if TYPE_CHECKING:
     from softmaxce.explain.explanation import Explanation
@@ -38,8 +40,13 @@ def explain(
     label_smoothing: Annotated[
         float | None, typer.Option(min=0, max=1, help="With --logits: as loss.label_smoothing.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="What the logits are divided by.", show_default="1")] = None,
+    temperature: Temperature = None,
+    trust_code: TrustCode = False,
     digits: Annotated[int, typer.Option(min=2, max=12, help="Decimals of the numbers printed.")] = 4,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write one HTML page where sliders move the logits, in place of printing."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print every intermediate value as one JSON object.")] = False,
 ) -> None:
     """Show what the loss does with one image, step by step, from its logits to its gradient.
@@ -47,8 +54,6 @@ def explain(
     softmaxce explain RUN IMAGE [--label NAME]; softmaxce explain RUN --index 123; or without a model: softmaxce explain
     --logits 2.0,1.0,0.1 --label 0 --classes cat,dog,bird
     """
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise _mistake("--temperature", f"must be a number above 0, got {temperature:g}")
     given = {"--classes": classes, "--weight": weight, "--label-smoothing": label_smoothing}
     if logits is not None:
         if run is not None or image is not None or index is not None:
@@ -58,11 +63,17 @@ def explain(
         for option, value in given.items():
             if value is not None:
                 raise _mistake(option, "goes with --logits; a run has its own")
-        explanation = _of_run(run, image, index, split, label, temperature)
+        explanation = _of_run(run, image, index, split, label, temperature, trust_code)
+    if html is not None:
+        from softmaxce.explain.page import write_page
+
+        write_page(explanation, html)
+        typer.echo(f"page: {html}", err=json)
     if json:
         import json as jsonlib
 
         typer.echo(jsonlib.dumps(explanation.plain(), allow_nan=False))
+    if json or html is not None:
         return
     from softmaxce.explain.text import print_explanation
     from softmaxce.report import console
@@ -108,6 +119,7 @@ def _of_run(
     split: SplitName,
     label: str | None,
     temperature: float | None,
+    trust_code: bool,
 ) -> "Explanation":
     if (image is None) == (index is None):
         what = "either IMAGE or --index, not both" if image is not None else "an image: IMAGE, or --index N"
@@ -120,9 +132,12 @@ def _of_run(
 
     import torch
 
+    from softmaxce.calibration import temperature_of
     from softmaxce.explain import arguments, trained
 
-    opened = trained.open_run(chosen)
+    opened = trained.open_run(chosen, trust_code=trust_code)
+    if temperature is None:
+        temperature = temperature_of(chosen)
     target: int | torch.Tensor | None = None
     if index is not None:
         pixels, target = trained.pick(opened, split.value, index)
@@ -133,7 +148,7 @@ def _of_run(
     if label is not None:
         found = arguments.label(label, opened.classes)
         target = found if isinstance(found, int) else torch.tensor(found, dtype=torch.float64)
-    return trained.explain_image(opened, pixels, target, title=title, temperature=temperature or 1.0)
+    return trained.explain_image(opened, pixels, target, title=title, temperature=temperature)
 
 
 def _mistake(option: str, message: str) -> ConfigError:

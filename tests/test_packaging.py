@@ -43,7 +43,8 @@ def test_the_wheel_holds_the_recipes_and_claims_two_names_only(tmp_path: Path) -
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"softmaxce", "softmaxce_cli"}
     recipes = {f"softmaxce/configs/{file.name}" for file in (ROOT / "configs").glob("*.yaml")}
-    assert recipes | {"softmaxce/configs/schema.json", "softmaxce/py.typed"} <= set(names)
+    pages = {str(file.relative_to(ROOT)) for kind in ("html", "js") for file in (ROOT / "softmaxce").rglob(f"*.{kind}")}
+    assert recipes | pages | {"softmaxce/configs/schema.json", "softmaxce/py.typed"} <= set(names)
 
 
 # The floors: a file imports from floors below its own, so that a loss cannot reach a model nor a model read a config.
@@ -53,7 +54,7 @@ FLOORS = [
     {"losses", "models", "data", "optim", "metrics", "runtime"},
     {"train", "checkpoint"},
     {"build", "evaluate", "calibration", "predict", "compare"},
-    {"explain", "bench"},
+    {"explain", "bench", "laws"},
     {"report"},
     {"softmaxce_cli"},
 ]

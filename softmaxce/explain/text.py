@@ -11,6 +11,7 @@ from rich.text import Text
 from . import pictures
 from .explanation import Explanation
 from .numerics import Computed
+from .steps import Steps
 
 WIDEST = 80  # columns
 INDENT = 3
@@ -56,12 +57,7 @@ class _Teller:
         steps = self.explanation.steps
         self.steps = steps
         self.classes = self.explanation.classes
-        self.shown = list(range(len(self.classes)))
-        if len(self.classes) > FEW_CLASSES:
-            order = sorted(self.shown, key=lambda i: -steps.logits[i])
-            wanted = order[:SHOWN]
-            shares = sorted((i for i in self.shown if steps.label[i] > 0), key=lambda i: -steps.label[i])
-            self.shown = wanted + [index for index in shares[:2] if index not in wanted]
+        self.shown = rows_for(steps)
         self.rest = [index for index in range(len(self.classes)) if index not in self.shown]
         self.width = min(WIDEST, console_width(self.console))
         self.colour = self.console.color_system is not None and not self.console.no_color
@@ -153,6 +149,16 @@ class _Teller:
         return math.fsum(values[index] for index in self.rest)
 
 
+def rows_for(steps: Steps) -> list[int]:
+    """The classes that tables have a row for: all, or of many those with the largest logits, and the label's."""
+    ids = range(len(steps.logits))
+    if len(ids) <= FEW_CLASSES:
+        return list(ids)
+    wanted = sorted(ids, key=lambda index: -steps.logits[index])[:SHOWN]
+    shares = sorted((index for index in ids if steps.label[index] > 0), key=lambda index: -steps.label[index])
+    return wanted + [index for index in shares[:2] if index not in wanted]
+
+
 def console_width(console: Console) -> int:
     """The columns there are; a pipe has as many as wanted."""
     return console.width if console.is_terminal else WIDEST
@@ -191,9 +197,9 @@ def _weighted_sums(to: _Teller) -> None:
     if steps.temperature != 1:
         to.heading("The temperature")
         to.say(
-            f"The sums are divided by the temperature {to.num(steps.temperature)}, which was chosen on validation "
-            "images so that the probabilities can be taken at their word. The order of the classes stays. "
-            "From here on z is the quotient."
+            f"The sums are divided by the temperature, {to.num(steps.temperature)}. A high one makes the probabilities "
+            "more alike, a low one less; softmaxce calibrate finds the one with which they can be taken at their word. "
+            "The order of the classes stays. From here on z is the quotient."
         )
         to.table(["", "z"], lambda i: [to.num(steps.logits[i])])
 

@@ -21,13 +21,16 @@ from .steps import take_steps
 NO_LABEL = "No label was given, so the network's own answer stands in for it; with --label you can say what is true."
 
 
-def open_run(path: Path) -> Evaluation:
+def open_run(path: Path, *, trust_code: bool = False) -> Evaluation:
     """The model, the loss and the preprocessing of a run folder (its best checkpoint) or a checkpoint, on the CPU.
 
+    Args:
+        path: the folder or the checkpoint.
+        trust_code: run the user's code that the run's config names.
     Raises: RunError, ConfigError.
     """
     loaded = checkpoint.load(find_checkpoint(path))
-    return build_evaluation(loaded, config_of(loaded, {"device": "cpu"}))
+    return build_evaluation(loaded, config_of(loaded, {"device": "cpu"}, trust_code=trust_code))
 
 
 def read_image(run: Evaluation, file: Path) -> Tensor:
@@ -58,7 +61,7 @@ def explain_image(
         image: [C, H, W] uint8, in the shape that the model was trained on.
         target: the class id, or [K] shares of it; None to let the model's own answer stand for it.
         title: what is explained, for the first line.
-        temperature: what the logits are divided by.
+        temperature: what the logits are divided by; calibration.temperature_of(path) is the run's own.
     Raises: RunError if the model's logits are not finite; DataError if the image has another shape.
     """
     batches = run.batches(InMemory(image.unsqueeze(0), torch.zeros(1, dtype=torch.int64)))

@@ -82,7 +82,6 @@ def test_of_many_classes_the_largest_and_the_label_have_a_row_and_the_rest_one_t
         (("--logits", "1,2", "--label", "0", "--classes", "a"), "--classes: needs one name for each of the 2 logits"),
         (("--logits", "1,2", "--label", "0", "--classes", "a,a"), "--classes: names must differ"),
         (("--logits", "1,2", "--label", "0", "--weight", "1,-1"), "--weight: needs 2 numbers"),
-        (("--logits", "1,2", "--label", "0", "--temperature", "0"), "--temperature: must be a number above 0"),
         (("--logits", "1,2", "--label", "0", "--index", "1"), "--logits: takes the place of RUN, IMAGE and --index"),
         (("nothing", "--index", "1", "--weight", "1,2"), "--weight: goes with --logits"),
         (("nothing", "--index", "1"), "nothing: there is no such run folder or checkpoint"),
@@ -196,10 +195,25 @@ def test_another_loss_is_named_with_its_value_beside_cross_entropy(
         "import torch\ndef half(logits, targets):\n    return torch.nn.functional.cross_entropy(logits, targets) / 2\n"
     )
     softmaxce("train", "--config", "small.yaml", "--set", "loss=half.py:half", "-q")
-    answer = json.loads(softmaxce("explain", "--index", "0", "--json").stdout)
+    answer = json.loads(softmaxce("explain", "--index", "0", "--json", "--trust-code").stdout)
     assert answer["own_loss"]["name"] == "half.py:half"
     assert answer["own_loss"]["loss"] == pytest.approx(answer["loss"] / 2, rel=1e-5)
     np.testing.assert_allclose(answer["own_loss"]["gradient"], np.array(answer["gradient"]) / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_a_calibrated_run_is_explained_at_its_temperature_unless_told_otherwise(
+    softmaxce: Softmaxce, small: Path
+) -> None:
+    softmaxce("train", "--config", "small.yaml", "-q", "--output", "run")
+    fitted = json.loads(softmaxce("calibrate", "run", "--json").stdout)["temperature"]
+    assert fitted != 1
+    answer = json.loads(softmaxce("explain", "run", "--index", "0", "--json").stdout)
+    assert answer["temperature"] == fitted
+    np.testing.assert_allclose(answer["probabilities"], softmax(np.array(answer["raw_logits"]) / fitted), rtol=1e-9)
+    assert (
+        json.loads(softmaxce("explain", "run", "--index", "0", "--json", "--temperature", "1").stdout)["temperature"]
+        == 1
+    )
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
