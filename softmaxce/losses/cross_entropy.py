@@ -65,7 +65,7 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
         dim: the dimension of the classes.
     Returns: the same shape; each in [0, 1], their sum along `dim` 1.
 
-    Bridle 1990, eq. 10; the article's step 1.
+    Bridle 1990; the article's step 1.
 
     >>> softmax(torch.tensor([2.0, 1.0, 0.1]))
     tensor([0.6590, 0.2424, 0.0986])
