@@ -97,7 +97,10 @@ def test_an_interrupted_set_of_seeds_goes_on_where_it_stood(app: typer.Typer, he
     line = [*command[1:], *long, "--resume", "auto", "--epochs", str(done + 1), "--json"]
     told_events = events(run(app, *line).stdout)
     starts = [event["epochs_done"] for event in told_events if event["event"] == "start"]
-    assert starts == [done, 0]
+    first, second = starts
+    assert done - 1 <= first <= done  # an epoch whose checkpoint was not written yet is repeated
+    assert first > 0
+    assert second == 0
 
 
 # -- sweeps -----------------------------------------------------------------------------------------------------------
