@@ -10,15 +10,12 @@ import typer
 from typer.core import TyperGroup
 
 from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
+from softmaxce.interrupts import Terminated
 
 from . import config as config_command
 from .eval import evaluate
 from .list import list_menus
 from .train import train
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came. It takes the way of ctrl-C, with another exit status."""
 
 
 class Group(TyperGroup):
