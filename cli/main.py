@@ -12,10 +12,19 @@ from typer.core import TyperGroup
 from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
 from softmaxce.interrupts import Terminated
 
+from . import bench as bench_command
 from . import config as config_command
+from .calibrate import calibrate
+from .compare import compare
 from .eval import evaluate
+from .explain import explain
 from .list import list_menus
+from .predict import predict
+from .report import report
+from .runs import runs
 from .train import train
+
+SHOWN = 20  # mistakes told at once
 
 
 class Group(TyperGroup):
@@ -30,8 +39,10 @@ class Group(TyperGroup):
             lines = error.problems if isinstance(error, ConfigError) else [error]
             if error.__cause__ is not None and {"--verbose", "-v"} & set(sys.argv):
                 traceback.print_exception(error.__cause__)
-            for line in lines:
+            for line in lines[:SHOWN]:
                 _tell(str(line))
+            if len(lines) > SHOWN:
+                _tell(f"... and {len(lines) - SHOWN} more mistakes")
             raise typer.Exit(error.status) from None
         except BrokenPipeError:
             raise  # whoever read stdout has gone; typer ends quietly
@@ -70,7 +81,14 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("predict")(predict)
+app.command("explain")(explain)
+app.command("calibrate")(calibrate)
+app.command("report")(report)
+app.command("runs")(runs)
+app.command("compare")(compare)
 app.command("list")(list_menus)
+app.add_typer(bench_command.app, name="bench")
 app.add_typer(config_command.app, name="config")
 
 

@@ -1,7 +1,9 @@
 """`softmaxce train`: train from a config, print a row an epoch, keep everything in a run folder."""
 
 import contextlib
+import enum
 import errno
+import importlib.util
 import shlex
 import sys
 import time
@@ -38,6 +40,12 @@ MAY_CHANGE = (
 )
 
 
+class LogName(enum.StrEnum):
+    """Where else the epochs may be written."""
+
+    tensorboard = "tensorboard"
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a command line asks for: the config, and the folder to go on in or to start."""
@@ -68,6 +76,10 @@ def train(
         list[str] | None,
         typer.Option(metavar="FIGURE>=N", help="Demand a final figure, e.g. 'accuracy>=0.99'; exit 1 if not met."),
     ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Write the run's report at the end.")] = False,
+    log: Annotated[
+        list[LogName] | None, typer.Option(help="Also write TensorBoard event files into the run folder.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build all, run one batch, print a summary.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON Lines on stdout and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alone.")] = False,
@@ -78,9 +90,13 @@ def train(
     flags = (("device", device), ("seed", seed), ("epochs", epochs))
     overrides += [Override((name,), value, f"--{name}") for name, value in flags if value is not None]
     demands = requirements.parse(require or [])
+    if log:
+        need_tensorboard()
     plan = make_plan(config, overrides, output, resume)
     with Signals() as signals:
-        _train(plan, demands, signals, dry_run=dry_run, json=json, quiet=quiet, verbose=verbose)
+        _train(
+            *(plan, demands, signals), dry_run=dry_run, json=json, quiet=quiet, verbose=verbose, log=log, report=report
+        )
 
 
 def _train(
@@ -92,6 +108,8 @@ def _train(
     json: bool,
     quiet: bool,
     verbose: bool,
+    log: list[LogName] | None,
+    report: bool,
 ) -> None:
     from softmaxce.build import build_run
     from softmaxce.report.training import reporter
@@ -106,9 +124,20 @@ def _train(
         return
     if verbose:
         _print_details(run)
-    outcome = carry_out(run, plan, demands, reporter(as_json=json, quiet=quiet), signals, started, quiet=quiet)
+    telling = reporter(as_json=json, quiet=quiet)
+    if log:
+        from softmaxce.report.events import TensorBoard
+
+        telling = TensorBoard(telling)
+    outcome = carry_out(run, plan, demands, telling, signals, started, quiet=quiet)
     if outcome.message and outcome.status == "failed":
         raise TrainingError(outcome.message)
+    if report:
+        from softmaxce.report.write import write_report
+
+        # the code it names is what was just trained with
+        written = write_report(outcome.folder, device=str(run.device), trust_code=True)
+        typer.echo(f"report: {written.page}", err=True)
     if not all(verdict.met for verdict in outcome.verdicts):
         raise typer.Exit(FAILED)
 
@@ -132,6 +161,13 @@ def make_plan(config: str | None, overrides: list[Override], output: Path | None
     if folder_ is not None and (folder_ / "config.yaml").is_file():
         return Plan(_resumed(folder_, config, overrides), folder_, None)
     return Plan(asked, None, output)
+
+
+def need_tensorboard() -> None:
+    """Refuse `--log tensorboard` where the optional extra is missing, before training. Raises: ConfigError."""
+    if importlib.util.find_spec("tensorboard") is None:
+        message = "TensorBoard is not installed; get it with: pip install 'softmaxce[tensorboard]'"
+        raise ConfigError([Problem("--log tensorboard", message)])
 
 
 def _needed(config: str | None) -> str:
@@ -188,6 +224,7 @@ def carry_out(
     """Train, save, evaluate, in a run folder held for this process alone."""
     from softmaxce import runfolder
     from softmaxce.evaluate import final_evaluation
+    from softmaxce.report import step_summary
     from softmaxce.report.training import Outcome
 
     folder = plan.resume if plan.resume is not None else runfolder.create(plan.config.recipe, plan.output)
@@ -212,6 +249,7 @@ def carry_out(
             runfolder.write_record(folder, record | plain)
             if told:
                 reporter.end(outcome)
+                step_summary.of_training(outcome)
             return outcome
 
         try:

@@ -11,10 +11,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import yamlfile
 from .checkpoint import Checkpoint, load_weights
-from .config import NEEDS_VALIDATION, Config, check
+from .config import NEEDS_VALIDATION, Config, check, refuse_users_code
 from .data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, mean_and_std, mixing
 from .data.splits import Source, Split, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line
+from .losses.make import Loss, make_loss, refuse_unfit
 from .registry import build
 from .runtime import choose_device, seed_everything
 from .train import Run, steps_per_epoch
@@ -34,7 +35,7 @@ def build_run(config: Config) -> Run:
     class_counts = torch.bincount(source.train.labels, minlength=len(source.classes)).tolist()
     model = build_model(config, preprocessing, len(source.classes), device)
     loss = build_loss(config, class_counts, device)
-    _check_fit(config, model, loss, preprocessing, len(source.classes), device)
+    refuse_unfit(loss, config.loss, len(source.classes), device, bool(config.mixup_alpha or config.cutmix_alpha))
 
     def batches(split: Split) -> Batches:
         return Batches(split, preprocessing, batch_size=config.data.eval_batch_size, device=device)
@@ -178,43 +179,9 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def build_loss(config: Config, class_counts: list[int], device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+def build_loss(config: Config, class_counts: list[int], device: torch.device) -> Loss:
     """The loss a config names, on the device."""
-    loss = build(config.loss, {"num_classes": len(class_counts), "class_counts": class_counts})
-    if isinstance(loss, nn.Module):
-        loss = loss.to(device)
-    if not callable(loss):
-        message = f"{config.loss.name} must be callable as loss(logits, targets), got {type(loss).__name__}"
-        raise ConfigError([Problem(config.loss.place, message)])
-    return loss  # type: ignore[no-any-return]
-
-
-def _check_fit(
-    config: Config,
-    model: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    preprocessing: Preprocessing,
-    num_classes: int,
-    device: torch.device,
-) -> None:
-    """Call the loss once, so that one which does not fit is named before the training starts."""
-    logits = torch.zeros(2, num_classes, device=device, requires_grad=True)
-    targets = torch.zeros(2, dtype=torch.int64, device=device)
-    if config.mixup_alpha or config.cutmix_alpha:
-        targets = nn.functional.one_hot(targets, num_classes).float()
-    try:
-        value = loss(logits, targets)
-    except Exception as error:
-        kind = "probabilities [B, K], as mixup makes them," if targets.ndim == 2 else "class ids [B]"
-        message = f"{config.loss.name} cannot take logits [B, K] and {kind}: {in_one_line(error)}"
-        raise ConfigError([Problem(config.loss.place, message)]) from error
-    if not isinstance(value, Tensor) or value.shape not in ((), (2,)):
-        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        message = f"{config.loss.name} must return a scalar or one loss an image [B]; for B = 2 it gave {got}"
-        raise ConfigError([Problem(config.loss.place, message)])
-    if not value.requires_grad:
-        message = f"{config.loss.name} has no gradient: what it returns must be computed from the logits, undetached"
-        raise ConfigError([Problem(config.loss.place, message)])
+    return make_loss(config.loss, class_counts, device)
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -261,8 +228,11 @@ class Evaluation:
         return Batches(split, self.preprocessing, batch_size=self.config.data.eval_batch_size, device=self.device)
 
 
-def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None) -> Config:
-    """The config a checkpoint was trained with, with some top-level or data keys changed."""
+def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, trust_code: bool = False) -> Config:
+    """The config a checkpoint was trained with, with some top-level or data keys changed.
+
+    Raises: ConfigError if it is none; RunError if it names `module:Name` and that code is not to be trusted.
+    """
     plain = dict(checkpoint.header["config"])
     for key, value in (changes or {}).items():
         section, _, name = key.rpartition(".")
@@ -271,7 +241,10 @@ def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None) -> 
         else:
             plain[key] = value
     document = yamlfile.parse(yamlfile.dump(plain), str(checkpoint.file))
-    return check(document, recipe=checkpoint.header["recipe"])
+    config = check(document, recipe=checkpoint.header["recipe"])
+    if not trust_code:
+        refuse_users_code(config, str(checkpoint.file))
+    return config
 
 
 def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
@@ -291,11 +264,23 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
     return Evaluation(config, tuple(header["classes"]), preprocessing, device, model, loss)
 
 
-def split_of(evaluation: Evaluation, name: str) -> Split:
-    """The `train`, `validation` or `test` split that the run used. Raises: DataError if it has none."""
+def source_of(evaluation: Evaluation) -> Source:
+    """The splits that the run used. Raises: DataError if the data has other classes than the model."""
     source = hold_out(load_source(evaluation.config), evaluation.config)
     if source.classes != evaluation.classes:
         raise DataError(f"the data at {evaluation.config.root} has other classes than this model was trained on")
+    return source
+
+
+def split_of(evaluation: Evaluation, name: str, source: Source | None = None) -> Split:
+    """The `train`, `validation` or `test` split that the run used. Raises: DataError if it has none.
+
+    Args:
+        evaluation: the run's.
+        name: of the split.
+        source: what source_of gave, if it has been called.
+    """
+    source = source or source_of(evaluation)
     split: Split | None = getattr(source, name)
     if split is None:
         has = [other for other in ("train", "validation", "test") if getattr(source, other) is not None]

@@ -190,23 +190,34 @@ def load(file: Path) -> Checkpoint:
 
     Raises: RunError if it is not there, is no safetensors file, was not written by softmaxce, or is damaged.
     """
+    header, tensors, sha256 = _read(file, with_tensors=True)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING)}
+    training = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING)}
+    return Checkpoint(file, weights, training, header, sha256)
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """A checkpoint's header alone: what header_of wrote. Raises: RunError, as load."""
+    return _read(file, with_tensors=False)[0]
+
+
+def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     try:
         with safe_open(file, framework="pt") as stream:
             metadata = stream.metadata() or {}
             text = metadata.get("softmaxce", "null")
             header = json.loads(text)
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - it is no dict
+            names = stream.keys() if with_tensors else ()
+            tensors = {name: stream.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise RunError(f"{file}: there is no such checkpoint") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(f"{file}: is no checkpoint that can be read: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise RunError(f"{file}: was not written by this version of softmaxce")
-    if metadata.get("sha256") != _checksum(tensors, text):
+    if with_tensors and metadata.get("sha256") != _checksum(tensors, text):
         raise RunError(f"{file}: its checksum is wrong: it was damaged after it was written")
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING)}
-    training = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING)}
-    return Checkpoint(file, weights, training, header, metadata["sha256"])
+    return header, tensors, metadata.get("sha256", "")
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:

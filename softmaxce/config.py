@@ -11,7 +11,7 @@ from typing import Any, Literal, get_type_hints
 import platformdirs
 
 from . import menus, yamlfile
-from .errors import ConfigError, Problem
+from .errors import ConfigError, Problem, RunError
 from .kinds import Fraction, Moments, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from .registry import (
     REQUIRED,
@@ -36,6 +36,7 @@ SUPPLIED = {
     "schedule": ("step", "steps", "steps_per_epoch"),
     "augment": (),
 }
+CALLED_WITH = {"loss": 2}  # a plain function loss(logits, targets) may stand there itself
 COMPONENTS: dict[str, Mapping[str, str]] = {
     "model": menus.MODELS,
     "loss": menus.LOSSES,
@@ -208,6 +209,23 @@ class Config:
                 value["augment"] = [component.plain() for component in self.augment]
             result[name] = value
         return result
+
+
+def refuse_users_code(config: Config, place: str) -> None:
+    """Refuse a config that came with a run, not from the user's hand, if it names code outside softmaxce.
+
+    Args:
+        config: what the run was trained with.
+        place: the checkpoint or run folder that it lay in.
+    Raises: RunError, with the way to trust it.
+    """
+    components = (config.model, config.loss, config.optimizer, config.schedule, config.source, *config.augment)
+    named = [component.name for component in components if ":" in component.name and not component.implied]
+    if named:
+        raise RunError(
+            f"{place}: its config names code of the user's, {', '.join(dict.fromkeys(named))}, which would be run; "
+            "if you trust the folder it came from and that code, add --trust-code"
+        )
 
 
 # The keys of a file, in the order in which a person reads them.
@@ -443,7 +461,7 @@ class _Checker:
             self._problem(named_at, str(error), of_value=True)
             return None
         moved = ELSEWHERE_IN.get(str(path[0]), {}) if len(path) == 1 else {}
-        component, problems = check_component(component, signature, supplied)
+        component, problems = check_component(component, signature, supplied, CALLED_WITH.get(what, 0))
         known = signature.names()
         for key, message in problems:
             if key is not None and key not in known and key not in supplied:

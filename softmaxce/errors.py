@@ -12,6 +12,8 @@ USAGE = 2  # the command line, the config or the data is wrong
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 TERMINATED = 143  # 128 + SIGTERM
 
+LONGEST = 600  # characters of a mistake's message: a file that is no config may hold names of any length
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -21,7 +23,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.message}" if self.place else self.message
+        message = self.message if len(self.message) <= LONGEST else self.message[: LONGEST - 3] + "..."
+        return f"{self.place}: {message}" if self.place else message
 
 
 class SoftmaxceError(Exception):

@@ -1,10 +1,10 @@
-"""The kinds of number an argument can be, so that a signature says its own range.
+"""The kinds of value an argument can be, so that a signature says its own range.
 
 A component (a loss, a model, ...) annotates its arguments with these; a config file is checked against them before
 torch is imported, and `softmaxce list` and the JSON Schema print them.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,3 +16,4 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Moments = Annotated[str, Field(pattern=r"^0*[1-9][0-9]* steps?$|^(0*[1-9][0-9]*|[0-9]+\.[0-9]*[1-9]0*) minutes?$")]
+Reduction = Literal["mean", "sum", "none"]  # of a loss, as in PyTorch

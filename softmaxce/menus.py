@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 LOSSES = {
-    "softmax_cross_entropy": "softmaxce.losses.cross_entropy:SoftmaxCrossEntropy",
+    "softmax_cross_entropy": "softmaxce.losses.builtin:softmax_cross_entropy",
     "torch_cross_entropy": "softmaxce.losses.builtin:torch_cross_entropy",
 }
 

@@ -122,7 +122,7 @@ def measure(logits: Tensor, labels: Tensor, loss: float, names: tuple[str, ...])
         loss=loss,
         accuracy=float((predicted == truth).mean()),
         top5_accuracy=top5,
-        nll=float(-log_probabilities[torch.arange(len(labels)), labels].mean()),
+        nll=float(-log_probabilities[torch.arange(len(labels)), labels].mean()) + 0.0,  # not -0
         brier=float(((probabilities - np.eye(len(names))[truth]) ** 2).sum(1).mean()),
         ece=expected_calibration_error(probabilities, truth),
         classes=rows,
@@ -142,8 +142,43 @@ def expected_calibration_error(probabilities: NDArray[np.float64], labels: NDArr
 
     Guo et al. 2017, "On calibration of modern neural networks", eq. 3.
     """
-    confidence = probabilities.max(1)
-    correct = probabilities.argmax(1) == labels
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(index, correct - confidence, minlength=bins)
+    gaps = [bin.hits - bin.confidence * bin.images for bin in reliability(probabilities, labels, bins)]
     return float(np.abs(gaps).sum() / len(labels))
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """The images whose confidence (their largest probability) lies in one interval (a, b].
+
+    Attributes:
+        images: how many.
+        hits: for how many of them the prediction is right.
+        confidence: their mean confidence, in [0, 1]; the interval's middle where there are none.
+    """
+
+    images: int
+    hits: int
+    confidence: float
+
+
+def reliability(probabilities: NDArray[np.float64], labels: NDArray[np.int64], bins: int = 15) -> list[ReliabilityBin]:
+    """Confidence beside accuracy, over equal intervals of confidence: what a reliability diagram draws.
+
+    Args:
+        probabilities: [N, K], rows sum to 1.
+        labels: [N] class ids.
+        bins: how many equal intervals (a, b] cover (0, 1].
+    Returns: one row an interval, from the lowest confidence.
+
+    DeGroot & Fienberg 1983; Guo et al. 2017, eq. 1 and 2.
+    """
+    confidence = probabilities.max(1)
+    hits = probabilities.argmax(1) == labels
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    images = np.bincount(index, minlength=bins)
+    sums = np.bincount(index, confidence, minlength=bins)
+    right = np.bincount(index, hits, minlength=bins)
+    return [
+        ReliabilityBin(int(n), int(h), float(s / n) if n else (i + 0.5) / bins)
+        for i, (n, h, s) in enumerate(zip(images, right, sums, strict=True))
+    ]

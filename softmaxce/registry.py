@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -42,11 +43,19 @@ class Argument:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a component takes. `takes_any` says that it has a **kwargs, so unknown names cannot be called wrong."""
+    """What a component takes.
+
+    Attributes:
+        arguments: in order.
+        doc: its docstring.
+        takes_any: it has a **kwargs, so unknown names cannot be called wrong.
+        leading: of a function, how many of its arguments can be given by position and have no default; 0 of a class.
+    """
 
     arguments: tuple[Argument, ...]
     doc: str = ""
     takes_any: bool = False
+    leading: int = 0
 
     def names(self) -> list[str]:
         """The names of all arguments, the supplied ones too."""
@@ -153,7 +162,10 @@ def signature_of(component: Callable[..., Any]) -> Signature:
     """The signature of an object at hand, in the same form; types are taken where they are simple."""
     arguments = []
     takes_any = False
+    leading = 0
     for parameter in inspect.signature(component).parameters.values():
+        if parameter.kind <= parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty:
+            leading += not inspect.isclass(component)
         if parameter.kind is parameter.VAR_KEYWORD:
             takes_any = True
         elif parameter.kind is not parameter.VAR_POSITIONAL:
@@ -161,7 +173,7 @@ def signature_of(component: Callable[..., Any]) -> Signature:
             annotation = parameter.annotation
             text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
             arguments.append(Argument(parameter.name, _type_of_text(text), default))
-    return Signature(tuple(arguments), inspect.getdoc(component) or "", takes_any)
+    return Signature(tuple(arguments), inspect.getdoc(component) or "", takes_any, leading)
 
 
 def _source_file(module: str) -> Path:
@@ -212,7 +224,8 @@ def _static_signature(function: ast.FunctionDef, doc: str, skip_self: bool) -> S
     pairs = list(zip(positional, defaults, strict=True))[1 if skip_self else 0 :]
     pairs += zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
     arguments = tuple(Argument(a.arg, _type_of(a.annotation), _literal(default)) for a, default in pairs)
-    return Signature(arguments, doc, takes_any=spec.kwarg is not None)
+    leading = 0 if skip_self else len(positional) - len(spec.defaults)
+    return Signature(arguments, doc, spec.kwarg is not None, leading)
 
 
 def _literal(node: ast.expr | None) -> Any:
@@ -237,7 +250,7 @@ NAMES: dict[str, Any] = {
     "Dict": dict,
     "Sequence": list,
     "NoneType": None,  # as an annotation at hand prints it
-    **{name: value for name, value in vars(kinds).items() if get_origin(value) is Annotated},
+    **{name: value for name, value in vars(kinds).items() if get_origin(value) in (Annotated, Literal)},
 }
 
 
@@ -377,11 +390,25 @@ def _describe_number(base: Any, metadata: Iterable[Any]) -> str:
     return f"{noun} of at least {low[1:]}" if low else noun
 
 
+def left_to_the_caller(
+    signature: Signature, arguments: Mapping[str, Any], supplied: Collection[str], called_with: int
+) -> list[str]:
+    """The arguments that a plain function takes when it is called: `logits` and `targets` of loss(logits, targets).
+
+    A function whose first `called_with` arguments nobody gives beforehand is itself what the config wants. A class, and
+    a function that takes fewer such arguments, make what it wants; for them the list is empty.
+    """
+    names = signature.names()[:called_with]
+    is_plain = signature.leading >= called_with and not {*names} & {*arguments, *supplied}
+    return names if is_plain else []
+
+
 def check_component(
-    component: Component, signature: Signature, supplied: Collection[str]
+    component: Component, signature: Signature, supplied: Collection[str], called_with: int = 0
 ) -> tuple[Component, list[tuple[str | None, str]]]:
     """The component with the defaults it did not give filled in, and what is wrong with it."""
     given = {*supplied, *component.implied}
+    given.update(left_to_the_caller(signature, component.arguments, given, called_with))
     problems = check_arguments(component.name, signature, component.arguments, given)
     defaults = {
         a.name: list(a.default) if isinstance(a.default, tuple) else a.default
@@ -424,23 +451,34 @@ def load_object(target: str) -> Any:
     return getattr(module, name)
 
 
-def build(component: Component, supplied: Mapping[str, Any]) -> Any:
-    """Call what the component names with its arguments and with those of `supplied` that it takes.
+def build(component: Component, supplied: Mapping[str, Any], called_with: int = 0) -> Any:
+    """What a component names, made with its arguments and with those of `supplied` that it takes.
 
+    Args:
+        component: the name and the arguments that a config gives.
+        supplied: what softmaxce gives to a component that takes it.
+        called_with: how many arguments the result will be called with. A function that waits for them (see
+            `left_to_the_caller`), or an object made already, is itself the result, with its other arguments bound.
     Raises: ConfigError, with the component's place, if the name cannot be imported, an argument does not fit, or the
         callable raises anything.
     """
     try:
-        function = load_object(component.target)
-        signature = signature_of(function)
+        found = load_object(component.target)
+        signature = signature_of(found)
     except (ValueError, TypeError) as error:
         raise ConfigError([Problem(component.place, str(error))]) from error
-    problems = check_arguments(component.name, signature, component.arguments, {*supplied, *component.implied})
+    given = {*supplied, *component.implied}
+    waits_for = left_to_the_caller(signature, component.arguments, given, called_with)
+    problems = check_arguments(component.name, signature, component.arguments, {*given, *waits_for})
     if problems:
         raise ConfigError([Problem(component.place, message) for _, message in problems])
     extra = {name: value for name, value in supplied.items() if name in signature.names()}
+    arguments = {**component.arguments, **component.implied, **extra}
+    makes = inspect.isclass(found) or inspect.isroutine(found) or isinstance(found, partial)
+    if waits_for or (called_with and not makes):
+        return partial(found, **arguments) if arguments else found
     try:
-        return function(**component.arguments, **component.implied, **extra)
+        return found(**arguments)
     except SoftmaxceError:
         raise
     except Exception as error:

@@ -10,6 +10,7 @@
         best.1.safetensors      what was best for last.1.safetensors, where that was another epoch
         nonfinite.safetensors   the batch whose loss was not finite, where there was one
         .lock                   held by the process that trains
+        calibration.json        the softmax temperature, once `softmaxce calibrate` has fitted it
 
 A folder that holds a run is never overwritten; every file takes its place whole or not at all.
 """
@@ -28,6 +29,7 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 LAST_BEFORE, BEST_BEFORE = "last.1.safetensors", "best.1.safetensors"
 NONFINITE = "nonfinite.safetensors"
 METRICS = "metrics.jsonl"
+CALIBRATION = "calibration.json"
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------

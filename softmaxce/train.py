@@ -13,6 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from .config import Config
 from .data.batches import Batch, Batches, Preprocessing
 from .errors import TrainingError
+from .losses.fused import check_class_ids
+from .losses.make import reduction_of
 from .metrics import Scores, Tally
 from .nonfinite import Guard, NonFiniteError
 from .optim import Schedule
@@ -227,6 +229,14 @@ def fit_with_pauses(run: Run, pauses: Pauses, track: Track = untracked) -> Itera
         )
 
 
+def train_epoch(run: Run, number: int) -> tuple[Scores, float]:
+    """One pass over the training batches: its scores, and the learning rate of its last step."""
+    for _ in _train_epoch(run, number, Never(), untracked):
+        pass
+    run.progress.batch, run.progress.seconds = 0, 0.0
+    return run.tally.scores(), run.optimizer.param_groups[0]["lr"]
+
+
 def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterator[Pause]:
     """What is left of a pass over the training batches; run.tally holds its sums."""
     config, progress = run.config, run.progress
@@ -277,6 +287,7 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
             guard.after_step()
             if pauses.after_step() and index + 1 < batches:
                 guard.settle()
+                check_class_ids()
                 progress.seconds = before + time.perf_counter() - started
                 yield Pause(number, progress.batch, batches)
         guard.settle()
@@ -286,6 +297,7 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
         progress.batch = min(batches, (index // accumulated + 1) * accumulated)
         progress.seconds = before + time.perf_counter() - started
         raise
+    check_class_ids()  # the epoch's end waits for the device anyway
     progress.seconds = before + time.perf_counter() - started
 
 
@@ -336,9 +348,11 @@ def loss_of(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Te
     A loss with `reduction: sum` is divided by the number of images.
     """
     value = loss(logits, labels)
-    if getattr(loss, "reduction", "mean") == "sum":
+    if reduction_of(loss) == "sum":
         value = value / len(labels)
-    return value.mean().item()
+    number = value.mean().item()
+    check_class_ids()
+    return number
 
 
 def _note(progress: Progress, validation: Scores, config: Config) -> bool:

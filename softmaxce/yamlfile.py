@@ -13,9 +13,11 @@ import yaml
 
 from .errors import ConfigError, Problem
 
-MAX_BYTES = 1 << 20
+# What no config needs, refused before it can take a second or fill the memory.
+MAX_BYTES = 1 << 18
 MAX_DEPTH = 50
-MAX_NODES = 20_000  # aliases may repeat a node; this bounds what a few lines of them can expand to
+MAX_NODES = 10_000  # aliases may repeat a node; this bounds what a few lines of them can expand to
+MAX_TEXT = 10_000  # characters in one scalar
 
 NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -32,15 +34,25 @@ Path_ = tuple[str | int, ...]  # the keys and list positions that lead to a valu
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way to hold them
     depth = 0
+    nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
+        self.nodes += 1
         if self.depth > MAX_DEPTH:
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} levels deep", mark)
+            raise self._too_much(f"nested more than {MAX_DEPTH} levels deep")
+        if self.nodes > MAX_NODES:
+            raise self._too_much(f"more than {MAX_NODES:,} values")
         node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_TEXT:
+            message = f"a text of {len(node.value):,} characters; {MAX_TEXT:,} are the limit"
+            raise yaml.composer.ComposerError(None, None, message, node.start_mark)
         self.depth -= 1
         return node
+
+    def _too_much(self, message: str) -> yaml.composer.ComposerError:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        return yaml.composer.ComposerError(None, None, f"{message}; that is no config", mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -115,12 +127,19 @@ def read(file: Path, name: str | None = None) -> Document:
 
 def parse(text: str, name: str) -> Document:
     """Parse one YAML document. Raises ConfigError, with the place, if it is not valid YAML 1.2 of plain data."""
+    loader = None
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         raise ConfigError([_syntax_problem(error, name)]) from None
-    except yaml.YAMLError as error:  # a character that YAML does not allow: it has a position, but no mark
-        raise ConfigError([Problem(f"{name}:1:1", f"is not valid YAML: {' '.join(str(error).split())}")]) from None
+    except yaml.reader.ReaderError as error:  # it has a position, but no mark
+        raise ConfigError([_character_problem(error, text, name)]) from None
+    except (ValueError, OverflowError):  # PyYAML's own slip: \UFFFFFFFF, or a %YAML version of thousands of digits
+        assert loader is not None
+        mark = loader.get_mark()
+        place = f"{name}:{mark.line + 1}:{mark.column + 1}"
+        raise ConfigError([Problem(place, "is not valid YAML: a number here is out of range")]) from None
     builder = _Builder(name)
     data = builder.build(node, (), 0) if node is not None else None
     if builder.problems:
@@ -131,6 +150,12 @@ def parse(text: str, name: str) -> Document:
 def dump(data: Any) -> str:
     """Plain data as YAML text that `parse` reads back as the same data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _character_problem(error: yaml.reader.ReaderError, text: str, name: str) -> Problem:
+    before = text[: error.position]
+    line, column = before.count("\n") + 1, error.position - before.rfind("\n")
+    return Problem(f"{name}:{line}:{column}", f"is not valid YAML: the character U+{ord(text[error.position]):04X}")
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, name: str) -> Problem:
@@ -166,7 +191,7 @@ class _Builder:
     def build(self, node: Any, path: Path_, depth: int) -> Any:
         self.nodes += 1
         if self.nodes > MAX_NODES or depth > MAX_DEPTH:
-            message = f"expands to more than {MAX_NODES} values or {MAX_DEPTH} levels; use fewer aliases"
+            message = f"expands to more than {MAX_NODES:,} values or {MAX_DEPTH} levels; use fewer aliases"
             raise ConfigError([self._problem(node, message)])
         self.values[path] = _position(node)
         if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
@@ -188,7 +213,7 @@ class _Builder:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.problems.append(self._problem(key_node, "a key must be plain text"))
                 continue
-            key = key_node.value
+            key = self._text(key_node)
             if key in result:
                 line = self.keys[(*path, key)][0]
                 message = f"'{key}' was already set on line {line}; remove one of the two"
@@ -202,7 +227,7 @@ class _Builder:
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         text = node.value
         if kind == "str":
-            return text
+            return self._text(node)
         if kind == "null" and NULL.match(text):
             return None
         if kind == "bool" and BOOL.match(text):
@@ -217,11 +242,20 @@ class _Builder:
         self.problems.append(self._problem(node, _not_plain(node.tag)))
         return None
 
+    def _text(self, node: Any) -> str:
+        text: str = node.value
+        if unfit := next(
+            (character for character in text if character == "\0" or "\ud800" <= character <= "\udfff"), ""
+        ):
+            self.problems.append(self._problem(node, f"the character U+{ord(unfit):04X} is no text"))
+        return text
+
     def _problem(self, node: Any, message: str) -> Problem:
         return Problem(":".join(map(str, (self.name, *_position(node)))), message)
 
 
 def _not_plain(tag: str) -> str:
+    tag = tag if len(tag) <= 60 else tag[:57] + "..."
     return f"the tag '{tag}' is not allowed here; a config is plain data"
 
 

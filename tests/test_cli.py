@@ -455,7 +455,16 @@ def test_list_names_everything_on_the_menus(softmaxce: Softmaxce) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["train", "--help"], ["list"], ["config", "list"], ["config", "schema"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["explain", "--help"],
+        ["list"],
+        ["config", "list"],
+        ["config", "schema"],
+    ],
 )
 def test_what_needs_no_torch_does_not_import_it(arguments: list[str], tmp_path: Path) -> None:
     code = (
@@ -512,3 +521,13 @@ def test_a_shell_script_sees_0_and_1(small: Path, tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"accuracy (0\.\d+|1\.0)", lines[-3])
     assert lines[-2:] == ["held: 0", "failed: 1"]
+
+
+def test_a_file_of_nothing_but_mistakes_is_answered_in_a_page(softmaxce: Softmaxce, tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text("".join(f"key{i}{'x' * 1000 * (i == 0)}: 1\n" for i in range(4000)))
+    done = softmaxce("config", "check", "f.yaml")
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 21
+    assert max(map(len, lines)) < 700
+    assert lines[-1] == "error: ... and 3984 more mistakes"

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -112,9 +113,14 @@ def test_the_exit_statuses_are_the_programs() -> None:
     assert [int(n) for row in rows for n in row.split(", ")] == [DONE, FAILED, USAGE, INTERRUPTED, TERMINATED]
 
 
+def options(command: Any) -> set[str]:
+    """The options of a command and of its sub-commands."""
+    own = {option for parameter in command.params for option in parameter.opts}
+    return own.union(*map(options, getattr(command, "commands", {}).values()))
+
+
 def test_every_option_shown_exists(app: typer.Typer) -> None:
-    command = typer.main.get_command(app)
-    known = {option for name in ("train", "eval") for p in command.commands[name].params for option in p.opts}  # type: ignore[attr-defined]
+    known = options(typer.main.get_command(app))
     shown = set()
     for language, text in BLOCKS:
         if language == "sh":

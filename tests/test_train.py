@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from softmaxce import yamlfile
@@ -12,6 +13,7 @@ from softmaxce.build import build_run
 from softmaxce.checkpoint import load, restore, save
 from softmaxce.config import Config, check
 from softmaxce.errors import ConfigError, DataError, TrainingError
+from softmaxce.losses import fused
 from softmaxce.runfolder import LAST
 from softmaxce.train import Run, fit, loss_of, predict, score
 
@@ -227,6 +229,12 @@ class Tilted(nn.Module):
     def forward(self, logits, targets):
         return nn.functional.cross_entropy(logits / self.tau, targets, reduction="none")
 
+def sharper(logits, targets, tau=1.0, *, class_counts=None):
+    assert class_counts is None or sum(class_counts) > 0
+    return nn.functional.cross_entropy(logits / tau, targets)
+
+made = Tilted(0.5)
+
 def vector(logits, targets):
     return logits
 
@@ -261,6 +269,33 @@ def test_the_users_own_model_loss_and_data_train(user_code: str) -> None:
     assert run.classes == ("square", "blank")
     assert epochs[-1].test is not None
     assert epochs[-1].test.accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"name": "CODE:Tilted", "tau": 0.5},  # a class
+        {"name": "CODE:sharper", "tau": 0.5},  # a plain function, with an argument
+        "CODE:made",  # an object made already
+        "torch.nn.functional:cross_entropy",
+        {"name": "torch.nn.functional:cross_entropy", "reduction": "sum"},
+        "softmaxce:cross_entropy",
+    ],
+    ids=str,
+)
+def test_a_loss_may_be_a_class_a_plain_function_or_an_object(loss: Any, user_code: str) -> None:
+    located = yaml.safe_load(yaml.safe_dump(loss).replace("CODE", user_code))
+    run = build_run(config(loss=located, epochs=1))
+    tau = 0.5 if "CODE" in str(loss) else 1.0
+    logits, labels = predict(run.model, run.validation)
+    expected = nn.functional.cross_entropy(logits / tau, labels).item()
+    assert loss_of(run.loss, logits, labels) == pytest.approx(expected, rel=1e-6)
+    assert len(list(fit(run))) == 1
+
+
+def test_a_misspelt_argument_of_a_plain_function_is_named(user_code: str) -> None:
+    with pytest.raises(ConfigError, match="sharper takes no 'taw'; did you mean 'tau'"):
+        config(loss={"name": f"{user_code}:sharper", "taw": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -301,3 +336,11 @@ def test_any_seed_of_63_bits_trains(seed: int) -> None:
 def test_one_class_alone_is_refused() -> None:
     with pytest.raises(DataError, match="there is one class only, 'class0'"):
         build_run(config(data__classes=1))
+
+
+def test_a_class_id_that_a_gpu_has_met_is_named_at_the_end_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    met = torch.tensor([12, 10])  # as a kernel notes it: the id, and the number of classes
+    monkeypatch.setitem(fused._wrong, torch.device("cpu"), met)
+    with pytest.raises(IndexError, match="class id 12 is out of range: with 10 classes"):
+        next(fit(build_run(config())))
+    assert not met.any()

@@ -1,5 +1,6 @@
 """YAML 1.2's scalars, refused repeats, and places."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ def test_a_scalar_means_what_yaml_1_2_says(text: str, value: Any) -> None:
     assert type(data) is type(value)
 
 
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | words,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4),
     max_leaves=12,
 )
 
@@ -90,6 +92,65 @@ def test_an_alias_bomb_is_refused() -> None:
 
 def test_deep_nesting_is_refused() -> None:
     assert "50 levels" in places("[" * 5000)[0]
+
+
+LARGE = yamlfile.MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "x" * (LARGE - 3),
+        'a: "' + "\\x41" * (LARGE // 4 - 2) + '"',
+        "a: " + "1" * (LARGE - 3),
+        "a:\n" + " x\n" * (LARGE // 3 - 1),
+        "a: |\n" + " x\n" * (LARGE // 3 - 2),
+        "x" * (LARGE - 2) + ": 1",
+        "[" + "x," * (LARGE // 2 - 1) + "]",
+        "- x\n" * (LARGE // 4),
+        "{" + "".join(f"k{i}: 1," for i in range(LARGE // 11)) + "}",
+        "".join(f"- &a{i} x\n" for i in range(LARGE // 12)),
+        "a: &a x\nb: [" + "*a," * (LARGE // 3 - 6) + "]",
+        "[" * LARGE,
+        "? " * (LARGE // 2),
+        "&a [*a, *a]",
+        "&a {b: *a}",
+        "x" * (LARGE + 1),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_what_is_too_large_is_refused_within_a_second_and_in_one_line(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text(text)
+    started = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        yamlfile.read(file)
+    assert time.process_time() - started < 1
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(str(file))
+    assert len(problem.message) < 200
+    assert "\n" not in str(problem)
+
+
+def test_a_quarter_of_a_mega_of_comments_is_read_within_a_second() -> None:
+    started = time.process_time()
+    yamlfile.parse("#\n" * (LARGE // 2), "f.yaml")
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: 1\nb: x\0", "f.yaml:2:5: is not valid YAML: the character U+0000"),
+        ('a: "x\\0"', "f.yaml:1:4: the character U+0000 is no text"),
+        ('a: "\\ud800"', "f.yaml:1:4: the character U+D800 is no text"),
+        ('a: "\\U0011ffff"', "f.yaml:1:7: is not valid YAML: a number here is out of range"),
+        ('a: "\\UFFFFFFFF"', "f.yaml:1:7: is not valid YAML: a number here is out of range"),
+        (f"%YAML {'9' * 5000}.1\n---\na", "f.yaml:1:7: is not valid YAML: a number here is out of range"),
+    ],
+)
+def test_a_character_that_is_no_text_is_named_with_its_place(text: str, expected: str) -> None:
+    assert places(text) == [expected]
 
 
 def test_a_file_that_is_not_utf_8_or_not_there_is_named(tmp_path: Path) -> None:

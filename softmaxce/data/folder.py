@@ -1,8 +1,11 @@
 """The user's own images: a folder with one sub-folder a class, of any size and mode."""
 
 import os
+import struct
 import sys
+import unicodedata
 import warnings
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,8 +27,19 @@ VALIDATION_NAMES = ("val", "valid", "validation")
 SHOWN = 10  # files named in one message
 SMALL_FILE = 32 << 10  # bytes
 
+# What pictures are kept in. Pillow knows some forty more: EPS starts an interpreter, icons unpack to any size.
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP"),
+    *("AVIF", "JPEG2000", "PPM", "TGA", "PCX", "SGI", "QOI"),
+)
 MAX_PIXELS = 1 << 26  # an image that unpacks to more is no training image, and could fill the memory
+# What Pillow's decoders, and their reading of EXIF, were seen to raise on damaged files.
+DAMAGED = (
+    *(OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError),
+    *(RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
+)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused here, not warned of
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # on metadata that nobody asked for
 
 
 def image_folder(
@@ -107,13 +121,12 @@ class Decode:
     def array(self, file: str) -> NDArray[np.uint8]:
         """Decode one file to [C, H, W]."""
         try:
-            with Image.open(file) as image:  # reads the header alone
+            with Image.open(file, formats=_formats()) as image:  # reads the header alone
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
                 pixels = np.asarray(self._fitted(_plain(image, self.channels)))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = "it is no image" if isinstance(error, UnidentifiedImageError) else str(error)
-            raise DataError(f"{file}: {reason}") from None
+        except DAMAGED as error:
+            raise DataError(f"{file}: {_reason(error, file)}") from None
         return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
 
     def _fitted(self, image: Image.Image) -> Image.Image:
@@ -124,18 +137,36 @@ class Decode:
 
 
 def _plain(image: Image.Image, channels: int) -> Image.Image:
-    """Any mode as RGB or L: upright by its EXIF tag, 16 bits scaled to 8, transparency laid over white."""
+    """Any mode as RGB or L: upright by its EXIF tag, 16 bits scaled to 8, transparency laid over white.
+
+    Of an animation or a stack of pages this is the first.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        pixels = np.asarray(image, dtype=np.float64)
+        pixels = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=255, neginf=0)
         scale = 1 / 257 if pixels.max(initial=0) > 255 else 1.0  # 32-bit modes hold 16-bit greys as a rule
         image = Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         overlay = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _reason(error: BaseException, file: str) -> str:
+    """Why a file could not be decoded, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        kind = Image.registered_extensions().get(Path(file).suffix.lower(), "")
+        return "it is no image" if kind in _formats() else f"{kind} files are not read; convert it to PNG"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to decode it"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return (
+        text if text and isinstance(error, OSError | ValueError) else f"it is damaged ({type(error).__name__}: {text})"
+    )
 
 
 @dataclass(frozen=True)
@@ -188,7 +219,7 @@ class _Listing:
         files: list[str] = []
         labels: list[int] = []
         for entry in found:
-            images = sorted(str(file) for file in entry.rglob("*") if _is_image(file))
+            images = sorted(str(file) for file in entry.rglob("*") if is_image(file))
             if not images:
                 raise DataError(f"{entry}: holds no images; put some there or remove the folder")
             files += images
@@ -258,17 +289,29 @@ class _Listing:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The sub-folders that are not hidden, by name."""
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """The sub-folders that are not hidden, by name. Raises: DataError if one's name is no text."""
+    found = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for entry in found:
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in entry.name):
+            raise DataError(f"{str(entry)!r}: the name holds a control character or is not UTF-8; rename the folder")
+    return found
 
 
-def _is_image(file: Path) -> bool:
+def is_image(file: Path) -> bool:
+    """Whether a file is there, not hidden, and named as an image that can be decoded."""
     return file.suffix.lower() in _extensions() and not file.name.startswith(".") and file.is_file()
 
 
 @cache
 def _extensions() -> frozenset[str]:
     return frozenset(Image.registered_extensions())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _first_size(files: Sequence[str], decode: Decode) -> tuple[int, int]:

@@ -5,8 +5,13 @@ error names the files, the folder where they go, and the addresses that were tri
 """
 
 import contextlib
+import pickle
+import struct
 import sys
-from collections.abc import Callable
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,18 +149,20 @@ def _two_splits(name: str, root: str, download: bool, classes: Any = None) -> So
 
 
 def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) -> Any:
-    """One of torchvision's data sets, downloaded only if it is not there. Raises: DataError."""
+    """One of torchvision's data sets, downloaded only if it is not there. Raises: DataError.
+
+    torchvision compares what it downloads, and CIFAR's files each time before it unpickles them, with the official MD5
+    sums: making other bytes that have a given sum (a second preimage) is beyond anybody's means.
+    """
     from torchvision import datasets
 
     make: Callable[..., Any] = getattr(datasets, name)
     try:
         return make(root, download=False, **options)
-    except RuntimeError:
-        pass  # torchvision's word for: not there, or not whole
-    except Exception as error:  # noqa: BLE001 - a damaged file raises whatever its parser stumbles over
-        raise DataError(
-            f"{name} in {root} cannot be read ({type(error).__name__}: {error}); delete its files and get them again"
-        ) from None
+    except DAMAGED as error:
+        if not (isinstance(error, RuntimeError) and "not found" in str(error)):  # torchvision's word for: not there
+            place = _damaged_idx(Path(root, name, "raw")) or f"{name} in {root}"
+            raise DataError(f"{place} cannot be read ({_told(error)}); {AGAIN}") from None
     files, folder, addresses = _whereabouts(make, root, options)
     if not download and all((folder / file).is_file() for file in files):
         raise DataError(
@@ -168,14 +175,54 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
             "or data.root (or $SOFTMAXCE_DATA) to the folder that has it"
         )
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _filtered_archives():
             return make(root, download=True, **options)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError
-        reason = " ".join(str(error).split())
+    except (*DAMAGED, tarfile.TarError, zipfile.BadZipFile) as error:  # URLError is an OSError
         raise DataError(
-            f"{name} could not be downloaded ({reason}). Put {', '.join(files)} into {folder}; "
+            f"{name} could not be downloaded ({_told(error)}). Put {', '.join(files)} into {folder}; "
             f"tried: {', '.join(addresses)}"
         ) from None
+
+
+AGAIN = "delete its files and get them again"
+# What the readers of idx, pickle, .pt and MATLAB files were seen to raise on damaged ones.
+DAMAGED = (
+    *(OSError, ValueError, RuntimeError, AssertionError, LookupError, TypeError, AttributeError, EOFError),
+    *(ArithmeticError, MemoryError, ImportError, pickle.UnpicklingError, struct.error, zlib.error),
+)
+
+
+def _damaged_idx(folder: Path) -> str:
+    """The first file of the MNIST family's format that cannot be read, as torchvision does not say which it was."""
+    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+
+    for file in sorted(folder.glob("*-ubyte")):
+        try:
+            read_sn3_pascalvincent_tensor(str(file))
+        except DAMAGED:
+            return str(file)
+    return ""
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, AssertionError) and not str(error):
+        return "its header or its size is wrong"  # so torchvision's reader says
+    return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())[:300]
+
+
+@contextlib.contextmanager
+def _filtered_archives() -> Iterator[None]:
+    """Have tar archives unpacked without absolute paths, `..`, links that lead out, and devices.
+
+    torchvision gives no filter, and Python's own default before 3.14 trusts the archive (PEP 706). Zip archives need
+    none: zipfile leaves such parts of a name out.
+    """
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 def _whereabouts(make: Any, root: str, options: dict[str, Any]) -> tuple[list[str], Path, list[str]]:
@@ -192,11 +239,16 @@ def _whereabouts(make: Any, root: str, options: dict[str, Any]) -> tuple[list[st
 
 
 def _plain(data: Any) -> InMemory:
-    """torchvision's arrays as uint8 [N, C, H, W] and int64 [N]."""
+    """torchvision's arrays as uint8 [N, C, H, W] and int64 [N]. Raises: DataError if they are none."""
     images = data.data if isinstance(data.data, Tensor) else torch.from_numpy(np.asarray(data.data))
-    labels = data.targets if hasattr(data, "targets") else data.labels
+    labels = torch.as_tensor(np.asarray(data.targets if hasattr(data, "targets") else data.labels)).long()
     if images.ndim == 3:  # grey
         images = images.unsqueeze(1)
-    elif images.shape[-1] == 3:  # CIFAR keeps [N, H, W, C]
+    elif images.ndim == 4 and images.shape[-1] == 3:  # CIFAR keeps [N, H, W, C]
         images = images.permute(0, 3, 1, 2)
-    return InMemory(images.contiguous(), torch.as_tensor(np.asarray(labels)).long())
+    if images.ndim != 4 or images.dtype != torch.uint8 or 0 in images.shape or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{type(data).__name__} in {data.root} is damaged: images {list(images.shape)} {images.dtype}, labels "
+            f"{list(labels.shape)}; {AGAIN}"
+        )
+    return InMemory(images.contiguous(), labels)

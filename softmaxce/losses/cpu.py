@@ -31,9 +31,12 @@ import numba
 import numpy as np
 import torch
 from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic as _intrinsic
 from numba.extending import overload
 from torch import Tensor
 
+intrinsic: Any = _intrinsic
+pointer: Any = types.CPointer
 f32, f64, i16, i32, i64, u16, u32 = np.float32, np.float64, np.int16, np.int32, np.int64, np.uint16, np.uint32
 
 # Products may be fused with the sum they go into (one rounding less). Only sums may also be reordered, to run in lanes.
@@ -51,10 +54,10 @@ ABREAST = 128  # so many of them
 # float16 is int16: their bits, which it cannot confuse. ACCUMULATE says in what each kind is computed.
 
 KINDS = {
-    torch.float32: types.float32,
-    torch.float64: types.float64,
-    torch.bfloat16: types.uint16,
-    torch.float16: types.int16,
+    torch.float32: f32,
+    torch.float64: f64,
+    torch.bfloat16: u16,
+    torch.float16: i16,
 }
 ACCUMULATE = {
     torch.float32: torch.float32,
@@ -245,7 +248,7 @@ def _headroom(x: Any) -> Any:
 # -- loops over one row -----------------------------------------------------------------------------------------------
 
 
-@njit(fastmath=CONTRACT)
+@njit(fastmath=CONTRACT, forceinline=True)
 def extremes(x: Any) -> Any:
     """The largest and the smallest of a row, as `order` has them."""
     largest = smallest = order(widen(x[0]))
@@ -256,7 +259,7 @@ def extremes(x: Any) -> Any:
     return largest, smallest
 
 
-@njit(fastmath=CONTRACT)
+@njit(fastmath=CONTRACT, forceinline=True)
 def exponentials(x: Any, offset: Any, lowest: Any, k: Any, e: Any) -> None:
     """e = exp(x - offset) 2^(HEADROOM - k)."""
     for i in range(len(x)):
@@ -264,39 +267,39 @@ def exponentials(x: Any, offset: Any, lowest: Any, k: Any, e: Any) -> None:
         e[i] = exp(z if z > lowest else lowest, k)
 
 
-@njit(fastmath=CONTRACT)
+@njit(fastmath=CONTRACT, forceinline=True)
 def scaled(e: Any, factor: Any, gradient: Any) -> None:
     """The gradient of a label that is 0 here: factor e."""
     for i in range(len(e)):
         gradient[i] = narrow(e[i] * factor, gradient)
 
 
-@njit(fastmath=REORDER)
-def short_sum(e: Any) -> Any:
-    """The sum of a few numbers, in lanes."""
-    total = e[0]
-    for i in range(1, len(e)):
-        total += e[i]
+@njit(fastmath=REORDER, forceinline=True)
+def short_sum(e: Any, y: Any) -> Any:
+    """The sum of a few numbers without the y-th, in lanes."""
+    total = e.dtype.type(0)
+    for i in range(len(e)):
+        total += e[i] if i != y else e.dtype.type(0)
     return total
 
 
-@njit
-def long_sum(e: Any) -> float:
-    """The sum of many."""
+@njit(forceinline=True)
+def long_sum(e: Any, y: Any) -> float:
+    """The sum of many without the y-th."""
     total = 0.0
     for start in range(0, len(e), SHORT):
-        total += short_sum(e[start : start + SHORT])
+        total += short_sum(e[start : start + SHORT], y - start)
     return total
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def log1p(x: Any) -> Any:
     """log(1 + x), with all digits however small x is (Kahan's way: twice as fast as the C library's)."""
     one_more = 1.0 + x
-    return x if one_more == 1.0 or one_more == np.inf else math.log(one_more) * x / (one_more - 1.0)
+    return x if one_more == 1.0 or one_more == np.inf else math.log(one_more) * (x / (one_more - 1.0))
 
 
-@njit
+@njit(forceinline=True)
 def main_class(q: Any, weight: Any) -> int:
     """Where the soft label weight q is largest: the class whose term the sum of exponentials leaves out."""
     index = 0
@@ -306,7 +309,7 @@ def main_class(q: Any, weight: Any) -> int:
     return index
 
 
-@njit(fastmath=REORDER)
+@njit(fastmath=REORDER, forceinline=True)
 def label_sums(x: Any, origin: Any, q: Any, weight: Any, spread: float, share: float) -> Any:
     """For a label Q = weight (spread + share q): the sum of Q, and that of Q (x - origin), in float64.
 
@@ -320,7 +323,7 @@ def label_sums(x: Any, origin: Any, q: Any, weight: Any, spread: float, share: f
     return total, product
 
 
-@njit(fastmath=CONTRACT)
+@njit(fastmath=CONTRACT, forceinline=True)
 def label_gradient(e: Any, factor: Any, q: Any, weight: Any, spread: Any, share: Any, gradient: Any) -> None:
     """The gradient of a label Q = weight (spread + share q): factor e - Q."""
     for i in range(len(e)):
@@ -344,22 +347,23 @@ class Step(NamedTuple):
     scale: Any
 
 
-@njit
+@njit(forceinline=True)
 def is_finite(largest: Any, smallest: Any, like: Any) -> Any:
     """Whether a row with these extremes has no NaN and no +infinity, and not only -infinity."""
     lowest, highest = order(like(-np.inf)), order(like(np.inf))
     return lowest < largest and largest < highest and smallest >= lowest
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def minus_log_softmax(rest: Any, e_y: Any, x_y: Any, offset: Any, lowest: Any, k: Any) -> Any:
-    """-log S_y in float64, with all digits: from e where e_y is one, else from the logit."""
-    if x_y - offset > lowest:
-        return log1p(rest / e_y)
+    """-log S_y in float64, with all digits: from e where the ratio of its numbers is one, else from the logit."""
+    ratio = rest / e_y
+    if x_y - offset > lowest and ratio < np.inf:
+        return log1p(ratio)
     return math.log(rest + e_y) + (k - headroom(x_y)) * LN_2 + (offset - f64(x_y))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def one_row(
     logits: Any,
     stride: Any,
@@ -398,8 +402,7 @@ def one_row(
 
     offset, lowest, k = scaling(unorder(largest))
     exponentials(x, offset, lowest, k, e)
-    e_y, e[y] = e[y], 0
-    rest = long_sum(e)
+    e_y, rest = e[y], long_sum(e, y)
     x_y = widen(x[y])
     loss_y = minus_log_softmax(rest, e_y, x_y, offset, lowest, k)
 
@@ -527,103 +530,163 @@ def many_short_rows(
 # -- the walk ---------------------------------------------------------------------------------------------------------
 
 
-def walk(
-    logits_: Any,
-    stride: Any,
-    ids_: Any,
-    labels_: Any,
-    weight_: Any,
-    upstream_: Any,
-    losses_: Any,
-    gradient_: Any,
-    sums_: Any,
-    num_rows: Any,
-    num_classes: Any,
-    first: Any,
-    last: Any,
-    ignore_index: Any,
-    options: Any,
-    spread: Any,
-    share: Any,
-    scale: Any,
-) -> int:
-    """The losses of the rows first..last, or the gradient, or both. Names ending in _ are addresses.
+class Job(ctypes.Structure):
+    """What a walk is to do: compute the losses of N rows, or their gradients, or both. Names ending in _ are addresses.
 
-    Args:
+    Attributes:
+        next_part: the first part of the rows that no thread has taken yet.
         logits_: [N, K], rows `stride` numbers apart.
-        ids_: [N] int64 class ids; where SOFT or SMOOTH is not set the label is one-hot at them.
+        ids_: [N] int64 class ids; where SOFT is not set the label is one-hot at them.
         labels_: [N, K] with SOFT: the probabilities. [K] zeros with SMOOTH.
         weight_: [K]; read only with WEIGHT, SMOOTH or SOFT.
         upstream_: [N], the gradient with respect to each row's loss; 1 without UPSTREAM.
         losses_: [N], written with LOSSES.
         gradient_: [N, K], written with GRADIENT: scale * upstream * d loss / d logits.
-        sums_: [2] float64, written: the sum of these rows' losses (with MEAN, its share in the mean) and, with SURVEY,
-            what the mean of all divides by.
+        sums_: [parts] float64, written: the sums of their losses.
+        parts: the rows are shared out in so many parts; the result does not depend on how many threads take them.
+        wrong_row: written with SURVEY: the first row whose id is no class (then nothing else is done), or -1.
         spread, share: the label is weight_i (spread + share q_i), with q one-hot or the probabilities.
         scale: a factor on the gradient; with MEAN it is divided by the divisor of the mean.
-    Returns: with SURVEY the first row whose id is no class (then nothing else has been done); else -1.
+        divisor: written with SURVEY: what the mean divides by.
     """
-    size = last * num_classes
-    logits = carray(logits_, (last * stride,))
-    ids = carray(ids_, (num_rows,))
-    labels = carray(labels_, (size,))
-    weight = carray(weight_, (num_classes,))
-    upstream = carray(upstream_, (last,))
-    losses = carray(losses_, (last,))
-    gradient = carray(gradient_, (size,))
-    sums = carray(sums_, (2,))
-    as_number = weight.dtype.type
-    if options & SURVEY:
-        divisor = 0.0
-        for row in range(num_rows):
-            y = ids[row]
-            if y != ignore_index:
-                if y < 0 or y >= num_classes:
-                    return row
-                divisor += weight[y] if options & WEIGHT else as_number(1)
-        sums[1] = divisor
-        if options & MEAN:
-            scale /= divisor
-    step = Step(num_classes, ignore_index, options, spread, share, scale)
-    if num_classes < FEW_CLASSES and not options & (SMOOTH | SOFT):
-        total = many_short_rows(logits, stride, ids, weight, upstream, losses, gradient, first, last, step)
-    else:
-        total = 0.0
-        e = np.empty(num_classes, dtype=weight.dtype)
-        for row in range(first, last):
-            total += one_row(logits, stride, ids, labels, weight, upstream, losses, gradient, row, step, e)
-    sums[0] = total / sums[1] if options & MEAN else total
-    return -1
+
+    _fields_ = tuple(
+        (name, ctypes.c_double if name in ("spread", "share", "scale", "divisor") else ctypes.c_int64)
+        for name in (
+            *("next_part", "logits_", "stride", "ids_", "labels_", "weight_", "upstream_", "losses_", "gradient_"),
+            *("num_rows", "num_classes", "ignore_index", "options", "spread", "share", "scale"),
+            *("sums_", "parts", "wrong_row", "divisor"),
+        )
+    )
 
 
-pointer: Any = types.CPointer
+JOB = numba.from_dtype(np.dtype(Job))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def at(typing: Any, address: Any, like: Any) -> Any:
+    """The pointer to numbers like this that an address is."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return pointer(like)(address, like), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def take_part(typing: Any, job_: Any) -> Any:
+    """Take the next part of a job's rows, whichever thread asks. Returns its number."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = context.get_value_type(types.int64)
+        next_part = builder.bitcast(arguments[0], whole.as_pointer())  # the first field
+        return builder.atomic_rmw("add", next_part, whole(1), "monotonic")
+
+    return types.int64(job_), code
+
+
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
+def survey(job: Any, ids: Any, weight: Any) -> bool:
+    """Find what the mean divides by, and whether an id is no class."""
+    job.divisor = 0.0
+    for row in range(job.num_rows):
+        y = ids[row]
+        if y != job.ignore_index:
+            if y < 0 or y >= job.num_classes:
+                job.wrong_row = row
+                return False
+            job.divisor += weight[y] if job.options & WEIGHT else weight.dtype.type(1)
+    if job.options & MEAN:
+        job.scale /= job.divisor
+    return True
+
+
+def walk_over(a_logit: Any, a_number: Any) -> Callable[[Any], None]:
+    """The walk over logits of one kind, that are computed with numbers of another."""
+
+    def walk(job_: Any) -> None:
+        job = carray(job_, 1)[0]
+        num_rows, num_classes = job.num_rows, job.num_classes
+        size = num_rows * num_classes
+        logits = carray(at(job.logits_, a_logit), (num_rows * job.stride,))
+        ids = carray(at(job.ids_, i64(0)), (num_rows,))
+        labels = carray(at(job.labels_, a_number), (size,))
+        weight = carray(at(job.weight_, a_number), (num_classes,))
+        upstream = carray(at(job.upstream_, a_number), (num_rows,))
+        losses = carray(at(job.losses_, a_number), (num_rows,))
+        gradient = carray(at(job.gradient_, a_logit), (size,))
+        sums = carray(at(job.sums_, 0.0), (job.parts,))
+        if job.options & SURVEY and not survey(job, ids, weight):
+            return
+        step = Step(num_classes, job.ignore_index, job.options, job.spread, job.share, job.scale)
+        few = num_classes < FEW_CLASSES and not job.options & (SMOOTH | SOFT)
+        e = np.empty(0 if few else num_classes, dtype=weight.dtype)
+        while True:
+            part = take_part(job_)
+            if part >= job.parts:
+                return
+            first, last = num_rows * part // job.parts, num_rows * (part + 1) // job.parts
+            if few:
+                sums[part] = many_short_rows(
+                    logits, job.stride, ids, weight, upstream, losses, gradient, first, last, step
+                )
+            else:
+                total = 0.0
+                for row in range(first, last):
+                    total += one_row(logits, job.stride, ids, labels, weight, upstream, losses, gradient, row, step, e)
+                sums[part] = total
+
+    return walk
 
 
 @cache
-def _compiled(dtype: torch.dtype) -> Callable[..., int]:
-    """`walk` for logits of this dtype, as a C function. Calling it releases Python's lock."""
-    number = types.float64 if dtype == torch.float64 else types.float32
-    whole, real, ids, sums = types.int64, types.float64, types.int64, types.float64
-    kinds = (ids, number, number, number, number, KINDS[dtype], sums)
-    signature = whole(pointer(KINDS[dtype]), whole, *map(pointer, kinds), *[whole] * 6, *[real] * 3)
+def _compiled(dtype: torch.dtype) -> Callable[[int], None]:
+    """`walk` for logits of this dtype, as a C function of a job's address. Calling it releases Python's lock."""
+    walk = walk_over(KINDS[dtype](0), f64(0) if dtype == torch.float64 else f32(0))
+    signature = types.void(pointer(JOB))
     try:
         compiled = numba.cfunc(signature, cache=True, fastmath=CONTRACT, error_model="numpy")(walk)
     except RuntimeError:  # no folder to keep it in: neither beside this file nor in the user's cache
         compiled = numba.cfunc(signature, fastmath=CONTRACT, error_model="numpy")(walk)
     _KEPT.append(compiled)
-    address, count, value = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    return ctypes.CFUNCTYPE(count, address, count, *[address] * 7, *[count] * 6, *[value] * 3)(
-        int(compiled.address or 0)
-    )
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(int(compiled.address or 0))
 
 
 _KEPT: list[Any] = []  # machine code lives as long as its object
-_Sums = ctypes.c_double * 2
 
 
 # -- threads ----------------------------------------------------------------------------------------------------------
 
-PER_THREAD = 1 << 16  # a thread gets at least so many logits; waking it takes as long as some thousands
+PART = 1 << 15  # about so many logits make a part; waking a thread takes as long as some thousands
+
+
+def _walk(function: Callable[[int], None], job: Job) -> None:
+    """Do a job, in as many threads as PyTorch uses and the job has parts."""
+    threads = min(torch.get_num_threads(), job.parts)
+    if threads < 2:
+        function(ctypes.addressof(job))
+    elif run := _team():
+        run(function, ctypes.addressof(job), threads, 0)
+    else:
+        others = [_pool().submit(function, ctypes.addressof(job)) for _ in range(threads - 1)]
+        function(ctypes.addressof(job))
+        for other in others:
+            other.result()
+
+
+@cache
+def _team() -> Callable[..., None] | None:
+    """Runs a C function in the threads that PyTorch's own operations run in, where those are OpenMP's.
+
+    Between two operations they do not sleep but wait for the next, so other threads would have to share the cores with
+    them. A fork leaves them behind.
+    """
+    if os.getpid() != _PROCESS:
+        return None
+    run: Any = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    if run is not None:
+        run.argtypes, run.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return run  # type: ignore[no-any-return]
 
 
 @cache
@@ -631,8 +694,10 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "softmaxce")
 
 
+_PROCESS = os.getpid()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_team.cache_clear)
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 class Walk:
@@ -683,52 +748,43 @@ class Walk:
         losses: Tensor | None = None,
         gradient: Tensor | None = None,
     ) -> tuple[float, float]:
-        """Write the losses and the gradient that are asked for; see `walk`.
+        """Write the losses and the gradient that are asked for; see `Job`.
 
         Returns: the sum of the losses, with MEAN their mean; and with SURVEY what the mean divides by.
         Raises: IndexError if there is a SURVEY and a class id is outside [0, K).
         """
         num_rows, num_classes = logits.shape
-        sums = _Sums()
-        before = (
+        parts = max(1, min(num_rows, logits.numel() // PART))
+        sums = (ctypes.c_double * parts)()
+        job = Job(
+            0,
             logits.data_ptr(),
             logits.stride(0),
             *self.addresses,
             _address(upstream),
             _address(losses),
             _address(gradient),
+            num_rows,
+            num_classes,
+            self.ignore_index,
+            options | self.options,
+            self.spread,
+            self.share,
+            scale,
+            ctypes.addressof(sums),
+            parts,
+            -1,
         )
-        after = self.ignore_index, options | self.options, self.spread, self.share
-        parts = min(torch.get_num_threads(), num_rows, 1 + logits.numel() // PER_THREAD)
-        if parts > 1:
-            return self._go_together(parts, before, (num_rows, num_classes), after, scale)
-        if self.function(*before, sums, num_rows, num_classes, 0, num_rows, *after, scale) >= 0:
+        if options & SURVEY and parts > 1:  # first, and once
+            job.next_part = parts
+            self.function(ctypes.addressof(job))
+            job.next_part, job.options = 0, job.options & ~SURVEY
+        if job.wrong_row < 0:
+            _walk(self.function, job)
+        if job.wrong_row >= 0:
             raise IndexError("a class id is out of range")
-        return sums[0], sums[1]
-
-    def _go_together(
-        self, parts: int, before: tuple[int, ...], shape: tuple[int, int], after: tuple[Any, ...], scale: float
-    ) -> tuple[float, float]:
-        """The same in so many threads, each with its share of the rows."""
-        ignore_index, options, spread, share = after
-        num_rows, divisor = shape[0], 0.0
-        if options & SURVEY:
-            sums = _Sums()
-            if self.function(*before, sums, *shape, 0, 0, *after, scale) >= 0:
-                raise IndexError("a class id is out of range")
-            divisor = sums[1]
-            scale = scale / (divisor or math.nan) if options & MEAN else scale
-            after = ignore_index, options & ~(SURVEY | MEAN), spread, share
-
-        def part(index: int) -> float:
-            sums = _Sums()
-            first, last = num_rows * index // parts, num_rows * (index + 1) // parts
-            self.function(*before, sums, *shape, first, last, *after, scale)
-            return sums[0]
-
-        others = [_pool().submit(part, index) for index in range(1, parts)]
-        total = sum([part(0), *(other.result() for other in others)])
-        return total / (divisor or math.nan) if options & MEAN else total, divisor
+        total = sum(sums)
+        return total / (job.divisor or math.nan) if options & MEAN else total, job.divisor
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -859,16 +915,18 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor:
         num_rows, num_classes = logits.shape
         ctx.gradient = gradient = torch.empty_like(logits)
-        ctx.sums = sums = _Sums()
-        before = logits.data_ptr(), num_classes, target.data_ptr(), 0, 0, 0, 0, gradient.data_ptr(), sums
-        if (
-            _compiled(logits.dtype)(*before, num_rows, num_classes, 0, num_rows, ignore_index, _STEP, 0.0, 1.0, 1.0)
-            >= 0
-        ):
+        total = ctypes.c_double()
+        job = Job(
+            *(0, logits.data_ptr(), num_classes, target.data_ptr(), 0, 0, 0, 0, gradient.data_ptr()),
+            *(num_rows, num_classes, ignore_index, _STEP, 0.0, 1.0, 1.0, ctypes.addressof(total), 1, -1),
+        )
+        _compiled(logits.dtype)(ctypes.addressof(job))
+        if job.wrong_row >= 0:
             raise IndexError("a class id is out of range")
+        ctx.divisor = divisor = job.divisor or math.nan
         ctx.save_for_backward(logits, target, None)
         ctx.ignore_index = ignore_index
-        return torch.scalar_tensor(sums[0], dtype=dtype)
+        return torch.scalar_tensor(total.value / divisor, dtype=dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -876,7 +934,7 @@ class _Step(torch.autograd.Function):
         if gradient is not None and upstream.item() == 1.0 and not torch.is_grad_enabled():
             ctx.gradient = None  # handed over: whoever gets it may change it
             return gradient, None, None, None
-        ctx.arguments, ctx.scale = (ctx.ignore_index, "mean", 0.0), 1.0 / (ctx.sums[1] or math.nan)
+        ctx.arguments, ctx.scale = (ctx.ignore_index, "mean", 0.0), 1.0 / ctx.divisor
         return _backward(ctx, upstream), None, None, None
 
 

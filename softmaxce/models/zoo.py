@@ -1,6 +1,10 @@
 """Any of torchvision's classification models, as `torchvision:NAME`, from scratch or fine-tuned."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 from urllib.error import URLError
 
@@ -93,14 +97,38 @@ def _pretrained(architecture: str, weights: str) -> Any:
     if weights not in choices.__members__:  # DEFAULT is among them
         raise ValueError(f"weights must be one of {', '.join(choices.__members__)}, got '{weights}'")
     chosen = choices[weights]
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(chosen.url).name)
     try:
-        return get_model(architecture, weights=chosen)
+        with _weights_only():
+            return get_model(architecture, weights=chosen)
     except (URLError, OSError) as error:
-        folder = Path(torch.hub.get_dir(), "checkpoints")
         raise DataError(
             f"the weights {architecture}/{chosen.name} cannot be downloaded from {chosen.url} ({error}); "
-            f"put the file {Path(chosen.url).name} into {folder}"
+            f"put the file {file.name} into {file.parent}"
         ) from None
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise DataError(
+            f"{file}: holds no weights of {architecture} ({reason}); delete it, and it is downloaded again"
+        ) from None
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Have torch.load unpickle tensors and nothing else.
+
+    torchvision's models load what lies in the cache without asking for it; torch reads this variable at each load.
+    """
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 def _head(model: nn.Module) -> tuple[str, nn.Module]:

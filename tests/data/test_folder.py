@@ -1,5 +1,6 @@
 """The user's own images: any mode, any size, upright; what cannot be used is named."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -241,6 +242,53 @@ def test_an_image_that_a_worker_cannot_decode_is_named_in_one_line(shapes: Path,
     with pytest.raises(DataError) as caught:
         list(batches.epoch(1))
     assert str(caught.value) == f"{shapes}/circle/a.png: it is no image"
+
+
+@pytest.mark.parametrize("name", ["page.eps", "page.jpg"])
+def test_a_postscript_page_is_not_run_whatever_it_is_called(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "trace"  # an interpreter that leaves a file behind, where Pillow would look for one
+    for command in ("gs", "gswin32c", "gswin64c"):
+        script = tmp_path / "bin" / command
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!/bin/sh\ntouch {trace}\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    (tmp_path / name).write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(DataError, match=rf"{name}: (EPS files are not read; convert it to PNG|it is no image)"):
+        decoded(tmp_path / name)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["moving.gif", "moving.png", "moving.webp", "pages.tif"])
+def test_the_first_picture_of_an_animation_is_taken(name: str, tmp_path: Path) -> None:
+    first, other = Image.new("RGB", (8, 6), (255, 0, 0)), Image.new("RGB", (8, 6), (0, 0, 255))
+    options = {"lossless": True} if name.endswith("webp") else {}
+    first.save(tmp_path / name, save_all=True, append_images=[other], **options)
+    with Image.open(tmp_path / name) as image:
+        assert getattr(image, "n_frames", 1) == 2
+    assert decoded(tmp_path / name)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_floats_that_are_no_numbers_become_black_or_white(tmp_path: Path) -> None:
+    pixels = np.array([[np.nan, np.inf], [-np.inf, 100]], np.float32)
+    file = put(tmp_path / "float.tif", Image.fromarray(pixels))
+    assert decoded(file, 1)[0].tolist() == [[0, 255], [0, 100]]
+
+
+def test_an_image_called_by_another_formats_name_is_read_as_what_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "photo.jpg"
+    Image.fromarray(RAMP).save(file, format="PNG")
+    np.testing.assert_array_equal(decoded(file, 1)[0].numpy(), RAMP)
+
+
+@pytest.mark.parametrize("name", [b"cat\x1b[2J", b"cat\xff", b"c\nat"])
+def test_a_class_folder_whose_name_is_no_text_is_named(name: bytes, shapes: Path) -> None:
+    os.mkdir(os.path.join(os.fsencode(shapes), name))  # noqa: PTH102, PTH118 - a name that is no text
+    with pytest.raises(DataError, match="rename the folder") as caught:
+        image_folder(root=str(shapes))
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -1,7 +1,11 @@
 """The named data sets, read from files in their publishers' formats: real ones where there are, else made here."""
 
 import gzip
+import hashlib
+import io
 import pickle
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -189,8 +193,93 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path) -> None:
             file = tmp_path / "MNIST" / "raw" / f"{part}-{kind}-ubyte"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"not idx")
-    with pytest.raises(DataError, match=r"MNIST in .* cannot be read .*delete its files and get them again"):
+    with pytest.raises(DataError, match=r"MNIST/raw/.*-ubyte cannot be read .*delete its files and get them again"):
         sources.mnist(root=str(tmp_path), download=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0\0\x08\x03",
+        b"\0\0\x08\x03" + b"\xff" * 12,  # a header that claims 2^96 pixels
+        b"\0\0\x08\x03" + (2).to_bytes(4) + (28).to_bytes(4) * 2 + bytes(28 * 28),  # half of the images
+        b"\0\0\x0d\x03" + (1).to_bytes(4) + (28).to_bytes(4) * 2 + bytes(28 * 28 * 4),  # floats
+        b"\0\0\x08\x03" + (20).to_bytes(4) + (0).to_bytes(4) * 2,  # images of no size
+        b"\0\0\x08\x03" + (3).to_bytes(4) + (28).to_bytes(4) * 2 + bytes(3 * 28 * 28),  # fewer images than labels
+    ],
+    ids=["empty", "cut", "huge", "half", "floats", "no size", "fewer"],
+)
+def test_an_idx_file_that_lies_is_named(content: bytes, tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    for part in ("train", "t10k"):
+        write_idx(raw / f"{part}-images-idx3-ubyte", pixels(20, 28, 28), packed=False)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(20) % 10, packed=False)
+    (raw / "train-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(DataError, match=rf"MNIST.* {sources.AGAIN}") as caught:
+        sources.mnist(root=str(tmp_path), download=False)
+    assert str(tmp_path) in str(caught.value)
+
+
+class Evil:
+    """A pickle that leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_pickle_in_place_of_cifars_is_not_unpickled(name: str, tmp_path: Path) -> None:
+    from torchvision import datasets
+
+    reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    folder, trace = tmp_path / reader.base_folder, tmp_path / "trace"
+    folder.mkdir()
+    for file in (*(entry[0] for entry in (*reader.train_list, *reader.test_list)), reader.meta["filename"]):
+        (folder / file).write_bytes(pickle.dumps(Evil(trace)))
+    with pytest.raises(DataError, match="is not in"):
+        getattr(sources, name)(root=str(tmp_path), download=False)
+    assert not trace.exists()
+    pickle.loads((folder / reader.meta["filename"]).read_bytes())
+    assert trace.exists()  # the trap works
+
+
+def test_a_pickle_in_place_of_mnists_old_files_is_not_unpickled(tmp_path: Path) -> None:
+    folder, trace = tmp_path / "MNIST" / "processed", tmp_path / "trace"
+    folder.mkdir(parents=True)
+    for file in ("training.pt", "test.pt"):
+        torch.save(Evil(trace), folder / file)
+    with pytest.raises(DataError, match=r"MNIST in .* cannot be read"):
+        sources.mnist(root=str(tmp_path), download=False)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("kind", ["above", "absolute", "link", "device"])
+def test_an_archive_that_leads_out_of_its_folder_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision import datasets
+
+    entry = tarfile.TarInfo({"above": "../../outside", "absolute": str(tmp_path / "outside")}.get(kind, "entry"))
+    if kind == "link":
+        entry.type, entry.linkname = tarfile.SYMTYPE, "../../.."
+    elif kind == "device":
+        entry.type = tarfile.CHRTYPE
+    file = tmp_path / "archive.tar.gz"
+    with tarfile.open(file, "w:gz") as archive:
+        archive.addfile(entry, io.BytesIO(b""))
+    monkeypatch.setattr(datasets.CIFAR10, "url", file.as_uri())  # an archive that has the official checksum
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(datasets.CIFAR10, "filename", file.name)
+    root = tmp_path / "deep" / "root"
+    root.mkdir(parents=True)
+    with pytest.raises(DataError, match=r"CIFAR10 could not be downloaded"):
+        sources.cifar10(root=str(root), download=True)
+    assert not (tmp_path / "outside").exists()
+    assert [entry.name for entry in root.iterdir()] == ["archive.tar.gz"]
 
 
 def test_archives_that_only_lie_packed_are_named_with_the_remedy(tmp_path: Path) -> None:

@@ -102,6 +102,18 @@ def test_loss_and_gradient_are_right_to_10_units_in_32_and_64_bits_and_rounded_o
             assert gradient <= bound, name
 
 
+@pytest.mark.parametrize("classes", [2, 3, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_however_far_the_label_lies_below_the_loss_is_the_gap(dtype: torch.dtype, classes: int) -> None:
+    gaps = torch.arange(1.0, 1200.0, 1.0, dtype=dtype)
+    logits = torch.full((len(gaps), classes), -1000.0, dtype=dtype)
+    logits[:, 0], logits[:, 1] = gaps, 0
+    ids = torch.ones(len(gaps), dtype=torch.int64)
+    exact = torch.log1p(torch.exp(-gaps)) + gaps
+    for targets in (ids, functional.one_hot(ids, classes).to(dtype)):
+        torch.testing.assert_close(cross_entropy(logits, targets, reduction="none"), exact, rtol=1e-6, atol=0)
+
+
 def test_on_ordinary_logits_it_is_within_2_units_of_torchs() -> None:
     for name in ("ordinary, 10 classes", "ordinary, 1000 classes", "ordinary, times 10", "near 10,000"):
         row, target = ROWS[name]

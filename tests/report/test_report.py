@@ -1,0 +1,287 @@
+"""The report tells what `eval` tells, is drawn alike each time, and stands alone in a real browser."""
+
+import ast
+import json
+import math
+import shutil
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from scipy.special import softmax
+from typer.testing import CliRunner
+
+from softmaxce import checkpoint
+from softmaxce.build import build_evaluation, config_of, split_of
+from softmaxce.metrics import reliability
+from softmaxce.report.findings import Findings, find
+from softmaxce.report.page import html, percent
+from softmaxce.report.pictures import DARK, LIGHT, PICTURES, render
+from softmaxce.report.write import write_report
+
+from ..browser import Browser
+from ..conftest import Softmaxce
+
+ROOT = Path(__file__).parents[2]
+LINKS = "[...document.querySelectorAll('a')].map(link => link.href)"
+
+HARD = """\
+epochs: 3
+data: {name: synthetic, train: 200, test: 120, classes: 6, noise: 1.5, batch_size: 32, validation: 0.2}
+model: {name: mlp, hidden: [16]}
+optimizer: {name: adam, lr: 0.01}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run that makes mistakes."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "hard.yaml").write_text(HARD)
+    done = CliRunner().invoke(app, ["train", "--config", str(folder / "hard.yaml"), "--output", str(folder / "run")])
+    assert done.exit_code == 0, done.output
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def findings(run: Path) -> Findings:
+    return find(run)
+
+
+# -- what it tells ----------------------------------------------------------------------------------------------------
+
+
+def test_its_figures_are_those_of_eval(app: typer.Typer, run: Path, findings: Findings) -> None:
+    told = json.loads(CliRunner().invoke(app, ["eval", str(run), "--json"]).stdout)
+    for name in ("loss", "accuracy", "nll", "brier", "ece", "images"):
+        assert getattr(findings.judged[0].figures, name) == pytest.approx(told[name], rel=1e-12), name
+    assert [list(row) for row in findings.judged[0].figures.confusion] == told["confusion"]
+
+
+def test_the_gallery_is_of_wrong_images_the_surest_first_with_scipys_probabilities(
+    run: Path, findings: Findings
+) -> None:
+    loaded = checkpoint.load(run / "best.safetensors")
+    evaluation = build_evaluation(loaded, config_of(loaded))
+    split = split_of(evaluation, "test")
+    assert findings.mistakes
+    before = 1.0
+    for mistake in findings.mistakes:
+        image = mistake.image.unsqueeze(0).float() / 255
+        mean, std = (
+            torch.tensor(v).view(1, -1, 1, 1) for v in (evaluation.preprocessing.mean, evaluation.preprocessing.std)
+        )
+        with torch.no_grad():
+            expected = softmax(evaluation.model((image - mean) / std)[0].double().numpy())
+        label = int(split.labels[mistake.index])
+        assert mistake.label == findings.classes[label]
+        assert mistake.top[0][0] != mistake.label
+        assert [p for _, p in mistake.top] == pytest.approx(sorted(expected, reverse=True)[:3], rel=1e-5)
+        assert mistake.label_probability == pytest.approx(expected[label], rel=1e-4)
+        assert mistake.loss == pytest.approx(-math.log(expected[label]), rel=1e-4)
+        assert mistake.top[0][1] <= before
+        before = mistake.top[0][1]
+
+
+def test_the_bins_are_those_of_a_plain_loop_and_hold_every_image() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = softmax(rng.normal(size=(500, 4)) * 2, axis=1)
+    labels = rng.integers(4, size=500)
+    bins = reliability(probabilities, labels)
+    assert sum(bin.images for bin in bins) == 500
+    for index, bin in enumerate(bins):
+        inside = [(row.max(), row.argmax() == label) for row, label in zip(probabilities, labels, strict=True)]
+        inside = [(p, hit) for p, hit in inside if index / 15 < p <= (index + 1) / 15]
+        assert bin.images == len(inside)
+        assert bin.hits == sum(hit for _, hit in inside)
+        if inside:
+            assert bin.confidence == pytest.approx(sum(p for p, _ in inside) / len(inside))
+
+
+def test_the_page_tells_the_figures_the_command_and_the_versions(run: Path, findings: Findings) -> None:
+    page = html(findings, {})
+    figures = findings.final.figures
+    right = round(figures.accuracy * figures.images)
+    assert f"{right} of 120 test images are right: {percent(figures.accuracy)}." in page
+    assert f"softmaxce train --config {run}/config.yaml" in page
+    for text in (f"{figures.ece:.4f}", torch.__version__, "hidden:", "class5"):
+        assert text in page
+
+
+def test_a_link_stands_under_the_image_that_has_an_explanation(findings: Findings) -> None:
+    index = findings.mistakes[1].index
+    page = html(findings, {index: f"report/test-{index}.html"})
+    assert page.count("step by step</a>") == 1
+    assert f'href="report/test-{index}.html"' in page
+
+
+def test_before_calibration_it_shows_the_temperature_that_calibrate_then_stores(app: typer.Typer, run: Path) -> None:
+    copy = run.parent / "calibrated"
+    shutil.copytree(run, copy)
+    before = find(copy)
+    assert not before.calibrated
+    assert before.final.temperature == 1
+    done = CliRunner().invoke(app, ["calibrate", str(copy), "--json"])
+    stored = json.loads(done.stdout)
+    after = find(copy)
+    assert after.calibrated
+    assert [judgement.temperature for judgement in before.judged] == pytest.approx([1, stored["temperature"]])
+    assert [judgement.figures.ece for judgement in after.judged] == pytest.approx(stored["test"]["ece"], abs=1e-9)
+    assert after.final.temperature == stored["temperature"]
+    assert after.mistakes[0].top[0][1] != before.mistakes[0].top[0][1]
+
+
+def test_where_no_temperature_can_be_fitted_it_says_why(run: Path) -> None:
+    found = find(run, "validation")
+    assert len(found.judged) == 1
+    assert f"No temperature is drawn beside it: {found.unfitted}." in html(found, {})
+    assert "the very images that it is judged by" in found.unfitted
+
+
+# -- how it is drawn --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
+def test_a_picture_is_the_same_bytes_again_whatever_matplotlib_is_set_to(findings: Findings, picture) -> None:  # type: ignore[no-untyped-def]
+    first = render(picture, findings, LIGHT, "svg"), render(picture, findings, LIGHT, "png")
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "axes.facecolor": "pink", "svg.hashsalt": None}):
+        assert (render(picture, findings, LIGHT, "svg"), render(picture, findings, LIGHT, "png")) == first
+    root = ElementTree.fromstring(first[0])
+    assert root.tag.endswith("svg")
+    assert render(picture, findings, DARK, "svg") != first[0]
+
+
+def test_names_are_drawn_as_they_are_written(app: typer.Typer, tmp_path: Path) -> None:
+    names = ("$a$ & <b>", "<img src=x onerror=alert(1)>", "猫")
+    rng = np.random.default_rng(0)
+    for name in names:
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for index in range(6):
+            Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(folder / f"<i>{index}.png")
+    (tmp_path / "own.yaml").write_text(
+        "epochs: 1\ndata: {name: image_folder, root: photos, size: 16, in_memory: false, workers: 0}\n"
+        "model: linear\noptimizer: {name: sgd, lr: 0.01}\n".replace("photos", str(tmp_path / "photos"))
+    )
+    done = CliRunner().invoke(
+        app, ["train", "--config", str(tmp_path / "own.yaml"), "--output", str(tmp_path / "run"), "--report"]
+    )
+    assert done.exit_code == 0, done.output
+    svg = (tmp_path / "run" / "pictures" / "confusion.svg").read_text()
+    drawn = "".join(ElementTree.fromstring(svg).itertext())
+    assert "$a$ & <b>" in drawn
+    assert "猫" in drawn
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(tmp_path / "run" / "report.html")
+        assert browser.problems == []
+        text = browser.evaluate("document.body.textContent")
+        assert all(name in text for name in names)
+        assert not browser.evaluate("[...document.images].some(image => !image.src.startsWith('data:'))")
+        assert not browser.evaluate("document.querySelectorAll('b').length")
+
+
+def test_each_image_of_the_gallery_links_to_the_explanation_of_that_image(run: Path, tmp_path: Path) -> None:
+    written = write_report(run, tmp_path / "a site" / "my page.html")
+    mistakes = find(run).mistakes
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(written.page)
+        for link, mistake in zip(browser.evaluate(LINKS), mistakes, strict=True):
+            file = Path(unquote(urlsplit(link).path))
+            assert file == tmp_path / "a site" / "my page" / f"test-{mistake.index}.html"
+            told = unescape(file.read_text())
+            assert f"test image {mistake.index} of synthetic" in told
+            assert f"{mistake.loss:.4f}" in told
+        browser.open(file)
+        assert Path(unquote(urlsplit(browser.evaluate(LINKS)[0]).path)) == written.page
+        assert browser.problems == []
+        assert all(address.startswith(("file://", "data:")) for address in browser.requests)
+
+
+class Addresses(HTMLParser):
+    """Every address in a page's attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "srcset", "href", "data", "action")]
+
+
+def test_the_page_opens_in_chromium_alone_on_a_desk_and_on_a_phone(run: Path, tmp_path: Path) -> None:
+    page = write_report(run, tmp_path / "site" / "index.html").page
+    parser = Addresses()
+    parser.feed(page.read_text())
+    assert all(address.startswith(("data:", "index/test-")) for address in parser.found)
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(page)
+        assert browser.evaluate("document.images.length") >= 6 + len(find(run).mistakes)
+        assert browser.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+        paper = {}
+        for dark in (False, True):
+            browser.dark(dark)
+            paper[dark] = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+            browser.evaluate("Promise.all([...document.images].map(image => image.decode()))")
+        assert paper[False] != paper[True]
+        for width in (375, 1200):
+            browser.resize(width, 800)
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert [address for address in browser.requests if not address.startswith("data:")] == [page.as_uri()]
+        assert browser.problems == []
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_it_writes_the_page_and_the_pictures_and_prints_where(app: typer.Typer, run: Path) -> None:
+    done = CliRunner().invoke(app, ["report", str(run)])
+    assert done.exit_code == 0
+    assert done.stdout == f"page: {run / 'report.html'}\n"
+    names = {f"{picture.name}.{kind}" for picture in PICTURES for kind in ("svg", "png")}
+    assert {file.name for file in (run / "pictures").iterdir()} == names
+    for file in (run / "pictures").glob("*.png"):
+        Image.open(file).verify()
+
+
+def test_without_a_test_split_it_measures_the_validation_split(run: Path) -> None:
+    assert find(run, "validation").split == "validation"
+    assert find(run, "validation").judged[0].figures.images == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "there is no run under runs/ here"),
+        (("nowhere",), "nowhere: there is no run in this folder (no run.json)"),
+        ((".",), "there is no run in this folder (no run.json)"),
+    ],
+)
+def test_what_it_cannot_report_on_is_one_line_and_status_2(
+    softmaxce: Softmaxce, arguments: tuple[str, ...], told: str
+) -> None:
+    done = softmaxce("report", *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_output_that_is_a_folder_is_refused(app: typer.Typer, run: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["report", str(run), "--output", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "is a folder; name the page's file" in " ".join(done.stderr.split())
+
+
+def test_matplotlib_is_imported_only_where_something_is_drawn() -> None:
+    for file in sorted((ROOT / "softmaxce").rglob("*.py")) + sorted((ROOT / "cli").glob("*.py")):
+        for statement in ast.parse(file.read_text()).body:  # the module's own level
+            names = [alias.name for alias in statement.names] if isinstance(statement, ast.Import) else []
+            names += [statement.module or ""] if isinstance(statement, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "matplotlib" for name in names), file
