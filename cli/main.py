@@ -1,5 +1,6 @@
 """The `softmaxce` command: its sub-commands, and how every error becomes a line and an exit status."""
 
+import os
 import signal
 import sys
 import traceback
@@ -15,6 +16,7 @@ from softmaxce.interrupts import Terminated
 from . import bench as bench_command
 from . import config as config_command
 from .calibrate import calibrate
+from .check_loss import check_loss
 from .compare import compare
 from .eval import evaluate
 from .explain import explain
@@ -25,6 +27,12 @@ from .runs import runs
 from .train import train
 
 SHOWN = 20  # mistakes told at once
+
+
+# Between two operations PyTorch's threads spin for milliseconds: on cores that others use too, every wait is then as
+# long as the others' turn. Here they sleep after some hundredths of a millisecond. (GNU's OpenMP, as PyTorch ships it.)
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 class Group(TyperGroup):
@@ -81,6 +89,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("check-loss")(check_loss)
 app.command("predict")(predict)
 app.command("explain")(explain)
 app.command("calibrate")(calibrate)

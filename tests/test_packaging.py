@@ -54,7 +54,7 @@ FLOORS = [
     {"losses", "models", "data", "optim", "metrics", "runtime"},
     {"train", "nonfinite", "checkpoint"},
     {"build", "evaluate", "calibration", "predict", "compare"},
-    {"explain", "bench"},
+    {"explain", "bench", "laws"},
     {"report"},
     {"softmaxce_cli"},
 ]

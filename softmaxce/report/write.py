@@ -54,7 +54,7 @@ def write_report(
     findings = find(folder, split, device, trust_code=trust_code)
     page.parent.mkdir(parents=True, exist_ok=True)
     explanations = page.with_suffix("") if page.suffix else page.with_name(page.name + "-explained")
-    pages = write_explanations(findings, explanations, back=quote(f"../{page.name}"))
+    pages = write_explanations(findings, explanations)
     links = {index: quote(file.relative_to(page.parent).as_posix()) for index, file in pages.items()}
     replace_file(page, html(findings, links).encode())
     pictures = folder / PICTURE_FOLDER
