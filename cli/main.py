@@ -24,6 +24,7 @@ from .list import list_menus
 from .predict import predict
 from .report import report
 from .runs import runs
+from .sweep import sweep
 from .train import train
 
 SHOWN = 20  # mistakes told at once
@@ -88,6 +89,7 @@ app = typer.Typer(
     "the data is wrong; 130 interrupted; 143 terminated.",
 )
 app.command("train")(train)
+app.command("sweep")(sweep)
 app.command("eval")(evaluate)
 app.command("check-loss")(check_loss)
 app.command("predict")(predict)

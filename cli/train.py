@@ -47,6 +47,17 @@ class LogName(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class Telling:
+    """How a run is told of."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    report: bool = False
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a command line asks for: the config, and the folder to go on in or to start."""
 
@@ -64,9 +75,13 @@ def train(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, shuffling, augmentation and splits.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Train under N seeds, from the config's own on, a run each.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="How many epochs to train.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="The run folder itself; else runs/<recipe>/<number>.", show_default=False)
+        Path | None,
+        typer.Option(help="The run folder itself (with --seeds, a folder for them); else runs/<recipe>/<number>."),
     ] = None,
     resume: Annotated[
         str | None,
@@ -92,54 +107,60 @@ def train(
     demands = requirements.parse(require or [])
     if log:
         need_tensorboard()
+    telling = Telling(json, quiet, verbose, report, tensorboard=bool(log))
+    if seeds is not None:
+        from softmaxce.grid import seeds as under_seeds
+
+        from .several import check_options, train_seeds
+
+        check_options(resume, dry_run)
+        asked = under_seeds(_needed(config), seeds, overrides)
+        train_seeds(asked, output, resume == "auto", demands, telling)
+        return
     plan = make_plan(config, overrides, output, resume)
+    if dry_run:
+        from softmaxce.build import build_run
+        from softmaxce.report.summary import print_summary
+
+        run = build_run(plan.config)
+        requirements.check_classes(demands, run.classes)
+        print_summary(run, as_json=json)
+        return
+    outcome = train_one(plan, demands, telling)
+    if outcome.message and outcome.status == "failed":
+        raise TrainingError(outcome.message)
+    if not all(verdict.met for verdict in outcome.verdicts):
+        raise typer.Exit(FAILED)
+
+
+def train_one(plan: Plan, demands: list[requirements.Requirement], telling: Telling) -> "Outcome":
+    """Build a run, train it, and write its report if that is asked for. Raises: as build_run and carry_out."""
     with Signals() as signals:
-        _train(
-            *(plan, demands, signals), dry_run=dry_run, json=json, quiet=quiet, verbose=verbose, log=log, report=report
-        )
+        return _train_one(plan, demands, telling, signals)
 
 
-def _train(
-    plan: Plan,
-    demands: list[requirements.Requirement],
-    signals: Signals,
-    *,
-    dry_run: bool,
-    json: bool,
-    quiet: bool,
-    verbose: bool,
-    log: list[LogName] | None,
-    report: bool,
-) -> None:
+def _train_one(plan: Plan, demands: list[requirements.Requirement], telling: Telling, signals: Signals) -> "Outcome":
     from softmaxce.build import build_run
     from softmaxce.report.training import reporter
 
     started = time.perf_counter()
     run = build_run(plan.config)
     requirements.check_classes(demands, run.classes)
-    if dry_run:
-        from softmaxce.report.summary import print_summary
-
-        print_summary(run, as_json=json)
-        return
-    if verbose:
+    if telling.verbose:
         _print_details(run)
-    telling = reporter(as_json=json, quiet=quiet)
-    if log:
+    teller = reporter(as_json=telling.json, quiet=telling.quiet)
+    if telling.tensorboard:
         from softmaxce.report.events import TensorBoard
 
-        telling = TensorBoard(telling)
-    outcome = carry_out(run, plan, demands, telling, signals, started, quiet=quiet)
-    if outcome.message and outcome.status == "failed":
-        raise TrainingError(outcome.message)
-    if report:
+        teller = TensorBoard(teller)
+    outcome = carry_out(run, plan, demands, teller, signals, started, quiet=telling.quiet)
+    if telling.report and outcome.status != "failed":
         from softmaxce.report.write import write_report
 
         # the code it names is what was just trained with
         written = write_report(outcome.folder, device=str(run.device), trust_code=True)
         typer.echo(f"report: {written.page}", err=True)
-    if not all(verdict.met for verdict in outcome.verdicts):
-        raise typer.Exit(FAILED)
+    return outcome
 
 
 # -- what is asked for ------------------------------------------------------------------------------------------------
@@ -155,11 +176,12 @@ def make_plan(config: str | None, overrides: list[Override], output: Path | None
         folder = Path(resume)
         if not (folder / "config.yaml").is_file():
             raise RunError(f"--resume {resume}: there is no run in this folder (no config.yaml)")
-        return Plan(_resumed(folder, config, overrides), folder, None)
+        asked = configs.load(config if config is not None else str(folder / "config.yaml"), overrides)
+        return Plan(resumed(folder, asked), folder, None)
     asked = configs.load(_needed(config), overrides)
     folder_ = output if output is not None else _unfinished(asked.recipe)
     if folder_ is not None and (folder_ / "config.yaml").is_file():
-        return Plan(_resumed(folder_, config, overrides), folder_, None)
+        return Plan(resumed(folder_, asked), folder_, None)
     return Plan(asked, None, output)
 
 
@@ -189,10 +211,9 @@ def _unfinished(recipe: str) -> Path | None:
     )
 
 
-def _resumed(folder: Path, config: str | None, overrides: list[Override]) -> Config:
-    """The config to go on with: the run's own, changed only where a resumed run may be."""
+def resumed(folder: Path, asked: Config) -> Config:
+    """The config to go on with: the run's own, changed only where a resumed run may be. Raises: RunError."""
     recorded = configs.load(str(folder / "config.yaml"))
-    asked = configs.load(config if config is not None else str(folder / "config.yaml"), overrides)
     before, after = _flat(recorded.plain()), _flat(asked.plain())
     differing = [key for key in {**before, **after} if before.get(key) != after.get(key) and key not in MAY_CHANGE]
     if differing:
