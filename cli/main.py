@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
+from softmaxce.interrupts import Terminated
 
 from . import bench as bench_command
 from . import config as config_command
@@ -33,10 +34,6 @@ SHOWN = 20  # mistakes told at once
 # long as the others' turn. Here they sleep after some hundredths of a millisecond. (GNU's OpenMP, as PyTorch ships it.)
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came. It takes the way of ctrl-C, with another exit status."""
 
 
 class Group(TyperGroup):

@@ -1,7 +1,10 @@
 """`softmaxce train`: train from a config, print a row an epoch, keep everything in a run folder."""
 
+import contextlib
 import enum
+import errno
 import importlib.util
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -20,15 +23,21 @@ from softmaxce.errors import (
     RunError,
     SoftmaxceError,
     TrainingError,
+    WorkerError,
     in_one_line,
 )
+from softmaxce.interrupts import Pauses, Signals, Terminated, every
 
 if TYPE_CHECKING:
+    from softmaxce.nonfinite import NonFiniteError
     from softmaxce.report.training import Outcome, Reporter
     from softmaxce.train import Run
 
 # What a resumed run may change: where things are and how long it goes on, not what is computed.
-MAY_CHANGE = ("epochs", "device", "data.root", "data.download", "data.eval_batch_size")
+MAY_CHANGE = (
+    *("epochs", "device", "data.root", "data.download", "data.eval_batch_size"),
+    *("checkpoint_every", "on_nonfinite", "max_nonfinite"),
+)
 
 
 class LogName(enum.StrEnum):
@@ -126,6 +135,11 @@ def train(
 
 def train_one(plan: Plan, demands: list[requirements.Requirement], telling: Telling) -> "Outcome":
     """Build a run, train it, and write its report if that is asked for. Raises: as build_run and carry_out."""
+    with Signals() as signals:
+        return _train_one(plan, demands, telling, signals)
+
+
+def _train_one(plan: Plan, demands: list[requirements.Requirement], telling: Telling, signals: Signals) -> "Outcome":
     from softmaxce.build import build_run
     from softmaxce.report.training import reporter
 
@@ -139,7 +153,7 @@ def train_one(plan: Plan, demands: list[requirements.Requirement], telling: Tell
         from softmaxce.report.events import TensorBoard
 
         teller = TensorBoard(teller)
-    outcome = carry_out(run, plan, demands, teller, started)
+    outcome = carry_out(run, plan, demands, teller, signals, started, quiet=telling.quiet)
     if telling.report and outcome.status != "failed":
         from softmaxce.report.write import write_report
 
@@ -219,81 +233,182 @@ def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def carry_out(
-    run: "Run", plan: Plan, demands: list[requirements.Requirement], reporter: "Reporter", started: float
+    run: "Run",
+    plan: Plan,
+    demands: list[requirements.Requirement],
+    reporter: "Reporter",
+    signals: Signals,
+    started: float,
+    *,
+    quiet: bool,
 ) -> "Outcome":
-    """Train, save, evaluate: the order of the lines is the order of what happens."""
-    from softmaxce import checkpoint, runfolder
+    """Train, save, evaluate, in a run folder held for this process alone."""
+    from softmaxce import runfolder
     from softmaxce.evaluate import final_evaluation
     from softmaxce.report import step_summary
     from softmaxce.report.training import Outcome
-    from softmaxce.runtime import environment
-    from softmaxce.train import fit
 
-    if plan.resume is not None:
-        folder = plan.resume
-        record = runfolder.read_record(folder)
-        if (folder / runfolder.LAST).exists():
-            checkpoint.restore(run, checkpoint.load(folder / runfolder.LAST))
+    folder = plan.resume if plan.resume is not None else runfolder.create(plan.config.recipe, plan.output)
+    with runfolder.held(folder, new=plan.resume is None):
+        record = _begin(run, folder, quiet=quiet)
+        earlier_seconds = record.get("seconds", 0.0)
+
+        def finish(status: str, message: str = "", *, told: bool = True, **results: Any) -> Outcome:
+            progress = run.progress
+            outcome = Outcome(
+                status=status,
+                folder=folder,
+                epochs=progress.epoch,
+                seconds=earlier_seconds + time.perf_counter() - started,
+                best_epoch=progress.best_epoch,
+                best_metric=run.config.best_metric,
+                best_value=progress.best_value,
+                message=message,
+                **results,
+            )
+            plain = {key: value for key, value in outcome.plain().items() if key not in ("event", "run")}
+            runfolder.write_record(folder, record | plain)
+            if told:
+                reporter.end(outcome)
+                step_summary.of_training(outcome)
+            return outcome
+
+        try:
+            reporter.start(run, folder)
+            status = _train_and_save(run, folder, reporter, signals)
+            split, scores, figures = final_evaluation(run, folder, {demand.figure for demand in demands})
+        except TrainingError as error:
+            return finish("failed", str(error))
+        except SoftmaxceError as error:  # an image that cannot be decoded, say
+            finish("failed", str(error))
+            raise
+        except BrokenPipeError:  # whoever read our output has gone
+            finish("interrupted", "nobody reads the output any more", told=False)
+            raise
+        except OSError as error:  # the disk is full or read-only, or the folder is gone
+            with contextlib.suppress(OSError):  # it may be too full for this as well; the error below is what is told
+                finish("failed", f"{error.filename}: {error.strerror}", told=False)
+            raise TrainingError(_remedy(error, folder)) from None
+        except KeyboardInterrupt as interruption:
+            done = f"{'terminated' if isinstance(interruption, Terminated) else 'interrupted'} {_place(run)}"
+            finish(done.split()[0], done)
+            typer.echo(f"{done}; go on with: softmaxce train --resume {shlex.quote(str(folder))}", err=True)
+            raise
+        except Exception as error:  # the user's loss or model, or memory that ran out
+            message = f"epoch {run.progress.epoch + 1}: {in_one_line(error)}"
+            finish("failed", message)
+            raise TrainingError(message) from error
+        verdicts = tuple(requirements.judge(demands, figures))
+        return finish(status, split=split, scores=scores, verdicts=verdicts)
+
+
+def _begin(run: "Run", folder: Path, *, quiet: bool) -> dict[str, Any]:
+    """Bring the run to where its folder says, and the folder to where the run is; the record, as written."""
+    from softmaxce import checkpoint, runfolder
+    from softmaxce.runtime import environment
+
+    record: dict[str, Any] = {"recipe": run.config.recipe, "classes": list(run.classes)}
+    if (folder / "config.yaml").is_file():  # else the run is new, or died before it had begun
+        if (folder / "run.json").is_file():
+            record = runfolder.read_record(folder)
+        found, told = checkpoint.newest(folder)
+        for line in told:
+            typer.echo(f"warning: {line}", err=True)
+        if found is not None:
+            checkpoint.restore(run, found)
+            if not quiet:
+                typer.echo(f"going on from {found.file}, {_place(run)}", err=True)
         runfolder.cut_metrics(folder, run.progress.epoch)
-    else:
-        folder = runfolder.create(plan.config.recipe, plan.output)
-        record = {"recipe": plan.config.recipe, "classes": list(run.classes)}
+        runfolder.clear_temporary(folder)
     record |= {"status": "running", "environment": environment(run.device)}
     record["commands"] = [*record.get("commands", []), sys.argv]
     record["started"] = record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    earlier_seconds = record.get("seconds", 0.0)
     runfolder.write_config(folder, run.config.plain())
     runfolder.write_record(folder, record)
+    return record
 
-    def finish(status: str, message: str = "", **results: Any) -> Outcome:
-        progress = run.progress
-        outcome = Outcome(
-            status=status,
-            folder=folder,
-            epochs=progress.epoch,
-            seconds=earlier_seconds + time.perf_counter() - started,
-            best_epoch=progress.best_epoch,
-            best_metric=run.config.best_metric,
-            best_value=progress.best_value,
-            message=message,
-            **results,
-        )
-        runfolder.write_record(folder, record | {k: v for k, v in outcome.plain().items() if k not in ("event", "run")})
-        reporter.end(outcome)
-        step_summary.of_training(outcome)
-        return outcome
 
-    reporter.start(run, folder)
+def _remedy(error: OSError, folder: Path) -> str:
+    """A file that could not be written: why, and how to go on."""
+    again = f"go on with: softmaxce train --resume {shlex.quote(str(folder))}"
+    remedies = {
+        errno.ENOSPC: f"make room on that disk and {again}",
+        errno.EDQUOT: f"make room in your quota and {again}",
+        errno.EFBIG: f"allow larger files (ulimit -f) and {again}",
+        errno.EROFS: f"make that disk writable and {again}",
+        errno.EACCES: f"make the folder writable and {again}",
+        errno.ENOENT: "was the run folder moved or removed?",
+    }
+    return f"{error.filename}: {error.strerror}; {remedies.get(error.errno or 0, again)}"
+
+
+def _place(run: "Run") -> str:
+    """How far a run is: `after 3 of 10 epochs and 40 of 120 batches`."""
+    batches = f" and {run.progress.batch} of {len(run.train)} batches" if run.progress.batch else ""
+    return f"after {run.progress.epoch} of {run.config.epochs} epochs{batches}"
+
+
+def _train_and_save(run: "Run", folder: Path, reporter: "Reporter", signals: Signals) -> str:
+    """Train to the end, and save whenever it is time; the run's status."""
+    from softmaxce import checkpoint, runfolder
+    from softmaxce.nonfinite import NonFiniteError
+    from softmaxce.train import Epoch, fit_with_pauses
+
     stopping = run.config.early_stopping
-    status = "completed"
+    pauses = Pauses(every(run.config.checkpoint_every), signals)
+    signals.waiting = True
     try:
-        for epoch in fit(run, reporter.track):
-            reporter.epoch(epoch)
-            runfolder.append_metrics(folder, epoch.plain())
-            checkpoint.save(run, folder, best=epoch.best)
-            if stopping is not None and epoch.waited >= stopping.patience:
-                status = "stopped_early"
-                break
-        split, scores, figures = final_evaluation(run, folder, {demand.figure for demand in demands})
-    except TrainingError as error:
-        return finish("failed", str(error))
-    except SoftmaxceError as error:  # an image that cannot be decoded, say
-        finish("failed", str(error))
-        raise
-    except OSError:
-        raise
-    except Exception as error:  # the user's loss or model, or memory that ran out
-        message = f"epoch {run.progress.epoch + 1}: {in_one_line(error)}"
-        finish("failed", message)
-        raise TrainingError(message) from error
-    except KeyboardInterrupt as interruption:
-        word = "terminated" if type(interruption).__name__ == "Terminated" else "interrupted"
-        done = f"{word} after {run.progress.epoch} of {run.config.epochs} epochs"
-        finish(word, done)
-        typer.echo(f"{done}; go on with: softmaxce train --resume {folder}", err=True)
-        raise
-    verdicts = tuple(requirements.judge(demands, figures))
-    return finish(status, split=split, scores=scores, verdicts=verdicts)
+        while run.progress.epoch < run.config.epochs:
+            if stopping is not None and run.progress.waited >= stopping.patience:
+                return "stopped_early"
+            try:
+                for event in fit_with_pauses(run, pauses, reporter.track):
+                    if isinstance(event, Epoch):
+                        runfolder.append_metrics(folder, event.plain())
+                    checkpoint.save(run, folder, best=isinstance(event, Epoch) and event.best)
+                    if signals.save:
+                        typer.echo(f"saved {folder / runfolder.LAST} {_place(run)}", err=True)
+                    pauses.saved()
+                    if isinstance(event, Epoch):
+                        reporter.epoch(event)
+                        if stopping is not None and event.waited >= stopping.patience:
+                            break
+                    signals.raise_if_stopped()
+            except NonFiniteError as error:
+                _go_on_after(error, run, folder)
+            except WorkerError:  # the signal may have gone to the worker processes too
+                if signals.stop is not None and run.config.grad_accum_steps == 1:  # between two steps, that is
+                    checkpoint.save(run, folder, best=False)
+                    signals.raise_if_stopped()
+                raise
+            signals.raise_if_stopped()
+    finally:
+        signals.waiting = False
+    return "completed"
+
+
+def _go_on_after(error: "NonFiniteError", run: "Run", folder: Path) -> None:
+    """Do what `on_nonfinite` says. Raises: TrainingError if that is to stop."""
+    from softmaxce import checkpoint
+
+    batch = checkpoint.save_nonfinite(run, error, folder)
+    allowed, count = run.config.max_nonfinite, run.progress.nonfinite
+    message = f"{error}. The batch is kept in {batch}"
+    if run.config.on_nonfinite == "stop":
+        raise TrainingError(
+            f"{message}; lower optimizer.lr, add schedule.warmup_epochs or set clip_grad_norm, "
+            "or set on_nonfinite: skip"
+        )
+    if count > allowed:
+        raise TrainingError(f"{message}; that was number {count}, and max_nonfinite is {allowed}")
+    done = "skipped"
+    if run.config.on_nonfinite == "restore":
+        found, _ = checkpoint.newest(folder)
+        if found is None:
+            raise TrainingError(f"{message}; there is no checkpoint to restore yet, set checkpoint_every")
+        checkpoint.restore_weights(run, found)
+        done = f"restored the weights of {found.file}"
+    typer.echo(f"warning: {message}; {done} ({count} of {allowed})", err=True)
 
 
 def _print_details(run: "Run") -> None:
