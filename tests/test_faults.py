@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from softmaxce.train import Epoch, Pause, Run, fit, fit_with_pauses
 
 from .test_train import VARIANTS, config, figures
 
-CALLS = ("open", "write", "fsync", "link", "replace", "unlink")  # what saving asks of the system
+CALLS = ("open", "write", "fsync", "close", "link", "replace", "unlink")  # what saving asks of the system
 
 
 class EveryStep:
@@ -76,36 +77,46 @@ def is_whole(folder: Path, run: Run, allowed: list[tuple[int, int]]) -> None:
         assert best.sha256 == twin.progress.best_sha256
 
 
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["disk full", "input/output error"])
 def test_whichever_system_call_fails_the_checkpoint_before_loads(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, lasting: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small()
-    before: tuple[int, int] | None = None
-    failed = 0
+    before, attempt = tmp_path / "before", tmp_path / "attempt"
+    before.mkdir()
+    stood: tuple[int, int] | None = None
+    injected = told = 0
     for best in train_on(run):
         now = (run.progress.epoch, run.progress.batch)
-        target = 0
-        while before is not None:
-            target += 1
+        target = made = 1 if stood is not None else 0
+        while 0 < target <= made:  # until a save has made fewer calls than that
 
             def fail(count: int, target: int = target) -> None:
-                if count == target:
+                if count == target or (lasting and count > target):
                     raise OSError(number, os.strerror(number))
 
+            shutil.copytree(before, attempt)
             with monkeypatch.context() as patch:
-                count_calls(patch, fail)
+                calls = count_calls(patch, fail)
                 try:
-                    checkpoint.save(run, tmp_path, best=best)
+                    checkpoint.save(run, attempt, best=best)
+                    made_good = True
                 except OSError:
-                    failed += 1
-                else:
-                    break  # fewer calls than that, or one that is made good
-            is_whole(tmp_path, run, [before, now])
-        checkpoint.save(run, tmp_path, best=best)
-        is_whole(tmp_path, run, [now])
-        before = now
-    assert failed > 30
+                    made_good = False
+                made = calls()
+            if made >= target:
+                injected, told = injected + 1, told + (not made_good)
+            # what is made good counts as saved: no hard links on this file system, say
+            is_whole(attempt, run, [now] if made_good else [stood, now])
+            shutil.rmtree(attempt)
+            target += 1
+        checkpoint.save(run, before, best=best)
+        is_whole(before, run, [now])
+        stood = now
+    assert injected > 100
+    if lasting:
+        assert told == injected  # what fails once may be made good: a copy where there are no hard links
 
 
 def test_killed_before_any_system_call_leaves_a_checkpoint_that_loads(
