@@ -17,7 +17,7 @@ from .data.splits import Source, Split, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line
 from .losses.make import Loss, make_loss, refuse_unfit
 from .registry import build
-from .runtime import choose_device, seed_everything
+from .runtime import choose_device, seed_everything, set_deterministic
 from .train import Run, steps_per_epoch
 
 
@@ -29,6 +29,7 @@ def build_run(config: Config) -> Run:
         DataError: if images are missing or cannot be used.
     """
     device = choose_device(config.device)
+    set_deterministic(config.deterministic)
     seed_everything(config.seed)
     source = hold_out(load_source(config), config)
     preprocessing = preprocessing_for(config, source.train)
@@ -254,6 +255,7 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
     """
     header = checkpoint.header
     device = choose_device(config.device)
+    set_deterministic(config.deterministic)
     stored = header["preprocessing"]
     channels, height, width = stored["shape"]
     preprocessing = Preprocessing((channels, height, width), tuple(stored["mean"]), tuple(stored["std"]))

@@ -71,6 +71,7 @@ ELSEWHERE = {
     **dict.fromkeys(("eval_metric", "save_best", "monitor"), "best_metric"),
     **dict.fromkeys(("save_every", "save_steps", "save_interval"), "checkpoint_every: 500 steps"),
     **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
+    **dict.fromkeys(("use_deterministic_algorithms", "cudnn_deterministic", "reproducible"), "deterministic"),
     **dict.fromkeys(("gpu", "gpus", "accelerator", "cuda"), "device"),
     **dict.fromkeys(("output", "output_dir"), "the option --output"),
 }
@@ -146,6 +147,7 @@ class Config:
         seed: of the weights, the shuffling, the augmentation and the validation split.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: float32, or bf16 or fp16 (autocast; the weights stay float32).
+        deterministic: refuse operations whose result is not the same to the last bit each time; slower on a GPU.
         epochs: how many times every training image is seen.
         data: where the images come from and how they are batched.
         model: the network.
@@ -177,6 +179,7 @@ class Config:
     seed: Seed = 0
     device: str = "auto"
     precision: Literal["float32", "bf16", "fp16"] = "float32"
+    deterministic: bool = False
     clip_grad_norm: PositiveFloat | None = None
     grad_accum_steps: PositiveInt = 1
     mixup_alpha: NonNegativeFloat = 0.0
@@ -230,7 +233,7 @@ def refuse_users_code(config: Config, place: str) -> None:
 
 # The keys of a file, in the order in which a person reads them.
 KEYS = (
-    *("seed", "device", "precision", "epochs", "data", "model", "loss", "optimizer", "schedule"),
+    *("seed", "device", "precision", "deterministic", "epochs", "data", "model", "loss", "optimizer", "schedule"),
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
     *("early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),
 )

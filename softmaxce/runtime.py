@@ -1,6 +1,7 @@
 """What a run stands on: the device, the precision, the random numbers, and what machine and versions these are."""
 
 import contextlib
+import os
 import platform
 import random
 import subprocess
@@ -48,6 +49,18 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def set_deterministic(on: bool) -> None:
+    """Have torch use only algorithms that give the same bits each time, and raise where there is none; or not any more.
+
+    On CUDA it has to come before the first matrix product: cuBLAS reads its workspace's size once.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.deterministic = on
+    torch.backends.cudnn.benchmark = False
 
 
 def random_state() -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""The same command gives the same bits: every recipe's first steps, and `deterministic: true`."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from softmaxce import config as configs
+from softmaxce.build import build_run
+from softmaxce.config import Config, Override
+from softmaxce.errors import ConfigError
+from softmaxce.train import Pause, Run, fit_with_pauses
+
+from .conftest import Softmaxce
+from .test_train import config
+
+STEPS = 50
+SHAPES = {"digits": (1, 8), "mnist": (1, 28), "fashion_mnist": (1, 28)}  # channels, size; else 3, 32
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Leave torch's own settings to the other tests as they were."""
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+
+
+class EveryStep:
+    """Pauses wherever a run can pause."""
+
+    def after_step(self) -> bool:
+        return True
+
+    def at_once(self) -> bool:
+        return False
+
+
+def with_made_up_images(recipe: str) -> Config:
+    """A recipe's model, loss, optimizer, schedule and augmentations on images that need no download."""
+    whole = configs.load(recipe)
+    channels, size = SHAPES.get(recipe, (3, 32))
+    data = {
+        **{"name": "synthetic", "channels": channels, "size": size, "train": 8 * (STEPS + 2) + 20, "test": 16},
+        **{"batch_size": 8, "validation": 20, "augment": whole.plain()["data"]["augment"]},
+    }
+    return configs.load(recipe, [Override(("data",), data, "--set data")])
+
+
+def first_steps(run: Run) -> list[Any]:
+    """The sums of losses after each of the first steps, and the weights after the last."""
+    sums = []
+    for event in islice(fit_with_pauses(run, EveryStep()), STEPS):
+        assert isinstance(event, Pause)
+        sums.append(run.tally.loss.item())
+    return [*sums, *(tensor.clone() for tensor in run.model.state_dict().values())]
+
+
+def are_the_same_bits(one: list[Any], other: list[Any]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+@pytest.mark.parametrize("recipe", sorted(configs.recipes()))
+def test_a_recipes_first_50_steps_are_the_same_bits_twice(recipe: str) -> None:
+    asked = with_made_up_images(recipe)
+    one = first_steps(build_run(asked))
+    torch.rand(7)
+    assert len(set(one[:STEPS])) == STEPS  # it did train
+    assert are_the_same_bits(one, first_steps(build_run(asked)))
+
+
+def test_deterministic_changes_no_bit_on_the_cpu_and_is_off_again_for_the_next_run() -> None:
+    on = first_steps(build_run(config(data__train=8 * 70, data__batch_size=8, deterministic=True)))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.deterministic
+    off = first_steps(build_run(config(data__train=8 * 70, data__batch_size=8)))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert are_the_same_bits(on, off)
+
+
+UNPOOLING = """\
+from torch import nn
+
+class Unpooling(nn.Module):
+    def __init__(self, *, num_classes):
+        super().__init__()
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+        self.head = nn.Linear(256, num_classes)
+    def forward(self, images):
+        return self.head(self.unpool(*self.pool(images)).flatten(1))
+"""
+
+
+def test_an_operation_that_torch_cannot_repeat_is_refused_where_deterministic_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "unpooling.py").write_text(UNPOOLING)
+    model = f"{tmp_path / 'unpooling.py'}:Unpooling"
+    build_run(config(model=model))
+    with pytest.raises(ConfigError, match="does not have a deterministic implementation"):
+        build_run(config(model=model, deterministic=True))
+
+
+def test_what_other_trainers_call_it_is_answered_with_its_name(softmaxce: Softmaxce, small: Path) -> None:
+    done = softmaxce("train", "--config", "small.yaml", "--set", "cudnn_deterministic=true")
+    assert done.returncode == 2
+    assert "here it is deterministic" in done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("recipe", sorted(configs.recipes()))
+def test_deterministic_gives_the_same_bits_twice_on_a_gpu(recipe: str) -> None:
+    asked = with_made_up_images(recipe)
+    changes = [Override((key,), value, key) for key, value in (("device", "cuda"), ("deterministic", True))]
+    asked = configs.load(recipe, [Override(("data",), asked.plain()["data"], "--set data"), *changes])
+    assert are_the_same_bits(first_steps(build_run(asked)), first_steps(build_run(asked)))
