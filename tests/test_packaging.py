@@ -51,7 +51,7 @@ FLOORS = [
     {"errors", "kinds", "yamlfile", "menus"},
     {"registry", "config", "schema", "runfolder", "requirements", "configs"},
     {"losses", "models", "data", "optim", "metrics", "runtime"},
-    {"train", "checkpoint"},
+    {"train", "checkpoint", "verify"},
     {"build", "evaluate"},
     {"report"},
     {"softmaxce_cli"},
