@@ -9,6 +9,7 @@ import typer
 from softmaxce import requirements
 from softmaxce.errors import FAILED, RunError
 
+from .options import Device, Temperature
 from .trust import TrustCode
 
 
@@ -29,7 +30,8 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Another folder: of images, one sub-folder a class; or the data set's root.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    device: Device = None,
+    temperature: Temperature = None,
     trust_code: TrustCode = False,
     require: Annotated[
         list[str] | None,
@@ -45,13 +47,17 @@ def evaluate(
     if chosen is None:
         raise RunError("there is no run under runs/ here; train one, or name a run folder: softmaxce eval RUN")
 
+    from softmaxce.calibration import temperature_of
     from softmaxce.evaluate import evaluate as measure
     from softmaxce.evaluate import find_checkpoint
-    from softmaxce.report import console, evaluation
+    from softmaxce.report import console, evaluation, step_summary
 
-    evaluated = measure(find_checkpoint(chosen), split.value, data, device, trust_code=trust_code)
+    if temperature is None:
+        temperature = temperature_of(chosen)
+    evaluated = measure(find_checkpoint(chosen), split.value, data, device, temperature, trust_code=trust_code)
     requirements.check_classes(demands, [row.name for row in evaluated.figures.classes])
     verdicts = requirements.judge(demands, evaluated.figures.by_name())
+    step_summary.of_evaluation(evaluated, verdicts)
     if json:
         import json as jsonlib
 

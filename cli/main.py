@@ -1,5 +1,6 @@
 """The `softmaxce` command: its sub-commands, and how every error becomes a line and an exit status."""
 
+import os
 import signal
 import sys
 import traceback
@@ -11,13 +12,26 @@ from typer.core import TyperGroup
 
 from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
 
+from . import bench as bench_command
 from . import config as config_command
+from .calibrate import calibrate
+from .check_loss import check_loss
+from .compare import compare
 from .eval import evaluate
+from .explain import explain
 from .list import list_menus
+from .predict import predict
 from .report import report
+from .runs import runs
 from .train import train
 
 SHOWN = 20  # mistakes told at once
+
+
+# Between two operations PyTorch's threads spin for milliseconds: on cores that others use too, every wait is then as
+# long as the others' turn. Here they sleep after some hundredths of a millisecond. (GNU's OpenMP, as PyTorch ships it.)
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 class Terminated(KeyboardInterrupt):
@@ -78,8 +92,15 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("check-loss")(check_loss)
+app.command("predict")(predict)
+app.command("explain")(explain)
+app.command("calibrate")(calibrate)
 app.command("report")(report)
+app.command("runs")(runs)
+app.command("compare")(compare)
 app.command("list")(list_menus)
+app.add_typer(bench_command.app, name="bench")
 app.add_typer(config_command.app, name="config")
 
 

@@ -1,5 +1,7 @@
 """`softmaxce train`: train from a config, print a row an epoch, keep everything in a run folder."""
 
+import enum
+import importlib.util
 import sys
 import time
 from dataclasses import dataclass
@@ -21,12 +23,20 @@ from softmaxce.errors import (
     in_one_line,
 )
 
+from .trust import TrustCode
+
 if TYPE_CHECKING:
     from softmaxce.report.training import Outcome, Reporter
     from softmaxce.train import Run
 
 # What a resumed run may change: where things are and how long it goes on, not what is computed.
 MAY_CHANGE = ("epochs", "device", "data.root", "data.download", "data.eval_batch_size")
+
+
+class LogName(enum.StrEnum):
+    """Where else the epochs may be written."""
+
+    tensorboard = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -55,11 +65,15 @@ def train(
         str | None,
         typer.Option(metavar="auto|RUN", help="Go on with a run folder; auto: where this run stopped, or start it."),
     ] = None,
+    trust_code: TrustCode = False,
     require: Annotated[
         list[str] | None,
         typer.Option(metavar="FIGURE>=N", help="Demand a final figure, e.g. 'accuracy>=0.99'; exit 1 if not met."),
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Write the run's report at the end.")] = False,
+    log: Annotated[
+        list[LogName] | None, typer.Option(help="Also write TensorBoard event files into the run folder.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build all, run one batch, print a summary.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON Lines on stdout and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alone.")] = False,
@@ -70,7 +84,11 @@ def train(
     flags = (("device", device), ("seed", seed), ("epochs", epochs))
     overrides += [Override((name,), value, f"--{name}") for name, value in flags if value is not None]
     demands = requirements.parse(require or [])
+    if log:
+        need_tensorboard()
     plan = make_plan(config, overrides, output, resume)
+    if resume is not None and config is None and not trust_code:  # the config lay in the run folder
+        configs.refuse_users_code(plan.config, f"--resume {resume}")
 
     from softmaxce.build import build_run
     from softmaxce.report.training import reporter
@@ -85,7 +103,12 @@ def train(
         return
     if verbose:
         _print_details(run)
-    outcome = carry_out(run, plan, demands, reporter(as_json=json, quiet=quiet), started)
+    telling = reporter(as_json=json, quiet=quiet)
+    if log:
+        from softmaxce.report.events import TensorBoard
+
+        telling = TensorBoard(telling)
+    outcome = carry_out(run, plan, demands, telling, started)
     if outcome.message and outcome.status == "failed":
         raise TrainingError(outcome.message)
     if report:
@@ -117,6 +140,13 @@ def make_plan(config: str | None, overrides: list[Override], output: Path | None
     if folder_ is not None and (folder_ / "config.yaml").is_file():
         return Plan(_resumed(folder_, config, overrides), folder_, None)
     return Plan(asked, None, output)
+
+
+def need_tensorboard() -> None:
+    """Refuse `--log tensorboard` where the optional extra is missing, before training. Raises: ConfigError."""
+    if importlib.util.find_spec("tensorboard") is None:
+        message = "TensorBoard is not installed; get it with: pip install 'softmaxce[tensorboard]'"
+        raise ConfigError([Problem("--log tensorboard", message)])
 
 
 def _needed(config: str | None) -> str:
@@ -166,6 +196,7 @@ def carry_out(
     """Train, save, evaluate: the order of the lines is the order of what happens."""
     from softmaxce import checkpoint, runfolder
     from softmaxce.evaluate import final_evaluation
+    from softmaxce.report import step_summary
     from softmaxce.report.training import Outcome
     from softmaxce.runtime import environment
     from softmaxce.train import fit
@@ -201,6 +232,7 @@ def carry_out(
         )
         runfolder.write_record(folder, record | {k: v for k, v in outcome.plain().items() if k not in ("event", "run")})
         reporter.end(outcome)
+        step_summary.of_training(outcome)
         return outcome
 
     reporter.start(run, folder)

@@ -76,19 +76,30 @@ def load(file: Path) -> Checkpoint:
 
     Raises: RunError if it is not there, is no safetensors file, or was not written by softmaxce.
     """
+    header, tensors = _read(file, with_tensors=True)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING)}
+    training = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING)}
+    return Checkpoint(file, weights, training, header)
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """A checkpoint's header alone: what header_of wrote. Raises: RunError, as load."""
+    return _read(file, with_tensors=False)[0]
+
+
+def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as stream:
             header = json.loads((stream.metadata() or {}).get("softmaxce", "null"))
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - it is no dict
+            names = stream.keys() if with_tensors else ()
+            tensors = {name: stream.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise RunError(f"{file}: there is no such checkpoint") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise RunError(f"{file}: is no checkpoint that can be read: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise RunError(f"{file}: was not written by this version of softmaxce")
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING)}
-    training = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING)}
-    return Checkpoint(file, weights, training, header)
+    return header, tensors
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:

@@ -510,3 +510,29 @@ class _Checker:
     def _reading_order(problem: Problem) -> tuple[int, int, str]:
         numbers = re.search(r":(\d+):(\d+)$", problem.place)
         return (int(numbers[1]), int(numbers[2]), "") if numbers else (0, 0, problem.place)
+
+
+def named(section: str, name: str, overrides: Sequence[Override] = (), option: str = "") -> Component:
+    """A component that the command line names, checked as if it stood in a config.
+
+    Args:
+        section: loss, model, optimizer or schedule.
+        name: as in a config.
+        overrides: its arguments, `label_smoothing=0.1`.
+        option: what gave the name, for messages.
+    Raises: ConfigError with every mistake found.
+    """
+    options = {override.path[0]: override.option for override in overrides}
+    arguments = {override.path[0]: override.value for override in overrides}
+    try:
+        target, implied = target_of(name, COMPONENTS[section])
+        component = Component(name, target, arguments, implied, option)
+        signature = read_signature(target)
+    except NotStatic:
+        return component
+    except ValueError as error:
+        raise ConfigError([Problem(option, str(error))]) from None
+    component, problems = check_component(component, signature, SUPPLIED[section], CALLED_WITH.get(section, 0))
+    if problems:
+        raise ConfigError([Problem(options.get(key or "", option), message) for key, message in problems])
+    return component

@@ -57,16 +57,34 @@ def find_checkpoint(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was evaluated, on what, and what came out."""
+    """What was evaluated, on what, and what came out.
+
+    Attributes:
+        checkpoint: whose weights.
+        epoch: the epoch they are of.
+        split: the split's name, or the folder.
+        config: what they were trained with.
+        temperature: what the logits were divided by for the probabilities; `figures.loss` is of the logits as they are.
+        figures: what came out.
+    """
 
     checkpoint: Path
     epoch: int
     split: str
     config: Config
+    temperature: float
     figures: Figures
 
 
-def evaluate(file: Path, split: str, data: Path | None, device: str | None, *, trust_code: bool = False) -> Evaluated:
+def evaluate(
+    file: Path,
+    split: str,
+    data: Path | None,
+    device: str | None,
+    temperature: float = 1.0,
+    *,
+    trust_code: bool = False,
+) -> Evaluated:
     """Measure a checkpoint's model.
 
     Args:
@@ -75,6 +93,7 @@ def evaluate(file: Path, split: str, data: Path | None, device: str | None, *, t
         data: another folder: of images, one sub-folder a class; or, if it has none, the data set's root.
         device: where to compute; None for the run's own, if this machine has it, else auto.
         trust_code: run the user's code that the checkpoint names.
+        temperature: what the logits are divided by; calibration.temperature_of(run) gives a run's own.
     Raises: RunError, ConfigError, DataError.
     """
     loaded = checkpoint.load(file)
@@ -88,9 +107,10 @@ def evaluate(file: Path, split: str, data: Path | None, device: str | None, *, t
     evaluation = build_evaluation(loaded, config)
     chosen: Split = folder_split(evaluation, data) if data is not None and as_images else split_of(evaluation, split)
     logits, labels = predict(evaluation.model, evaluation.batches(chosen), config.precision)
-    figures = measure(logits.cpu(), labels.cpu(), loss_of(evaluation.loss, logits, labels), evaluation.classes)
+    loss = loss_of(evaluation.loss, logits, labels)
+    figures = measure(logits.cpu().double() / temperature, labels.cpu(), loss, evaluation.classes)
     where = str(data) if as_images else split
-    return Evaluated(file, loaded.header["epoch"], where, config, figures)
+    return Evaluated(file, loaded.header["epoch"], where, config, temperature, figures)
 
 
 def _folder_names(folder: Path) -> set[str]:

@@ -1,10 +1,10 @@
-"""The kinds of number an argument can be, so that a signature says its own range.
+"""The kinds of value an argument can be, so that a signature says its own range.
 
 A component (a loss, a model, ...) annotates its arguments with these; a config file is checked against them before
 torch is imported, and `softmaxce list` and the JSON Schema print them.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,3 +15,4 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Reduction = Literal["mean", "sum", "none"]  # of a loss, as in PyTorch

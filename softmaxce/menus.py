@@ -10,8 +10,16 @@ from functools import cache
 from pathlib import Path
 
 LOSSES = {
-    "softmax_cross_entropy": "softmaxce.losses.cross_entropy:SoftmaxCrossEntropy",
+    "softmax_cross_entropy": "softmaxce.losses.builtin:softmax_cross_entropy",
     "torch_cross_entropy": "softmaxce.losses.builtin:torch_cross_entropy",
+    "focal": "softmaxce.losses.focal:FocalLoss",
+    "poly": "softmaxce.losses.poly:PolyLoss",
+    "generalized_cross_entropy": "softmaxce.losses.generalized:GeneralizedCrossEntropy",
+    "symmetric_cross_entropy": "softmaxce.losses.symmetric:SymmetricCrossEntropy",
+    "logit_adjusted": "softmaxce.losses.logit_adjusted:LogitAdjustedCrossEntropy",
+    "temperature": "softmaxce.losses.temperature:TemperatureCrossEntropy",
+    "softcap": "softmaxce.losses.softcap:SoftcapCrossEntropy",
+    "z_loss": "softmaxce.losses.z_loss:ZLossCrossEntropy",
 }
 
 MODELS = {
@@ -67,6 +75,26 @@ SCHEDULES = {
     "cosine": "softmaxce.optim:cosine",
     "linear": "softmaxce.optim:linear",
     "one_cycle": "softmaxce.optim:one_cycle",
+}
+
+# What `softmaxce check-loss` tries on a loss. These are no components: a config names none of them.
+LAWS = {
+    "value": "softmaxce.laws.calculus:value",
+    "gradient": "softmaxce.laws.calculus:gradient",
+    "gradcheck": "softmaxce.laws.calculus:first_derivative",
+    "gradgradcheck": "softmaxce.laws.calculus:second_derivative",
+    "shift": "softmaxce.laws.symmetries:shift",
+    "permutation": "softmaxce.laws.symmetries:permutation",
+    "rows": "softmaxce.laws.symmetries:rows",
+    "reductions": "softmaxce.laws.symmetries:reductions",
+    "one_hot": "softmaxce.laws.symmetries:class_ids",
+    "soft_targets": "softmaxce.laws.symmetries:soft_targets",
+    "finite": "softmaxce.laws.numbers:finite",
+    "dtypes": "softmaxce.laws.numbers:dtypes",
+    "autocast": "softmaxce.laws.numbers:autocast",
+    "determinism": "softmaxce.laws.transforms:determinism",
+    "vmap": "softmaxce.laws.transforms:vmap",
+    "compile": "softmaxce.laws.transforms:compiles",
 }
 
 

@@ -122,7 +122,7 @@ def measure(logits: Tensor, labels: Tensor, loss: float, names: tuple[str, ...])
         loss=loss,
         accuracy=float((predicted == truth).mean()),
         top5_accuracy=top5,
-        nll=float(-log_probabilities[torch.arange(len(labels)), labels].mean()),
+        nll=float(-log_probabilities[torch.arange(len(labels)), labels].mean()) + 0.0,  # not -0
         brier=float(((probabilities - np.eye(len(names))[truth]) ** 2).sum(1).mean()),
         ece=expected_calibration_error(probabilities, truth),
         classes=rows,

@@ -250,7 +250,7 @@ NAMES: dict[str, Any] = {
     "Dict": dict,
     "Sequence": list,
     "NoneType": None,  # as an annotation at hand prints it
-    **{name: value for name, value in vars(kinds).items() if get_origin(value) is Annotated},
+    **{name: value for name, value in vars(kinds).items() if get_origin(value) in (Annotated, Literal)},
 }
 
 

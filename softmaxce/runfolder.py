@@ -6,6 +6,7 @@
         metrics.jsonl           one line an epoch
         last.safetensors        the weights of the last epoch, and all it takes to go on
         best.safetensors        the weights of the best epoch on the validation split, alone
+        calibration.json        the softmax temperature, once `softmaxce calibrate` has fitted it
 
 A folder that holds a run is never overwritten; every file but metrics.jsonl takes its place whole or not at all.
 """
@@ -20,6 +21,7 @@ from . import yamlfile
 from .errors import RunError
 
 LAST, BEST = "last.safetensors", "best.safetensors"
+CALIBRATION = "calibration.json"
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from .config import Config
 from .data.batches import Batch, Batches, Preprocessing
 from .errors import TrainingError
+from .losses.fused import check_class_ids
 from .losses.make import reduction_of
 from .metrics import Scores, Tally
 from .optim import Schedule
@@ -199,6 +200,7 @@ def train_epoch(run: Run, number: int, track: Track = untracked) -> tuple[Scores
         step += 1
         if run.average is not None and step % config.model_ema_steps == 0:
             run.average.update_parameters(run.model)
+    check_class_ids()  # the epoch's end waits for the device anyway
     return tally.scores(), run.optimizer.param_groups[0]["lr"]
 
 
@@ -237,7 +239,9 @@ def loss_of(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Te
     value = loss(logits, labels)
     if reduction_of(loss) == "sum":
         value = value / len(labels)
-    return value.mean().item()
+    number = value.mean().item()
+    check_class_ids()
+    return number
 
 
 def _note(progress: Progress, validation: Scores, config: Config) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+KEYS = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}  # their codes
+
 
 def chromium() -> str:
     """The browser's path; skips the test where there is none."""
@@ -110,6 +112,14 @@ class Browser:
         """Show the page in a window of so many CSS pixels."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    def press(self, key: str, times: int = 1) -> None:
+        """Press a key where the focus is, as a person at the keyboard does."""
+        for kind in ["rawKeyDown", "char", "keyUp"] * times:
+            if kind != "char":
+                self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
+            elif key == "Enter":
+                self.call("Input.dispatchKeyEvent", type=kind, key=key, text="\r")
 
     def screenshot(self, file: Path) -> None:
         """Save what the window shows, as PNG."""

@@ -14,6 +14,8 @@ from hypothesis import settings
 settings.register_profile("softmaxce", deadline=None)  # the first example pays for torch's warm-up
 settings.load_profile("softmaxce")
 
+os.environ.pop("GITHUB_STEP_SUMMARY", None)  # the tests' runs are nothing that a workflow should sum up
+
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 SMALL = """\

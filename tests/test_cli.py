@@ -454,7 +454,16 @@ def test_list_names_everything_on_the_menus(softmaxce: Softmaxce) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["train", "--help"], ["list"], ["config", "list"], ["config", "schema"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["explain", "--help"],
+        ["list"],
+        ["config", "list"],
+        ["config", "schema"],
+    ],
 )
 def test_what_needs_no_torch_does_not_import_it(arguments: list[str], tmp_path: Path) -> None:
     code = (

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -72,6 +73,23 @@ def test_the_mistakes_shown_are_answered_as_shown(softmaxce: Softmaxce, tmp_path
     assert done.returncode == 2
 
 
+def test_the_broken_law_is_shown_as_printed(softmaxce: Softmaxce, tmp_path: Path) -> None:
+    (shown,) = (text for _, text in BLOCKS if text.startswith("$ softmaxce check-loss"))
+    (tmp_path / "naive.py").write_text(files()["naive.py"])
+    command, _, output = shown.partition("\n")
+    done = softmaxce(*command.split()[2:])
+    assert [line.rstrip() for line in done.stdout.splitlines()] == output.splitlines()
+    assert done.returncode == 1
+
+
+def test_the_loss_shown_keeps_the_laws_it_claims(softmaxce: Softmaxce, tmp_path: Path) -> None:
+    (tmp_path / "focal.py").write_text(files()["focal.py"])
+    done = softmaxce("check-loss", "focal.py:Focal", "--skip", "compile", "--skip", "determinism")
+    assert done.returncode == 0, done.stdout
+    limit = ("--set", "gamma=0", "--reference", "softmax_cross_entropy", "--only", "value", "--only", "gradient")
+    assert softmaxce("check-loss", "focal.py:Focal", *limit).returncode == 0
+
+
 def test_every_recipe_is_in_the_table() -> None:
     rows = re.findall(r"^\| `(\w+)` \| [^|]*\| [^|]*\| (0\.\d+|not measured yet|yours) \|", README, re.MULTILINE)
     assert {name for name, _ in rows} == set(recipes())
@@ -102,8 +120,8 @@ def test_the_defaults_in_the_reference_are_the_defaults() -> None:
     assert compared >= 10
 
 
-def test_every_model_is_named() -> None:
-    for name in menus.MODELS:
+def test_every_model_and_every_loss_is_named() -> None:
+    for name in (*menus.MODELS, *menus.LOSSES):
         assert f"`{name}`" in README
 
 
@@ -112,9 +130,14 @@ def test_the_exit_statuses_are_the_programs() -> None:
     assert [int(n) for row in rows for n in row.split(", ")] == [DONE, FAILED, USAGE, INTERRUPTED, TERMINATED]
 
 
+def options(command: Any) -> set[str]:
+    """The options of a command and of its sub-commands."""
+    own = {option for parameter in command.params for option in parameter.opts}
+    return own.union(*map(options, getattr(command, "commands", {}).values()))
+
+
 def test_every_option_shown_exists(app: typer.Typer) -> None:
-    command = typer.main.get_command(app)
-    known = {option for name in ("train", "eval", "report") for p in command.commands[name].params for option in p.opts}  # type: ignore[attr-defined]
+    known = options(typer.main.get_command(app))
     shown = set()
     for language, text in BLOCKS:
         if language == "sh":

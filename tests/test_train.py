@@ -13,6 +13,7 @@ from softmaxce.build import build_run
 from softmaxce.checkpoint import load, restore, save
 from softmaxce.config import Config, check
 from softmaxce.errors import ConfigError, DataError, TrainingError
+from softmaxce.losses import fused
 from softmaxce.runfolder import LAST
 from softmaxce.train import Run, fit, loss_of, predict, score
 
@@ -335,3 +336,11 @@ def test_any_seed_of_63_bits_trains(seed: int) -> None:
 def test_one_class_alone_is_refused() -> None:
     with pytest.raises(DataError, match="there is one class only, 'class0'"):
         build_run(config(data__classes=1))
+
+
+def test_a_class_id_that_a_gpu_has_met_is_named_at_the_end_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    met = torch.tensor([12, 10])  # as a kernel notes it: the id, and the number of classes
+    monkeypatch.setitem(fused._wrong, torch.device("cpu"), met)
+    with pytest.raises(IndexError, match="class id 12 is out of range: with 10 classes"):
+        next(fit(build_run(config())))
+    assert not met.any()

@@ -56,6 +56,22 @@ def test_a_runs_code_is_refused_until_the_user_vouches_for_it(
     assert trace.exists()
 
 
+def test_a_resumed_runs_code_is_refused_unless_the_users_own_config_names_it(
+    run: Path, trace: Path, softmaxce: Softmaxce
+) -> None:
+    refused = softmaxce("train", "--resume", "run", "--epochs", "3")
+    assert refused.returncode == 2
+    assert not trace.exists()
+    (line,) = refused.stderr.splitlines()
+    assert "--resume run: its config names code of the user's, own.py:mine" in line
+    assert "--trust-code" in line
+    for word in (["--config", "own.yaml"], ["--trust-code"]):
+        done = softmaxce("train", "--resume", "run", "--epochs", "3", "--quiet", *word)
+        assert done.returncode == 0, done.stderr
+        assert trace.exists()
+        trace.unlink()
+
+
 def test_a_checkpoint_that_names_a_function_of_pythons_runs_nothing(
     softmaxce: Softmaxce, small: Path, tmp_path: Path, trace: Path
 ) -> None:

@@ -219,7 +219,7 @@ class _Listing:
         files: list[str] = []
         labels: list[int] = []
         for entry in found:
-            images = sorted(str(file) for file in entry.rglob("*") if _is_image(file))
+            images = sorted(str(file) for file in entry.rglob("*") if is_image(file))
             if not images:
                 raise DataError(f"{entry}: holds no images; put some there or remove the folder")
             files += images
@@ -297,7 +297,8 @@ def _folders(folder: Path) -> list[Path]:
     return found
 
 
-def _is_image(file: Path) -> bool:
+def is_image(file: Path) -> bool:
+    """Whether a file is there, not hidden, and named as an image that can be decoded."""
     return file.suffix.lower() in _extensions() and not file.name.startswith(".") and file.is_file()
 
 

@@ -31,7 +31,6 @@ Bridle 1990, "Probabilistic interpretation of feedforward classification network
 """
 
 from types import ModuleType
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +38,7 @@ from torch.autograd import forward_ad
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..kinds import Probability
+from . import fused
 
 try:
     from . import cpu
@@ -49,7 +48,6 @@ except ImportError:  # no Numba for this Python or this processor
 FEW = 1 << 15  # so many logits are left to one thread
 STEP_DTYPES = {torch.float32, torch.float64, torch.bfloat16}
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-Reduction = Literal["mean", "sum", "none"]
 
 
 class InvalidArgumentError(ValueError, RuntimeError):
@@ -161,7 +159,8 @@ def cross_entropy(
     Raises:
         InvalidArgumentError (a ValueError and a RuntimeError): if shapes, dtypes or values do not fit.
         IndexError: if a class id is outside [0, K). On CUDA this would cost the program a wait for the device, and
-            PyTorch's kernel kills the process; here the loss is NaN, and the error comes with a later call.
+            PyTorch's kernel kills the process; here the row's loss is NaN, and fused.check_class_ids() raises the error
+            when it is called: training does at the end of each epoch, when it waits for the device anyway.
         TypeError: if `input` or `target` is no tensor.
 
     Bridle 1990; label smoothing: Szegedy et al. 2016, section 7. The gradient is softmax(input) - one_hot(target).
@@ -412,7 +411,7 @@ def _kernels(input: Tensor, target: Tensor, weight: Tensor | None) -> ModuleType
         or not input.numel()
     ):
         return None
-    return cpu if input.is_cpu else None
+    return cpu if input.is_cpu else fused if input.is_cuda and fused.available(input.device) else None
 
 
 # -- as a module ------------------------------------------------------------------------------------------------------
@@ -421,35 +420,11 @@ def _kernels(input: Tensor, target: Tensor, weight: Tensor | None) -> ModuleType
 class SoftmaxCrossEntropy(nn.CrossEntropyLoss):
     """softmaxce's own loss: softmax and cross-entropy in one step, from logits; drop-in for nn.CrossEntropyLoss.
 
-    Args:
-        weight: a factor for each class's term, K numbers; `balanced` takes N / (K * count) of the training labels.
-        size_average, reduce: as in PyTorch, which has replaced them by `reduction`.
-        ignore_index: images with this class id count for nothing.
-        reduction: mean, sum or none (one loss an image).
-        label_smoothing: the share of the label spread evenly over all classes, in [0, 1].
-        class_counts: how many training images each class has; `balanced` needs it.
-        num_classes: K, if known: a `weight` of another length is then refused at once.
-    Raises: ValueError if an argument does not fit.
+    Its arguments are nn.CrossEntropyLoss's: weight [K], ignore_index, reduction (mean, sum or none), label_smoothing,
+    and PyTorch's older size_average and reduce.
 
     Calling it: (logits [B, K], targets [B] class ids or [B, K] probabilities) -> the loss in nats; see cross_entropy.
     """
-
-    def __init__(
-        self,
-        weight: Tensor | list[float] | Literal["balanced"] | None = None,
-        size_average: bool | None = None,
-        ignore_index: int = -100,
-        reduce: bool | None = None,
-        reduction: Reduction = "mean",
-        label_smoothing: Probability = 0.0,
-        *,
-        class_counts: list[int] | None = None,
-        num_classes: int | None = None,
-    ) -> None:
-        if not 0 <= label_smoothing <= 1:
-            raise InvalidArgumentError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-        weights = class_weights(weight, class_counts, num_classes)
-        super().__init__(weights, size_average, ignore_index, reduce, reduction, label_smoothing)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """(logits [B, K], targets [B] or [B, K]) -> the loss in nats."""
@@ -461,28 +436,3 @@ class SoftmaxCrossEntropy(nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
-
-
-def class_weights(
-    weight: Tensor | list[float] | Literal["balanced"] | None,
-    class_counts: list[int] | None,
-    num_classes: int | None,
-) -> Tensor | None:
-    """A loss's class weights as a tensor [K], or None for none. A tensor is taken as it is.
-
-    Raises: ValueError if they are no K non-negative numbers, or are `balanced` without counts to balance by.
-    """
-    if weight is None or isinstance(weight, Tensor):
-        return weight
-    if isinstance(weight, str):
-        if weight != "balanced" or class_counts is None:
-            raise ValueError(f"weight must be a list, or 'balanced' with class_counts given, got {weight!r}")
-        if 0 in class_counts:
-            raise ValueError("weight: balanced needs training images of every class; some class has none")
-        return sum(class_counts) / (len(class_counts) * torch.tensor(class_counts, dtype=torch.float32))
-    result = torch.as_tensor(weight, dtype=torch.float32)
-    if num_classes is not None and result.shape != (num_classes,):
-        raise ValueError(f"weight must have one number for each of the {num_classes} classes, got {result.numel()}")
-    if not (result >= 0).all():
-        raise ValueError(f"weight must not be negative, got {weight}")
-    return result

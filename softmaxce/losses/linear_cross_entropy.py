@@ -35,7 +35,6 @@ from .cross_entropy import (
     _is_transformed,
     _kernels,
     _result_dtype,
-    class_weights,
     cross_entropy,
     definition,
 )
@@ -386,7 +385,7 @@ class LinearCrossEntropyLoss(nn.modules.loss._WeightedLoss):
             raise InvalidArgumentError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
         if weight is not None and weight.shape != (num_classes,):
             raise InvalidArgumentError(f"weight must be [{num_classes}], got {list(weight.shape)}")
-        super().__init__(class_weights(weight, None, num_classes), reduction=reduction)
+        super().__init__(weight, reduction=reduction)
         self.num_classes = num_classes
         self.out_features = tuple(out_features)
         self.ignore_index = ignore_index

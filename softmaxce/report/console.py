@@ -2,9 +2,12 @@
 
 import sys
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+WIDE = 160  # columns where no terminal sets a limit
 
 
 def stdout() -> Console:
@@ -28,3 +31,15 @@ def print_entry(console: Console, indent: int, head: Text, tail: Text) -> None:
         console.print(grid)
     else:
         console.print(head + Text("  ") + tail, soft_wrap=True)
+
+
+def plain_table() -> Table:
+    """An empty table with a line under its head and no frame."""
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table: as wide as the terminal, or elsewhere as wide as it has to be."""
+    if not console.file.isatty():
+        console.width = max(console.width, WIDE)
+    console.print(table)

@@ -30,6 +30,8 @@ def print_figures(evaluated: Evaluated, console: Console) -> None:
     console.print(f"{where}: {figures.images:,} images", soft_wrap=True)  # a path is not cut in two
     console.print()
     console.print(_single_figures(figures))
+    if evaluated.temperature != 1:
+        console.print(f"probabilities at temperature {evaluated.temperature:.4f}", style="dim")
     console.print()
     console.print(_class_table(figures))
     console.print()
@@ -39,7 +41,8 @@ def print_figures(evaluated: Evaluated, console: Console) -> None:
 def plain(evaluated: Evaluated) -> dict[str, Any]:
     """The same as one JSON object."""
     figures = asdict(evaluated.figures)
-    return {"checkpoint": str(evaluated.checkpoint), "epoch": evaluated.epoch, "split": evaluated.split, **figures}
+    about = {"checkpoint": str(evaluated.checkpoint), "epoch": evaluated.epoch, "split": evaluated.split}
+    return {**about, "temperature": evaluated.temperature, **figures}
 
 
 def _single_figures(figures: Figures) -> Table:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .. import checkpoint, runfolder
 from ..build import Evaluation, build_evaluation, config_of, source_of, split_of
+from ..calibration import fit_temperature, temperature_of
 from ..config import Config
-from ..data.splits import InMemory, Split
+from ..data.splits import InMemory, Source, Split
 from ..evaluate import find_checkpoint
 from ..metrics import Figures, ReliabilityBin, measure, reliability
 from ..train import loss_of, predict
@@ -75,10 +76,13 @@ class Findings:
         epoch: the epoch they are of.
         num_parameters: of the model.
         split: what was measured on.
-        judged: as trained (temperature 1), and, where the run is calibrated, at its temperature.
+        judged: as trained (temperature 1), and, where there is one, at the temperature that fits.
+        calibrated: whether the run predicts at that temperature; else it was fitted for this report alone.
+        unfitted: why there is no such temperature; empty if there is one.
         losses: [N] float64, -log S_y of each image in nats, as trained.
         hits: [N] bool, whether the prediction is right.
         mistakes: the most confidently wrong first.
+        evaluation: the model, as it was measured.
     """
 
     folder: Path
@@ -90,14 +94,17 @@ class Findings:
     num_parameters: int
     split: str
     judged: tuple[Judgement, ...]
+    calibrated: bool
+    unfitted: str
     losses: Tensor
     hits: Tensor
     mistakes: tuple[Mistake, ...]
+    evaluation: Evaluation
 
     @property
     def final(self) -> Judgement:
-        """As the run predicts: at its temperature, if it has one."""
-        return self.judged[-1]
+        """As the run predicts: at its temperature, if it is calibrated."""
+        return self.judged[-1 if self.calibrated else 0]
 
     @property
     def classes(self) -> list[str]:
@@ -123,8 +130,14 @@ def find(folder: Path, split: str | None = None, device: str | None = None, *, t
     name = split or ("test" if source.test is not None else "validation" if source.validation is not None else "train")
     chosen = split_of(evaluation, name, source)
     logits, labels = predict(evaluation.model, evaluation.batches(chosen), config.precision)
-    temperatures = [1.0]
-    judged = [_judge(logits / t, labels, evaluation, t) for t in temperatures]
+    temperature = temperature_of(folder)
+    calibrated, unfitted = temperature != 1, ""
+    if not calibrated:
+        try:
+            temperature = _fitting_temperature(evaluation, source, name)
+        except ValueError as error:
+            unfitted = str(error)
+    judged = [_judge(logits, labels, evaluation, t) for t in dict.fromkeys([1.0, temperature])]
     logits, labels = logits.cpu().double(), labels.cpu()
     return Findings(
         folder=folder,
@@ -136,16 +149,29 @@ def find(folder: Path, split: str | None = None, device: str | None = None, *, t
         num_parameters=sum(p.numel() for p in evaluation.model.parameters()),
         split=name,
         judged=tuple(judged),
+        calibrated=calibrated,
+        unfitted=unfitted,
         losses=-torch.log_softmax(logits, 1).gather(1, labels.unsqueeze(1)).squeeze(1),
         hits=logits.argmax(1) == labels,
-        mistakes=_mistakes(logits / temperatures[-1], labels, chosen, evaluation.classes),
+        mistakes=_mistakes(logits / (temperature if calibrated else 1), labels, chosen, evaluation.classes),
+        evaluation=evaluation,
     )
+
+
+def _fitting_temperature(evaluation: Evaluation, source: Source, measured: str) -> float:
+    """The temperature that fits the validation split. Raises: ValueError if there is none, or it would judge itself."""
+    if source.validation is None:
+        raise ValueError("the run held out no validation split to fit one on")
+    if measured == "validation":
+        raise ValueError("it would be fitted on the very images that it is judged by")
+    logits, labels = predict(evaluation.model, evaluation.batches(source.validation), evaluation.config.precision)
+    return fit_temperature(logits.cpu(), labels.cpu())
 
 
 def _judge(logits: Tensor, labels: Tensor, evaluation: Evaluation, temperature: float) -> Judgement:
     loss = loss_of(evaluation.loss, logits, labels)
-    logits, labels = logits.cpu(), labels.cpu()
-    probabilities = torch.softmax(logits.double(), 1).numpy()
+    logits, labels = logits.cpu().double() / temperature, labels.cpu()
+    probabilities = torch.softmax(logits, 1).numpy()
     figures = measure(logits, labels, loss, evaluation.classes)
     bins = tuple(reliability(probabilities, labels.numpy()))
     largest = probabilities.max(1)

@@ -93,12 +93,12 @@ def _belief(judgement: Judgement) -> str:
     excess = judgement.confidence - judgement.figures.accuracy
     sure = f"on average it is {percent(judgement.confidence)} sure and {percent(judgement.figures.accuracy)} right"
     if abs(excess) <= SURE * judgement.deviation:
-        return f"On the whole its probabilities mean what they say: {sure}, a difference that chance explains."
+        return f"On the whole its probabilities mean what they say: {sure}; chance alone may differ by so much."
     return f"It is {'surer than it should be' if excess > 0 else 'less sure than it could be'}: {sure}."
 
 
 def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count:,} times"
+    return {1: "once", 2: "twice"}.get(count, f"{count:,} times")
 
 
 def _figure_rows(findings: Findings) -> list[tuple[str, str, list[str]]]:
@@ -136,10 +136,10 @@ def _confusions(figures: Figures) -> list[tuple[str, str, int]]:
     return sorted(pairs, key=lambda pair: -pair[2])[:CONFUSIONS]
 
 
-def _tail(losses: Tensor) -> float:
-    """The share of the summed loss that the costliest 1% of the images (at least one) have."""
+def _tail(losses: Tensor) -> float | None:
+    """The share of the summed loss that the costliest 1% of the images (at least one) have; None if there is none."""
     total = losses.sum().item()
-    return losses.topk(max(1, len(losses) // 100)).values.sum().item() / total if total else 0.0
+    return losses.topk(max(1, len(losses) // 100)).values.sum().item() / total if total else None
 
 
 def _commands(findings: Findings) -> list[str]:

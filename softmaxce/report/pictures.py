@@ -62,7 +62,7 @@ def render(picture: Picture, findings: Findings, ink: Ink, kind: str) -> bytes:
         kind: `svg` (no background) or `png` (on paper, 192 dots an inch).
     """
     out = io.BytesIO()
-    with _style(ink):
+    with in_style(ink):
         figure = picture.draw(findings, ink)
         if kind == "svg":
             figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -72,7 +72,7 @@ def render(picture: Picture, findings: Findings, ink: Ink, kind: str) -> bytes:
 
 
 @contextmanager
-def _style(ink: Ink) -> Iterator[None]:
+def in_style(ink: Ink) -> Iterator[None]:
     """Matplotlib as it ships, whatever the user's own settings, in one theme's colours; text stays text in an SVG."""
     from matplotlib import style
 
@@ -114,7 +114,8 @@ def _style(ink: Ink) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _axes(width: float = 4.8, height: float = 3.3) -> tuple["Figure", "Axes"]:
+def axes_of(width: float = 4.8, height: float = 3.3) -> tuple["Figure", "Axes"]:
+    """An empty picture, in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -135,7 +136,7 @@ def _held_out(findings: Findings) -> str | None:
 
 
 def _curves(findings: Findings, ink: Ink, figure: str, title: str, label: str) -> tuple["Figure", "Axes"]:
-    picture, axes = _axes()
+    picture, axes = axes_of()
     marker = "o" if len(findings.epochs) <= 12 else ""
     axes.plot(*_series(findings, "train", figure), color=ink.blue, marker=marker, markersize=4, label="train")
     if (held_out := _held_out(findings)) is not None:
@@ -151,12 +152,13 @@ def _curves(findings: Findings, ink: Ink, figure: str, title: str, label: str) -
     if best and len(findings.epochs) > 1:
         axes.axvline(best, color=ink.faint, linewidth=1, linestyle=":", label=f"best epoch, {best}")
     axes.set(title=title, xlabel="epoch", ylabel=label)
-    _whole_numbers(axes)
+    whole_numbers(axes)
     axes.legend()
     return picture, axes
 
 
-def _whole_numbers(axes: "Axes") -> None:
+def whole_numbers(axes: "Axes") -> None:
+    """Put the marks below on whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
@@ -181,13 +183,13 @@ def draw_accuracy(findings: Findings, ink: Ink) -> "Figure":
 
 def draw_learning_rate(findings: Findings, ink: Ink) -> "Figure":
     """The learning rate at each epoch's last step."""
-    picture, axes = _axes()
+    picture, axes = axes_of()
     epochs = [line["epoch"] for line in findings.epochs]
     rates = [line["learning_rate"] for line in findings.epochs]
     axes.plot(epochs, rates, color=ink.blue, marker="o" if len(epochs) <= 12 else "", markersize=4)
     axes.set(title="Learning rate", xlabel="epoch", ylabel="at the epoch's last step")
     axes.set_ylim(bottom=0)
-    _whole_numbers(axes)
+    whole_numbers(axes)
     return picture
 
 
@@ -212,7 +214,7 @@ def draw_confusion(findings: Findings, ink: Ink) -> "Figure":
     names, counts = findings.classes, np.array(findings.judged[0].figures.confusion)
     num = len(names)
     side = min(9.0, max(4.2, 0.46 * num + 1.4)) if num <= MOST_NUMBERED else 7.5
-    picture, axes = _axes(side + 0.4, side)
+    picture, axes = axes_of(side + 0.4, side)
     share = counts / np.maximum(1, counts.sum(1, keepdims=True))
     diagonal = np.eye(num, dtype=bool)
     strength = np.where(diagonal, share, np.where(counts > 0, 0.12 + 0.88 * np.sqrt(np.minimum(1, 4 * share)), 0))
@@ -242,7 +244,7 @@ def draw_confusion(findings: Findings, ink: Ink) -> "Figure":
 
 def draw_losses(findings: Findings, ink: Ink) -> "Figure":
     """How many images have which loss; both scales are logarithmic, or the few that matter would not be seen."""
-    picture, axes = _axes()
+    picture, axes = axes_of()
     losses, hits = findings.losses.numpy().clip(SMALLEST_LOSS), findings.hits.numpy()
     edges = np.geomspace(SMALLEST_LOSS, max(10.0, losses.max() * 1.01), 36).tolist()
     for chosen, color, label in ((hits, ink.blue, "right"), (~hits, ink.orange, "wrong")):
@@ -277,8 +279,8 @@ def draw_reliability(findings: Findings, ink: Ink) -> "Figure":
         edges = np.linspace(0, 1, len(judgement.bins) + 1)
         counts = [max(0.5, bin.images) for bin in judgement.bins]
         below.stairs(counts, edges, baseline=0.5, color=color, linewidth=1.4)
-    axes.set(title="Reliability", ylabel="share of them right", xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(loc="upper left", fontsize=9)
+    axes.set(title="Reliability", ylabel="share of them right", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend(loc="best", fontsize=9)
     below.set(xlabel="confidence: the largest probability", ylabel="images", yscale="log")
     below.set_ylim(bottom=0.5)
     _plain_log(below.yaxis)
@@ -296,9 +298,9 @@ def _draw_bins(axes: "Axes", judgement: Judgement, color: str, *, last: bool) ->
     high = np.array([r.high - y for y, r in zip(y, ranges, strict=True)]).clip(0)
     name = "as trained" if judgement.temperature == 1 else f"temperature {judgement.temperature:.3g}"
     label = f"{name}, ECE {judgement.figures.ece:.4f}"
-    axes.errorbar(
-        x, y, (low, high), color=color, marker="o", markersize=4.5, elinewidth=0.9, label=label, zorder=3 + last
-    )
+    # No line from bin to bin: it would tell of a trend where one image may stand beside thousands.
+    marks: dict[str, Any] = {"fmt": "o", "markersize": 5, "elinewidth": 1.2, "zorder": 3 + last}
+    axes.errorbar(x, y, (low, high), color=color, label=label, **marks)
 
 
 # -- all of them ------------------------------------------------------------------------------------------------------

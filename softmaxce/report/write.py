@@ -1,10 +1,12 @@
-"""A report's files: the page, and in the run folder its pictures."""
+"""A report's files: the page, the explanations that it links to, and in the run folder its pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from ..errors import RunError
 from ..runfolder import replace_file
+from .explanations import write_explanations
 from .findings import find
 from .page import html
 from .pictures import LIGHT, PICTURES, render
@@ -19,10 +21,12 @@ class Written:
     Attributes:
         page: the HTML file.
         pictures: the folder with the pictures, each as SVG and PNG.
+        explanations: the folder with a page for each image of the gallery.
     """
 
     page: Path
     pictures: Path
+    explanations: Path
 
 
 def write_report(
@@ -37,7 +41,8 @@ def write_report(
 
     Args:
         folder: the run folder; the pictures go to its `pictures` folder.
-        output: the page's file; None for report.html in the run folder.
+        output: the page's file; None for report.html in the run folder. The explanations go to a folder beside it,
+            of the same name without its ending.
         split: test, validation or train; None for the first of these that the run has.
         device: where to compute; None for auto.
         trust_code: run the user's code that the checkpoint names.
@@ -48,10 +53,13 @@ def write_report(
         raise RunError(f"--output {page}: is a folder; name the page's file, for example {page / PAGE}")
     findings = find(folder, split, device, trust_code=trust_code)
     page.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(page, html(findings, {}).encode())
+    explanations = page.with_suffix("") if page.suffix else page.with_name(page.name + "-explained")
+    pages = write_explanations(findings, explanations)
+    links = {index: quote(file.relative_to(page.parent).as_posix()) for index, file in pages.items()}
+    replace_file(page, html(findings, links).encode())
     pictures = folder / PICTURE_FOLDER
     pictures.mkdir(exist_ok=True)
     for picture in PICTURES:
         for kind in ("svg", "png"):
             replace_file(pictures / f"{picture.name}.{kind}", render(picture, findings, LIGHT, kind))
-    return Written(page, pictures)
+    return Written(page, pictures, explanations)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softmaxce import SoftmaxCrossEntropy, cross_entropy, log_softmax, one_hot, softmax
+from softmaxce.losses.builtin import softmax_cross_entropy
 
 
 @pytest.fixture
@@ -156,13 +157,13 @@ def test_balanced_weights_are_scikit_learns() -> None:
 
     labels = np.repeat([0, 1, 2], [5, 30, 65])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    loss = SoftmaxCrossEntropy("balanced", class_counts=[5, 30, 65])
+    loss = softmax_cross_entropy("balanced", class_counts=[5, 30, 65])
     np.testing.assert_allclose(loss.weight, expected, rtol=1e-6)
 
 
 def test_weights_of_the_wrong_number_are_refused() -> None:
     with pytest.raises(ValueError, match="each of the 3 classes, got 2"):
-        SoftmaxCrossEntropy([1.0, 2.0], num_classes=3)
+        softmax_cross_entropy([1.0, 2.0], num_classes=3)
 
 
 def test_the_module_is_a_drop_in_for_torchs(batch: tuple[Tensor, Tensor]) -> None:

@@ -3,8 +3,11 @@
 import ast
 import json
 import math
+import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import matplotlib
@@ -28,10 +31,11 @@ from ..browser import Browser
 from ..conftest import Softmaxce
 
 ROOT = Path(__file__).parents[2]
+LINKS = "[...document.querySelectorAll('a')].map(link => link.href)"
 
 HARD = """\
 epochs: 3
-data: {name: synthetic, train: 200, test: 120, classes: 6, noise: 0.9, batch_size: 32, validation: 0.2}
+data: {name: synthetic, train: 200, test: 120, classes: 6, noise: 1.5, batch_size: 32, validation: 0.2}
 model: {name: mlp, hidden: [16]}
 optimizer: {name: adam, lr: 0.01}
 """
@@ -119,6 +123,29 @@ def test_a_link_stands_under_the_image_that_has_an_explanation(findings: Finding
     assert f'href="report/test-{index}.html"' in page
 
 
+def test_before_calibration_it_shows_the_temperature_that_calibrate_then_stores(app: typer.Typer, run: Path) -> None:
+    copy = run.parent / "calibrated"
+    shutil.copytree(run, copy)
+    before = find(copy)
+    assert not before.calibrated
+    assert before.final.temperature == 1
+    done = CliRunner().invoke(app, ["calibrate", str(copy), "--json"])
+    stored = json.loads(done.stdout)
+    after = find(copy)
+    assert after.calibrated
+    assert [judgement.temperature for judgement in before.judged] == pytest.approx([1, stored["temperature"]])
+    assert [judgement.figures.ece for judgement in after.judged] == pytest.approx(stored["test"]["ece"], abs=1e-9)
+    assert after.final.temperature == stored["temperature"]
+    assert after.mistakes[0].top[0][1] != before.mistakes[0].top[0][1]
+
+
+def test_where_no_temperature_can_be_fitted_it_says_why(run: Path) -> None:
+    found = find(run, "validation")
+    assert len(found.judged) == 1
+    assert f"No temperature is drawn beside it: {found.unfitted}." in html(found, {})
+    assert "the very images that it is judged by" in found.unfitted
+
+
 # -- how it is drawn --------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +188,22 @@ def test_names_are_drawn_as_they_are_written(app: typer.Typer, tmp_path: Path) -
         assert not browser.evaluate("document.querySelectorAll('b').length")
 
 
+def test_each_image_of_the_gallery_links_to_the_explanation_of_that_image(run: Path, tmp_path: Path) -> None:
+    written = write_report(run, tmp_path / "a site" / "my page.html")
+    mistakes = find(run).mistakes
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(written.page)
+        for link, mistake in zip(browser.evaluate(LINKS), mistakes, strict=True):
+            file = Path(unquote(urlsplit(link).path))
+            assert file == tmp_path / "a site" / "my page" / f"test-{mistake.index}.html"
+            told = unescape(file.read_text())
+            assert f"test image {mistake.index} of synthetic" in told
+            assert f"{mistake.loss:.4f}" in told
+        browser.open(file)
+        assert browser.problems == []
+        assert all(address.startswith(("file://", "data:")) for address in browser.requests)
+
+
 class Addresses(HTMLParser):
     """Every address in a page's attributes."""
 
@@ -176,7 +219,7 @@ def test_the_page_opens_in_chromium_alone_on_a_desk_and_on_a_phone(run: Path, tm
     page = write_report(run, tmp_path / "site" / "index.html").page
     parser = Addresses()
     parser.feed(page.read_text())
-    assert all(address.startswith("data:") for address in parser.found)
+    assert all(address.startswith(("data:", "index/test-")) for address in parser.found)
     with Browser(tmp_path / "profile") as browser:
         browser.open(page)
         assert browser.evaluate("document.images.length") >= 6 + len(find(run).mistakes)

@@ -1,0 +1,141 @@
+"""`softmaxce bench`: measurements that anyone can repeat."""
+
+import itertools
+import json as jsonlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, TypeVar
+
+import typer
+
+from softmaxce.errors import ConfigError, Problem
+from softmaxce.registry import MENUS, Component, show, suggestion, target_of
+from softmaxce.report import console
+
+app = typer.Typer(no_args_is_help=True, help="Measure how fast this machine runs softmaxce, beside PyTorch's own.")
+
+SHAPES = "32x10,128x10,1024x10,4096x100,256x1000,1024x1000,64x21841,32x128256"
+DTYPES = {
+    **{name: name for name in ("float32", "bfloat16", "float16", "float64")},
+    "bf16": "bfloat16",
+    "fp16": "float16",
+}
+
+
+@app.callback()
+def bench() -> None:
+    """Measure how fast this machine runs softmaxce, beside PyTorch's own."""
+
+
+@app.command("loss")
+def bench_loss(
+    losses: Annotated[
+        list[str] | None, typer.Argument(help="More losses to put beside: names on the menu, or module:Name.")
+    ] = None,
+    shapes: Annotated[str, typer.Option(metavar="NxC,...", help="Rows and classes of the logits.")] = SHAPES,
+    dtypes: Annotated[
+        str, typer.Option(metavar="DTYPE,...", help="float32, bfloat16, float16, float64.")
+    ] = "float32,bfloat16",
+    threads: Annotated[str, typer.Option(metavar="N,...", help="CPU threads that PyTorch may use.")] = "1",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=2, help="How often each loss has its turn.")] = 30,
+    train: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL,...", help="Time training steps of these models instead, e.g. linear,lenet."),
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N,...", help="With --train: batch sizes.")] = "64,128",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Time our cross-entropy against PyTorch's: speed, memory and error, in one process, taking turns."""
+    grid = [_shape(text) for text in _split(shapes, "--shapes")]
+    kinds = [_dtype(text) for text in _split(dtypes, "--dtypes")]
+    counts = [_number(text, "--threads") for text in _split(threads, "--threads")]
+    sizes = [_number(text, "--batch") for text in _split(batch, "--batch")]
+    models = _split(train, "--train") if train is not None else []
+    for model in models:
+        _component(model, "models", "--train")
+    others = [_component(name, "losses", "LOSSES") for name in losses or []]
+
+    from softmaxce.bench.allocator import never_trim
+    from softmaxce.report import benchmark
+    from softmaxce.runtime import choose_device, environment
+
+    place = choose_device(device)
+    notes = [never_trim()]
+    out = console.stdout()
+    if models:
+        from softmaxce.bench import training
+
+        steps = list(itertools.product(counts, models, sizes))
+        trainings = [
+            training.compare(model, size, count, place, rounds)
+            for count, model, size in _tracked(steps, lambda step: f"{step[1]}, batch {step[2]}")
+        ]
+        plain = benchmark.plain_training(trainings)
+        if not json:
+            benchmark.print_training(trainings, out)
+    else:
+        from softmaxce.bench import contestants, loss
+
+        why_not = contestants.why_not_compiled(place)
+        if why_not is not None:
+            notes.append(f"torch.compile does not work here, so it is left out: {why_not}")
+        cells = list(loss.grid(grid, kinds, counts, place))
+        results = [(cell, loss.compare(cell, rounds, why_not is None, others)) for cell in _tracked(cells, str)]
+        plain = benchmark.plain_loss(results)
+        if not json:
+            benchmark.print_loss(results, out)
+    notes += benchmark.busy()
+    if json:
+        typer.echo(jsonlib.dumps({"environment": environment(place), "notes": notes, **plain}, allow_nan=False))
+    else:
+        benchmark.print_notes([*notes, benchmark.machine(place)], out)
+
+
+T = TypeVar("T")
+
+
+def _tracked(things: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
+    """The same things, with a line on stderr that says which one is being measured, on a terminal only."""
+    with console.stderr().status("") as status:
+        for index, thing in enumerate(things):
+            status.update(f"{index + 1} of {len(things)}: {name(thing)}")
+            yield thing
+
+
+# -- what the options mean --------------------------------------------------------------------------------------------
+
+
+def _split(text: str, option: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise ConfigError([Problem(option, f"write values with commas between them, got {show(text)}")])
+    return words
+
+
+def _number(text: str, option: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise ConfigError([Problem(option, f"must be whole numbers of at least 1, got {show(text)}")])
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text)
+    if match is None:
+        raise ConfigError([Problem("--shapes", f"write rows x classes, such as 128x10, got {show(text)}")])
+    return int(match[1]), int(match[2])
+
+
+def _dtype(text: str) -> str:
+    if text not in DTYPES:
+        hint = suggestion(text, DTYPES) or f"; choose from {', '.join(DTYPES)}"
+        raise ConfigError([Problem("--dtypes", f"there is no {show(text)}{hint}")])
+    return DTYPES[text]
+
+
+def _component(name: str, menu: str, place: str) -> Component:
+    try:
+        target, implied = target_of(name, MENUS[menu])
+    except ValueError as error:
+        raise ConfigError([Problem(place, str(error))]) from None
+    return Component(name, target, {}, implied, place)

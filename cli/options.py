@@ -1,0 +1,24 @@
+"""Options that several commands take."""
+
+from typing import Annotated
+
+import typer
+
+from softmaxce.errors import ConfigError, Problem
+
+
+def _above_zero(value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise ConfigError([Problem(f"--temperature {value:g}", "must be a number above 0; 1 leaves the logits as is")])
+    return value
+
+
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        callback=_above_zero,
+        help="What the logits are divided by before softmax; the run's own (softmaxce calibrate), else 1, if left out.",
+        show_default=False,
+    ),
+]

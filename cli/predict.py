@@ -1,0 +1,65 @@
+"""`softmaxce predict`: what a trained classifier says of image files."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softmaxce.errors import USAGE, ConfigError, Problem
+
+from .options import Device, Temperature
+from .trust import TrustCode
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="Image files, folders, quoted globs; - reads paths from stdin."),
+    ],
+    top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Name the K likeliest classes.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at once; the run's data.eval_batch_size if left out.")
+    ] = None,
+    device: Device = None,
+    temperature: Temperature = None,
+    trust_code: TrustCode = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Exit 0 although some images could not be read.")
+    ] = False,
+) -> None:
+    """Predict the class of image files and how probable it is, preprocessed as the run's own images were.
+
+    What cannot be read is named on stderr and counted, and the exit status is 2.
+    """
+    if json and csv:
+        raise ConfigError([Problem("--json and --csv", "ask for two formats; choose one")])
+    from softmaxce.calibration import temperature_of
+    from softmaxce.data.paths import Unreadable, image_files
+    from softmaxce.predict import open_run
+    from softmaxce.predict import predict as classify
+    from softmaxce.report.predictions import writer
+
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # file names need not be UTF-8
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape")
+    opened = open_run(run, device, batch_size, trust_code=trust_code)
+    out = writer("json" if json else "csv" if csv else "table", opened.classes, top)
+    bad = images = 0
+    if temperature is None:
+        temperature = temperature_of(run)
+    for result in classify(opened, image_files(paths, sys.stdin), temperature=temperature, top=top):
+        if isinstance(result, Unreadable):
+            bad += 1
+            typer.echo(f"cannot be read: {result}", err=True)
+        else:
+            images += 1
+            out.write(result)
+    if bad:
+        sys.stdout.flush()
+        typer.echo(f"{bad:,} of {images + bad:,} could not be read", err=True)
+    if (bad and not skip_bad) or not images:
+        raise typer.Exit(USAGE)

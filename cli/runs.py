@@ -1,0 +1,30 @@
+"""`softmaxce runs`: the runs there are, the newest first."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look, and below.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """List runs, the newest first: model, loss, epochs, accuracy, time and status."""
+    from softmaxce.report import console
+    from softmaxce.runs import list_runs
+
+    rows, wrong = list_runs(folder)
+    for error in wrong:
+        typer.echo(f"left out: {error}", err=True)
+    if json:
+        import json as jsonlib
+
+        for row in rows:
+            typer.echo(jsonlib.dumps(row.plain()))
+    elif rows:
+        from softmaxce.report.run_list import print_runs
+
+        print_runs(rows, console.stdout())
+    else:
+        typer.echo(f"there are no runs under {folder}", err=True)

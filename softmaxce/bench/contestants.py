@@ -1,0 +1,52 @@
+"""The losses that run against each other: PyTorch's, eager and compiled, ours, and the one from the textbook."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import in_one_line
+from ..losses.cross_entropy import cross_entropy
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [N, C], class ids [N]) -> the mean loss
+
+TORCH, OURS, COMPILED, NAIVE = "torch", "ours", "compiled", "naive"
+MEANINGS = {
+    TORCH: "torch.nn.functional.cross_entropy",
+    OURS: "softmaxce.cross_entropy",
+    COMPILED: "torch.compile(torch.nn.functional.cross_entropy, dynamic=False)",
+    NAIVE: "softmax, then log, then the target's entry",
+}
+
+
+def naive(logits: Tensor, targets: Tensor) -> Tensor:
+    """Softmax, then its log, then the target's: right on paper, infinite where a probability is rounded to 0."""
+    log_probabilities = logits.softmax(1).log()  # [N, C]
+    return -log_probabilities.gather(1, targets.unsqueeze(1)).mean()
+
+
+def compiled() -> Loss:
+    """PyTorch's loss, compiled anew for the shape that it will see."""
+    torch.compiler.reset()
+    return torch.compile(functional.cross_entropy, dynamic=False)
+
+
+def contestants(with_compiled: bool = True) -> dict[str, Loss]:
+    """The four, or three, by name; PyTorch's own comes first."""
+    found: dict[str, Loss] = {TORCH: functional.cross_entropy, OURS: cross_entropy}
+    if with_compiled:
+        found[COMPILED] = compiled()
+    return {**found, NAIVE: naive}
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """Why torch.compile does not work here, in one line; None if it does."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it tells that there is no CUDA
+    logits = torch.zeros(2, 3, device=device, requires_grad=True)
+    try:
+        compiled()(logits, torch.zeros(2, dtype=torch.long, device=device)).backward()
+    except Exception as error:  # noqa: BLE001 - no compiler, no Triton, a Python too new: each raises its own
+        return in_one_line(error)
+    return None

@@ -1,0 +1,56 @@
+"""Paths as a person gives them (files, folders, globs, a list on stdin) -> image files, one at a time."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .folder import is_image
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What was named and gives no image, and why."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def image_files(paths: Iterable[str], listed: Iterable[str] = ()) -> Iterator[str | Unreadable]:
+    """The files that the paths stand for, in their order; found as they are asked for.
+
+    Args:
+        paths: a file is itself, whatever its name; a folder is every image in it and below, by name; a pattern with
+            * ? [ or ** that names no file is every file that matches it; `-` is every line of `listed`.
+        listed: lines, each a file or a folder.
+    """
+    for path in paths:
+        if path == "-":
+            for line in listed:
+                if name := line.rstrip("\r\n"):
+                    yield from _files(name)
+        elif not os.path.lexists(path) and glob.has_magic(path):
+            matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+            if not matches:
+                yield Unreadable(path, "matches no file")
+            for match in matches:
+                yield from _files(match)
+        else:
+            yield from _files(path)
+
+
+def _files(path: str) -> Iterator[str | Unreadable]:
+    if not os.path.exists(path):  # noqa: PTH110 - a name with a NUL in it is an answer here, not an error
+        yield Unreadable(path, "there is no such file or folder")
+        return
+    if not Path(path).is_dir():
+        yield path
+        return
+    images = sorted(str(file) for file in Path(path).rglob("*") if is_image(file))
+    yield from images
+    if not images:
+        yield Unreadable(path, "this folder holds no images")

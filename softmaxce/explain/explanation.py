@@ -1,0 +1,110 @@
+"""An explanation whole: whose logits they are, the steps they go through, and what is to be seen beside them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .numerics import Computed, compare_formats
+from .steps import Steps, take_steps
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Which pixels of the image pushed each logit, for a model that is nothing but weighted sums.
+
+    Attributes:
+        pixels: [K, H, W], each pixel's weight times its normalised value, summed over the channels.
+        bias: [K]; a class's pixels and its bias add up to its logit.
+    """
+
+    pixels: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class OwnLoss:
+    """The loss the run was trained with, where it is another than cross-entropy: what it says of this image.
+
+    Attributes:
+        name: as the config names it.
+        loss: its value.
+        gradient: K, with respect to the logits.
+    """
+
+    name: str
+    loss: float
+    gradient: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything that the terminal, the page and `--json` show.
+
+    Attributes:
+        title: what is explained, for the first line.
+        classes: K names.
+        steps: the numbers.
+        formats: the loss in each number format.
+        image: [C, H, W] uint8, as the model was given it; None without one.
+        contributions: None unless the model is linear.
+        own_loss: None unless the run has another loss than cross-entropy.
+        notes: sentences on how this differs from the plainest case.
+    """
+
+    title: str
+    classes: tuple[str, ...]
+    steps: Steps
+    formats: tuple[Computed, ...]
+    image: Tensor | None = None
+    contributions: Contributions | None = None
+    own_loss: OwnLoss | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def label(self) -> str:
+        """The name of the label's class; of a soft label, the class with the largest share."""
+        return self.classes[self.steps.main]
+
+    @property
+    def predicted(self) -> int:
+        """The class with the largest logit."""
+        logits = self.steps.logits
+        return logits.index(max(logits))
+
+    def plain(self) -> dict[str, Any]:
+        """As one JSON object: every intermediate value."""
+        result: dict[str, Any] = {
+            "title": self.title,
+            "classes": list(self.classes),
+            "true_class": self.label,
+            "predicted_class": self.classes[self.predicted],
+            **self.steps.plain(),
+            "formats": [computed.plain() for computed in self.formats],
+            "notes": list(self.notes),
+        }
+        if self.contributions is not None:
+            bias, pixels = self.contributions.bias.tolist(), self.contributions.pixels.tolist()
+            result["contributions"] = {"bias": bias, "pixels": pixels}
+        if self.own_loss is not None:
+            result["own_loss"] = vars(self.own_loss)
+        if self.image is not None:
+            result["image"] = self.image.tolist()
+        return result
+
+
+def explain_logits(
+    logits: Tensor,
+    target: int | Tensor,
+    classes: tuple[str, ...],
+    *,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+) -> Explanation:
+    """Explain one row of logits without any model. The arguments are take_steps'; `classes` are K names."""
+    steps = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing, temperature=temperature)
+    if len(classes) != len(steps.logits):
+        raise ValueError(f"classes must be {len(steps.logits)} names, one a logit, got {len(classes)}")
+    shown = ", ".join(f"{logit:g}" for logit in logits.tolist()[:8]) + (", ..." if len(classes) > 8 else "")
+    return Explanation(f"the logits {shown}", classes, steps, compare_formats(steps))

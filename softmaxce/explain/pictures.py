@@ -1,0 +1,134 @@
+"""Images, bars and curves in the characters of a terminal: half blocks in colour, shades of text without."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.text import Text
+from torch import Tensor
+
+SHADES = " .:-=+*#%@"  # from dark to light
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+HEIGHTS = " ▁▂▃▄▅▆▇█"
+WIDEST, NARROWEST = 56, 24  # columns of an image
+
+Rows = NDArray[np.float64]  # [H, W, ...]
+
+
+def fitted(pixels: Rows, widest: int = WIDEST) -> Rows:
+    """[H, W, channels] at most `widest` columns wide; a tiny one is enlarged by a whole factor."""
+    height, width = pixels.shape[:2]
+    if width > widest:
+        size = (widest, max(1, round(height * widest / width)))
+        planes = [
+            np.asarray(Image.fromarray(plane.astype(np.float32)).resize(size, Image.Resampling.BOX), dtype=np.float64)
+            for plane in np.moveaxis(pixels, 2, 0)
+        ]
+        return np.stack(planes, axis=2)
+    factor = max(1, min(NARROWEST, widest) // width)
+    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def picture(image: Tensor, colour: bool) -> list[Text]:
+    """An image [C, H, W] uint8 (C is 1 or 3; else its first channel) as lines, two rows of pixels each."""
+    pixels = fitted(image.permute(1, 2, 0).double().numpy())
+    pixels = pixels if pixels.shape[2] == 3 else pixels[:, :, :1].repeat(3, axis=2)
+    if not colour:
+        grey = (pixels @ np.array([0.299, 0.587, 0.114])) / 255
+        return [
+            Text("".join(SHADES[round(value * 9)] for value in row.clip(0, 1)).rstrip()) for row in _halved(grey, 0.0)
+        ]
+    return _half_blocks(pixels, (0, 0, 0))
+
+
+def pushes(contributions: Rows, largest: float, colour: bool, widest: int = WIDEST) -> list[Text]:
+    """A map [H, W] of what pushes up (red, or + and #) and down (blue, or - and =), `largest` being the fullest."""
+    values = fitted(contributions[:, :, None], widest)[:, :, 0] / max(largest, 1e-300)
+    if not colour:
+        return [Text("".join(map(_sign, row))) for row in _halved(values, 0.0)]
+    strength = np.sqrt(np.abs(values).clip(0, 1))  # the eye takes the root for even
+    rgb = np.full((*values.shape, 3), 24.0)
+    rgb[:, :, 0] += np.where(values > 0, 231 * strength, 0)
+    rgb[:, :, 1] += np.where(values > 0, 60 * strength, 110 * strength)
+    rgb[:, :, 2] += np.where(values < 0, 231 * strength, 0)
+    return _half_blocks(rgb, (24, 24, 24))
+
+
+def _sign(value: float) -> str:
+    if abs(value) < 0.08:
+        return "·"
+    if value > 0:
+        return "#" if value > 0.4 else "+"
+    return "=" if value < -0.4 else "-"
+
+
+def _halved(values: Rows, fill: float) -> Rows:
+    """Two rows of pixels as one: a character is twice as high as wide."""
+    if len(values) % 2:
+        values = np.concatenate([values, np.full((1, values.shape[1]), fill)])
+    halves: Rows = (values[0::2] + values[1::2]) / 2
+    return halves
+
+
+def _half_blocks(pixels: Rows, fill: tuple[int, int, int]) -> list[Text]:
+    if len(pixels) % 2:
+        pixels = np.concatenate([pixels, np.broadcast_to(np.array(fill, float), (1, *pixels.shape[1:]))])
+    lines = []
+    for upper, lower in zip(pixels[0::2].round().astype(int), pixels[1::2].round().astype(int), strict=True):
+        line = Text()
+        for above, below in zip(upper, lower, strict=True):
+            line.append("▀", f"rgb({_rgb(above)}) on rgb({_rgb(below)})")
+        lines.append(line)
+    return lines
+
+
+def _rgb(pixel: NDArray[np.int64]) -> str:
+    return ",".join(str(min(255, max(0, value))) for value in pixel.tolist())
+
+
+def bar(value: float, low: float, high: float, width: int) -> str:
+    """A bar from 0 to `value` on an axis from `low` (at most 0) to `high` (at least 0)."""
+    span = high - low or 1.0
+    left = round(-low / span * width)
+    axis = "│" if left else ""
+    if value >= 0:
+        eighths = round(value / span * width * 8)
+        return " " * left + axis + "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+    halves = min(2 * left, round(-value / span * width * 2))
+    drawn = "▐" * (halves % 2) + "█" * (halves // 2)
+    return drawn.rjust(left) + axis
+
+
+def curve(probability: float, loss: float, name: str, colour: str, width: int = 48, height: int = 7) -> list[Text]:
+    """The curve of -log over (0, 1], filled below, with the place of `probability` marked on it.
+
+    Args:
+        probability: in [0, 1].
+        loss: -log of it, nats.
+        name: what the horizontal axis is called.
+        colour: the style of the mark.
+    """
+    top = 5.0
+    place = min(width - 1, int(probability * width))
+    lines = []
+    for row in range(height):
+        line = Text(f"{top:.0f} " if row == 0 else "  ")
+        line.append("┤" if row == 0 else "│", "dim")
+        for column in range(width):
+            at = -math.log((column + 0.5) / width) if column != place else min(loss, top)
+            eighths = round(at / top * height * 8) - (height - 1 - row) * 8
+            if column == place and row == height - 1:
+                eighths = max(1, eighths)
+            line.append(HEIGHTS[min(8, max(0, eighths))], colour if column == place else "dim")
+        lines.append(_without_end(line))
+    lines.append(Text("0 ").append("└" + "─" * width, "dim").append(f" 1  {name}"))
+    mark = f"▲ {loss:.4f}" + (" (the curve goes on, out of this picture)" if loss > top else "")
+    flush = 3 + place + len(mark) <= 3 + width + 6
+    lines.append(Text(" " * (3 + place) + mark if flush else f"{loss:.4f} ▲".rjust(3 + place + 1), colour))
+    return lines
+
+
+def _without_end(line: Text) -> Text:
+    line.rstrip()
+    return line

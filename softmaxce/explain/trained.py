@@ -1,0 +1,125 @@
+"""Explanations by a trained run: its model's logits of an image, its loss's label smoothing and class weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import checkpoint
+from ..build import Evaluation, build_evaluation, config_of, split_of
+from ..data.folder import Decode
+from ..data.splits import InMemory, Split
+from ..errors import DataError, RunError
+from ..evaluate import find_checkpoint
+from ..losses.cross_entropy import SoftmaxCrossEntropy
+from ..train import predict
+from .explanation import Contributions, Explanation, OwnLoss
+from .numerics import compare_formats
+from .steps import take_steps
+
+NO_LABEL = "No label was given, so the network's own answer stands in for it; with --label you can say what is true."
+
+
+def open_run(path: Path, *, trust_code: bool = False) -> Evaluation:
+    """The model, the loss and the preprocessing of a run folder (its best checkpoint) or a checkpoint, on the CPU.
+
+    Args:
+        path: the folder or the checkpoint.
+        trust_code: run the user's code that the run's config names.
+    Raises: RunError, ConfigError.
+    """
+    loaded = checkpoint.load(find_checkpoint(path))
+    return build_evaluation(loaded, config_of(loaded, {"device": "cpu"}, trust_code=trust_code))
+
+
+def read_image(run: Evaluation, file: Path) -> Tensor:
+    """A file's image as the run's model takes it, [C, H, W] uint8. Raises: DataError."""
+    if not file.is_file():
+        raise DataError(f"{file}: there is no such file")
+    channels, height, width = run.preprocessing.shape
+    return Decode(channels, (height, width))(str(file))
+
+
+def pick(run: Evaluation, split: str, index: int) -> tuple[Tensor, int]:
+    """An image [C, H, W] uint8 of a split of the run's data, and its class id. Raises: DataError."""
+    chosen: Split = split_of(run, split)
+    if not 0 <= index < len(chosen):
+        raise DataError(f"--index {index}: the {split} split has the images 0 to {len(chosen) - 1}")
+    one = chosen.take(torch.tensor([index]))
+    image = one.images[0] if isinstance(one, InMemory) else one.decode(one.files[0])
+    return image, int(one.labels[0])
+
+
+def explain_image(
+    run: Evaluation, image: Tensor, target: int | Tensor | None, *, title: str, temperature: float = 1.0
+) -> Explanation:
+    """Explain what a run's model and loss make of one image.
+
+    Args:
+        run: from open_run.
+        image: [C, H, W] uint8, in the shape that the model was trained on.
+        target: the class id, or [K] shares of it; None to let the model's own answer stand for it.
+        title: what is explained, for the first line.
+        temperature: what the logits are divided by; calibration.temperature_of(path) is the run's own.
+    Raises: RunError if the model's logits are not finite; DataError if the image has another shape.
+    """
+    batches = run.batches(InMemory(image.unsqueeze(0), torch.zeros(1, dtype=torch.int64)))
+    logits = predict(run.model, batches, run.config.precision)[0][0].cpu()  # [K]
+    if not logits.isfinite().all():
+        raise RunError(f"{title}: the model's logits are not finite: {logits.tolist()}")
+    notes = []
+    if target is None:
+        target = int(logits.argmax())
+        notes.append(NO_LABEL)
+    weight, label_smoothing, own_loss = None, 0.0, None
+    loss = run.loss
+    if type(loss) in (SoftmaxCrossEntropy, nn.CrossEntropyLoss):
+        assert isinstance(loss, nn.CrossEntropyLoss)
+        weight, label_smoothing = loss.weight, loss.label_smoothing
+        if target == loss.ignore_index:
+            target = torch.zeros(len(logits))
+            notes.append("This run's loss leaves the label's class out of account (ignore_index): its loss is 0.")
+    else:
+        own_loss = _own_loss(run.config.loss.name, loss, logits, target)
+    if run.config.mixup_alpha or run.config.cutmix_alpha:
+        notes.append(
+            "In training, this run blends images and their labels (mixup, CutMix). This image is not blended; "
+            f"--label {run.classes[0]}=0.7,{run.classes[1]}=0.3 shows what the loss does with a blended label."
+        )
+    steps = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing, temperature=temperature)
+    normalised = next(batches.epoch(0))[0][0]
+    return Explanation(
+        title=title,
+        classes=run.classes,
+        steps=steps,
+        formats=compare_formats(steps),
+        image=image,
+        contributions=_contributions(run.model, normalised),
+        own_loss=own_loss,
+        notes=tuple(notes),
+    )
+
+
+def _contributions(model: nn.Module, image: Tensor) -> Contributions | None:
+    """Each pixel's part in each logit, if the model is one weighted sum a class; `image` is [C, H, W], normalised."""
+    match list(model.children()) if isinstance(model, nn.Sequential) else []:
+        case [nn.Flatten(), nn.Linear() as sums]:
+            products = sums.weight.detach().view(-1, *image.shape) * image  # [K, C, H, W]
+            bias = torch.zeros(len(products)) if sums.bias is None else sums.bias.detach()
+            return Contributions(products.sum(1), bias)
+    return None
+
+
+def _own_loss(
+    name: str, loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: int | Tensor
+) -> OwnLoss | None:
+    """What another loss says of the logits; None if it cannot take this label."""
+    leaf = logits.clone().unsqueeze(0).requires_grad_()
+    targets = torch.tensor([target]) if isinstance(target, int) else target.float().unsqueeze(0)
+    try:
+        value = loss(leaf, targets).mean()
+        (gradient,) = torch.autograd.grad(value, leaf)
+    except Exception:  # noqa: BLE001 - it is somebody else's code, and it may take class ids alone
+        return None
+    return OwnLoss(name, value.item(), tuple(gradient[0].tolist()))

@@ -1,0 +1,175 @@
+"""What a loss costs beside PyTorch's cross-entropy: time of a forward and backward pass, peak memory.
+
+For a quick look at one's own loss; `softmaxce bench loss` measures more, over a grid.
+"""
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from ..errors import in_one_line
+from ..losses.make import Loss
+from .quiet import quiet
+from .subject import Subject, value_and_gradient
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
+
+SHAPES = ((128, 10), (1024, 1000))  # a small model's training step; a large one's
+ROUNDS = 7
+SECONDS = 0.03  # of each round, for each loss
+MEMORY = 10 * 2**20  # float32 logits: at 40 MiB, a block is the system's own and is given back when it is freed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one batch costs.
+
+    Attributes:
+        rows, num_classes: of the logits, float32.
+        seconds, torch_seconds: of a forward and backward pass; medians, on one thread.
+    """
+
+    rows: int
+    num_classes: int
+    seconds: float
+    torch_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """The loss's time over PyTorch's."""
+        return self.seconds / self.torch_seconds
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**asdict(self), "ratio": self.ratio}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The most memory held at once during a forward and backward pass, beyond the logits, in sizes of the logits."""
+
+    rows: int
+    num_classes: int
+    peak: float
+    torch_peak: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Both, or why they could not be measured."""
+
+    times: list[Cost]
+    memory: Memory | None
+    problem: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        memory = asdict(self.memory) if self.memory else None
+        return {"times": [cost.plain() for cost in self.times], "memory": memory, "problem": self.problem or None}
+
+
+def measure(subject: Subject) -> Costs:
+    """What the loss costs, in a second or two."""
+    try:
+        with quiet():
+            peaks = memory(subject)
+            return Costs(times(subject), peaks)
+    except Exception as error:  # noqa: BLE001 - the loss may raise anything
+        return Costs([], None, f"it raises {in_one_line(error)}")
+
+
+def times(subject: Subject) -> list[Cost]:
+    """The time of a training step's share of the loss, turn and turn about with PyTorch's."""
+    # Once a block of this size was freed, glibc keeps smaller ones for the next, so that page faults favour nobody.
+    torch.empty(31 << 20, dtype=torch.uint8)
+    costs = []
+    for rows, num_classes in SHAPES:
+        num_classes = subject.num_classes or num_classes
+        mine, theirs = (_timer(subject, loss, rows, num_classes) for loss in _pair(subject, num_classes))
+        number = max(1, int(SECONDS / max(theirs.timeit(3).mean, mine.timeit(3).mean)))
+        rounds = [(mine.timeit(number).mean, theirs.timeit(number).mean) for _ in range(ROUNDS)]
+        costs.append(Cost(rows, num_classes, *map(statistics.median, zip(*rounds, strict=True))))
+    return costs
+
+
+def memory(subject: Subject) -> Memory | None:
+    """The peak memory beside PyTorch's; None where it cannot be told (on a CPU, only Linux tells)."""
+    num_classes = subject.num_classes or 2560
+    rows = MEMORY // num_classes
+    peaks = []
+    for loss in _pair(subject, num_classes):
+        logits, targets = _batch(subject, rows, num_classes)
+        step = partial(value_and_gradient, loss, logits, targets)
+        peak = _peak_cuda(step, subject.device) if subject.device.type == "cuda" else _peak_linux(step)
+        if peak is None:
+            return None
+        size = logits.numel() * logits.element_size()
+        peaks.append(peak / size - 1)  # the leaf is a copy of the logits
+    return Memory(rows, num_classes, *peaks)
+
+
+def _pair(subject: Subject, num_classes: int) -> tuple[Loss, Loss]:
+    return subject.loss(num_classes, torch.float32), functional.cross_entropy
+
+
+def _batch(subject: Subject, rows: int, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(subject.seed)
+    logits = torch.randn(rows, num_classes, generator=generator) * 3
+    targets = torch.randint(num_classes, (rows,), generator=generator)
+    return logits.to(subject.device), targets.to(subject.device)
+
+
+def _timer(subject: Subject, loss: Loss, rows: int, num_classes: int) -> "Timer":
+    with quiet():  # its import looks for CUDA, and tells
+        from torch.utils.benchmark import Timer
+    logits, targets = _batch(subject, rows, num_classes)
+
+    def step() -> None:
+        leaf.grad = None
+        loss(leaf, targets).sum().backward()
+
+    leaf = logits.requires_grad_()
+    # On a CPU the process's own time, which other processes do not lengthen; on a GPU the Timer waits for it.
+    if subject.device.type == "cpu":
+        return Timer("step()", globals={"step": step}, timer=time.process_time)
+    return Timer("step()", globals={"step": step})
+
+
+def _peak_cuda(step: Callable[[], Any], device: torch.device) -> float:
+    step()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    torch.cuda.synchronize(device)
+    return float(torch.cuda.max_memory_allocated(device) - before)
+
+
+def _peak_linux(step: Callable[[], Any]) -> float | None:
+    """Bytes by which the process grew at most: the kernel keeps a high-water mark, which can be reset."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists():
+        return None
+    step()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # glibc: what is free goes back, so that no block of the step is made of pages held already
+    try:
+        reset.write_text("5")
+        before = _kilobytes(status, "VmRSS")
+        step()
+        return 1024.0 * (_kilobytes(status, "VmHWM") - before)
+    except (OSError, StopIteration):
+        return None
+
+
+def _kilobytes(status: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(f"{name}:"))

@@ -1,0 +1,108 @@
+"""The loss under examination, made anew wherever a law wants another dtype, reduction or number of classes."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, Problem
+from ..losses.make import Loss, make_loss, reduction_of, refuse_unfit
+from ..menus import LAWS
+from ..registry import Component, load_object, signature_of, suggestion
+
+CLASSES = 3  # where a law needs no other number
+
+
+class Subject:
+    """A loss by its name and arguments.
+
+    Args:
+        component: the name and the arguments.
+        device: where the laws are tried.
+        num_classes: the only number of classes to try; None for several.
+        reference: the loss that gives the right values and gradients; None if there is none.
+        seed: of the search for a case that breaks a law.
+    Raises: ConfigError if it cannot be made or called, or if its `not_claimed` is no mapping from laws to reasons.
+
+    Attributes:
+        not_claimed: the laws that the loss says it does not keep, law -> reason.
+    """
+
+    def __init__(
+        self,
+        component: Component,
+        device: torch.device,
+        num_classes: int | None = None,
+        reference: "Subject | None" = None,
+        seed: int = 0,
+    ) -> None:
+        self.component = component
+        self.device = device
+        weight = component.arguments.get("weight")
+        self.num_classes = num_classes or (len(weight) if isinstance(weight, list) else None)
+        self.reference = reference
+        self.seed = seed
+        self._made: dict[tuple[Any, ...], Loss] = {}
+        loss = self.loss(dtype=torch.float32)
+        refuse_unfit(loss, component, self.num_classes or CLASSES, device)
+        self.not_claimed = _not_claimed(loss, component)
+
+    def loss(self, num_classes: int | None = None, dtype: torch.dtype = torch.float64, **changes: Any) -> Loss:
+        """The loss for so many classes, its own tensors in `dtype`, with some of its arguments changed.
+
+        A loss that asks for `class_counts` gets 10, 20, 30, ...: no two classes are alike.
+        """
+        num_classes = num_classes or self.num_classes or CLASSES
+        key = (num_classes, dtype, *sorted(changes.items()))
+        if key not in self._made:
+            component = replace(self.component, arguments={**self.component.arguments, **changes})
+            made = make_loss(component, [10 * (index + 1) for index in range(num_classes)], self.device)
+            if isinstance(made, nn.Module):
+                made = copy.deepcopy(made).to(dtype)
+            self._made[key] = made
+        return self._made[key]
+
+    def takes(self, argument: str) -> bool:
+        """Whether the loss has an argument of this name."""
+        return argument in signature_of(load_object(self.component.target)).names()
+
+    @property
+    def reduction(self) -> str:
+        """none, mean or sum."""
+        return reduction_of(self.loss())
+
+
+def _not_claimed(loss: Loss, component: Component) -> Mapping[str, str]:
+    claims = getattr(loss, "not_claimed", {})
+    message = None
+    if not isinstance(claims, Mapping):
+        message = f"must be a mapping, law -> reason, got {type(claims).__name__}"
+    elif unknown := [name for name in claims if name not in LAWS]:
+        message = f"names no law: '{unknown[0]}'{suggestion(str(unknown[0]), LAWS)}"
+    if message:
+        raise ConfigError([Problem(component.place, f"{component.name}.not_claimed {message}")])
+    return claims
+
+
+def value_and_gradient(loss: Loss, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What a loss gives for logits [B, K], and the gradient of (the sum of) that with respect to them, [B, K]."""
+    leaf = logits.detach().clone().requires_grad_()
+    value = loss(leaf, targets)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), gradient.detach()
+
+
+def class_weights_of(loss: Loss, targets: Tensor) -> Tensor:
+    """The weight that each target [B] has in the loss's mean, [B]: its class's, as in PyTorch; else 1."""
+    weight = getattr(loss, "weight", None)
+    return weight[targets].double() if isinstance(weight, Tensor) else torch.ones_like(targets, dtype=torch.float64)
+
+
+def referring(reference: Component, component: Component) -> Component:
+    """The reference with the subject's arguments of the same names: smoothing is smoothing in both, say."""
+    names = signature_of(load_object(reference.target)).names()
+    shared = {name: value for name, value in component.arguments.items() if name in names}
+    return replace(reference, arguments={**reference.arguments, **shared})

@@ -1,0 +1,124 @@
+"""Laws of the machinery around a loss: the same bits again, torch.compile, torch.func.vmap."""
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cases import Case, batches, steps, usual_batch
+from .law import Law, compare, compare_one, show
+from .subject import Subject, value_and_gradient
+
+MANY = 100_000  # logits: enough for several threads
+
+
+def _determinism(subject: Subject, case: Case) -> str | None:
+    logits, targets = case.tensors(subject)
+    copies = MANY // logits.numel()
+    loss = subject.loss(case.num_classes)
+    for z, t, where in (
+        (logits, targets, ""),
+        (logits.repeat(copies, 1), targets.repeat(copies), f"of its rows {copies} times, "),
+    ):
+        first = value_and_gradient(loss, z, t)
+        again = value_and_gradient(loss, z, t)
+        with _deterministic():
+            strict = [value_and_gradient(loss, z, t) for _ in range(2)]
+        for (one, other), how in (((first, again), ""), (strict, " under torch.use_deterministic_algorithms")):
+            for what, a, b in zip(("value", "gradient"), one, other, strict=True):
+                if not torch.equal(a, b):
+                    differing = (a != b) | a.isnan()
+                    shown = [show(each[differing].reshape(-1)[0], 17) for each in (a, b)]
+                    return f"{where}the {what} is {shown[0]}, then {shown[1]}{how}"
+    return None
+
+
+class _deterministic:
+    """PyTorch's deterministic mode, for a while."""
+
+    def __enter__(self) -> None:
+        self.before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+
+    def __exit__(self, *_: object) -> None:
+        torch.use_deterministic_algorithms(self.before)
+
+
+def backend() -> str:
+    """What torch.compile can use here: inductor needs a C++ compiler (Triton, on a GPU); tracing needs nothing."""
+    return "inductor" if any(map(shutil.which, ("c++", "g++", "clang++", "cl"))) else "aot_eager"
+
+
+def compiles_with(chosen: str) -> Callable[[Subject, Case], str | None]:
+    """The test of the law `compile` with one of torch.compile's backends."""
+
+    def test(subject: Subject, case: Case) -> str | None:
+        logits, targets = case.tensors(subject, torch.float32)
+        loss = subject.loss(case.num_classes, torch.float32)
+        expected = value_and_gradient(loss, logits, targets)
+
+        def call(z: Tensor, t: Tensor) -> Tensor:
+            return loss(z, t)
+
+        torch._dynamo.reset()
+        try:
+            got = value_and_gradient(
+                torch.compile(call, fullgraph=True, dynamic=False, backend=chosen), logits, targets
+            )
+        finally:
+            torch._dynamo.reset()
+        return compare(got, expected, logits, torch.float32)
+
+    return test
+
+
+def _traced_only(subject: Subject) -> str:
+    return "" if backend() == "inductor" else "traced whole with aot_eager; there is no C++ compiler for inductor"
+
+
+def _compile(subject: Subject, case: Case) -> str | None:
+    return compiles_with(backend())(subject, case)
+
+
+def _vmap(subject: Subject, case: Case) -> str | None:
+    logits, targets = case.tensors(subject)
+    z, t = torch.stack([logits, logits.flip(0)]), torch.stack([targets, targets.flip(0)])  # [2, B, K], [2, B]
+    loss = subject.loss(case.num_classes)
+
+    def total(z: Tensor, t: Tensor) -> Tensor:
+        return loss(z, t).sum()
+
+    pairs: list[tuple[Any, Any]] = [value_and_gradient(loss, *pair) for pair in zip(z, t, strict=True)]
+    values, gradients = (torch.stack(list(column)) for column in zip(*pairs, strict=True))
+    if message := compare_one("value", torch.func.vmap(loss)(z, t), values, logits):
+        return f"under vmap {message}"
+    message = compare_one("gradient", torch.func.vmap(torch.func.grad(total))(z, t), gradients, logits)
+    return f"under vmap {message}" if message else None
+
+
+determinism = Law(
+    "the same input gives the same bits",
+    "random numbers (dropout, noise); state kept between calls; scatter_add, index_add or atomics on a GPU",
+    _determinism,
+    lambda subject: batches(subject, steps(10)),
+    examples=5,
+)
+
+compiles = Law(
+    "torch.compile takes it without a graph break",
+    "what Python must look at: .item(), float(tensor), `if tensor`, NumPy, print; shapes that depend on values",
+    _compile,
+    usual_batch,
+    examples=1,
+    remark=_traced_only,
+)
+
+vmap = Law(
+    "torch.func.vmap gives what a loop gives",
+    ".item() or `if tensor`; in-place writes; a custom autograd.Function needs setup_context and generate_vmap_rule",
+    _vmap,
+    lambda subject: batches(subject, steps(10)),
+    examples=10,
+)

@@ -1,0 +1,120 @@
+"""What became of a loss before the laws: a table, the smallest inputs that break it, its cost."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ..laws.cost import Costs
+from ..laws.law import Verdict
+from ..laws.subject import Subject
+from . import console as consoles
+
+STYLES = {"holds": "green", "broken": "bold red", "not claimed": "yellow", "not asked": "dim"}
+
+
+def watched(verdicts: Iterable[Verdict], count: int) -> list[Verdict]:
+    """All verdicts, with a word on stderr, on a terminal, about how far it is."""
+    console = consoles.stderr()
+    if not console.is_terminal:
+        return list(verdicts)
+    done: list[Verdict] = []
+    with console.status("trying the laws") as status:
+        for verdict in verdicts:
+            done.append(verdict)
+            status.update(f"trying the laws: {len(done)} of {count}")
+    return done
+
+
+def plain(subject: Subject, verdicts: list[Verdict], costs: Costs | None) -> dict[str, Any]:
+    """As one JSON object."""
+    component = subject.component
+    return {
+        "loss": component.name,
+        "arguments": component.arguments,
+        "reference": subject.reference.component.plain() if subject.reference else None,
+        "device": str(subject.device),
+        "seed": subject.seed,
+        "sound": not any(verdict.answer == "broken" for verdict in verdicts),
+        "laws": [verdict.plain() for verdict in verdicts],
+        "cost": costs.plain() if costs else None,
+    }
+
+
+def print_verdicts(subject: Subject, verdicts: list[Verdict], costs: Costs | None, console: Console) -> None:
+    """Print everything."""
+    console.print(_table(verdicts))
+    for verdict in verdicts:
+        if verdict.case is not None:
+            console.print()
+            _print_broken(verdict, console)
+    if costs is not None:
+        console.print()
+        _print_costs(costs, console)
+    console.print()
+    console.print(_summary(subject, verdicts), soft_wrap=True)
+
+
+def _table(verdicts: list[Verdict]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("law", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("claim")
+    for verdict in verdicts:
+        about = Text(verdict.claim)
+        if verdict.detail and verdict.answer != "broken":
+            about = Text(f"{verdict.claim}: {verdict.detail}" if verdict.answer == "holds" else verdict.detail)
+        if verdict.answer != "broken":
+            about.stylize("dim")
+        table.add_row(verdict.law, Text(verdict.answer, STYLES[verdict.answer]), about)
+    return table
+
+
+def _print_broken(verdict: Verdict, console: Console) -> None:
+    assert verdict.case is not None
+    console.print(Text.assemble((verdict.law, "bold red"), f": {verdict.detail}"))
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column()
+    for index, line in enumerate(verdict.case.lines()):
+        grid.add_row("" if index else "with", line)
+    grid.add_row("look at", verdict.look_at)
+    console.print(Padding(grid, (0, 0, 0, 2)))
+
+
+def _print_costs(costs: Costs, console: Console) -> None:
+    if costs.problem:
+        console.print(f"not measured: {costs.problem}")
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for index, name in enumerate(("float32, 1 thread", "forward + backward", "torch's", "ratio")):
+        table.add_column(name, justify="right" if index else "left")
+    for cost in costs.times:
+        table.add_row(
+            f"{cost.rows} x {cost.num_classes}",
+            f"{1e3 * cost.seconds:.3f} ms",
+            f"{1e3 * cost.torch_seconds:.3f} ms",
+            f"{cost.ratio:.2f}",
+        )
+    if (memory := costs.memory) is not None:
+        peaks = [f"{memory.peak:.2f} x", f"{memory.torch_peak:.2f} x"]
+        table.add_row(f"{memory.rows} x {memory.num_classes}, memory beyond the logits", *peaks, _share(*peaks))
+    console.print(table)
+
+
+def _share(peak: str, torch_peak: str) -> str:
+    mine, theirs = float(peak[:-2]), float(torch_peak[:-2])
+    return f"{mine / theirs:.2f}" if theirs else "-"
+
+
+def _summary(subject: Subject, verdicts: list[Verdict]) -> Text:
+    broken = [verdict.law for verdict in verdicts if verdict.answer == "broken"]
+    tried = sum(verdict.answer in ("broken", "holds") for verdict in verdicts)
+    name = subject.component.name
+    if broken:
+        return Text(f"{name} breaks {len(broken)} of {tried} laws tried: {', '.join(broken)}", style="red")
+    return Text(f"{name} keeps {tried} of {tried} laws tried", style="green")

@@ -1,0 +1,84 @@
+"""`softmaxce bench loss` as it is typed."""
+
+import json
+
+import pytest
+import torch
+
+from softmaxce.bench import contestants
+from softmaxce.bench.loss import Case, measure
+from softmaxce.bench.training import compare
+from softmaxce.errors import ConfigError
+from softmaxce.report import benchmark, console
+
+from ..conftest import Softmaxce
+
+QUICK = ("bench", "loss", "--shapes", "16x4", "--rounds", "2")
+
+
+def test_json_holds_every_cell_and_every_contestant(softmaxce: Softmaxce) -> None:
+    done = softmaxce(*QUICK, "--dtypes", "bf16", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    cells = [(cell["shape"], cell["dtype"], cell["threads"]) for cell in found["cells"]]
+    assert cells == [([16, 4], "bfloat16", 1)]
+    compiled = not any("torch.compile" in note for note in found["notes"])
+    for cell in found["cells"]:
+        assert set(cell["losses"]) == {"torch", "ours", "naive"} | ({"compiled"} if compiled else set())
+        for loss in cell["losses"].values():
+            low, high = loss["forward_and_backward"]["seconds"]["quartiles"]
+            assert 0 < low <= loss["forward_and_backward"]["seconds"]["median"] <= high < 1
+            assert loss["peak_memory_per_logits"] >= 1
+        assert cell["losses"]["torch"]["forward"]["ratio"] == {"median": 1.0, "quartiles": [1.0, 1.0]}
+    assert found["geometric_mean_ratios"]["forward"]["torch"] == 1.0
+    assert found["environment"]["torch"] == torch.__version__
+
+
+def test_tables_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    losses = contestants.contestants(with_compiled=False)
+    losses["compiled"] = losses["naive"]  # as wide, and compiled sooner
+    cases = [Case(2, 128256, "bfloat16", torch.device("cpu"), 1), Case(32, 10, "bfloat16", torch.device("cpu"), 1)]
+    results = [(case, measure(case, losses, 2)) for case in cases]
+    benchmark.print_loss(results, console.stdout())
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.split("±:")[0].splitlines())) <= 80
+    assert "…" not in printed
+    assert printed.count("2x128256") == 4
+    assert printed.count("geometric mean") == 2
+
+
+def test_training_steps_are_timed_with_either_loss(softmaxce: Softmaxce) -> None:
+    done = softmaxce("bench", "loss", "--train", "linear", "--batch", "8,16", "--rounds", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["training"]
+    assert [(row["model"], row["batch_size"]) for row in rows] == [("linear", 8), ("linear", 16)]
+    for row in rows:
+        assert set(row["step"]) == {"torch", "ours"}
+        assert all(1e-5 < timed["seconds"]["median"] < 1 for timed in row["step"].values())
+
+
+def test_a_model_that_cannot_take_the_images_is_named() -> None:
+    with pytest.raises(ConfigError, match="mlp"):
+        compare("softmaxce.models.mlp:nothing", 8, 1, torch.device("cpu"), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--shapes", "10"], "--shapes: write rows x classes, such as 128x10, got '10'"),
+        (["--shapes", "0x10"], "--shapes: write rows x classes, such as 128x10, got '0x10'"),
+        (["--dtypes", "float23"], "--dtypes: there is no 'float23'; did you mean 'float32'?"),
+        (["--threads", "0"], "--threads: must be whole numbers of at least 1, got '0'"),
+        (["--threads", "1,,2"], "--threads: write values with commas between them, got '1,,2'"),
+        (["--train", "lenett"], "--train: there is no 'lenett' among the models; did you mean 'lenet'?"),
+        (["--device", "cuda:99"], "device: 'cuda:99' is not there"),
+        (["softmax_crossentropy"], "did you mean 'softmax_cross_entropy'?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(softmaxce: Softmaxce, arguments: list[str], line: str) -> None:
+    done = softmaxce("bench", "loss", *arguments)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""

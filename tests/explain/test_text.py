@@ -1,0 +1,253 @@
+"""What `softmaxce explain` prints: the expected text, the width, the mistakes, and the numbers of a real image."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.cells import cell_len
+from scipy.special import log_softmax, softmax
+from sklearn.datasets import load_digits
+
+from softmaxce.build import load_source
+from softmaxce.explain import pictures, trained
+
+from ..conftest import Softmaxce
+from .conftest import Explain
+
+EXAMPLE = ("--logits", "2.0,1.0,0.1", "--label", "0", "--classes", "cat,dog,bird")
+
+
+def test_three_logits_print_the_expected_text(softmaxce: Softmaxce) -> None:
+    done = softmaxce("explain", *EXAMPLE)
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert done.stdout == Path(__file__).with_name("three_logits.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "names", [("a" * 60, "b", "c"), ("猫猫猫猫猫猫猫猫猫猫猫猫猫猫猫猫猫", "犬", "鳥" * 30), ("cat", "dog", "bird")]
+)
+@pytest.mark.parametrize("more", [(), ("--weight", "1000,0.001,3", "--label-smoothing", "0.25")])
+@pytest.mark.parametrize("logits", ["2,1,0.1", "-700,3.5e8,-1e5"])
+def test_nothing_wraps_or_is_cut_at_80_columns(
+    explain: Explain, names: tuple[str, ...], more: tuple[str, ...], logits: str
+) -> None:
+    for color in ({}, {"FORCE_COLOR": "1", "TERM": "xterm-256color"}):
+        done = explain("--logits", logits, "--label", "1", "--classes", ",".join(names), *more, **color)
+        assert done.exit_code == 0, done.output
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
+        assert max(map(cell_len, lines[1:])) <= 80
+        assert all(line == line.rstrip() for line in lines)
+        assert names[1] in done.stdout
+
+
+def test_colours_only_where_they_are_wanted(explain: Explain) -> None:
+    assert "\x1b[" not in explain(*EXAMPLE).stdout
+    assert "\x1b[" in explain(*EXAMPLE, FORCE_COLOR="1", TERM="xterm-256color").stdout
+    assert not re.search(r"\x1b\[[\d;]*3[0-7]m", explain(*EXAMPLE, FORCE_COLOR="1", NO_COLOR="1").stdout)
+
+
+def test_an_encoding_without_bars_gets_question_marks_and_no_traceback(softmaxce: Softmaxce) -> None:
+    done = softmaxce("explain", *EXAMPLE, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "0.6590" in done.stdout
+
+
+def test_of_many_classes_the_largest_and_the_label_have_a_row_and_the_rest_one_together(explain: Explain) -> None:
+    logits = [1.0 - index / 50 for index in range(100)]
+    done = explain("--logits", ",".join(map(str, logits)), "--label", "99")
+    softmaxed = done.stdout.split("Softmax")[1].split("The label L")[0]
+    rows = re.findall(r"^   (class \d+|91 others) +([\d.e-]+)  ", softmaxed, re.MULTILINE)
+    assert [name for name, _ in rows] == [*(f"class {i}" for i in range(8)), "class 99", "91 others"]
+    assert float(rows[-1][1]) == pytest.approx(softmax(logits)[8:99].sum(), abs=1e-4)
+    assert sum(float(number) for _, number in rows) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "explain: needs an image: IMAGE, or --index N"),
+        (("--logits", "1,2"), "--label: is needed with --logits"),
+        (("--logits", "1,x", "--label", "0"), "--logits: 'x' is no number"),
+        (("--logits", "1,inf", "--label", "0"), "--logits: numbers must be finite"),
+        (("--logits", "1", "--label", "0"), "--logits: needs two numbers or more"),
+        (("--logits", "1,2", "--label", "2"), "--label: there is no class '2'; the classes are class 0, class 1"),
+        (("--logits", "1,2", "--label", "0=0.7,1=0.7"), "--label: the shares must add up to 1, got 1.4"),
+        (("--logits", "1,2", "--label", "0=x"), "--label: 'x' is no number"),
+        (("--logits", "1,2", "--label", "0=,1=1"), "--label: '0=': a share is a number from 0 to 1"),
+        (("--logits", "1,2", "--label", "0", "--classes", "a"), "--classes: needs one name for each of the 2 logits"),
+        (("--logits", "1,2", "--label", "0", "--classes", "a,a"), "--classes: names must differ"),
+        (("--logits", "1,2", "--label", "0", "--weight", "1,-1"), "--weight: needs 2 numbers"),
+        (("--logits", "1,2", "--label", "0", "--index", "1"), "--logits: takes the place of RUN, IMAGE and --index"),
+        (("nothing", "--index", "1", "--weight", "1,2"), "--weight: goes with --logits"),
+        (("nothing", "--index", "1"), "nothing: there is no such run folder or checkpoint"),
+    ],
+)
+def test_a_mistake_is_one_line_and_2(explain: Explain, arguments: tuple[str, ...], message: str) -> None:
+    done = explain(*arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_shares_of_a_label_are_a_soft_label(explain: Explain) -> None:
+    answer = json.loads(explain(*EXAMPLE[:2], "--label", "cat=0.7,bird=0.3", *EXAMPLE[4:], "--json").stdout)
+    assert answer["true_class"] == "cat"
+    wanted = -(np.array([0.7, 0, 0.3]) * log_softmax([2.0, 1.0, 0.1])).sum()
+    assert answer["loss"] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_json_holds_every_value_of_the_steps(explain: Explain) -> None:
+    answer = json.loads(explain(*EXAMPLE, "--json").stdout)
+    for name in ("logits", "shifted", "exponentials", "probabilities", "targets", "terms", "gradient"):
+        assert len(answer[name]) == 3
+    assert answer["step"]["loss"] < answer["loss"]
+    assert [entry["limit"]["naive"] for entry in answer["formats"]] == ["inf"] * 4
+
+
+# -- of a run ---------------------------------------------------------------------------------------------------------
+
+
+def column(text: str, heading: str, which: int) -> list[float]:
+    """A column of numbers of the table under a heading, a row a class."""
+    section = re.split(r"^ ?\d+ ", text.split(heading)[1], maxsplit=1, flags=re.MULTILINE)[0]
+    rows = re.findall(r"^   \d  .*$", section, re.MULTILINE)
+    return [float(row.split()[which]) for row in rows]
+
+
+def test_the_numbers_printed_for_a_real_mnist_image_are_scipys(explain: Explain, mnist_run: Path) -> None:
+    done = explain(str(mnist_run), "--index", "18", "--digits", "10")
+    assert done.exit_code == 0, done.output
+    text = done.stdout
+    assert "the label is 3" in text
+    z = np.array(column(text, "weighted sums", 1))
+    run = trained.open_run(mnist_run)
+    with torch.no_grad():
+        image, label = trained.pick(run, "test", 18)
+        pixels = (image.float() / 255 - run.preprocessing.mean[0]) / run.preprocessing.std[0]
+        np.testing.assert_allclose(z, run.model(pixels.unsqueeze(0))[0].numpy(), rtol=1e-4, atol=1e-5)
+    assert label == 3
+    one_hot = np.eye(10)[3]
+    np.testing.assert_allclose(column(text, "Softmax: ", 1), softmax(z), rtol=1e-6)
+    np.testing.assert_allclose(column(text, "exp of each", 1), np.exp(z - z.max()), rtol=1e-6)
+    np.testing.assert_allclose(column(text, "Cross-entropy: ", 2), log_softmax(z), rtol=1e-6)
+    np.testing.assert_allclose(column(text, "Cross-entropy: ", 3), -one_hot * log_softmax(z), rtol=1e-6)
+    np.testing.assert_allclose(column(text, "The gradient: ", 3), softmax(z) - one_hot, rtol=1e-6, atol=1e-10)
+    (loss,) = re.findall(r"-log S\(3\) = ([\d.e-]+)", text)
+    np.testing.assert_allclose(float(loss), -log_softmax(z)[3], rtol=1e-6)
+
+
+def test_smoothing_and_weights_of_the_run_are_in_the_steps(explain: Explain, linear_run: Path) -> None:
+    answer = json.loads(explain(str(linear_run), "--index", "1", "--json").stdout)
+    label = int(answer["true_class"])
+    q = (0.9 * np.eye(10)[label] + 0.01) * [1, 2, 1, 1, 1, 1, 1, 1, 1, 0.5]
+    s = softmax(answer["raw_logits"])
+    np.testing.assert_allclose(answer["targets"], q, rtol=1e-6)
+    np.testing.assert_allclose(answer["loss"], -(q * np.log(s)).sum(), rtol=1e-6)
+    np.testing.assert_allclose(answer["gradient"], q.sum() * s - q, rtol=1e-6)
+    text = explain(str(linear_run), "--index", "1").stdout
+    assert "Label smoothing spreads 0.1000" in text
+    assert "every class's term counts" in " ".join(text.split())
+
+
+def test_the_pixels_pushes_and_the_bias_add_up_to_the_logits(explain: Explain, linear_run: Path) -> None:
+    answer = json.loads(explain(str(linear_run), "--index", "1", "--json").stdout)
+    pixels = np.array(answer["contributions"]["pixels"])
+    assert pixels.shape == (10, 8, 8)
+    total = pixels.sum((1, 2)) + answer["contributions"]["bias"]
+    np.testing.assert_allclose(total, answer["raw_logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_an_index_is_the_image_of_that_split(explain: Explain, linear_run: Path) -> None:
+    answer = json.loads(explain(str(linear_run), "--index", "7", "--json").stdout)
+    pixels, labels = load_digits(return_X_y=True)
+    assert answer["true_class"] == str(labels[35])  # the test set is every fifth image
+    np.testing.assert_allclose(np.array(answer["image"]).reshape(-1), pixels[35] * 255 / 16, atol=0.5)
+    done = explain(str(linear_run), "--index", "360")
+    assert done.exit_code == 2
+    assert "--index 360: the test split has the images 0 to 359" in done.stderr
+
+
+def test_a_file_is_explained_as_the_same_image_of_the_split(explain: Explain, linear_run: Path, tmp_path: Path) -> None:
+    source = load_source(trained.open_run(linear_run).config)
+    assert source.test is not None
+    image, label = source.test.images[3], int(source.test.labels[3])  # type: ignore[union-attr]
+    Image.fromarray(image[0].numpy()).save(tmp_path / "digit.png")
+    of_split = json.loads(explain(str(linear_run), "--index", "3", "--json").stdout)
+    of_file = json.loads(explain(str(linear_run), str(tmp_path / "digit.png"), "--label", str(label), "--json").stdout)
+    assert {**of_file, "title": ""} == {**of_split, "title": ""}
+    unlabelled = explain(str(linear_run), str(tmp_path / "digit.png"))
+    assert "the network's own answer stands in for it" in " ".join(unlabelled.stdout.split())
+    missing = explain(str(linear_run), "no.png")
+    assert missing.exit_code == 2
+    assert missing.stderr == "error: no.png: there is no such file\n"
+
+
+def test_another_loss_is_named_with_its_value_beside_cross_entropy(
+    softmaxce: Softmaxce, small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "half.py").write_text(
+        "import torch\ndef half(logits, targets):\n    return torch.nn.functional.cross_entropy(logits, targets) / 2\n"
+    )
+    softmaxce("train", "--config", "small.yaml", "--set", "loss=half.py:half", "-q")
+    answer = json.loads(softmaxce("explain", "--index", "0", "--json", "--trust-code").stdout)
+    assert answer["own_loss"]["name"] == "half.py:half"
+    assert answer["own_loss"]["loss"] == pytest.approx(answer["loss"] / 2, rel=1e-5)
+    np.testing.assert_allclose(answer["own_loss"]["gradient"], np.array(answer["gradient"]) / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_a_calibrated_run_is_explained_at_its_temperature_unless_told_otherwise(
+    softmaxce: Softmaxce, small: Path
+) -> None:
+    softmaxce("train", "--config", "small.yaml", "-q", "--output", "run")
+    fitted = json.loads(softmaxce("calibrate", "run", "--json").stdout)["temperature"]
+    assert fitted != 1
+    answer = json.loads(softmaxce("explain", "run", "--index", "0", "--json").stdout)
+    assert answer["temperature"] == fitted
+    np.testing.assert_allclose(answer["probabilities"], softmax(np.array(answer["raw_logits"]) / fitted), rtol=1e-9)
+    assert (
+        json.loads(softmaxce("explain", "run", "--index", "0", "--json", "--temperature", "1").stdout)["temperature"]
+        == 1
+    )
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_half_blocks_hold_two_rows_of_pixels_each() -> None:
+    image = torch.arange(24 * 26 * 3, dtype=torch.int64).remainder(256).to(torch.uint8).view(3, 26, 24)
+    lines = pictures.picture(image, colour=True)
+    assert len(lines) == 13
+    for row, line in enumerate(lines):
+        assert line.plain == "▀" * 24
+        for column_, span in enumerate(line.spans):
+            above, below = (",".join(map(str, image[:, 2 * row + k, column_].tolist())) for k in (0, 1))
+            assert span.style == f"rgb({above}) on rgb({below})"
+
+
+def test_a_large_image_is_made_to_fit() -> None:
+    lines = pictures.picture(torch.full((1, 300, 600), 255, dtype=torch.uint8), colour=False)
+    assert [line.plain for line in lines] == ["@" * 56] * 14
+
+
+def test_a_bar_is_as_long_as_its_number() -> None:
+    assert pictures.bar(1.0, 0.0, 1.0, 8) == "█" * 8
+    assert pictures.bar(0.5625, 0.0, 1.0, 8) == "████▌"
+    assert pictures.bar(-1.0, -1.0, 1.0, 8) == "████│"
+    assert pictures.bar(-0.625, -1.0, 1.0, 8) == " ▐██│"
+    assert pictures.bar(1.0, -1.0, 1.0, 8) == "    │████"
+
+
+def test_the_curve_marks_the_probability() -> None:
+    lines = [line.plain for line in pictures.curve(0.5, 0.6931, "S", "bold", width=40)]
+    assert lines[-1].index("▲") == 3 + 20
+    heights = [
+        sum(line[3 + column_] not in " " for line in lines[:7] if len(line) > 3 + column_) for column_ in range(40)
+    ]
+    assert heights == sorted(heights, reverse=True)
+    assert "out of this picture" in pictures.curve(0.0, 90.0, "S", "bold")[-1].plain

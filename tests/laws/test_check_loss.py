@@ -1,0 +1,139 @@
+"""`softmaxce check-loss` in real processes: what it prints, what its exit status says, what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from softmaxce import menus
+
+from ..conftest import Softmaxce
+
+OWN = """
+import torch
+from torch import nn
+from torch.nn import functional
+
+def naive(logits, targets):
+    p = logits.exp() / logits.exp().sum(1, keepdim=True)
+    return -p.gather(1, targets[:, None]).log().mean()
+
+def scaled(logits, targets, scale=1.0):
+    return functional.cross_entropy(scale * logits, targets)
+
+def in_place(logits, targets):
+    return functional.cross_entropy(logits.sub_(1), targets)
+
+class Only3(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.tensor([1.0, 2.0, 0.5]))
+    def forward(self, logits, targets):
+        return functional.cross_entropy(logits, targets, self.weight)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path
+
+
+def test_a_sound_loss_is_0_and_every_law_has_a_line(softmaxce: Softmaxce, tmp_path: Path) -> None:
+    done = softmaxce("check-loss", "softmax_cross_entropy", "--reference", "torch_cross_entropy", "--skip", "compile")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows if row and row[0] in menus.LAWS] == list(menus.LAWS)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "\x1b" not in done.stdout
+    assert done.stdout.splitlines()[-1] == "softmax_cross_entropy keeps 15 of 15 laws tried"
+    assert list(tmp_path.iterdir()) == []  # and nothing is left behind
+
+
+def test_a_broken_law_is_1_with_the_smallest_input_and_a_hint(softmaxce: Softmaxce, own: Path) -> None:
+    done = softmaxce("check-loss", "own.py:naive", "--only", "finite", "--only", "shift")
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    start = lines.index("finite: in float32 the value is inf")
+    assert lines[start + 1].split(None, 1) == ["with", "logits = torch.tensor([[0., 10000.]])"]
+    assert lines[start + 2] == "targets = torch.tensor([0])"
+    assert "subtract each row's largest logit before exp" in lines[start + 3]
+    assert lines[-1] == "own.py:naive breaks 1 of 2 laws tried: finite"
+
+
+def test_json_holds_the_same(softmaxce: Softmaxce, own: Path) -> None:
+    done = softmaxce("check-loss", "own.py:naive", "--json", "--skip", "compile")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    laws = {line["law"]: line for line in told["laws"]}
+    assert list(laws) == list(menus.LAWS)
+    assert told["sound"] is False
+    assert laws["finite"]["smallest_input"] == {"logits": [[0, 1e4]], "targets": [0]}
+    assert laws["shift"]["verdict"] == "holds"
+    assert laws["shift"]["examples"] >= 50
+    assert laws["value"] | {"seconds": 0} == {
+        "law": "value",
+        "claim": "the value is the reference's",
+        "verdict": "not asked",
+        "detail": "no --reference given",
+        "examples": 0,
+        "seconds": 0,
+    }
+    small, large = told["cost"]["times"]
+    assert (small["rows"], small["num_classes"], large["num_classes"]) == (128, 10, 1000)
+    assert large["seconds"] > small["seconds"] > 0
+
+
+def test_arguments_reach_the_loss_and_the_reference(softmaxce: Softmaxce, own: Path) -> None:
+    value = ("--only", "value", "--reference", "softmax_cross_entropy")
+    assert softmaxce("check-loss", "own.py:scaled", *value).returncode == 0
+    assert softmaxce("check-loss", "own.py:scaled", "--set", "scale=1.01", *value).returncode == 1
+    smoothed = ("--set", "label_smoothing=0.1", *value)
+    assert softmaxce("check-loss", "torch.nn:CrossEntropyLoss", *smoothed).returncode == 0
+
+
+def test_a_loss_bound_to_a_number_of_classes_is_tried_with_that(softmaxce: Softmaxce, own: Path) -> None:
+    done = softmaxce("check-loss", "own.py:Only3", "--classes", "3", "--only", "permutation", "--only", "rows")
+    assert done.returncode == 0, done.stdout
+    refused = softmaxce("check-loss", "own.py:Only3", "--classes", "5")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: own.py:Only3 cannot take logits [B, K] and class ids [B]: weight tensor")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (("focl",), "there is no 'focl' among the losses"),
+        (("own.py:naiv",), "own.py defines no 'naiv'; did you mean 'naive'?"),
+        (("nowhere.py:loss",), "there is no file 'nowhere.py'"),
+        (("own.py:scaled", "--set", "scal=2"), "--set scal=2: own.py:scaled takes no 'scal'; did you mean 'scale'?"),
+        (("own.py:scaled", "--set", "scale"), "--set scale: write it as key=value"),
+        (("own.py:naive", "--reference", "softmaxcross"), "--reference: there is no 'softmaxcross' among the losses"),
+        (("softmax_cross_entropy", "--set", "label_smoothing=2"), "label_smoothing must be a number in [0, 1], got 2"),
+        (("softmax_cross_entropy", "--skip", "shfit"), "'shfit' is not one of 'value', 'gradient', 'gradcheck'"),
+        (("own.py:in_place",), "own.py:in_place cannot take logits [B, K] and class ids [B]: a leaf Variable"),
+        (("softmax_cross_entropy", "--device", "cuda:99"), "'cuda:99' is not there"),
+    ],
+)
+def test_a_mistake_is_2_with_one_line(arguments: tuple[str, ...], answer: str, softmaxce: Softmaxce, own: Path) -> None:
+    done = softmaxce("check-loss", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert answer in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_is_answered_before_torch_is_loaded(tmp_path: Path) -> None:
+    program = """
+import sys
+from importlib.metadata import entry_points
+from typer.testing import CliRunner
+app = next(iter(entry_points(group="console_scripts", name="softmaxce"))).load()
+for arguments in (["focl"], ["softmax_cross_entropy", "--set", "x=1"], ["--help"]):
+    CliRunner().invoke(app, ["check-loss", *arguments])
+print({"torch", "hypothesis", "mpmath"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

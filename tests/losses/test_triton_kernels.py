@@ -1,0 +1,83 @@
+"""The GPU's kernels where there is no GPU: they compute the right thing in Triton's interpreter, and they compile."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from softmaxce.losses import fused
+
+ROOT = Path(__file__).parents[2]
+triton = pytest.importorskip("triton", minversion="3.2", reason="this PyTorch comes without Triton")
+
+
+def test_the_kernels_pass_their_tests_in_tritons_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/losses/test_fused.py"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    (passed,) = re.findall(r"(\d+) passed", done.stdout)
+    assert int(passed) >= 80
+
+
+POINTERS = {"labels": "i64", "weight": "fp32", "losses": "fp32", "sums": "fp32", "saved": "fp32", "wrong": "i64"}
+POINTERS |= {"upstream": "fp32", "divisor": "fp32", "result": "fp32"}
+FLOATS = {"spread", "share"}
+
+
+def assembly(kernel: Any, logits: str, warps: int, constants: dict[str, Any], gpu: int) -> str:
+    """The kernel as PTX for this compute capability, for rows of a multiple of 16 logits, as most have."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, known, divisible = {}, {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name], known[(place,)] = "constexpr", constants[name]
+        elif name in ("logits", "gradient") or name in POINTERS:
+            signature[name] = f"*{POINTERS.get(name, logits)}"
+        else:
+            signature[name] = "fp32" if name in FLOATS else "i32"
+        if name in ("logits", "gradient", "stride", "num_classes", "saved"):
+            divisible[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=divisible)
+    compiled = triton.compile(source, target=GPUTarget("cuda", gpu, 32), options={"num_warps": warps})
+    return str(compiled.asm["ptx"])
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton is interpreting, not compiling")
+@pytest.mark.parametrize("gpu", [80, 90])  # A100, H100
+@pytest.mark.parametrize(("logits", "shape"), [("fp32", (8192, 32000)), ("bf16", (65536, 1000))])
+def test_the_kernels_compile_keep_to_their_registers_and_move_16_bytes_at_a_time(
+    logits: str, shape: tuple[int, int], gpu: int
+) -> None:
+    from softmaxce.losses import triton_kernels as kernels
+
+    cut = fused.plan(*shape)
+    constants = {"KIND": 0, "WEIGHTED": False, "EXACT": logits == "fp32", "REDUCED": True, "weight": None}
+    constants |= {"ROWS": cut.rows, "BLOCK": cut.block, "losses": None}
+    forward = assembly(kernels.forward, logits, cut.warps, constants, gpu)
+    backward = assembly(kernels.backward, logits, cut.warps, constants, gpu)
+    for text in (forward, backward):
+        assert not re.search(r"(ld|st)\.local", text)
+        assert re.search(r"ld\.global\S*\.v4\.b32", text)
+        assert "ex2.approx" in text
+    stores = re.findall(r"st\.global\S*", backward)
+    assert stores
+    assert all(".v4.b32" in store for store in stores)
+    assert "lg2.approx" not in forward  # near 1 it has no digit of the logarithm right
+    reduce = assembly(kernels.reduce, logits, 4, {"MEAN": True, "BLOCK": 1024}, gpu)
+    assert "st.global" in reduce
+
+
+def test_where_the_kernels_cannot_run_they_say_so_and_do_not_raise() -> None:
+    if torch.cuda.is_available():
+        assert fused._runs(torch.device("cuda"))
+    else:
+        assert not fused._runs(torch.device("cuda"))
+    assert not fused._runs(torch.device("meta"))

@@ -1,0 +1,211 @@
+"""Comparisons against SciPy's and hand calculations, and the lists and pages that show them."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from scipy.stats import binom
+from sklearn.metrics import accuracy_score
+from typer.testing import CliRunner
+
+from softmaxce.compare import by_seed, compare, holm, mcnemar, spread
+from softmaxce.report.comparison import conclusions
+from softmaxce.report.comparison_page import html
+from softmaxce.runs import differing, list_runs
+
+from .browser import Browser
+from .conftest import Softmaxce
+
+HARD = """\
+epochs: 2
+data: {name: synthetic, train: 300, test: 240, classes: 6, noise: 0.9, batch_size: 32, validation: 0.2}
+model: {name: mlp, hidden: [16]}
+optimizer: {name: adam, lr: 0.01}
+"""
+RUNS = {
+    "base": [],
+    "slow": ["--set", "optimizer.lr=0.00001"],
+    "linear": ["--set", "model=linear"],
+    "other": ["--set", "data.noise=0.8"],
+}
+
+
+@pytest.fixture(scope="module")
+def place(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four runs under runs/hard, on a data set that is hard enough for mistakes."""
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "hard.yaml").write_text(HARD)
+    for name, options in RUNS.items():
+        line = ["train", "-c", str(folder / "hard.yaml"), "--output", str(folder / "runs" / "hard" / name), *options]
+        done = CliRunner().invoke(app, line)
+        assert done.exit_code == 0, done.output
+    return folder / "runs" / "hard"
+
+
+# -- the test of a difference -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (1, 0), (3, 11), (40, 40), (180, 17)])
+def test_mcnemar_is_the_two_tails_of_a_fair_coin(only_first: int, only_second: int) -> None:
+    both = np.ones(50, dtype=bool)
+    first = np.concatenate([both, np.ones(only_first, bool), np.zeros(only_second, bool), ~both])
+    second = np.concatenate([both, np.zeros(only_first, bool), np.ones(only_second, bool), ~both])
+    test = mcnemar(first, second)
+    total = only_first + only_second
+    tail = sum(math.comb(total, k) for k in range(min(only_first, only_second) + 1)) / 2**total
+    assert (test.only_first, test.only_second) == (only_first, only_second)
+    assert test.p == pytest.approx(min(1.0, 2 * tail), rel=1e-9)
+    assert mcnemar(second, first).p == test.p
+
+
+def test_under_chance_mcnemar_cries_wolf_no_more_often_than_its_level() -> None:
+    sizes = binom(30, 0.5)
+    false_alarms = sum(sizes.pmf(k) for k in range(31) if mcnemar(np.arange(30) < k, np.arange(30) >= k).p <= 0.05)
+    assert 0 < false_alarms <= 0.05
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == [True, False, False]  # 0.05/3, then 0.03 > 0.05/2
+    assert holm([0.04]) == [True]
+    assert holm([0.04, None]) == [True, None]
+    assert holm([0.02, 0.01]) == [True, True]
+    assert holm([]) == []
+
+
+def test_mean_and_deviation_by_hand() -> None:
+    assert spread([1.0, 2.0, 6.0]) == pytest.approx((3.0, math.sqrt(7), 1.0, 6.0))
+
+
+# -- configs ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_keys_that_differ_are_told() -> None:
+    a = {"seed": 0, "model": {"name": "mlp", "hidden": [16]}, "epochs": 3}
+    b = {"seed": 0, "model": {"name": "linear"}, "epochs": 3}
+    assert differing([a, b]) == {"model.name": ["mlp", "linear"], "model.hidden": [[16], None]}
+
+
+def test_groups_differ_by_seed_and_whereabouts_alone() -> None:
+    base = {"seed": 0, "device": "cpu", "data": {"name": "digits", "root": None}, "epochs": 3}
+    again = {**base, "seed": 1, "device": "cuda", "data": {"name": "digits", "root": "/data"}}
+    longer = {**base, "epochs": 4}
+    assert by_seed([base, longer, again, {**longer, "seed": 9}]) == [[0, 2], [1, 3]]
+
+
+# -- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def test_figures_and_differences_are_those_of_eval_and_of_the_hits(app: typer.Typer, place: Path) -> None:
+    found = compare([place / "base", place / "slow", place / "linear"])
+    for run in found.runs:
+        told = json.loads(CliRunner().invoke(app, ["eval", str(run.folder), "--json"]).stdout)
+        assert run.figures == {name: told[name] for name in ("accuracy", "nll", "brier", "ece")}
+        assert accuracy_score(np.ones(run.images), run.hits) == pytest.approx(run.figures["accuracy"])
+    assert set(found.keys) == {"optimizer.lr", "model.name", "model.hidden", "model.dropout"}
+    first, second = found.tests
+    assert first is not None
+    assert second is not None
+    for test, run in zip((first, second), found.runs[1:], strict=True):
+        gained = round((run.figures["accuracy"] - found.runs[0].figures["accuracy"]) * run.images)
+        assert test.only_second - test.only_first == gained
+    assert found.significant[0] is True  # hardly trained
+    assert "larger than chance (p = " in conclusions(found)[0]
+
+
+def test_a_run_is_no_better_than_itself(place: Path) -> None:
+    found = compare([place / "base", place / "base"])
+    assert found.keys == {}
+    assert [group.runs for group in found.seeds] == [(0, 1)]
+    assert found.seeds[0].figures["accuracy"][1] == 0
+    assert found.tests == (None,)
+
+
+def test_runs_on_other_test_images_are_not_tested_against_each_other(place: Path) -> None:
+    found = compare([place / "base", place / "other"])
+    assert found.tests == (None,)
+    assert conclusions(found) == ["2 and 1 were not measured on the same images, so that chance cannot be judged."]
+
+
+def test_the_printed_comparison_fits_80_columns_and_json_holds_it_all(app: typer.Typer, place: Path) -> None:
+    line = ["compare", *[str(place / name) for name in ("base", "slow", "linear")]]
+    printed = CliRunner().invoke(app, line)
+    assert printed.exit_code == 0, printed.output
+    table = printed.stdout.partition("McNemar")[0].splitlines()
+    assert max(len(row.rstrip()) for row in table if "images right" not in row and "/" not in row) <= 80
+    told = json.loads(CliRunner().invoke(app, [*line, "--json"]).stdout)
+    assert [row["run"] for row in told["runs"]] == line[1:]
+    assert told["runs"][1]["mcnemar"]["larger_than_chance"] is True
+    assert told["config"]["model.name"] == ["mlp", "mlp", "linear"]
+
+
+def test_the_page_stands_alone_and_shows_names_as_text(app: typer.Typer, place: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "<b>odd & sons"
+    odd.symlink_to(place / "linear")
+    page = tmp_path / "compare.html"
+    done = CliRunner().invoke(app, ["compare", str(place / "base"), str(odd), "--html", str(page)])
+    assert done.exit_code == 0, done.output
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(page)
+        assert "<b>odd & sons" in browser.evaluate("document.body.textContent")
+        assert browser.evaluate("document.querySelectorAll('b').length") == 0
+        assert browser.evaluate("document.images.length") == 2
+        assert browser.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+        browser.resize(375, 800)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 375
+        assert [address for address in browser.requests if not address.startswith("data:")] == [page.as_uri()]
+        assert browser.problems == []
+    found = compare([place / "base", place / "linear"])
+    assert html(found) == html(found)
+
+
+def test_one_run_is_nothing_to_compare(app: typer.Typer, place: Path) -> None:
+    done = CliRunner().invoke(app, ["compare", str(place / "base")])
+    assert done.exit_code == 2
+    assert "takes two runs or more" in done.stderr
+
+
+# -- the list ---------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_newest_first_with_what_they_came_to(app: typer.Typer, place: Path) -> None:
+    rows, wrong = list_runs(place.parent)
+    assert wrong == []
+    assert [row.started for row in rows] == sorted((row.started for row in rows), reverse=True)
+    by_name = {row.folder.name: row for row in rows}
+    assert set(by_name) == set(RUNS)
+    row = by_name["linear"]
+    assert (row.model, row.loss, row.recipe, row.status) == ("linear", "softmax_cross_entropy", "hard", "completed")
+    assert (row.epochs_done, row.epochs) == (2, 2)
+    told = json.loads(CliRunner().invoke(app, ["eval", str(row.folder), "--json"]).stdout)
+    assert row.test == pytest.approx(told["accuracy"], abs=1e-12)
+    best = max(
+        json.loads(line)["validation"]["accuracy"] for line in (row.folder / "metrics.jsonl").read_text().splitlines()
+    )
+    assert row.validation == best
+
+
+def test_the_list_is_a_line_a_run_and_names_what_it_cannot_read(
+    softmaxce: Softmaxce, place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    for folder in place.iterdir():
+        (tmp_path / "runs" / folder.name).symlink_to(folder)
+    copies = tmp_path / "copies" / "hard"
+    for folder in place.iterdir():
+        (copies / folder.name).mkdir(parents=True)
+        for name in ("run.json", "config.yaml", "metrics.jsonl"):
+            (copies / folder.name / name).write_bytes((folder / name).read_bytes())
+    (copies / "slow" / "run.json").write_text("{")
+    (copies / "linear" / "config.yaml").write_text("epochs: [")
+    done = softmaxce("runs", "copies")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 2 + 3
+    assert done.stderr.startswith("left out: copies/hard/slow/run.json: cannot be read")
+    lines = [json.loads(line) for line in softmaxce("runs", "copies", "--json").stdout.splitlines()]
+    assert {line["folder"] for line in lines} == {f"copies/hard/{name}" for name in ("base", "linear", "other")}
+    missing = softmaxce("runs", "nowhere")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert missing.stderr.startswith("error: there is no folder nowhere here")

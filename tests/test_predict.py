@@ -1,0 +1,206 @@
+"""`softmaxce predict` on real files against eval's own data path, SciPy and what is on disk."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from scipy.special import softmax
+from typer.testing import CliRunner
+
+from softmaxce.data.paths import Unreadable, image_files
+from softmaxce.predict import Prediction, open_run, predict
+from softmaxce.train import predict as outputs
+
+CONFIG = """\
+epochs: 3
+data: {name: image_folder, root: images, size: [12, 10], batch_size: 16, validation: 0.25, eval_batch_size: 7}
+model: {name: mlp, hidden: [16]}
+optimizer: {name: adam, lr: 0.01}
+"""
+COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
+
+
+@pytest.fixture(scope="module")
+def place(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images/CLASS/*.png of several sizes, and a run trained on them."""
+    folder = tmp_path_factory.mktemp("predict")
+    random = np.random.default_rng(5)
+    for name, colour in COLOURS.items():
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(20):
+            size = (12 + i % 3, 10 + i % 4, 3)
+            pixels = (np.array(colour) + random.normal(0, 60, size)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / name / f"{i:02d}.png")
+    (folder / "colours.yaml").write_text(CONFIG.replace("root: images", f"root: {folder / 'images'}"))
+    line = ["train", "--config", str(folder / "colours.yaml"), "--output", str(folder / "run")]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    return place
+
+
+def told(app: typer.Typer, *arguments: str) -> list[dict[str, object]]:
+    done = CliRunner().invoke(app, ["predict", "run", *arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_probabilities_are_those_of_evals_data_path(app: typer.Typer, here: Path) -> None:
+    from softmaxce.build import folder_split
+
+    opened = open_run(Path("run"))
+    split = folder_split(opened, here / "images")
+    logits, _ = outputs(opened.model, opened.batches(split))
+    expected = softmax(logits.double().numpy(), 1)
+    lines = told(app, "images", "--top", "3")
+    assert [line["path"] for line in lines] == [f"images/{n}/{i:02d}.png" for n in COLOURS for i in range(20)]
+    for line, row in zip(lines, expected, strict=True):
+        ranked = np.argsort(-row)
+        assert line["class"] == opened.classes[ranked[0]]
+        top = line["top"]
+        assert isinstance(top, list)
+        assert [entry["class"] for entry in top] == [opened.classes[i] for i in ranked]
+        assert [entry["probability"] for entry in top] == pytest.approx(row[ranked], abs=1e-6)
+
+
+def test_neither_batch_size_nor_order_changes_a_prediction(app: typer.Typer, here: Path) -> None:
+    one = told(app, "images", "--batch-size", "1")
+    many = told(app, *[str(line["path"]) for line in reversed(one)], "--batch-size", "64")
+    for a, b in zip(one, reversed(many), strict=True):
+        assert (a["path"], a["class"]) == (b["path"], b["class"])
+        assert a["probability"] == pytest.approx(b["probability"], abs=1e-6)
+
+
+def test_the_runs_temperature_is_used_and_can_be_set(app: typer.Typer, here: Path) -> None:
+    plain = told(app, "images/red/00.png", "--top", "3", "--temperature", "1")[0]["top"]
+    (here / "run" / "calibration.json").write_text(
+        json.dumps({"temperature": 2.5, "epoch": json.loads((here / "run/run.json").read_text())["best_epoch"]})
+    )
+    scaled = told(app, "images/red/00.png", "--top", "3")[0]["top"]
+    (here / "run" / "calibration.json").unlink()
+    assert isinstance(plain, list)
+    assert isinstance(scaled, list)
+    by_hand = softmax(np.log([entry["probability"] for entry in plain]) / 2.5)
+    assert [entry["probability"] for entry in scaled] == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_csv_has_a_header_and_a_row_an_image(app: typer.Typer, here: Path) -> None:
+    done = CliRunner().invoke(app, ["predict", "run", "images/red", "--csv", "--top", "2"])
+    rows = list(csv.reader(io.StringIO(done.stdout)))
+    assert rows[0] == ["path", "class", "probability", "class_2", "probability_2"]
+    assert len(rows) == 21
+    assert all(float(row[2]) >= float(row[4]) for row in rows[1:])
+
+
+def test_the_table_is_probability_class_and_path(app: typer.Typer, here: Path) -> None:
+    done = CliRunner().invoke(app, ["predict", "run", "images/red/00.png", "-k", "9"])
+    first, second, third = done.stdout.splitlines()
+    assert first.endswith("images/red/00.png")
+    values = [float(line[:6]) for line in (first, second, third)]
+    assert values == sorted(values, reverse=True)
+    assert sum(values) == pytest.approx(1, abs=2e-4)
+    assert {line.split()[1] for line in (first, second, third)} == set(COLOURS)
+
+
+@pytest.mark.parametrize(("options", "status"), [((), 2), (("--skip-bad",), 0)])
+def test_what_cannot_be_read_is_named_and_counted_and_the_rest_is_done(
+    app: typer.Typer, here: Path, tmp_path: Path, options: tuple[str, ...], status: int
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no image")
+    half = (here / "images/red/00.png").read_bytes()[:60]
+    (tmp_path / "half.png").write_bytes(half)
+    bad = [tmp_path / name for name in ("gone.png", "text.png", "half.png", "empty", "*.gif")]
+    line = ["predict", "run", "images/red/00.png", *map(str, bad), "images/blue/01.png", *options]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == status
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == ["images/red/00.png", "images/blue/01.png"]
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(bad) + 1
+    for path, answer in zip(bad, lines, strict=False):
+        assert answer.startswith(f"cannot be read: {path}: ")
+    assert lines[-1] == "5 of 7 could not be read"
+
+
+def test_where_no_image_can_be_read_skip_bad_is_no_success(app: typer.Typer, here: Path) -> None:
+    done = CliRunner().invoke(app, ["predict", "run", "gone.png", "--skip-bad"])
+    assert done.exit_code == 2
+    assert done.stdout == ""
+
+
+def test_paths_come_from_a_pipe_and_whoever_closes_it_early_is_not_shouted_at(here: Path) -> None:
+    command = f"{Path(sys.executable).parent / 'softmaxce'} predict run -"
+    odd = here / "images" / "red" / b"\xff odd name.png".decode(errors="surrogateescape")
+    odd.write_bytes((here / "images/red/00.png").read_bytes())
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; find images/red -name '*.png' | sort | {command} | cat"],
+        cwd=here, capture_output=True, check=False,
+    )  # fmt: skip
+    odd.unlink()
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 21
+    assert b"images/red/\xff odd name.png" in done.stdout
+    early = subprocess.run(
+        ["bash", "-c", f"yes images/red/00.png | {command} | head -1"], cwd=here, capture_output=True, check=False
+    )
+    assert early.stdout.endswith(b"images/red/00.png\n")
+    assert early.stderr == b""
+
+
+def test_files_are_taken_only_as_far_ahead_as_is_decoded(here: Path) -> None:
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield "images/red/00.png"
+
+    results = predict(open_run(Path("run"), batch_size=4), endless())
+    assert isinstance(next(results), Prediction)
+    results.close()  # type: ignore[attr-defined]
+    assert taken <= 4 * 4
+
+
+def test_a_grey_model_takes_colour_files(app: typer.Typer, here: Path) -> None:
+    line = ["train", "-c", "colours.yaml", "--set", "data.channels=1", "--output", "grey", "--epochs", "1", "-q"]
+    assert CliRunner().invoke(app, line).exit_code == 0
+    done = CliRunner().invoke(app, ["predict", "grey", "images/red/00.png"])
+    assert done.exit_code == 0, done.output
+
+
+def test_paths_are_expanded_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b/2.png", "b/deep/1.jpg", "b/.hidden.png", "b/notes.txt", "a[1].png", "c.bmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = list(image_files(["c.bmp", "b", "*.png", "a[1].png", "-", "b/**/*.jpg"], ["b/notes.txt\n", "\n", "b\n"]))
+    below = ["b/2.png", "b/deep/1.jpg"]
+    assert found == ["c.bmp", *below, "a[1].png", "a[1].png", "b/notes.txt", *below, "b/deep/1.jpg"]
+    assert list(image_files(["x*"])) == [Unreadable("x*", "matches no file")]
+
+
+def test_probabilities_of_a_broken_model_are_null_in_json(app: typer.Typer, here: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(here / "run/best.safetensors", framework="pt") as stream:
+        metadata = stream.metadata()
+    weights = load_file(here / "run/best.safetensors")
+    save_file({k: torch.full_like(v, torch.nan) for k, v in weights.items()}, here / "nan.safetensors", metadata)
+    done = CliRunner().invoke(app, ["predict", "nan.safetensors", "images/red/00.png", "--json"])
+    assert json.loads(done.stdout)["probability"] is None
