@@ -24,6 +24,12 @@ def explain(
     image: Annotated[Path | None, typer.Argument(metavar="[IMAGE]", help="An image file.")] = None,
     index: Annotated[int | None, typer.Option(min=0, help="In place of IMAGE: an image of the run's own data.")] = None,
     split: Annotated[SplitName, typer.Option(help="With --index: which of the run's splits.")] = SplitName.test,
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[=SHARE]", help="With --index: blend in so much of image N, as mixup does; half, or 5=0.3."
+        ),
+    ] = None,
     label: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="The true class, by name or number; or shares, e.g. cat=0.7,dog=0.3."),
@@ -54,6 +60,8 @@ def explain(
     softmaxce explain RUN IMAGE [--label NAME]; softmaxce explain RUN --index 123; or without a model: softmaxce explain
     --logits 2.0,1.0,0.1 --label 0 --classes cat,dog,bird
     """
+    if logits is not None and mix is not None:
+        raise _mistake("--mix", "goes with --index; shares of a label are written --label a=0.7,b=0.3")
     given = {"--classes": classes, "--weight": weight, "--label-smoothing": label_smoothing}
     if logits is not None:
         if run is not None or image is not None or index is not None:
@@ -63,7 +71,7 @@ def explain(
         for option, value in given.items():
             if value is not None:
                 raise _mistake(option, "goes with --logits; a run has its own")
-        explanation = _of_run(run, image, index, split, label, temperature, trust_code)
+        explanation = _of_run(run, image, index, split, mix, label, temperature, trust_code)
     if html is not None:
         from softmaxce.explain.page import write_page
 
@@ -117,6 +125,7 @@ def _of_run(
     image: Path | None,
     index: int | None,
     split: SplitName,
+    mix: str | None,
     label: str | None,
     temperature: float | None,
     trust_code: bool,
@@ -124,7 +133,12 @@ def _of_run(
     if (image is None) == (index is None):
         what = "either IMAGE or --index, not both" if image is not None else "an image: IMAGE, or --index N"
         raise _mistake("explain", f"needs {what}; or --logits 2.0,1.0,0.1 --label 0, which needs no run")
+    if mix is not None and index is None:
+        raise _mistake("--mix", "goes with --index: it blends two images of a split")
+    from softmaxce.explain import arguments
     from softmaxce.runfolder import newest
+
+    blend = None if mix is None else arguments.mix(mix)
 
     chosen = run if run is not None else newest()
     if chosen is None:
@@ -133,7 +147,7 @@ def _of_run(
     import torch
 
     from softmaxce.calibration import temperature_of
-    from softmaxce.explain import arguments, trained
+    from softmaxce.explain import trained
 
     opened = trained.open_run(chosen, trust_code=trust_code)
     if temperature is None:
@@ -141,7 +155,12 @@ def _of_run(
     target: int | torch.Tensor | None = None
     if index is not None:
         pixels, target = trained.pick(opened, split.value, index)
-        title = f"{split.value} image {index} of {opened.config.source.name}, by {chosen}"
+        title = f"{split.value} image {index} of {opened.config.source.name}"
+        if blend is not None:
+            other, share = blend
+            pixels, target = trained.blend(opened, split.value, index, other, share)
+            title += f" blended with {share:g} of image {other}"
+        title += f", by {chosen}"
     else:
         assert image is not None
         pixels, title = trained.read_image(opened, image), f"{image}, by {chosen}"

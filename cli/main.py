@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
+from softmaxce.interrupts import Terminated
 
 from . import bench as bench_command
 from . import config as config_command
@@ -23,6 +24,7 @@ from .list import list_menus
 from .predict import predict
 from .report import report
 from .runs import runs
+from .sweep import sweep
 from .train import train
 
 SHOWN = 20  # mistakes told at once
@@ -32,10 +34,6 @@ SHOWN = 20  # mistakes told at once
 # long as the others' turn. Here they sleep after some hundredths of a millisecond. (GNU's OpenMP, as PyTorch ships it.)
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came. It takes the way of ctrl-C, with another exit status."""
 
 
 class Group(TyperGroup):
@@ -91,6 +89,7 @@ app = typer.Typer(
     "the data is wrong; 130 interrupted; 143 terminated.",
 )
 app.command("train")(train)
+app.command("sweep")(sweep)
 app.command("eval")(evaluate)
 app.command("check-loss")(check_loss)
 app.command("predict")(predict)

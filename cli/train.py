@@ -1,7 +1,10 @@
 """`softmaxce train`: train from a config, print a row an epoch, keep everything in a run folder."""
 
+import contextlib
 import enum
+import errno
 import importlib.util
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -20,23 +23,40 @@ from softmaxce.errors import (
     RunError,
     SoftmaxceError,
     TrainingError,
+    WorkerError,
     in_one_line,
 )
+from softmaxce.interrupts import Pauses, Signals, Terminated, every
 
 from .trust import TrustCode
 
 if TYPE_CHECKING:
+    from softmaxce.nonfinite import NonFiniteError
     from softmaxce.report.training import Outcome, Reporter
     from softmaxce.train import Run
 
 # What a resumed run may change: where things are and how long it goes on, not what is computed.
-MAY_CHANGE = ("epochs", "device", "data.root", "data.download", "data.eval_batch_size")
+MAY_CHANGE = (
+    *("epochs", "device", "data.root", "data.download", "data.eval_batch_size"),
+    *("checkpoint_every", "on_nonfinite", "max_nonfinite"),
+)
 
 
 class LogName(enum.StrEnum):
     """Where else the epochs may be written."""
 
     tensorboard = "tensorboard"
+
+
+@dataclass(frozen=True)
+class Telling:
+    """How a run is told of."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    report: bool = False
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,9 +77,13 @@ def train(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, shuffling, augmentation and splits.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Train under N seeds, from the config's own on, a run each.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="How many epochs to train.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="The run folder itself; else runs/<recipe>/<number>.", show_default=False)
+        Path | None,
+        typer.Option(help="The run folder itself (with --seeds, a folder for them); else runs/<recipe>/<number>."),
     ] = None,
     resume: Annotated[
         str | None,
@@ -86,39 +110,62 @@ def train(
     demands = requirements.parse(require or [])
     if log:
         need_tensorboard()
+    telling = Telling(json, quiet, verbose, report, tensorboard=bool(log))
+    if seeds is not None:
+        from softmaxce.grid import seeds as under_seeds
+
+        from .several import check_options, train_seeds
+
+        check_options(resume, dry_run)
+        asked = under_seeds(_needed(config), seeds, overrides)
+        train_seeds(asked, output, resume == "auto", demands, telling)
+        return
     plan = make_plan(config, overrides, output, resume)
     if resume is not None and config is None and not trust_code:  # the config lay in the run folder
         configs.refuse_users_code(plan.config, f"--resume {resume}")
+    if dry_run:
+        from softmaxce.build import build_run
+        from softmaxce.report.summary import print_summary
 
+        run = build_run(plan.config)
+        requirements.check_classes(demands, run.classes)
+        print_summary(run, as_json=json)
+        return
+    outcome = train_one(plan, demands, telling)
+    if outcome.message and outcome.status == "failed":
+        raise TrainingError(outcome.message)
+    if not all(verdict.met for verdict in outcome.verdicts):
+        raise typer.Exit(FAILED)
+
+
+def train_one(plan: Plan, demands: list[requirements.Requirement], telling: Telling) -> "Outcome":
+    """Build a run, train it, and write its report if that is asked for. Raises: as build_run and carry_out."""
+    with Signals() as signals:
+        return _train_one(plan, demands, telling, signals)
+
+
+def _train_one(plan: Plan, demands: list[requirements.Requirement], telling: Telling, signals: Signals) -> "Outcome":
     from softmaxce.build import build_run
     from softmaxce.report.training import reporter
 
     started = time.perf_counter()
     run = build_run(plan.config)
     requirements.check_classes(demands, run.classes)
-    if dry_run:
-        from softmaxce.report.summary import print_summary
-
-        print_summary(run, as_json=json)
-        return
-    if verbose:
+    if telling.verbose:
         _print_details(run)
-    telling = reporter(as_json=json, quiet=quiet)
-    if log:
+    teller = reporter(as_json=telling.json, quiet=telling.quiet)
+    if telling.tensorboard:
         from softmaxce.report.events import TensorBoard
 
-        telling = TensorBoard(telling)
-    outcome = carry_out(run, plan, demands, telling, started)
-    if outcome.message and outcome.status == "failed":
-        raise TrainingError(outcome.message)
-    if report:
+        teller = TensorBoard(teller)
+    outcome = carry_out(run, plan, demands, teller, signals, started, quiet=telling.quiet)
+    if telling.report and outcome.status != "failed":
         from softmaxce.report.write import write_report
 
         # the code it names is what was just trained with
         written = write_report(outcome.folder, device=str(run.device), trust_code=True)
         typer.echo(f"report: {written.page}", err=True)
-    if not all(verdict.met for verdict in outcome.verdicts):
-        raise typer.Exit(FAILED)
+    return outcome
 
 
 # -- what is asked for ------------------------------------------------------------------------------------------------
@@ -134,11 +181,12 @@ def make_plan(config: str | None, overrides: list[Override], output: Path | None
         folder = Path(resume)
         if not (folder / "config.yaml").is_file():
             raise RunError(f"--resume {resume}: there is no run in this folder (no config.yaml)")
-        return Plan(_resumed(folder, config, overrides), folder, None)
+        asked = configs.load(config if config is not None else str(folder / "config.yaml"), overrides)
+        return Plan(resumed(folder, asked), folder, None)
     asked = configs.load(_needed(config), overrides)
     folder_ = output if output is not None else _unfinished(asked.recipe)
     if folder_ is not None and (folder_ / "config.yaml").is_file():
-        return Plan(_resumed(folder_, config, overrides), folder_, None)
+        return Plan(resumed(folder_, asked), folder_, None)
     return Plan(asked, None, output)
 
 
@@ -168,10 +216,9 @@ def _unfinished(recipe: str) -> Path | None:
     )
 
 
-def _resumed(folder: Path, config: str | None, overrides: list[Override]) -> Config:
-    """The config to go on with: the run's own, changed only where a resumed run may be."""
+def resumed(folder: Path, asked: Config) -> Config:
+    """The config to go on with: the run's own, changed only where a resumed run may be. Raises: RunError."""
     recorded = configs.load(str(folder / "config.yaml"))
-    asked = configs.load(config if config is not None else str(folder / "config.yaml"), overrides)
     before, after = _flat(recorded.plain()), _flat(asked.plain())
     differing = [key for key in {**before, **after} if before.get(key) != after.get(key) and key not in MAY_CHANGE]
     if differing:
@@ -191,81 +238,182 @@ def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def carry_out(
-    run: "Run", plan: Plan, demands: list[requirements.Requirement], reporter: "Reporter", started: float
+    run: "Run",
+    plan: Plan,
+    demands: list[requirements.Requirement],
+    reporter: "Reporter",
+    signals: Signals,
+    started: float,
+    *,
+    quiet: bool,
 ) -> "Outcome":
-    """Train, save, evaluate: the order of the lines is the order of what happens."""
-    from softmaxce import checkpoint, runfolder
+    """Train, save, evaluate, in a run folder held for this process alone."""
+    from softmaxce import runfolder
     from softmaxce.evaluate import final_evaluation
     from softmaxce.report import step_summary
     from softmaxce.report.training import Outcome
-    from softmaxce.runtime import environment
-    from softmaxce.train import fit
 
-    if plan.resume is not None:
-        folder = plan.resume
-        record = runfolder.read_record(folder)
-        if (folder / runfolder.LAST).exists():
-            checkpoint.restore(run, checkpoint.load(folder / runfolder.LAST))
+    folder = plan.resume if plan.resume is not None else runfolder.create(plan.config.recipe, plan.output)
+    with runfolder.held(folder, new=plan.resume is None):
+        record = _begin(run, folder, quiet=quiet)
+        earlier_seconds = record.get("seconds", 0.0)
+
+        def finish(status: str, message: str = "", *, told: bool = True, **results: Any) -> Outcome:
+            progress = run.progress
+            outcome = Outcome(
+                status=status,
+                folder=folder,
+                epochs=progress.epoch,
+                seconds=earlier_seconds + time.perf_counter() - started,
+                best_epoch=progress.best_epoch,
+                best_metric=run.config.best_metric,
+                best_value=progress.best_value,
+                message=message,
+                **results,
+            )
+            plain = {key: value for key, value in outcome.plain().items() if key not in ("event", "run")}
+            runfolder.write_record(folder, record | plain)
+            if told:
+                reporter.end(outcome)
+                step_summary.of_training(outcome)
+            return outcome
+
+        try:
+            reporter.start(run, folder)
+            status = _train_and_save(run, folder, reporter, signals)
+            split, scores, figures = final_evaluation(run, folder, {demand.figure for demand in demands})
+        except TrainingError as error:
+            return finish("failed", str(error))
+        except SoftmaxceError as error:  # an image that cannot be decoded, say
+            finish("failed", str(error))
+            raise
+        except BrokenPipeError:  # whoever read our output has gone
+            finish("interrupted", "nobody reads the output any more", told=False)
+            raise
+        except OSError as error:  # the disk is full or read-only, or the folder is gone
+            with contextlib.suppress(OSError):  # it may be too full for this as well; the error below is what is told
+                finish("failed", f"{error.filename}: {error.strerror}", told=False)
+            raise TrainingError(_remedy(error, folder)) from None
+        except KeyboardInterrupt as interruption:
+            done = f"{'terminated' if isinstance(interruption, Terminated) else 'interrupted'} {_place(run)}"
+            finish(done.split()[0], done)
+            typer.echo(f"{done}; go on with: softmaxce train --resume {shlex.quote(str(folder))}", err=True)
+            raise
+        except Exception as error:  # the user's loss or model, or memory that ran out
+            message = f"epoch {run.progress.epoch + 1}: {in_one_line(error)}"
+            finish("failed", message)
+            raise TrainingError(message) from error
+        verdicts = tuple(requirements.judge(demands, figures))
+        return finish(status, split=split, scores=scores, verdicts=verdicts)
+
+
+def _begin(run: "Run", folder: Path, *, quiet: bool) -> dict[str, Any]:
+    """Bring the run to where its folder says, and the folder to where the run is; the record, as written."""
+    from softmaxce import checkpoint, runfolder
+    from softmaxce.runtime import environment
+
+    record: dict[str, Any] = {"recipe": run.config.recipe, "classes": list(run.classes)}
+    if (folder / "config.yaml").is_file():  # else the run is new, or died before it had begun
+        if (folder / "run.json").is_file():
+            record = runfolder.read_record(folder)
+        found, told = checkpoint.newest(folder)
+        for line in told:
+            typer.echo(f"warning: {line}", err=True)
+        if found is not None:
+            checkpoint.restore(run, found)
+            if not quiet:
+                typer.echo(f"going on from {found.file}, {_place(run)}", err=True)
         runfolder.cut_metrics(folder, run.progress.epoch)
-    else:
-        folder = runfolder.create(plan.config.recipe, plan.output)
-        record = {"recipe": plan.config.recipe, "classes": list(run.classes)}
+        runfolder.clear_temporary(folder)
     record |= {"status": "running", "environment": environment(run.device)}
     record["commands"] = [*record.get("commands", []), sys.argv]
     record["started"] = record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    earlier_seconds = record.get("seconds", 0.0)
     runfolder.write_config(folder, run.config.plain())
     runfolder.write_record(folder, record)
+    return record
 
-    def finish(status: str, message: str = "", **results: Any) -> Outcome:
-        progress = run.progress
-        outcome = Outcome(
-            status=status,
-            folder=folder,
-            epochs=progress.epoch,
-            seconds=earlier_seconds + time.perf_counter() - started,
-            best_epoch=progress.best_epoch,
-            best_metric=run.config.best_metric,
-            best_value=progress.best_value,
-            message=message,
-            **results,
-        )
-        runfolder.write_record(folder, record | {k: v for k, v in outcome.plain().items() if k not in ("event", "run")})
-        reporter.end(outcome)
-        step_summary.of_training(outcome)
-        return outcome
 
-    reporter.start(run, folder)
+def _remedy(error: OSError, folder: Path) -> str:
+    """A file that could not be written: why, and how to go on."""
+    again = f"go on with: softmaxce train --resume {shlex.quote(str(folder))}"
+    remedies = {
+        errno.ENOSPC: f"make room on that disk and {again}",
+        errno.EDQUOT: f"make room in your quota and {again}",
+        errno.EFBIG: f"allow larger files (ulimit -f) and {again}",
+        errno.EROFS: f"make that disk writable and {again}",
+        errno.EACCES: f"make the folder writable and {again}",
+        errno.ENOENT: "was the run folder moved or removed?",
+    }
+    return f"{error.filename}: {error.strerror}; {remedies.get(error.errno or 0, again)}"
+
+
+def _place(run: "Run") -> str:
+    """How far a run is: `after 3 of 10 epochs and 40 of 120 batches`."""
+    batches = f" and {run.progress.batch} of {len(run.train)} batches" if run.progress.batch else ""
+    return f"after {run.progress.epoch} of {run.config.epochs} epochs{batches}"
+
+
+def _train_and_save(run: "Run", folder: Path, reporter: "Reporter", signals: Signals) -> str:
+    """Train to the end, and save whenever it is time; the run's status."""
+    from softmaxce import checkpoint, runfolder
+    from softmaxce.nonfinite import NonFiniteError
+    from softmaxce.train import Epoch, fit_with_pauses
+
     stopping = run.config.early_stopping
-    status = "completed"
+    pauses = Pauses(every(run.config.checkpoint_every), signals)
+    signals.waiting = True
     try:
-        for epoch in fit(run, reporter.track):
-            reporter.epoch(epoch)
-            runfolder.append_metrics(folder, epoch.plain())
-            checkpoint.save(run, folder, best=epoch.best)
-            if stopping is not None and epoch.waited >= stopping.patience:
-                status = "stopped_early"
-                break
-        split, scores, figures = final_evaluation(run, folder, {demand.figure for demand in demands})
-    except TrainingError as error:
-        return finish("failed", str(error))
-    except SoftmaxceError as error:  # an image that cannot be decoded, say
-        finish("failed", str(error))
-        raise
-    except OSError:
-        raise
-    except Exception as error:  # the user's loss or model, or memory that ran out
-        message = f"epoch {run.progress.epoch + 1}: {in_one_line(error)}"
-        finish("failed", message)
-        raise TrainingError(message) from error
-    except KeyboardInterrupt as interruption:
-        word = "terminated" if type(interruption).__name__ == "Terminated" else "interrupted"
-        done = f"{word} after {run.progress.epoch} of {run.config.epochs} epochs"
-        finish(word, done)
-        typer.echo(f"{done}; go on with: softmaxce train --resume {folder}", err=True)
-        raise
-    verdicts = tuple(requirements.judge(demands, figures))
-    return finish(status, split=split, scores=scores, verdicts=verdicts)
+        while run.progress.epoch < run.config.epochs:
+            if stopping is not None and run.progress.waited >= stopping.patience:
+                return "stopped_early"
+            try:
+                for event in fit_with_pauses(run, pauses, reporter.track):
+                    if isinstance(event, Epoch):
+                        runfolder.append_metrics(folder, event.plain())
+                    checkpoint.save(run, folder, best=isinstance(event, Epoch) and event.best)
+                    if signals.save:
+                        typer.echo(f"saved {folder / runfolder.LAST} {_place(run)}", err=True)
+                    pauses.saved()
+                    if isinstance(event, Epoch):
+                        reporter.epoch(event)
+                        if stopping is not None and event.waited >= stopping.patience:
+                            break
+                    signals.raise_if_stopped()
+            except NonFiniteError as error:
+                _go_on_after(error, run, folder)
+            except WorkerError:  # the signal may have gone to the worker processes too
+                if signals.stop is not None and run.config.grad_accum_steps == 1:  # between two steps, that is
+                    checkpoint.save(run, folder, best=False)
+                    signals.raise_if_stopped()
+                raise
+            signals.raise_if_stopped()
+    finally:
+        signals.waiting = False
+    return "completed"
+
+
+def _go_on_after(error: "NonFiniteError", run: "Run", folder: Path) -> None:
+    """Do what `on_nonfinite` says. Raises: TrainingError if that is to stop."""
+    from softmaxce import checkpoint
+
+    batch = checkpoint.save_nonfinite(run, error, folder)
+    allowed, count = run.config.max_nonfinite, run.progress.nonfinite
+    message = f"{error}. The batch is kept in {batch}"
+    if run.config.on_nonfinite == "stop":
+        raise TrainingError(
+            f"{message}; lower optimizer.lr, add schedule.warmup_epochs or set clip_grad_norm, "
+            "or set on_nonfinite: skip"
+        )
+    if count > allowed:
+        raise TrainingError(f"{message}; that was number {count}, and max_nonfinite is {allowed}")
+    done = "skipped"
+    if run.config.on_nonfinite == "restore":
+        found, _ = checkpoint.newest(folder)
+        if found is None:
+            raise TrainingError(f"{message}; there is no checkpoint to restore yet, set checkpoint_every")
+        checkpoint.restore_weights(run, found)
+        done = f"restored the weights of {found.file}"
+    typer.echo(f"warning: {message}; {done} ({count} of {allowed})", err=True)
 
 
 def _print_details(run: "Run") -> None:

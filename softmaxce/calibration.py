@@ -21,8 +21,9 @@ from . import checkpoint
 from .build import build_evaluation, config_of, source_of, split_of
 from .errors import DataError, RunError
 from .evaluate import find_checkpoint
+from .files import replace_file
 from .metrics import expected_calibration_error
-from .runfolder import CALIBRATION, replace_file
+from .runfolder import CALIBRATION
 from .train import predict
 
 LOWEST, HIGHEST = 0.01, 100.0

@@ -1,9 +1,12 @@
 """Checkpoints: weights and training state as tensors and JSON, never half-written, never unpickled.
 
 Weights lie under their own names, so `safetensors.torch.load_file("best.safetensors")` is a state dict. In
-last.safetensors the entries under training/ are all it takes to go on.
+last.safetensors the entries under training/ are all it takes to go on. Each file carries a checksum of all it says, and
+last.safetensors that of the best.safetensors it belongs with.
 """
 
+import contextlib
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,14 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from .errors import RunError
-from .runfolder import BEST, LAST, replace_file
+from .errors import RunError, TrainingError
+from .files import TEMPORARY, flush_folder, keep_as, replace_file, stage
+from .nonfinite import NonFiniteError
+from .runfolder import BEST, BEST_BEFORE, LAST, LAST_BEFORE, NONFINITE
 from .runtime import random_state, restore_random_state
 from .train import Progress, Run
 from .verify import check_weights
 
 TRAINING = "training/"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -33,29 +38,139 @@ class Checkpoint:
     weights: dict[str, Tensor]
     training: dict[str, Tensor]
     header: dict[str, Any]
+    sha256: str
 
 
 def save(run: Run, folder: Path, *, best: bool) -> None:
     """Save where the run stands as last.safetensors and, if this epoch is the best, its weights as best.safetensors.
 
-    best is written first: a run cut off between the two finds last one epoch behind, and repeats that epoch.
+    The checkpoint before stays as last.1.safetensors, with its best as best.1.safetensors if that was another. All is
+    written and flushed under temporary names first; the renaming of last.safetensors is what makes it count, and
+    `newest` puts in place what a process that died had not yet.
+
+    Raises: TrainingError if weights are not finite: the checkpoint before then stays the newest. OSError.
     """
+    _check_finite(run)
     weights = {name: _own(tensor) for name, tensor in run.evaluated.state_dict().items()}
     header = header_of(run)
+    staged_last, staged_best = folder / (LAST + TEMPORARY), folder / (BEST + TEMPORARY)
+    try:
+        if best:
+            content, run.progress.best_sha256 = _serialized(weights, header)
+            stage(folder / BEST, content)
+        training, skeleton = _training_state(run)
+        content, _ = _serialized(weights | training, {**header, "training": skeleton})
+        stage(folder / LAST, content)
+        if (folder / LAST).exists():
+            keep_as(folder / LAST, folder / LAST_BEFORE)
+        if best and (folder / BEST).exists():
+            keep_as(folder / BEST, folder / BEST_BEFORE)
+        flush_folder(folder)
+        staged_last.replace(folder / LAST)
+    except OSError:
+        with contextlib.suppress(OSError):  # room for others, if the disk is full
+            staged_last.unlink(missing_ok=True)
+            staged_best.unlink(missing_ok=True)
+        raise
     if best:
-        _save_tensors(folder / BEST, weights, header)
-    tensors: dict[str, Tensor] = {}
+        staged_best.replace(folder / BEST)
+    else:
+        (folder / BEST_BEFORE).unlink(missing_ok=True)  # last.1 has the same best as last by now
+    flush_folder(folder)
+
+
+def _training_state(run: Run) -> tuple[dict[str, Tensor], Any]:
+    """All it takes to go on beside the evaluated weights: tensors by name, and the JSON they hang in."""
     state = {
         "progress": asdict(run.progress),
+        "tally": {"loss": run.tally.loss, "hits": run.tally.hits, "images": run.tally.images},
         "random": random_state(),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
     }
+    if isinstance(run.loss, torch.nn.Module):
+        state["loss"] = run.loss.state_dict()
     if run.average is not None:
         state["model"] = run.model.state_dict()
         state["average"] = {"n_averaged": run.average.n_averaged}
+    tensors: dict[str, Tensor] = {}
     skeleton = _flatten(state, TRAINING.rstrip("/"), tensors)
-    _save_tensors(folder / LAST, weights | tensors, {**header, "training": skeleton})
+    return tensors, skeleton
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run folder that verifies, put in place together with its best.safetensors.
+
+    Returns: the checkpoint, None if the run was stopped before its first; and what a user should know, a line each.
+    Raises: RunError if there are checkpoints and none verifies.
+    """
+    told: list[str] = []
+    found = None
+    for name in (LAST, LAST_BEFORE):
+        if (folder / name).exists() and found is None:
+            try:
+                found = load(folder / name)
+            except RunError as error:
+                told.append(str(error))
+    if found is None:
+        if told:
+            raise RunError(f"{folder}: no checkpoint in it can be used; start anew elsewhere. {'; '.join(told)}")
+        return None, []
+    if "training" not in found.header:
+        return found, told  # which `restore` refuses
+    progress = dict(found.header["training"]["dict"])["progress"]
+    wanted = dict(progress["dict"])["best_sha256"]
+    if wanted is not None and not any(
+        _settle(folder / name, folder / BEST, wanted) for name in (BEST, BEST_BEFORE, BEST + TEMPORARY)
+    ):
+        told.append(f"{folder / BEST}: is damaged or gone; the best epoch is chosen anew from those to come")
+        progress["dict"] = [
+            [key, None if key in ("best_value", "best_sha256") else 0 if key == "best_epoch" else value]
+            for key, value in progress["dict"]
+        ]
+    if found.file.name != LAST:
+        keep_as(found.file, folder / LAST)
+        flush_folder(folder)
+    return found, told
+
+
+def _settle(file: Path, place: Path, sha256: str) -> bool:
+    """Put `file` in `place` if its checksum is the one wanted; whether it is."""
+    try:
+        if load(file).sha256 != sha256:
+            return False
+    except RunError:  # whether another verifies is what the caller asks
+        return False
+    if file.name.endswith(TEMPORARY):
+        file.replace(place)
+    elif file != place:
+        keep_as(file, place)
+    return True
+
+
+def _check_finite(run: Run) -> None:
+    for model in (run.model, run.evaluated):
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            learnt = name.endswith((".running_mean", ".running_var")) or isinstance(tensor, torch.nn.Parameter)
+            if learnt and not torch.isfinite(tensor).all():
+                progress = run.progress
+                raise TrainingError(
+                    f"the weight '{name}' is not finite after {progress.epoch} epochs and {progress.batch} batches, "
+                    "and is not saved; lower optimizer.lr or set clip_grad_norm"
+                )
+
+
+def save_nonfinite(run: Run, error: NonFiniteError, folder: Path) -> Path:
+    """Save the batch whose loss was not finite, and the weights it met, as nonfinite.safetensors. Returns: the file.
+
+    `images` [B, C, H, W] are as the model saw them, `targets` are labels [B] or probabilities [B, K]; the weights are
+    under model/.
+    """
+    tensors = {f"model/{name}": _own(tensor) for name, tensor in run.model.state_dict().items()}
+    tensors |= {"images": _own(error.images), "targets": _own(error.targets)}
+    content, _ = _serialized(tensors, {**header_of(run), "nonfinite": str(error)})
+    replace_file(folder / NONFINITE, content)
+    return folder / NONFINITE
 
 
 def header_of(run: Run) -> dict[str, Any]:
@@ -74,12 +189,12 @@ def header_of(run: Run) -> dict[str, Any]:
 def load(file: Path) -> Checkpoint:
     """Read a checkpoint.
 
-    Raises: RunError if it is not there, is no safetensors file, or was not written by softmaxce.
+    Raises: RunError if it is not there, is no safetensors file, was not written by softmaxce, or is damaged.
     """
-    header, tensors = _read(file, with_tensors=True)
+    header, tensors, sha256 = _read(file, with_tensors=True)
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING)}
     training = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING)}
-    return Checkpoint(file, weights, training, header)
+    return Checkpoint(file, weights, training, header, sha256)
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -87,10 +202,12 @@ def read_header(file: Path) -> dict[str, Any]:
     return _read(file, with_tensors=False)[0]
 
 
-def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     try:
         with safe_open(file, framework="pt") as stream:
-            header = json.loads((stream.metadata() or {}).get("softmaxce", "null"))
+            metadata = stream.metadata() or {}
+            text = metadata.get("softmaxce", "null")
+            header = json.loads(text)
             names = stream.keys() if with_tensors else ()
             tensors = {name: stream.get_tensor(name) for name in names}
     except FileNotFoundError:
@@ -99,7 +216,9 @@ def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
         raise RunError(f"{file}: is no checkpoint that can be read: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise RunError(f"{file}: was not written by this version of softmaxce")
-    return header, tensors
+    if with_tensors and metadata.get("sha256") != _checksum(tensors, text):
+        raise RunError(f"{file}: its checksum is wrong: it was damaged after it was written")
+    return header, tensors, metadata.get("sha256", "")
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
@@ -115,16 +234,34 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     """
     if "training" not in checkpoint.header:
         raise RunError(f"{checkpoint.file}: holds weights only; resume from the run folder, which has {LAST}")
+    state = _restore_weights(run, checkpoint)
+    run.progress = Progress(**state["progress"])
+    run.tally.loss.copy_(state["tally"]["loss"])
+    run.tally.hits.copy_(state["tally"]["hits"])
+    run.tally.images = state["tally"]["images"]
+    restore_random_state(state["random"])
+
+
+def restore_weights(run: Run, checkpoint: Checkpoint) -> None:
+    """Put back the weights and the optimizer, and leave the run where it stands among the batches.
+
+    Raises: RunError if the checkpoint is another model's.
+    """
+    _restore_weights(run, checkpoint)
+
+
+def _restore_weights(run: Run, checkpoint: Checkpoint) -> Any:
     load_weights(run.evaluated, checkpoint)
     state = _unflatten(checkpoint.header["training"], checkpoint.training)
+    if isinstance(run.loss, torch.nn.Module):
+        run.loss.load_state_dict(state["loss"])
     if run.average is not None:
         run.model.load_state_dict(state["model"])
         run.average.n_averaged.copy_(state["average"]["n_averaged"])
     run.optimizer.load_state_dict(state["optimizer"])
     _lay_out_as_parameters(run.optimizer)
     run.scaler.load_state_dict(state["scaler"])
-    run.progress = Progress(**state["progress"])
-    restore_random_state(state["random"])
+    return state
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
@@ -165,5 +302,18 @@ def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def _save_tensors(file: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    replace_file(file, serialize(tensors, {"softmaxce": json.dumps(header)}))
+def _serialized(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[bytes, str]:
+    """A checkpoint file's content, and the checksum in it."""
+    text = json.dumps(header)
+    sha256 = _checksum(tensors, text)
+    return serialize(tensors, {"softmaxce": text, "sha256": sha256}), sha256
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: str) -> str:
+    """SHA-256 of a header and of every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -19,11 +19,10 @@ from .data.splits import InMemory, Split
 from .errors import RunError
 from .evaluate import find_checkpoint
 from .metrics import measure
-from .runs import differing
+from .runs import WHEREABOUTS, differing
 from .train import loss_of, predict
 
 FIGURES = ("accuracy", "nll", "brier", "ece")
-WHEREABOUTS = ("device", "data.root", "data.download", "data.eval_batch_size")  # they change no figure
 LEVEL = 0.05  # a difference less probable than this under chance is called larger than chance
 
 

@@ -12,7 +12,7 @@ import platformdirs
 
 from . import menus, yamlfile
 from .errors import ConfigError, Problem, RunError
-from .kinds import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from .kinds import Fraction, Moments, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from .registry import (
     REQUIRED,
     Argument,
@@ -69,6 +69,7 @@ ELSEWHERE = {
     **dict.fromkeys(("ema", "model_ema", "ema_decay"), "model_ema_decay"),
     **dict.fromkeys(("patience", "early_stop"), "early_stopping: {{patience: N}}"),
     **dict.fromkeys(("eval_metric", "save_best", "monitor"), "best_metric"),
+    **dict.fromkeys(("save_every", "save_steps", "save_interval"), "checkpoint_every: 500 steps"),
     **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
     **dict.fromkeys(("gpu", "gpus", "accelerator", "cuda"), "device"),
     **dict.fromkeys(("output", "output_dir"), "the option --output"),
@@ -159,6 +160,10 @@ class Config:
         model_ema_steps: steps between two updates of that average.
         early_stopping: {patience, min_delta}; it needs a validation split.
         best_metric: what decides the best epoch, on the validation split.
+        checkpoint_every: save within an epoch too, every '500 steps' or '10 minutes'; it changes no figure.
+        on_nonfinite: what to do about a loss or gradient that is not finite: stop, skip that step, or restore the last
+            checkpoint's weights and go on after that batch.
+        max_nonfinite: how many of them a run may skip or restore after before it stops.
     """
 
     epochs: PositiveInt
@@ -180,6 +185,9 @@ class Config:
     model_ema_steps: PositiveInt = 1
     early_stopping: EarlyStopping | None = None
     best_metric: Literal["accuracy", "loss"] = "accuracy"
+    checkpoint_every: Moments | None = None
+    on_nonfinite: Literal["stop", "skip", "restore"] = "stop"
+    max_nonfinite: PositiveInt = 10
     recipe: str = "run"
 
     @property
@@ -224,7 +232,7 @@ def refuse_users_code(config: Config, place: str) -> None:
 KEYS = (
     *("seed", "device", "precision", "epochs", "data", "model", "loss", "optimizer", "schedule"),
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
-    *("early_stopping", "best_metric"),
+    *("early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),
 )
 DEFAULT_COMPONENTS = {"loss": "softmax_cross_entropy", "schedule": "constant"}
 

@@ -55,6 +55,10 @@ class TrainingError(SoftmaxceError):
     status = FAILED
 
 
+class WorkerError(TrainingError):
+    """A process that decodes images has died."""
+
+
 def in_one_line(error: BaseException) -> str:
     """What somebody else's code raised: `KeyError: 'a' (mylab.py:12)`, with the line of theirs that led there.
 

@@ -15,4 +15,5 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Moments = Annotated[str, Field(pattern=r"^0*[1-9][0-9]* steps?$|^(0*[1-9][0-9]*|[0-9]+\.[0-9]*[1-9]0*) minutes?$")]
 Reduction = Literal["mean", "sum", "none"]  # of a loss, as in PyTorch

@@ -371,6 +371,8 @@ def describe(type_: Any) -> str:
 
 
 def _describe_number(base: Any, metadata: Iterable[Any]) -> str:
+    if base is str:
+        return "'N steps' or 'N minutes'"  # the one text with a pattern, kinds.Moments
     noun = describe(base)
     low = high = None
     for bound in metadata:

@@ -4,23 +4,31 @@
         config.yaml             the complete config, every default spelt out
         run.json                command, versions, device, commit, classes, status, results
         metrics.jsonl           one line an epoch
-        last.safetensors        the weights of the last epoch, and all it takes to go on
+        last.safetensors        the newest weights, and all it takes to go on
+        last.1.safetensors      the checkpoint before it, should the newest be damaged
         best.safetensors        the weights of the best epoch on the validation split, alone
+        best.1.safetensors      what was best for last.1.safetensors, where that was another epoch
+        nonfinite.safetensors   the batch whose loss was not finite, where there was one
+        .lock                   held by the process that trains
         calibration.json        the softmax temperature, once `softmaxce calibrate` has fitted it
 
-A folder that holds a run is never overwritten; every file but metrics.jsonl takes its place whole or not at all.
+A folder that holds a run is never overwritten; every file takes its place whole or not at all.
 """
 
+import contextlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from . import yamlfile
 from .errors import RunError
+from .files import LOCK, TEMPORARY, locked, replace_file
 
 LAST, BEST = "last.safetensors", "best.safetensors"
+LAST_BEFORE, BEST_BEFORE = "last.1.safetensors", "best.1.safetensors"
+NONFINITE = "nonfinite.safetensors"
+METRICS = "metrics.jsonl"
 CALIBRATION = "calibration.json"
 
 
@@ -35,7 +43,7 @@ def create(recipe: str, output: Path | None) -> Path:
     try:
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
-            if any(output.iterdir()):
+            if _is_taken(output):
                 raise RunError(
                     f"--output {output}: the folder is not empty and is left as it is; "
                     "choose another, or go on with the run in it by --resume auto"
@@ -54,6 +62,32 @@ def create(recipe: str, output: Path | None) -> Path:
                 continue
     except OSError as error:
         raise RunError(f"the run folder {error.filename or output} cannot be made: {error.strerror}") from None
+
+
+def _is_taken(folder: Path) -> bool:
+    """Whether a folder holds more than what a run leaves that died before it had written its config."""
+    return any(entry.name != LOCK and not entry.name.endswith(TEMPORARY) for entry in folder.iterdir())
+
+
+@contextlib.contextmanager
+def held(folder: Path, *, new: bool) -> Iterator[None]:
+    """Hold a run folder for this process alone.
+
+    Args:
+        folder: the run folder.
+        new: whether `create` has just made it: a run that came between is not written over.
+    Raises: RunError if another process holds it, or came between.
+    """
+    with locked(folder):
+        if new and _is_taken(folder):
+            raise RunError(f"{folder}: another run has just been started in this folder; choose another --output")
+        yield
+
+
+def clear_temporary(folder: Path) -> None:
+    """Remove what a killed process had begun to write."""
+    for file in folder.glob(f"*{TEMPORARY}"):
+        file.unlink(missing_ok=True)
 
 
 def newest(root: Path = Path("runs"), recipe: str = "*") -> Path | None:
@@ -78,27 +112,29 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write run.json, whole or not at all."""
-    _replace(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    replace_file(folder / "run.json", text.encode())
 
 
 def write_config(folder: Path, plain: Mapping[str, Any]) -> None:
     """Write config.yaml, complete."""
-    _replace(folder / "config.yaml", yamlfile.dump(plain))
+    replace_file(folder / "config.yaml", yamlfile.dump(plain).encode())
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
 
 def append_metrics(folder: Path, epoch: Mapping[str, Any]) -> None:
-    """Add an epoch's line to metrics.jsonl."""
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(epoch) + "\n")
+    """Add an epoch's line to metrics.jsonl. The file is written anew: a reader never meets half a line."""
+    file = folder / METRICS
+    before = file.read_bytes() if file.exists() else b""
+    replace_file(file, before + json.dumps(epoch).encode() + b"\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The epochs in metrics.jsonl; a half-written last line is passed over."""
     try:
-        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+        lines = (folder / METRICS).read_bytes().splitlines()
     except FileNotFoundError:
         return []
     epochs = []
@@ -116,29 +152,4 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def cut_metrics(folder: Path, epochs: int) -> None:
     """Drop the lines after the first `epochs` epochs: the checkpoint does not know of them."""
     kept = [line for line in read_metrics(folder) if line["epoch"] <= epochs]
-    _replace(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _replace(file: Path, text: str) -> None:
-    replace_file(file, text.encode())
-
-
-def replace_file(file: Path, content: bytes) -> None:
-    """Write a file so that at any instant the old or the new one is there, whole, also after a power cut."""
-    temporary = file.with_name(file.name + ".tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        error.filename = error.filename or str(file)  # a full disk does not say which file it was
-        raise
-    temporary.replace(file)
-    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no flush of it
-        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    replace_file(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -10,6 +10,7 @@ from typing import Any
 from . import runfolder, yamlfile
 from .errors import ConfigError, RunError
 
+WHEREABOUTS = ("device", "data.root", "data.download", "data.eval_batch_size")  # keys that change no figure
 DEEPEST = 4  # levels below the folder in which runs are looked for
 
 
@@ -102,6 +103,12 @@ def read_run(folder: Path) -> RunRow:
         status=str(record.get("status", "")),
         started=str(record.get("started", "")),
     )
+
+
+def best_first(folders: Sequence[Path]) -> list[Path]:
+    """Run folders by their accuracy on the validation split, the best first; as they come where there is none."""
+    rows = [read_run(folder) for folder in folders]
+    return [row.folder for row in sorted(rows, key=lambda row: row.validation or 0.0, reverse=True)]
 
 
 def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from .errors import TrainingError
 from .losses.fused import check_class_ids
 from .losses.make import reduction_of
 from .metrics import Scores, Tally
+from .nonfinite import Guard, NonFiniteError
 from .optim import Schedule
 from .runtime import autocast
 
@@ -26,15 +27,23 @@ class Progress:
 
     Attributes:
         epoch: epochs done.
+        batch: batches of the next epoch done.
+        seconds: of training spent on these.
+        nonfinite: batches whose loss was not finite, and which were passed over.
         best_epoch: the one whose weights are kept; 0 before there is one.
         best_value: its `best_metric` on the validation split.
+        best_sha256: the checksum of its checkpoint.
         waited: epochs since it improved by more than min_delta, for early stopping.
         waited_from: the figure those epochs are compared with.
     """
 
     epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    nonfinite: int = 0
     best_epoch: int = 0
     best_value: float | None = None
+    best_sha256: str | None = field(default=None, compare=False)  # of a file, not of the run
     waited: int = 0
     waited_from: float | None = None
 
@@ -60,6 +69,7 @@ class Run:
         average: the moving average of the weights; None if off.
         scaler: scales the loss for fp16 (it does nothing otherwise).
         progress: how far the run has come.
+        tally: the sums of the epoch in progress.
     """
 
     config: Config
@@ -78,6 +88,10 @@ class Run:
     average: AveragedModel | None
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
+    tally: Tally = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.device)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -121,10 +135,47 @@ class Epoch:
         return {**line, **seconds, "best": self.best}
 
 
-Track = Callable[[Iterable[Batch], int, int], Iterable[Batch]]  # (batches, how many, epoch) -> the same batches
+@dataclass(frozen=True)
+class Pause:
+    """A moment within an epoch, between two steps, at which the run is whole and can be saved.
+
+    Attributes:
+        epoch: the number of the epoch in progress, counted from 1.
+        batch: how many of its batches are done.
+        batches: how many it has.
+    """
+
+    epoch: int
+    batch: int
+    batches: int
 
 
-def untracked(batches: Iterable[Batch], count: int, epoch: int) -> Iterable[Batch]:
+class Pauses(Protocol):
+    """Who decides when to pause."""
+
+    def after_step(self) -> bool:
+        """Asked after every step of the optimizer: whether to pause now."""
+
+    def at_once(self) -> bool:
+        """Asked after every batch of an evaluation, which is made again after a pause."""
+
+
+class Never:
+    """No pause."""
+
+    def after_step(self) -> bool:
+        """No."""
+        return False
+
+    def at_once(self) -> bool:
+        """No."""
+        return False
+
+
+Track = Callable[[Iterable[Batch], int, int], Iterable[Batch]]  # (batches, images done, epoch) -> the same batches
+
+
+def untracked(batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:
     """The batches as they are: nobody watches."""
     return batches
 
@@ -135,24 +186,35 @@ def fit(run: Run, track: Track = untracked) -> Iterator[Epoch]:
     Args:
         run: what build.build_run made. It is changed in place; when an epoch is yielded, it is whole and can be saved.
         track: wraps each epoch's batches, to draw a progress bar.
-    Raises: TrainingError if an epoch's loss is not finite.
+    Raises: NonFiniteError if a loss or a gradient is not finite. The run then stands after that batch, with the weights
+        it had before (but see Guard, for a GPU), and calling fit again goes on with the next.
     """
+    for event in fit_with_pauses(run, Never(), track):
+        if isinstance(event, Epoch):
+            yield event
+
+
+def fit_with_pauses(run: Run, pauses: Pauses, track: Track = untracked) -> Iterator[Epoch | Pause]:
+    """As `fit`, and whenever `pauses` says so a Pause within an epoch; the run is whole and can be saved then too."""
     while run.progress.epoch < run.config.epochs:
         number = run.progress.epoch + 1
-        started = time.perf_counter()
-        train, learning_rate = train_epoch(run, number, track)
+        yield from _train_epoch(run, number, pauses, track)
+        learning_rate = run.optimizer.param_groups[0]["lr"]
         trained = time.perf_counter()
+        train = run.tally.scores()
         if not math.isfinite(train.loss):
             raise TrainingError(
-                f"the training loss is {train.loss} in epoch {number} (learning rate {learning_rate:.3g}); "
-                "lower optimizer.lr, add schedule.warmup_epochs or set clip_grad_norm"
+                f"the training loss of epoch {number} is {train.loss} (learning rate {learning_rate:.3g})"
             )
-        validation = test = None
-        if run.validation is not None:
-            validation = score(run, run.validation)
-        elif run.test is not None:
-            test = score(run, run.test)
-        run.progress.epoch = number
+        held_out = run.validation if run.validation is not None else run.test
+        scores = None
+        while held_out is not None and scores is None:
+            scores = score(run, held_out, pauses.at_once)
+            if scores is None:
+                yield Pause(number, run.progress.batch, len(run.train))
+        validation, test = (scores, None) if run.validation is not None else (None, scores)
+        seconds = run.progress.seconds
+        run.progress.epoch, run.progress.batch, run.progress.seconds = number, 0, 0.0
         best = validation is not None and _note(run.progress, validation, run.config)
         yield Epoch(
             number=number,
@@ -160,48 +222,83 @@ def fit(run: Run, track: Track = untracked) -> Iterator[Epoch]:
             train=train,
             validation=validation,
             test=test,
-            images_per_second=train.images / (trained - started),
-            seconds=time.perf_counter() - started,
+            images_per_second=train.images / max(seconds, 1e-9),
+            seconds=seconds + time.perf_counter() - trained,
             best=best,
             waited=run.progress.waited,
         )
 
 
-def train_epoch(run: Run, number: int, track: Track = untracked) -> tuple[Scores, float]:
+def train_epoch(run: Run, number: int) -> tuple[Scores, float]:
     """One pass over the training batches: its scores, and the learning rate of its last step."""
-    config = run.config
+    for _ in _train_epoch(run, number, Never(), untracked):
+        pass
+    run.progress.batch, run.progress.seconds = 0, 0.0
+    return run.tally.scores(), run.optimizer.param_groups[0]["lr"]
+
+
+def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterator[Pause]:
+    """What is left of a pass over the training batches; run.tally holds its sums."""
+    config, progress = run.config, run.progress
     accumulated = config.grad_accum_steps
     batches = len(run.train)
-    step = (number - 1) * steps_per_epoch(batches, accumulated)
+    step = (number - 1) * steps_per_epoch(batches, accumulated) + steps_per_epoch(progress.batch, accumulated)
     base_rates = [group["initial_lr"] for group in run.optimizer.param_groups]
-    tally = Tally(run.device)
+    if progress.batch == 0:
+        run.tally = Tally(run.device)
+    guard = Guard(
+        *(run.model, run.loss, run.optimizer, run.scaler, config.precision, run.device, number),
+        skipping=config.on_nonfinite == "skip",
+    )
     run.model.train()
-    for index, (images, labels) in enumerate(track(run.train.epoch(number), batches, number)):
-        targets = labels
-        if run.mix is not None:
-            images, targets = run.mix(images, labels)
-        with autocast(run.device, config.precision):
-            logits = run.model(images)  # [B, K]
-            loss = run.loss(logits, targets).mean()
-        group_size = min(accumulated, batches - index // accumulated * accumulated)
-        run.scaler.scale(loss / group_size if group_size > 1 else loss).backward()
-        tally.add(loss, logits, targets)
-        if (index + 1) % accumulated and index + 1 < batches:
-            continue
-        factor = run.schedule(step)
-        for group, rate in zip(run.optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * factor
-        if config.clip_grad_norm is not None:
-            run.scaler.unscale_(run.optimizer)
-            nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_grad_norm)
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
+    start, before, started = progress.batch, progress.seconds, time.perf_counter()
+    index = start - 1
+    try:
+        chosen = track(run.train.epoch(number, start), run.tally.images, number)
+        for index, (images, labels) in enumerate(chosen, start):
+            if index % accumulated == 0:
+                factor = run.schedule(step)
+                for group, rate in zip(run.optimizer.param_groups, base_rates, strict=True):
+                    group["lr"] = rate * factor
+            targets = labels
+            if run.mix is not None:
+                images, targets = run.mix(images, labels)
+            with autocast(run.device, config.precision):
+                logits = run.model(images)  # [B, K]
+                loss = run.loss(logits, targets).mean()
+            guard.check_loss(loss, index, images, targets)
+            group_size = min(accumulated, batches - index // accumulated * accumulated)
+            run.scaler.scale(loss / group_size if group_size > 1 else loss).backward()
+            run.tally.add(loss, logits, targets)
+            if (index + 1) % accumulated and index + 1 < batches:
+                continue
+            norm = None
+            if config.clip_grad_norm is not None:
+                run.scaler.unscale_(run.optimizer)
+                norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_grad_norm)
+            guard.check_gradients(norm, index, images, targets)
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
+            run.optimizer.zero_grad()
+            step += 1
+            if run.average is not None and step % config.model_ema_steps == 0:
+                run.average.update_parameters(run.model)
+            progress.batch = index + 1
+            guard.after_step()
+            if pauses.after_step() and index + 1 < batches:
+                guard.settle()
+                check_class_ids()
+                progress.seconds = before + time.perf_counter() - started
+                yield Pause(number, progress.batch, batches)
+        guard.settle()
+    except NonFiniteError:  # whoever calls may go on: after these batches, from the weights there are
         run.optimizer.zero_grad()
-        step += 1
-        if run.average is not None and step % config.model_ema_steps == 0:
-            run.average.update_parameters(run.model)
+        progress.nonfinite += 1
+        progress.batch = min(batches, (index // accumulated + 1) * accumulated)
+        progress.seconds = before + time.perf_counter() - started
+        raise
     check_class_ids()  # the epoch's end waits for the device anyway
-    return tally.scores(), run.optimizer.param_groups[0]["lr"]
+    progress.seconds = before + time.perf_counter() - started
 
 
 def steps_per_epoch(batches: int, accumulated: int) -> int:
@@ -209,16 +306,28 @@ def steps_per_epoch(batches: int, accumulated: int) -> int:
     return -(-batches // accumulated)
 
 
-def score(run: Run, batches: Batches) -> Scores:
-    """The loss and the accuracy of the run's model on a split, in the run's precision."""
-    logits, labels = predict(run.evaluated, batches, run.config.precision)
+def score(run: Run, batches: Batches, stop: Callable[[], bool] = lambda: False) -> Scores | None:
+    """The loss and the accuracy of the run's model on a split, in the run's precision; None if stopped between."""
+    outputs = predict_until(stop, run.evaluated, batches, run.config.precision)
+    if outputs is None:
+        return None
+    logits, labels = outputs
     hits = (logits.argmax(1) == labels).sum().item()
     return Scores(loss_of(run.loss, logits, labels), hits / len(labels), len(labels))
 
 
-@torch.inference_mode()
 def predict(model: nn.Module, batches: Batches, precision: str = "float32") -> tuple[Tensor, Tensor]:
     """Logits [N, K] float32 and labels [N] of a whole split, in its order, on the batches' device."""
+    outputs = predict_until(lambda: False, model, batches, precision)
+    assert outputs is not None
+    return outputs
+
+
+@torch.inference_mode()
+def predict_until(
+    stop: Callable[[], bool], model: nn.Module, batches: Batches, precision: str
+) -> tuple[Tensor, Tensor] | None:
+    """As `predict`; None if `stop`, asked after each batch, says so."""
     was_training = model.training
     model.eval()
     logits, labels = [], []
@@ -226,8 +335,10 @@ def predict(model: nn.Module, batches: Batches, precision: str = "float32") -> t
         for images, ids in batches.epoch(0):
             logits.append(model(images).float())
             labels.append(ids)
+            if stop():
+                break
     model.train(was_training)
-    return torch.cat(logits), torch.cat(labels)
+    return None if stop() else (torch.cat(logits), torch.cat(labels))
 
 
 @torch.inference_mode()

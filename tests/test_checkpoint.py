@@ -17,7 +17,8 @@ from torch import nn
 from softmaxce import checkpoint
 from softmaxce.build import build_evaluation, build_run, config_of
 from softmaxce.errors import RunError
-from softmaxce.runfolder import BEST, LAST, append_metrics, create, cut_metrics, newest, read_metrics, replace_file
+from softmaxce.files import replace_file
+from softmaxce.runfolder import BEST, LAST, append_metrics, create, cut_metrics, newest, read_metrics
 from softmaxce.train import fit
 
 from .test_train import config
@@ -108,7 +109,7 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from softmaxce.runfolder import replace_file
+from softmaxce.files import replace_file
 print("ready", flush=True)
 while True:
     for letter in b"ab":

@@ -51,8 +51,9 @@ def test_json_is_lines_of_json_with_the_documented_fields(softmaxce: Softmaxce, 
 def test_the_run_folder_holds_all_that_was_promised(softmaxce: Softmaxce, small: Path, tmp_path: Path) -> None:
     softmaxce("train", "--config", "small.yaml", "--json")
     folder = tmp_path / "runs" / "small" / "1"
-    names = {"config.yaml", "run.json", "metrics.jsonl", "last.safetensors", "best.safetensors"}
-    assert {file.name for file in folder.iterdir()} == names
+    names = {"config.yaml", "run.json", "metrics.jsonl", "last.safetensors", "last.1.safetensors", "best.safetensors"}
+    found = {file.name for file in folder.iterdir()}
+    assert found - {"best.1.safetensors"} == names | {".lock"}
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "completed"
     assert record["classes"][0] == "class0"
@@ -492,7 +493,10 @@ def test_a_file_that_cannot_be_written_is_one_line_and_1(small: Path, tmp_path: 
     command = f"ulimit -f 8; {COMMAND} train --config small.yaml --quiet"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "error: runs/small/1/best.safetensors: File too large\n"
+    assert done.stderr == (
+        "error: runs/small/1/best.safetensors: File too large; allow larger files (ulimit -f) and go on with: "
+        "softmaxce train --resume runs/small/1\n"
+    )
     assert not (tmp_path / "runs/small/1/best.safetensors.tmp").exists()
 
 

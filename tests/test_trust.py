@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision.models import get_model_weights
 
+from softmaxce import checkpoint
 from softmaxce.errors import DataError
 from softmaxce.models.zoo import torchvision_model
 
@@ -85,7 +86,8 @@ def test_a_checkpoint_that_names_a_function_of_pythons_runs_nothing(
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - it is no dict
     for key in ("model", "loss", "optimizer", "schedule"):
         header["config"][key] = {"name": "os:system", "command": f"touch {trace}"}
-        save_file(tensors, file, {"softmaxce": json.dumps(header)})
+        text = json.dumps(header)
+        save_file(tensors, file, {"softmaxce": text, "sha256": checkpoint._checksum(tensors, text)})
         done = softmaxce("eval", "run")
         assert done.returncode == 2
         assert "os:system" in done.stderr

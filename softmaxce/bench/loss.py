@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import RunError
-from ..registry import Component, build
+from ..losses.make import make_loss
+from ..registry import Component
 from .accuracy import Errors, errors, truth
 from .allocator import reserve
 from .clock import Timed, clock_for, race
@@ -163,7 +164,5 @@ def compare(case: Case, rounds: int, with_compiled: bool, others: Sequence[Compo
 
 
 def _built(component: Component, case: Case) -> Loss:
-    loss = build(component, {"num_classes": case.classes, "class_counts": [100] * case.classes})
-    if isinstance(loss, nn.Module):
-        loss = loss.to(case.device)
-    return lambda logits, targets: loss(logits, targets).mean()
+    made = make_loss(component, [100] * case.classes, case.device)
+    return lambda logits, targets: made(logits, targets).mean()

@@ -1,5 +1,6 @@
 """From a split to batches on the device: chosen, augmented and normalised there, a batch at a time."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import DataError
+from ..errors import DataError, WorkerError
 from .splits import InMemory, OnDisk, Split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -93,14 +94,19 @@ class Batches:
         """How many batches an epoch has."""
         return len(self._chunks(torch.arange(self.num_images)))
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch. The same number gives the same order, whatever was drawn before."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from the one at `start` on.
+
+        The same number gives the same order, whatever was drawn before.
+        """
         if self.shuffle_seed is None:
             order = torch.arange(self.num_images)
         else:
             generator = torch.Generator().manual_seed((self.shuffle_seed * 1_000_003 + number) % 2**63)
             order = torch.randperm(self.num_images, generator=generator)
-        chunks = self._chunks(order)
+        chunks = self._chunks(order)[start:]
+        if not chunks:
+            return
         if self.images is not None:
             for chunk in chunks:
                 chosen = chunk.to(self.device)
@@ -125,11 +131,20 @@ class Batches:
             collate_fn=_stacked,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # so that the global one is left alone
+            worker_init_fn=_ignore_interrupts,
         )
-        for images in loader:
-            if isinstance(images, DataError):
-                raise images
-            yield images
+        try:
+            for images in loader:
+                if isinstance(images, DataError):
+                    raise images
+                yield images
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise WorkerError(
+                "a process that decodes images was killed, often because memory ran out; lower data.workers "
+                f"(0 decodes in the training process) or data.batch_size ({str(error).splitlines()[0]})"
+            ) from error
 
     def _prepared(self, images: Tensor) -> Tensor:
         """[B, C, H, W] uint8 -> float, augmented, normalised."""
@@ -154,6 +169,11 @@ class _Files(Dataset[Tensor | DataError]):
             return self.split.decode(self.split.files[index])
         except DataError as error:
             return error
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C goes to all processes of a terminal; the training one ends its workers when it has finished its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stacked(images: list[Tensor | DataError]) -> Tensor | DataError:

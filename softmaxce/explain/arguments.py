@@ -70,6 +70,15 @@ def label(text: str, classes: Sequence[str]) -> int | list[float]:
     return shares
 
 
+def mix(text: str) -> tuple[int, float]:
+    """The image and its share in `5` (half) or `5=0.3`. Raises: ConfigError."""
+    index, equals, share = text.partition("=")
+    value = numbers(share, "--mix") if equals else [0.5]
+    if not index.isdecimal() or len(value) != 1 or not 0 <= value[0] <= 1:
+        raise _mistake("--mix", f"is an image's number and its share from 0 to 1, like 5=0.3; got '{text}'")
+    return int(index), value[0]
+
+
 def _class_id(name: str, classes: Sequence[str]) -> int:
     if name in classes:
         return classes.index(name)

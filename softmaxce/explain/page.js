@@ -268,7 +268,7 @@ const SENTENCES = {
       ? `It says what is true: ${data.classes[steps.main]}. As a vector it is 1 for the true class and 0 for all others, which is called one-hot.`
       : "It is a soft one: several classes have a share of it, as in images blended by mixup or CutMix.";
     const smooth = steps.label_smoothing
-      ? ` Label smoothing spreads ${num(steps.label_smoothing)} of it evenly over all ${K} classes, so that the network need not become endlessly sure.`
+      ? ` Label smoothing spreads ${num(steps.label_smoothing)} of it evenly over all ${K} classes, so that the network need not become endlessly sure.${data.weight ? "" : " From here on, L is the smoothed label."}`
       : "";
     const weighted = data.weight
       ? " The run's class weights then make some classes count more than others: share times weight is Q, and Q takes the place of L from here on."
@@ -277,7 +277,9 @@ const SENTENCES = {
   },
   product_sentence: (steps) => {
     const left = steps.targets.filter((share) => share > 0).length;
-    const rule = `For each class, minus ${Q} times the log of S. `;
+    const rule =
+      "The log (the natural one) of a probability is 0 for certainty and falls without end towards probability 0; " +
+      `the minus makes a penalty of it. It is taken of each class's S, times ${Q}. `;
     if (left === K) return `${rule}No ${Q} is 0, so every class's term counts.`;
     if (left !== 1) return `${rule}Where ${Q} is 0 the term vanishes; ${left} are left.`;
     return `${rule}Where ${Q} is 0 the term vanishes, whatever S may be. One is left: ${data.classes[argmax(steps.targets)]}'s.`;

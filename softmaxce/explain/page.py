@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from ..runfolder import replace_file
+from ..files import replace_file
 from .explanation import Explanation
 from .text import print_explanation, rows_for
 

@@ -246,8 +246,8 @@ def _subtract(to: _Teller) -> None:
     to.heading("Take the largest off all")
     to.say(
         "Next comes exp, and exp of a large number is too large for a computer: float32 ends at exp(88.7). So the "
-        f"largest logit, {to.num(steps.largest)}, is taken off all of them. The probabilities stay the same, for they "
-        "depend on the differences alone."
+        f"largest logit, {to.num(steps.largest)}, is taken off all of them. What comes out is the same, for it "
+        "depends on the differences alone."
     )
     to.table(["", f"z - {to.num(steps.largest)}"], lambda i: [to.num(steps.shifted[i])])
 
@@ -288,14 +288,13 @@ def _label(to: _Teller) -> None:
             f"It says what is true: {to.explanation.label}. As a vector it is 1 for the true class and 0 for all "
             "others, which is called one-hot."
         )
-    elif sum(steps.label) == 0:
-        to.say("It is one that this run's loss leaves out of account: no class has a share.")
     else:
         to.say("It is a soft one: several classes have a share of it, as in images blended by mixup or CutMix.")
     if steps.label_smoothing:
         to.say(
             f"Label smoothing spreads {to.num(steps.label_smoothing)} of it evenly over all {len(to.classes)} classes, "
             "so that the network need not become endlessly sure."
+            + ("" if steps.weight is not None else " From here on, L is the smoothed label.")
         )
     if steps.weight is not None:
         to.say(
@@ -319,15 +318,16 @@ def _product(to: _Teller) -> None:
     q = "Q" if steps.weight is not None else "L"
     to.heading(f"Cross-entropy: -{q} log S")
     left = [index for index, share in enumerate(steps.targets) if share > 0]
+    rule = (
+        "The log (the natural one) of a probability is 0 for certainty and falls without end towards probability 0; "
+        f"the minus makes a penalty of it. It is taken of each class's S, times {q}."
+    )
     if len(left) == 1:
-        to.say(
-            f"For each class, minus {q} times the log of S. Where {q} is 0 the term vanishes, whatever S may be. One "
-            f"is left: {to.classes[left[0]]}'s."
-        )
+        to.say(f"{rule} Where {q} is 0 the term vanishes, whatever S may be. One is left: {to.classes[left[0]]}'s.")
     elif len(left) == len(to.classes):
-        to.say(f"For each class, minus {q} times the log of S. No {q} is 0, so every class's term counts.")
+        to.say(f"{rule} No {q} is 0, so every class's term counts.")
     else:
-        to.say(f"For each class, minus {q} times the log of S. Where {q} is 0 the term vanishes; {len(left)} are left.")
+        to.say(f"{rule} Where {q} is 0 the term vanishes; {len(left)} are left.")
 
     def row(i: int) -> list[Cell]:
         lit = steps.targets[i] > 0
@@ -378,12 +378,12 @@ def _loss(to: _Teller) -> None:
 
 def _gradient(to: _Teller) -> None:
     steps = to.steps
-    q = "Q" if steps.weight is not None else ("L" if not steps.label_smoothing else "smoothed L")
+    q = "Q" if steps.weight is not None else "L"
     total = math.fsum(steps.targets)
     factor = "" if steps.weight is None else f"{to.num(total)} "
     to.heading(f"The gradient: {factor}S - {q}")
     to.say(
-        "It says how fast the loss rises with each logit, and it comes out as simply as that"
+        "It says how fast the loss rises with each logit, and this is all there is to its formula"
         + (f" ({to.num(total)} is the sum of Q)" if factor else "")
         + ". Training goes the other way: what has too small a probability is raised, what has too large a one is "
         "lowered, each by as much as it is wrong. Together they make 0."
@@ -414,8 +414,8 @@ def _step(to: _Teller) -> None:
     to.heading("One step against the gradient")
     size = "once" if step.size == 1 else f"{to.num(step.size)} times (1 over the sum of Q)"
     to.say(
-        f"Take it off the logits {size}, and softmax comes out anew. In training the step is smaller, and goes on "
-        "through the network to its weights."
+        f"Take the gradient off the logits {size}, and let softmax come out anew. In training the step is smaller, and "
+        "goes on through the network to its weights."
     )
     s, after = steps.probabilities, step.probabilities
     to.table(

@@ -43,9 +43,29 @@ def read_image(run: Evaluation, file: Path) -> Tensor:
 
 def pick(run: Evaluation, split: str, index: int) -> tuple[Tensor, int]:
     """An image [C, H, W] uint8 of a split of the run's data, and its class id. Raises: DataError."""
-    chosen: Split = split_of(run, split)
+    return _take(split_of(run, split), split, index)
+
+
+def blend(run: Evaluation, split: str, index: int, other: int, share: float) -> tuple[Tensor, Tensor]:
+    """Two images of a split as one, as mixup makes them in training: (1 - share) of the first, `share` of the other.
+
+    Returns: the image [C, H, W] uint8 (rounded to whole levels), and its soft label [K].
+    Raises: DataError.
+
+    Zhang et al. 2018, "mixup: Beyond empirical risk minimization", section 2.
+    """
+    chosen = split_of(run, split)
+    (first, label), (second, other_label) = _take(chosen, split, index), _take(chosen, split, other)
+    image = ((1 - share) * first.double() + share * second.double()).round().to(torch.uint8)
+    labels = torch.zeros(len(run.classes), dtype=torch.float64)
+    labels[label] += 1 - share
+    labels[other_label] += share
+    return image, labels
+
+
+def _take(chosen: Split, split: str, index: int) -> tuple[Tensor, int]:
     if not 0 <= index < len(chosen):
-        raise DataError(f"--index {index}: the {split} split has the images 0 to {len(chosen) - 1}")
+        raise DataError(f"image {index}: the {split} split has the images 0 to {len(chosen) - 1}")
     one = chosen.take(torch.tensor([index]))
     image = one.images[0] if isinstance(one, InMemory) else one.decode(one.files[0])
     return image, int(one.labels[0])
@@ -62,7 +82,8 @@ def explain_image(
         target: the class id, or [K] shares of it; None to let the model's own answer stand for it.
         title: what is explained, for the first line.
         temperature: what the logits are divided by; calibration.temperature_of(path) is the run's own.
-    Raises: RunError if the model's logits are not finite; DataError if the image has another shape.
+    Raises: RunError if the model's logits are not finite; DataError if the image has another shape or its label is
+        one that the loss ignores.
     """
     batches = run.batches(InMemory(image.unsqueeze(0), torch.zeros(1, dtype=torch.int64)))
     logits = predict(run.model, batches, run.config.precision)[0][0].cpu()  # [K]
@@ -77,15 +98,17 @@ def explain_image(
     if type(loss) in (SoftmaxCrossEntropy, nn.CrossEntropyLoss):
         assert isinstance(loss, nn.CrossEntropyLoss)
         weight, label_smoothing = loss.weight, loss.label_smoothing
-        if target == loss.ignore_index:
-            target = torch.zeros(len(logits))
-            notes.append("This run's loss leaves the label's class out of account (ignore_index): its loss is 0.")
+        if isinstance(target, int) and target == loss.ignore_index:
+            raise DataError(
+                f"{title}: this run's loss leaves the class {run.classes[target]} out of account (ignore_index), so "
+                "that there is nothing to explain; choose another image, or another --label"
+            )
     else:
         own_loss = _own_loss(run.config.loss.name, loss, logits, target)
     if run.config.mixup_alpha or run.config.cutmix_alpha:
         notes.append(
-            "In training, this run blends images and their labels (mixup, CutMix). This image is not blended; "
-            f"--label {run.classes[0]}=0.7,{run.classes[1]}=0.3 shows what the loss does with a blended label."
+            "In training, this run blends images and their labels (mixup, CutMix). --index 1 --mix 5=0.3 explains such "
+            "a blend."
         )
     steps = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing, temperature=temperature)
     normalised = next(batches.epoch(0))[0][0]

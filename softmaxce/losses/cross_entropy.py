@@ -65,7 +65,7 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
         dim: the dimension of the classes.
     Returns: the same shape; each in [0, 1], their sum along `dim` 1.
 
-    Bridle 1990, eq. 10; the article's step 1.
+    Bridle 1990; the article's step 1.
 
     >>> softmax(torch.tensor([2.0, 1.0, 0.1]))
     tensor([0.6590, 0.2424, 0.0986])
@@ -411,7 +411,9 @@ def _kernels(input: Tensor, target: Tensor, weight: Tensor | None) -> ModuleType
         or not input.numel()
     ):
         return None
-    return cpu if input.is_cpu else fused if input.is_cuda and fused.available(input.device) else None
+    if input.is_cpu:
+        return cpu
+    return fused if input.is_cuda and fused.available(input.device, input.dtype) else None
 
 
 # -- as a module ------------------------------------------------------------------------------------------------------

@@ -66,26 +66,37 @@ def traffic(num_rows: int, num_classes: int, dtype: torch.dtype, soft: torch.dty
 
 # -- whether it can be used -------------------------------------------------------------------------------------------
 
-_tried: dict[torch.device, bool] = {}
+_tried: dict[tuple[torch.device, torch.dtype], bool] = {}
 
 
-def available(device: torch.device) -> bool:
-    """Whether the kernels run on this device. It is tried once, on a few numbers."""
-    if device not in _tried:
+def available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels work for logits of this dtype on this device. It is tried once, on a few numbers."""
+    key = device, dtype
+    if key not in _tried:
         if torch.cuda.is_current_stream_capturing():
             return False  # this is not the time to compile; it is asked again
-        _tried[device] = _runs(device)
-    return _tried[device]
+        _tried[key] = dtype != torch.float64 and _work(device, dtype)
+    return _tried[key]
 
 
-def _runs(device: torch.device) -> bool:
+def _work(device: torch.device, dtype: torch.dtype) -> bool:
+    """Compute a loss and its gradient, twice, and compare with the definition."""
+    from .cross_entropy import definition
+
     try:
-        from . import triton_kernels
-
-        result, divisor = torch.empty(2, device=device)
-        with torch.cuda.device_of(result):
-            triton_kernels.reduce[(1,)](torch.ones(2, device=device), result, divisor, 1, MEAN=True, BLOCK=16)
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = torch.linspace(-2, 3, 20, device=device).view(2, 10).to(dtype).requires_grad_()
+            target = torch.tensor([9, 4], device=device)
+            exact = definition(logits.double(), target)
+            (slope,) = torch.autograd.grad(exact, logits)
+            for _ in range(2):
+                loss = fused_cross_entropy(logits, target, None, -100, "mean", 0.0, torch.float32)
+                (gradient,) = torch.autograd.grad(loss, logits)
+                close = torch.allclose(gradient, slope, rtol=0.02, atol=1e-6)
+                if not (close and torch.allclose(loss.double(), exact)):
+                    raise ArithmeticError("the kernels are wrong")
     except Exception:  # noqa: BLE001  no Triton, no compiler for its launcher, a GPU it does not know, ...
+        _wrong.pop(device, None)  # nobody will note anything there
         return False
     return True
 
@@ -140,7 +151,7 @@ def fused_cross_entropy(
         dtype: of the result.
     Returns: [N] for the reduction "none", else a scalar. A class id out of range makes it NaN; see check_class_ids.
     """
-    if torch.float64 in (logits.dtype, dtype):
+    if dtype == torch.float64:  # soft labels or weights have made it so
         from .cross_entropy import definition
 
         return definition(logits, target, weight, ignore_index, reduction, label_smoothing).to(dtype)
@@ -171,7 +182,7 @@ def _launch(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: st
     labels = target.contiguous()
     kind = kernels.SOFT if target.ndim == 2 else kernels.SMOOTH if label_smoothing > 0 else kernels.IDS
     constants = {
-        "KIND": kind,
+        "KIND": kind.value,
         "WEIGHTED": weight is not None,
         "EXACT": logits.dtype == torch.float32,
         "REDUCED": reduction != "none",

@@ -37,7 +37,6 @@ HEADROOM = tl.constexpr(48)
 DOWN = tl.constexpr(2.0**-48)
 DEPTH = tl.constexpr(-119.0)  # below it, exp times any sensible factor is 0
 INFINITY = tl.constexpr(float("inf"))
-NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
@@ -165,13 +164,13 @@ def forward(
 
     z_y = x_y - origin
     total = rest + exponential(x_y, origin, EXACT)
-    total = tl.where(m == -INFINITY, NAN, total)
-    label_sum = tl.where(bad, NAN, tl.where(counts, others + label_y, 0.0))
+    total = tl.where(m == -INFINITY, float("nan"), total)
+    label_sum = tl.where(bad, float("nan"), tl.where(counts, others + label_y, 0.0))
     if KIND == IDS:
         product = tl.where(w_y != 0.0, label_y * z_y, 0.0)
     log_sum = tl.where(z_y == 0.0, log1p(rest * DOWN), tl.log(total * DOWN))
-    loss = tl.where(total == total, label_sum * log_sum - product, NAN)
-    loss = tl.where(bad, NAN, tl.where(counts, loss, 0.0))
+    loss = tl.where(total == total, label_sum * log_sum - product, float("nan"))
+    loss = tl.where(bad, float("nan"), tl.where(counts, loss, 0.0))
     tl.store(saved + row, origin, mask=live)
     tl.store(saved + num_rows.to(tl.int64) + row, total, mask=live)
     tl.store(saved + num_rows.to(tl.int64) * 2 + row, rest, mask=live)

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..compare import FIGURES, Comparison
 from ..errors import RunError
-from ..runfolder import replace_file
+from ..files import replace_file
 from .comparison import conclusions, value_text
 from .pictures import DARK, LIGHT, Ink, axes_of, in_style, whole_numbers
 

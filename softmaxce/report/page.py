@@ -107,7 +107,10 @@ def _figure_rows(findings: Findings) -> list[tuple[str, str, list[str]]]:
     for name, meaning in MEANINGS.items():
         values = [getattr(judgement.figures, name) for judgement in findings.judged]
         if values[0] is not None:
-            rows.append((name, meaning, [f"{value:.4f}" for value in values]))
+            told = [f"{value:.4f}" for value in values]
+            if name == "loss":
+                told[1:] = ["–"] * (len(told) - 1)  # it is of the logits as they are, whatever the temperature
+            rows.append((name, meaning, told))
     return rows
 
 

@@ -68,7 +68,7 @@ class Reporter(Protocol):
     def start(self, run: Run, folder: Path) -> None:
         """The run begins, or goes on."""
 
-    def track(self, batches: Iterable[Batch], count: int, epoch: int) -> Iterable[Batch]:
+    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:
         """The same batches, watched."""
 
     def epoch(self, epoch: Epoch) -> None:
@@ -132,9 +132,9 @@ class GrowingTable:
         for line in introduction(run, folder):
             console.stderr().print(line, style="dim")
 
-    def track(self, batches: Iterable[Batch], count: int, epoch: int) -> Iterator[Batch]:
+    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterator[Batch]:
         """Draw a bar while the batches pass."""
-        task = self.progress.add_task("", total=self.images, label=f"{epoch}/{self.epochs}")
+        task = self.progress.add_task("", total=self.images, completed=done, label=f"{epoch}/{self.epochs}")
         self.progress.start()
         try:
             for batch in batches:
@@ -197,7 +197,7 @@ class PlainLines:
         for line in introduction(run, folder):
             print(line, file=sys.stderr)
 
-    def track(self, batches: Iterable[Batch], count: int, epoch: int) -> Iterable[Batch]:
+    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:
         """The batches as they are."""
         return batches
 
@@ -244,6 +244,7 @@ class JsonLines:
             "run": str(folder),
             "epochs": run.config.epochs,
             "epochs_done": run.progress.epoch,
+            "batches_done": run.progress.batch,
             "images": images,
             "classes": list(run.classes),
             "parameters": sum(p.numel() for p in run.model.parameters()),
@@ -252,7 +253,7 @@ class JsonLines:
         }
         _emit(line)
 
-    def track(self, batches: Iterable[Batch], count: int, epoch: int) -> Iterable[Batch]:
+    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:
         """The batches as they are."""
         return batches
 

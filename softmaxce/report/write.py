@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import RunError
-from ..runfolder import replace_file
+from ..files import replace_file
 from .explanations import write_explanations
 from .findings import find
 from .page import html

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import mpmath
 import pytest
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softmaxce import menus
 from softmaxce.bench import contestants
 from softmaxce.bench.accuracy import errors, truth
 from softmaxce.bench.loss import Case, compare, inputs, measure
 from softmaxce.bench.memory import peak_bytes
+from softmaxce.registry import Component
 
 CPU = torch.device("cpu")
 
@@ -104,12 +107,18 @@ def test_a_cells_threads_are_what_torch_may_use_in_it_and_only_in_it() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_a_loss_from_the_menu_runs_beside_them() -> None:
-    from softmaxce.registry import Component
-
-    others = [Component("torch_cross_entropy", "softmaxce.losses.builtin:torch_cross_entropy", {})]
+def test_every_loss_on_the_menu_and_the_users_function_run_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch.nn import functional\n\n\n"
+        "def mine(logits, targets):\n    return functional.cross_entropy(logits, targets, reduction='none')\n"
+    )
+    others = [Component(name, target, {}) for name, target in menus.LOSSES.items()]
+    others.append(Component("mine", f"{tmp_path / 'mine.py'}:mine", {}))
     found = compare(Case(16, 4, "float32", CPU, 1), rounds=2, with_compiled=False, others=others)
+    assert set(found) == {"torch", "ours", "naive", "mine", *menus.LOSSES}
     assert found["torch_cross_entropy"].errors == found["torch"].errors
+    assert found["mine"].errors.gradient == pytest.approx(found["torch"].errors.gradient, rel=1e-3)
+    assert found["focal"].errors.largest > 0.1  # it is another loss
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is the GNU C library's")

@@ -2,21 +2,32 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from rich.cells import cell_len
 from scipy.special import log_softmax, softmax
 from sklearn.datasets import load_digits
+from torchvision.transforms import v2
+from typer.testing import CliRunner
 
 from softmaxce.build import load_source
+from softmaxce.data.splits import InMemory
+from softmaxce.errors import DataError
 from softmaxce.explain import pictures, trained
+from softmaxce.losses.cross_entropy import SoftmaxCrossEntropy
 
-from ..conftest import Softmaxce
+from ..conftest import SMALL, Softmaxce
 from .conftest import Explain
+from .conftest import trained as trained_run
 
 EXAMPLE = ("--logits", "2.0,1.0,0.1", "--label", "0", "--classes", "cat,dog,bird")
 
@@ -84,6 +95,10 @@ def test_of_many_classes_the_largest_and_the_label_have_a_row_and_the_rest_one_t
         (("--logits", "1,2", "--label", "0", "--weight", "1,-1"), "--weight: needs 2 numbers"),
         (("--logits", "1,2", "--label", "0", "--index", "1"), "--logits: takes the place of RUN, IMAGE and --index"),
         (("nothing", "--index", "1", "--weight", "1,2"), "--weight: goes with --logits"),
+        (("--logits", "1,2", "--label", "0", "--mix", "1"), "--mix: goes with --index"),
+        (("nothing", "no.png", "--mix", "1"), "--mix: goes with --index"),
+        (("nothing", "--index", "1", "--mix", "1=2"), "--mix: is an image's number and its share from 0 to 1"),
+        (("nothing", "--index", "1", "--mix", "x"), "--mix: is an image's number and its share from 0 to 1"),
         (("nothing", "--index", "1"), "nothing: there is no such run folder or checkpoint"),
     ],
 )
@@ -93,6 +108,17 @@ def test_a_mistake_is_one_line_and_2(explain: Explain, arguments: tuple[str, ...
     assert done.stderr.startswith(f"error: {message}")
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_a_mistake_is_answered_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import sys; from importlib.metadata import entry_points; from typer.testing import CliRunner\n"
+        "app = next(iter(entry_points(group='console_scripts', name='softmaxce'))).load()\n"
+        "done = CliRunner().invoke(app, ['explain', '--logits', '1,2', '--label', '7'])\n"
+        "print(done.exit_code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
 
 
 def test_shares_of_a_label_are_a_soft_label(explain: Explain) -> None:
@@ -155,6 +181,22 @@ def test_smoothing_and_weights_of_the_run_are_in_the_steps(explain: Explain, lin
     assert "every class's term counts" in " ".join(text.split())
 
 
+def test_a_blend_is_torchvisions_mixup(explain: Explain, linear_run: Path) -> None:
+    answer = json.loads(explain(str(linear_run), "--index", "1", "--mix", "2=0.25", "--json").stdout)
+    run = trained.open_run(linear_run)
+    source = load_source(run.config)
+    assert isinstance(source.test, InMemory)
+    images, labels = source.test.images[[1, 2]].float(), source.test.labels[[1, 2]]
+    mixup, options = v2.MixUp(num_classes=10), {"labels": labels, "batch_size": 2, "lam": 0.75}
+    mixed, shares = mixup.transform(images, options), mixup.transform(labels, options)
+    np.testing.assert_allclose(np.array(answer["image"]), mixed[0].numpy(), atol=0.51)
+    np.testing.assert_allclose(answer["label"], shares[0].numpy(), rtol=1e-6)
+    leaf = torch.tensor([answer["raw_logits"]], dtype=torch.float64)
+    weight = torch.tensor([1, 2, 1, 1, 1, 1, 1, 1, 1, 0.5], dtype=torch.float64)
+    wanted = torch.nn.functional.cross_entropy(leaf, shares[:1].double(), weight, label_smoothing=0.1)
+    assert answer["loss"] == pytest.approx(wanted.item(), rel=1e-6)
+
+
 def test_the_pixels_pushes_and_the_bias_add_up_to_the_logits(explain: Explain, linear_run: Path) -> None:
     answer = json.loads(explain(str(linear_run), "--index", "1", "--json").stdout)
     pixels = np.array(answer["contributions"]["pixels"])
@@ -170,13 +212,13 @@ def test_an_index_is_the_image_of_that_split(explain: Explain, linear_run: Path)
     np.testing.assert_allclose(np.array(answer["image"]).reshape(-1), pixels[35] * 255 / 16, atol=0.5)
     done = explain(str(linear_run), "--index", "360")
     assert done.exit_code == 2
-    assert "--index 360: the test split has the images 0 to 359" in done.stderr
+    assert "image 360: the test split has the images 0 to 359" in done.stderr
 
 
 def test_a_file_is_explained_as_the_same_image_of_the_split(explain: Explain, linear_run: Path, tmp_path: Path) -> None:
     source = load_source(trained.open_run(linear_run).config)
-    assert source.test is not None
-    image, label = source.test.images[3], int(source.test.labels[3])  # type: ignore[union-attr]
+    assert isinstance(source.test, InMemory)
+    image, label = source.test.images[3], int(source.test.labels[3])
     Image.fromarray(image[0].numpy()).save(tmp_path / "digit.png")
     of_split = json.loads(explain(str(linear_run), "--index", "3", "--json").stdout)
     of_file = json.loads(explain(str(linear_run), str(tmp_path / "digit.png"), "--label", str(label), "--json").stdout)
@@ -189,31 +231,51 @@ def test_a_file_is_explained_as_the_same_image_of_the_split(explain: Explain, li
 
 
 def test_another_loss_is_named_with_its_value_beside_cross_entropy(
-    softmaxce: Softmaxce, small: Path, tmp_path: Path
+    app: typer.Typer, explain: Explain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "half.py").write_text(
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "half_of_it.py").write_text(
         "import torch\ndef half(logits, targets):\n    return torch.nn.functional.cross_entropy(logits, targets) / 2\n"
     )
-    softmaxce("train", "--config", "small.yaml", "--set", "loss=half.py:half", "-q")
-    answer = json.loads(softmaxce("explain", "--index", "0", "--json", "--trust-code").stdout)
-    assert answer["own_loss"]["name"] == "half.py:half"
+    run = trained_run(app, tmp_path, SMALL + "loss: half_of_it.py:half\n")
+    refused = explain(str(run), "--index", "0")
+    assert refused.exit_code == 2
+    assert "--trust-code" in refused.stderr
+    answer = json.loads(explain(str(run), "--index", "0", "--json", "--trust-code").stdout)
+    assert answer["own_loss"]["name"] == "half_of_it.py:half"
     assert answer["own_loss"]["loss"] == pytest.approx(answer["loss"] / 2, rel=1e-5)
     np.testing.assert_allclose(answer["own_loss"]["gradient"], np.array(answer["gradient"]) / 2, rtol=1e-4, atol=1e-7)
+    assert "trained with another loss, half_of_it.py:half" in explain(str(run), "--index", "0", "--trust-code").stdout
 
 
 def test_a_calibrated_run_is_explained_at_its_temperature_unless_told_otherwise(
-    softmaxce: Softmaxce, small: Path
+    app: typer.Typer, explain: Explain, linear_run: Path, tmp_path: Path
 ) -> None:
-    softmaxce("train", "--config", "small.yaml", "-q", "--output", "run")
-    fitted = json.loads(softmaxce("calibrate", "run", "--json").stdout)["temperature"]
+    run = tmp_path / "run"
+    shutil.copytree(linear_run, run)
+    done = CliRunner().invoke(app, ["calibrate", str(run), "--json"])
+    fitted = json.loads(done.stdout)["temperature"]
     assert fitted != 1
-    answer = json.loads(softmaxce("explain", "run", "--index", "0", "--json").stdout)
+    answer = json.loads(explain(str(run), "--index", "0", "--json").stdout)
     assert answer["temperature"] == fitted
     np.testing.assert_allclose(answer["probabilities"], softmax(np.array(answer["raw_logits"]) / fitted), rtol=1e-9)
-    assert (
-        json.loads(softmaxce("explain", "run", "--index", "0", "--json", "--temperature", "1").stdout)["temperature"]
-        == 1
-    )
+    assert json.loads(explain(str(run), "--index", "0", "--json", "--temperature", "1").stdout)["temperature"] == 1
+
+
+def test_a_class_that_the_loss_ignores_is_refused_with_its_name(linear_run: Path) -> None:
+    run = trained.open_run(linear_run)
+    image, label = trained.pick(run, "test", 0)
+    ignoring = replace(run, loss=SoftmaxCrossEntropy(ignore_index=label))
+    with pytest.raises(DataError, match=f"leaves the class {label} out of account"):
+        trained.explain_image(ignoring, image, label, title="an image")
+    trained.explain_image(ignoring, image, (label + 1) % 10, title="an image")
+
+
+def test_a_run_with_mixup_says_how_a_blend_is_explained(linear_run: Path) -> None:
+    run = trained.open_run(linear_run)
+    image, label = trained.pick(run, "test", 0)
+    mixing = replace(run, config=replace(run.config, mixup_alpha=0.2))
+    assert "--mix 5=0.3" in trained.explain_image(mixing, image, label, title="an image").notes[0]
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------

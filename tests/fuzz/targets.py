@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -139,8 +140,12 @@ def checkpoints(folder: Path) -> Round:
     return attempt
 
 
-def _metadata(tensors: object, header: object) -> dict[str, str]:
-    return {"softmaxce": json.dumps(header)}
+def _metadata(tensors: Any, header: object) -> dict[str, str]:
+    """As softmaxce writes it, its checksum right: what is in the file has to be looked at."""
+    from softmaxce import checkpoint
+
+    text = json.dumps(header)
+    return {"softmaxce": text, "sha256": checkpoint._checksum(tensors, text)}
 
 
 # -- images and data files --------------------------------------------------------------------------------------------

@@ -64,7 +64,8 @@ def test_a_broken_law_is_1_with_the_smallest_input_and_a_hint(softmaxce: Softmax
 
 
 def test_json_holds_the_same(softmaxce: Softmaxce, own: Path) -> None:
-    done = softmaxce("check-loss", "own.py:naive", "--json", "--skip", "compile")
+    skipped = (option for law in menus.LAWS if law not in ("finite", "shift", "value") for option in ("--skip", law))
+    done = softmaxce("check-loss", "own.py:naive", "--json", *skipped)
     assert done.returncode == 1
     told = json.loads(done.stdout)
     laws = {line["law"]: line for line in told["laws"]}

@@ -53,8 +53,6 @@ def test_a_loss_on_the_menu_keeps_every_law_it_claims(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("softmax_cross_entropy", {}),
-        ("torch_cross_entropy", {}),
         ("torch.nn.functional:cross_entropy", {"label_smoothing": 0.1, "reduction": "sum"}),
         ("softmax_cross_entropy", {"weight": [1.0, 2.0, 0.5], "label_smoothing": 0.2}),
         ("torch_cross_entropy", {"weight": [1.0, 2.0, 0.5]}),  # with smoothing too, torch's cannot be vmapped
@@ -94,9 +92,9 @@ def test_a_mistake_breaks_the_laws_that_it_should_and_no_other(wrong: type[Wrong
     examined = subject(f"{wrong.__module__}:{wrong.__name__}", "softmax_cross_entropy", **wrong.arguments)
     verdicts = []
     for name in set(menus.LAWS) - {"compile"}:
-        law = law_named(name)  # a third of the examples is enough to find nothing: that was tried above
+        law = law_named(name)  # a quarter of the examples is enough to find nothing: that was tried above
         verdicts.append(
-            judge(name, law if name in wrong.breaks else replace(law, examples=law.examples // 3), examined)
+            judge(name, law if name in wrong.breaks else replace(law, examples=max(1, law.examples // 4)), examined)
         )
     if "compile" in wrong.breaks:
         verdicts.append(compiled(examined))

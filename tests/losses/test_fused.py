@@ -89,7 +89,7 @@ OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 1), (200, 10), (3, 9000)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 1), (200, 10), (2, 5000)], ids=str)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_is_torchs_loss_with_every_option(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(shape[1])
@@ -113,7 +113,7 @@ def test_it_is_torchs_loss_with_every_option(name: str, shape: tuple[int, int], 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The public functions take the kernels: they do on a GPU, and in the interpreter are told to."""
-    assert fused._runs(DEVICE)
+    assert fused._work(DEVICE, torch.float32)
     if INTERPRETED:
         original = module_of_cross_entropy._kernels
         for module in (module_of_cross_entropy, module_of_linear_cross_entropy):
@@ -350,7 +350,7 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 @pytest.mark.skipif(not INTERPRETED, reason="bytes are counted in Triton's interpreter")
 @pytest.mark.parametrize("dtype", DTYPES[:2])
-@pytest.mark.parametrize("shape", [(200, 10), (9, 1000), (2, 9000)], ids=str)
+@pytest.mark.parametrize("shape", [(200, 10), (9, 1000), (2, 5000)], ids=str)
 def test_the_bytes_that_move_are_those_of_the_plan(
     moved: list[int], shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
@@ -380,7 +380,7 @@ def test_the_public_function_takes_the_kernels_on_a_gpu_and_never_waits_for_it()
     logits = torch.randn(64, 1000, device=DEVICE, requires_grad=True)
     ids = torch.arange(64, device=DEVICE)
     cross_entropy(logits, ids).backward()  # compiles
-    assert fused.available(logits.device)
+    assert fused.available(logits.device, logits.dtype)
     torch.cuda.set_sync_debug_mode("error")
     try:
         loss = cross_entropy(logits, ids)

@@ -13,7 +13,7 @@ import torch
 from softmaxce.losses import fused
 
 ROOT = Path(__file__).parents[2]
-triton = pytest.importorskip("triton", minversion="3.2", reason="this PyTorch comes without Triton")
+triton = pytest.importorskip("triton", minversion="3.3", reason="Triton 3.3 or later is not installed")
 
 
 def test_the_kernels_pass_their_tests_in_tritons_interpreter() -> None:
@@ -75,9 +75,62 @@ def test_the_kernels_compile_keep_to_their_registers_and_move_16_bytes_at_a_time
     assert "st.global" in reduce
 
 
+class H100:
+    """What Triton asks a driver before it compiles. Nothing can be launched with it."""
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class Compiled:
+    """A kernel that takes the arguments of a launch, compiles for them and stops there."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.times = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            assert self.kernel.warmup(*args, grid=grid, **kwargs) is not None
+            self.times += 1
+
+        return launch
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton is interpreting, not compiling")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused.py launches them here")
+@pytest.mark.parametrize(("dtype", "soft"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_triton_takes_what_every_launch_gives_it_the_second_time_too(
+    dtype: torch.dtype, soft: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.runtime import driver
+
+    from softmaxce.losses import triton_kernels as kernels
+
+    compiled = {name: Compiled(getattr(kernels, name)) for name in ("forward", "reduce", "backward")}
+    for name, kernel in compiled.items():
+        monkeypatch.setattr(kernels, name, kernel)
+    if not hasattr(driver, "_active"):
+        pytest.skip("this Triton keeps its driver elsewhere")
+    monkeypatch.setattr(driver, "_active", H100())
+    for reduction, weight in (("mean", None), ("none", torch.rand(10))):
+        for _ in range(2):
+            logits = torch.randn(8, 10).to(dtype).requires_grad_()
+            target = torch.rand(8, 10) if soft else torch.arange(8)
+            loss = fused.fused_cross_entropy(logits, target, weight, -100, reduction, 0.1 * soft, dtype)
+            loss.sum().backward()
+    assert [kernel.times for kernel in compiled.values()] == [4, 2, 4]
+
+
 def test_where_the_kernels_cannot_run_they_say_so_and_do_not_raise() -> None:
-    if torch.cuda.is_available():
-        assert fused._runs(torch.device("cuda"))
-    else:
-        assert not fused._runs(torch.device("cuda"))
-    assert not fused._runs(torch.device("meta"))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert fused._work(torch.device("cuda"), dtype) == torch.cuda.is_available()
+        assert not fused._work(torch.device("meta"), dtype)

@@ -1,0 +1,118 @@
+"""Several runs one after the other, for `train --seeds` and `sweep`: started, gone on with, or found finished."""
+
+import json as jsonlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from softmaxce import grid, runfolder
+from softmaxce.errors import FAILED, ConfigError, Problem, RunError, TrainingError
+from softmaxce.grid import Point
+from softmaxce.requirements import Requirement
+from softmaxce.runs import read_run
+
+if TYPE_CHECKING:
+    from softmaxce.report.training import Outcome
+
+    from .train import Plan, Telling
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How one run of several ended: in this process, or in an earlier one."""
+
+    point: Point
+    folder: Path
+    record: dict[str, Any]
+    met: bool
+
+
+def check_options(resume: str | None, dry_run: bool) -> None:
+    """Refuse what several runs cannot do. Raises: ConfigError."""
+    if resume not in (None, "auto"):
+        raise ConfigError([Problem("--resume", "with several runs it takes auto only: each goes on where it stopped")])
+    if dry_run:
+        raise ConfigError([Problem("--dry-run", "tries one config; leave the several runs out")])
+
+
+def make_plans(points: Sequence[Point], output: Path | None, resume: bool) -> list["Plan"]:
+    """Where each run goes, or goes on. Raises: RunError if a folder is in use."""
+    from .train import Plan, resumed
+
+    plans = []
+    for point in points:
+        wanted = output / point.folder_name if output is not None else None
+        if not resume:
+            if wanted is not None and wanted.exists() and any(wanted.iterdir()):
+                raise RunError(f"{wanted}: the folder is not empty; choose another --output, or add --resume auto")
+            plans.append(Plan(point.config, None, wanted))
+            continue
+        found = wanted if wanted is not None else grid.find_run(point.config, Path("runs", point.config.recipe))
+        if found is not None and (found / "config.yaml").is_file():
+            plans.append(Plan(resumed(found, point.config), found, None))
+        else:
+            plans.append(Plan(point.config, None, wanted))
+    return plans
+
+
+def train_each(
+    points: Sequence[Point], plans: Sequence["Plan"], train_one: Callable[["Plan"], "Outcome"]
+) -> list[Finished]:
+    """Train every run that is not finished already. One that fails does not keep the others from being trained."""
+    ended = []
+    for number, (point, plan) in enumerate(zip(points, plans, strict=True), 1):
+        head = f"[{number}/{len(points)}] {point.label}"
+        if plan.resume is not None and _is_over(plan):
+            typer.echo(f"{head}: finished already in {plan.resume}", err=True)
+            ended.append(Finished(point, plan.resume, runfolder.read_record(plan.resume), met=True))
+            continue
+        typer.echo(head, err=True)
+        try:
+            outcome = train_one(plan)
+        except TrainingError as error:
+            typer.echo(f"{head}: failed: {error}", err=True)
+            continue
+        except KeyboardInterrupt:
+            typer.echo("all of them go on with the same command and --resume auto", err=True)
+            raise
+        if outcome.status == "failed":
+            typer.echo(f"{head}: failed: {outcome.message}", err=True)
+            continue
+        met = all(verdict.met for verdict in outcome.verdicts)
+        ended.append(Finished(point, outcome.folder, runfolder.read_record(outcome.folder), met))
+    return ended
+
+
+def split_of(ended: Sequence[Finished]) -> str:
+    """The split that the runs' final figures were measured on."""
+    return next((name for name in ("test", "validation") if all(name in entry.record for entry in ended)), "validation")
+
+
+def train_seeds(
+    points: Sequence[Point], output: Path | None, resume: bool, demands: list[Requirement], telling: "Telling"
+) -> None:
+    """Train one config under several seeds, and tell what their figures come to."""
+    from .train import train_one
+
+    plans = make_plans(points, output, resume)
+    ended = train_each(points, plans, lambda plan: train_one(plan, demands, telling))
+    split = split_of(ended)
+    rows = [(entry.point.label, entry.folder, entry.record[split]) for entry in ended if split in entry.record]
+    if len(rows) > 1:
+        from softmaxce.report import console, seeds
+
+        found = seeds.summarize(split, rows)
+        if telling.json:
+            typer.echo(jsonlib.dumps(found.plain()))
+        else:
+            seeds.print_seeds(found, console.stdout())
+    if len(ended) < len(points) or not all(entry.met for entry in ended):
+        raise typer.Exit(FAILED)
+
+
+def _is_over(plan: "Plan") -> bool:
+    assert plan.resume is not None
+    return grid.is_finished(plan.resume) and read_run(plan.resume).epochs == plan.config.epochs

@@ -1,0 +1,63 @@
+"""A loss or a gradient that is not finite: noticed before the step, named, and passed over if asked."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from softmaxce.build import build_run
+from softmaxce.nonfinite import NonFiniteError
+from softmaxce.train import Epoch, Run, fit
+
+from .test_train import config
+
+
+def diverging(precision: str, **changes: Any) -> Run:
+    return build_run(config(optimizer={"name": "sgd", "lr": 1e30}, schedule="constant", precision=precision, **changes))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_learning_rate_that_diverges_is_noticed_before_the_weights_take_it_up(precision: str) -> None:
+    run = diverging(precision)
+    with pytest.raises(NonFiniteError) as raised:
+        list(fit(run))
+    assert (raised.value.epoch, raised.value.batch, raised.value.learning_rate) == (1, 2, 1e30)
+    assert "comes out of layer '" in raised.value.layer
+    assert raised.value.images.shape == (32, 1, 16, 16)
+    assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
+
+
+class NanOnce:
+    """Cross-entropy that is NaN at its third batch, and has a gradient that is at its fourth."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if logits.requires_grad:
+            self.calls += 1
+        loss = nn.functional.cross_entropy(logits, targets)
+        if self.calls == 3:
+            return loss * float("nan")
+        if self.calls == 4:
+            return loss + (logits * 0).abs().sqrt().sum()  # the square root's slope at 0 is infinite, times 0
+        return loss
+
+
+def test_a_step_that_is_skipped_leaves_weights_and_running_statistics_as_they_were() -> None:
+    run = build_run(config(data__train=200, on_nonfinite="skip", model={"name": "cnn", "channels": [4, 8]}))
+    run.loss = NanOnce()
+    told = []
+    events: list[Epoch] = []
+    for _ in range(3):
+        try:
+            events += fit(run)
+        except NonFiniteError as error:
+            told.append((error.batch, error.layer))
+            assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
+    assert [batch for batch, _ in told] == [3, 4]
+    assert "the gradient of '" in told[1][1]
+    assert [event.number for event in events] == [1, 2]
+    assert run.progress.nonfinite == 2
+    assert all(torch.isfinite(torch.tensor(event.train.loss)) for event in events)
