@@ -1,7 +1,6 @@
 """Fuzz softmaxce's readers: `python -m tests.fuzz.run [configs|checkpoints|images ...] --rounds N --seed S`.
 
-A seed decides its round wholly, so a finding is tried again by `--rounds 1 --seed S`; those that were mended stay in
-seeds.py, and the test suite tries them first.
+A seed decides its round wholly, so a finding is tried again by `--rounds 1 --seed S`.
 """
 
 import argparse
