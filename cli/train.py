@@ -28,6 +28,8 @@ from softmaxce.errors import (
 )
 from softmaxce.interrupts import Pauses, Signals, Terminated, every
 
+from .trust import TrustCode
+
 if TYPE_CHECKING:
     from softmaxce.nonfinite import NonFiniteError
     from softmaxce.report.training import Outcome, Reporter
@@ -87,6 +89,7 @@ def train(
         str | None,
         typer.Option(metavar="auto|RUN", help="Go on with a run folder; auto: where this run stopped, or start it."),
     ] = None,
+    trust_code: TrustCode = False,
     require: Annotated[
         list[str] | None,
         typer.Option(metavar="FIGURE>=N", help="Demand a final figure, e.g. 'accuracy>=0.99'; exit 1 if not met."),
@@ -118,6 +121,8 @@ def train(
         train_seeds(asked, output, resume == "auto", demands, telling)
         return
     plan = make_plan(config, overrides, output, resume)
+    if resume is not None and config is None and not trust_code:  # the config lay in the run folder
+        configs.refuse_users_code(plan.config, f"--resume {resume}")
     if dry_run:
         from softmaxce.build import build_run
         from softmaxce.report.summary import print_summary

@@ -19,6 +19,7 @@ from .losses.make import Loss, make_loss, refuse_unfit
 from .registry import build
 from .runtime import choose_device, seed_everything, set_deterministic
 from .train import Run, steps_per_epoch
+from .verify import check_header, check_weights
 
 
 def build_run(config: Config) -> Run:
@@ -234,11 +235,12 @@ def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, 
 
     Raises: ConfigError if it is none; RunError if it names `module:Name` and that code is not to be trusted.
     """
+    check_header(checkpoint.header, checkpoint.file)
     plain = dict(checkpoint.header["config"])
     for key, value in (changes or {}).items():
         section, _, name = key.rpartition(".")
         if section:
-            plain[section] = {**plain[section], name: value}
+            plain[section] = {**(plain[section] if isinstance(plain.get(section), dict) else {}), name: value}
         else:
             plain[key] = value
     document = yamlfile.parse(yamlfile.dump(plain), str(checkpoint.file))
@@ -259,6 +261,11 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
     stored = header["preprocessing"]
     channels, height, width = stored["shape"]
     preprocessing = Preprocessing((channels, height, width), tuple(stored["mean"]), tuple(stored["std"]))
+    if ":" not in config.model.name:  # shapes are compared before memory is taken for whatever the file asks for
+        supplied = {"in_channels": channels, "image_size": (height, width), "num_classes": len(header["classes"])}
+        with torch.device("meta"):
+            shapes = build(config.model, supplied).state_dict()
+        check_weights(shapes, checkpoint.weights, checkpoint.file)
     model = build_model(config, preprocessing, len(header["classes"]), device)
     load_weights(model, checkpoint)
     model.eval()

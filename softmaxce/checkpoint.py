@@ -24,6 +24,7 @@ from .nonfinite import NonFiniteError
 from .runfolder import BEST, BEST_BEFORE, LAST, LAST_BEFORE, NONFINITE
 from .runtime import random_state, restore_random_state
 from .train import Progress, Run
+from .verify import check_weights
 
 TRAINING = "training/"
 FORMAT = 2
@@ -211,7 +212,7 @@ def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
             tensors = {name: stream.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise RunError(f"{file}: there is no such checkpoint") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise RunError(f"{file}: is no checkpoint that can be read: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise RunError(f"{file}: was not written by this version of softmaxce")
@@ -221,12 +222,9 @@ def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into a model. Raises: RunError if they are another model's."""
-    try:
-        model.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split("\n", 1)[-1].split())
-        raise RunError(f"{checkpoint.file}: its weights are of another model: {detail[:300]}") from None
+    """Put a checkpoint's weights into a model. Raises: RunError, the model untouched, if they are another model's."""
+    check_weights(model.state_dict(), checkpoint.weights, checkpoint.file)
+    model.load_state_dict(checkpoint.weights)
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:

@@ -12,6 +12,7 @@ from .errors import RunError
 from .metrics import Figures, Scores, measure
 from .runfolder import BEST, LAST
 from .train import Run, loss_of, predict
+from .verify import check_header
 
 
 def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[str, Scores | None, dict[str, float]]:
@@ -96,6 +97,7 @@ def evaluate(
     Raises: RunError, ConfigError, DataError.
     """
     loaded = checkpoint.load(file)
+    check_header(loaded.header, file)
     changes: dict[str, object] = {"device": device or "auto"}
     classes = set(loaded.header["classes"])
     as_images = data is not None and bool(classes & (_folder_names(data) | _folder_names(data / "test")))

@@ -1,11 +1,10 @@
 """What a trained classifier says of image files: decoded in threads while the model works, in the order given."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from . import checkpoint
 from .build import Evaluation, build_evaluation, config_of
-from .data.folder import Decode
+from .data.folder import Decode, decoding_threads
 from .data.paths import Unreadable
 from .data.splits import InMemory
 from .errors import DataError
@@ -72,9 +71,12 @@ def predict(
         raise DataError(f"this model takes images of {channels} channels; image files give 1 or 3")
     decode = Decode(channels, (height, width))
     waiting: deque[list[Future[list[Decoded]]]] = deque()
-    pool = ThreadPoolExecutor(os.cpu_count())
+    batches = _grouped(files, run.config.data.eval_batch_size)
+    first = next(batches, [])
+    present = [file for file in first if isinstance(file, str) and Path(file).is_file()]
+    pool = ThreadPoolExecutor(decoding_threads(present[0]) if present else 1)
     try:
-        for batch in _grouped(files, run.config.data.eval_batch_size):
+        for batch in chain([first], batches):
             waiting.append([pool.submit(_decoded, decode, group) for group in _grouped(batch, AT_ONCE)])
             if len(waiting) > AHEAD:
                 yield from _classified(run, waiting.popleft(), temperature, top)

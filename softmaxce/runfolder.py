@@ -103,7 +103,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{folder}: there is no run in this folder (no run.json)") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{file}: cannot be read: {error}") from None
     if not isinstance(record, dict):
         raise RunError(f"{file}: is no record of a run")
@@ -134,15 +134,18 @@ def append_metrics(folder: Path, epoch: Mapping[str, Any]) -> None:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The epochs in metrics.jsonl; a half-written last line is passed over."""
     try:
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        lines = (folder / METRICS).read_bytes().splitlines()
     except FileNotFoundError:
         return []
     epochs = []
     for line in lines:
         try:
-            epochs.append(json.loads(line))
-        except ValueError:
+            epoch = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(epoch, dict) or not isinstance(epoch.get("epoch"), int):
+            break
+        epochs.append(epoch)
     return epochs
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision.models import get_model_weights
 
+from softmaxce import checkpoint
 from softmaxce.errors import DataError
 from softmaxce.models.zoo import torchvision_model
 
@@ -56,6 +57,22 @@ def test_a_runs_code_is_refused_until_the_user_vouches_for_it(
     assert trace.exists()
 
 
+def test_a_resumed_runs_code_is_refused_unless_the_users_own_config_names_it(
+    run: Path, trace: Path, softmaxce: Softmaxce
+) -> None:
+    refused = softmaxce("train", "--resume", "run", "--epochs", "3")
+    assert refused.returncode == 2
+    assert not trace.exists()
+    (line,) = refused.stderr.splitlines()
+    assert "--resume run: its config names code of the user's, own.py:mine" in line
+    assert "--trust-code" in line
+    for word in (["--config", "own.yaml"], ["--trust-code"]):
+        done = softmaxce("train", "--resume", "run", "--epochs", "3", "--quiet", *word)
+        assert done.returncode == 0, done.stderr
+        assert trace.exists()
+        trace.unlink()
+
+
 def test_a_checkpoint_that_names_a_function_of_pythons_runs_nothing(
     softmaxce: Softmaxce, small: Path, tmp_path: Path, trace: Path
 ) -> None:
@@ -69,7 +86,8 @@ def test_a_checkpoint_that_names_a_function_of_pythons_runs_nothing(
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - it is no dict
     for key in ("model", "loss", "optimizer", "schedule"):
         header["config"][key] = {"name": "os:system", "command": f"touch {trace}"}
-        save_file(tensors, file, {"softmaxce": json.dumps(header)})
+        text = json.dumps(header)
+        save_file(tensors, file, {"softmaxce": text, "sha256": checkpoint._checksum(tensors, text)})
         done = softmaxce("eval", "run")
         assert done.returncode == 2
         assert "os:system" in done.stderr

@@ -136,6 +136,14 @@ class Decode:
         return ImageOps.fit(image, (self.size[1], self.size[0]), Image.Resampling.BILINEAR)
 
 
+def decoding_threads(file: str) -> int:
+    """How many threads decode files like this one fastest.
+
+    PIL decodes without Python's lock, but on small files the rest, which holds it, takes most of the time.
+    """
+    return (os.cpu_count() or 1) if Path(file).stat().st_size > SMALL_FILE else 1
+
+
 def _plain(image: Image.Image, channels: int) -> Image.Image:
     """Any mode as RGB or L: upright by its EXIF tag, 16 bits scaled to 8, transparency laid over white.
 
@@ -248,9 +256,7 @@ class _Listing:
                 images[index] = array
 
         chunks = [range(start, min(start + 256, len(files))) for start in range(0, len(files), 256)]
-        # PIL decodes without Python's lock, but on small files the rest, which holds it, takes most of the time
-        threads = os.cpu_count() if Path(first).stat().st_size > SMALL_FILE else 1
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(decoding_threads(first)) as pool:
             for future in [pool.submit(fill, chunk) for chunk in chunks]:
                 future.result()
         kept = torch.tensor([index for index in range(len(files)) if index not in bad])

@@ -1,0 +1,65 @@
+"""The short form of the fuzzing: a few hundred rounds a target, and a proof that the watchdog sees what it is for."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softmaxce import config, yamlfile
+from softmaxce.config import Config
+from softmaxce.errors import ConfigError
+
+from . import targets, watchdog
+
+ROUNDS = {"configs": 150, "checkpoints": 60, "images": 150}
+
+
+@pytest.mark.parametrize("target", ROUNDS)
+def test_spoilt_files_are_answered_or_refused_by_name_and_nothing_else(target: str) -> None:
+    outcome = watchdog.run(target, range(1_000_000, 1_000_000 + ROUNDS[target]))
+    assert outcome.findings == []
+    assert outcome.counts["answered"] + outcome.counts["refused"] == ROUNDS[target]
+    assert outcome.counts["refused"] > ROUNDS[target] / 4  # the files are spoilt indeed
+    assert outcome.counts["answered"] > 0  # and not all beyond recognition
+
+
+def test_the_watchdog_sees_tracebacks_crashes_hangs_code_and_refusals_without_a_name() -> None:
+    outcome = watchdog.run("trap", range(6), patience=5)
+    told = [finding.split(": ", 1) for finding in outcome.findings]
+    assert [name for name, _ in told] == [f"trap {seed}" for seed in range(1, 6)]  # round 0 is sound
+    for (_, what), expected in zip(
+        told, ("ZeroDivisionError", "os.system", "names no file", "status -9", "hung"), strict=True
+    ):
+        assert expected in what
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=12)
+    | st.sampled_from(["digits", "mlp", "sgd"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["name", "lr", "hidden"]) | st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(config.KEYS) | st.text(max_size=8), values, max_size=8))
+def test_any_plain_data_is_a_config_or_is_refused_with_its_places(data: dict[str, object]) -> None:
+    document = yamlfile.Document("f.yaml", data, {}, {})
+    problems: tuple[object, ...] = ()
+    try:
+        assert isinstance(config.check(document), Config)
+    except ConfigError as error:
+        problems = error.problems or ("none told",)
+    assert all(str(problem).startswith("f.yaml:1:1: ") for problem in problems)
+
+
+def test_what_a_refusal_names_is_looked_for_in_each_line() -> None:
+    assert targets.names_file("/tmp/f.yaml:1:1: no", Path("/tmp"))
+    assert not targets.names_file("no", Path("/tmp"))
