@@ -43,10 +43,8 @@ def with_made_up_images(recipe: str) -> Config:
     """A recipe's model, loss, optimizer, schedule and augmentations on images that need no download."""
     whole = configs.load(recipe)
     channels, size = SHAPES.get(recipe, (3, 32))
-    data = {
-        **{"name": "synthetic", "channels": channels, "size": size, "train": 8 * (STEPS + 2) + 20, "test": 16},
-        **{"batch_size": 8, "validation": 20, "augment": whole.plain()["data"]["augment"]},
-    }
+    data = {"name": "synthetic", "channels": channels, "size": size, "train": 8 * (STEPS + 2) + 20, "test": 16}
+    data |= {"batch_size": 8, "validation": 20, "augment": whole.plain()["data"]["augment"]}
     return configs.load(recipe, [Override(("data",), data, "--set data")])
 
 
