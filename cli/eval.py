@@ -55,6 +55,9 @@ def evaluate(
     if temperature is None:
         temperature = temperature_of(chosen)
     evaluated = measure(find_checkpoint(chosen), split.value, data, device, temperature, trust_code=trust_code)
+    if evaluated.differs:
+        place = evaluated.checkpoint.parent
+        typer.echo(f"warning: {place}: this run was trained with {'; '.join(evaluated.differs)}", err=True)
     requirements.check_classes(demands, [row.name for row in evaluated.figures.classes])
     verdicts = requirements.judge(demands, evaluated.figures.by_name())
     step_summary.of_evaluation(evaluated, verdicts)

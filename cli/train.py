@@ -309,9 +309,9 @@ def carry_out(
 
 def _begin(run: "Run", folder: Path, *, quiet: bool) -> dict[str, Any]:
     """Bring the run to where its folder says, and the folder to where the run is; the record, as written."""
-    from softmaxce import checkpoint, runfolder
-    from softmaxce.runtime import environment
+    from softmaxce import checkpoint, provenance, runfolder
 
+    stands_on = provenance.of_run(run)
     record: dict[str, Any] = {"recipe": run.config.recipe, "classes": list(run.classes)}
     if (folder / "config.yaml").is_file():  # else the run is new, or died before it had begun
         if (folder / "run.json").is_file():
@@ -321,11 +321,16 @@ def _begin(run: "Run", folder: Path, *, quiet: bool) -> dict[str, Any]:
             typer.echo(f"warning: {line}", err=True)
         if found is not None:
             checkpoint.restore(run, found)
+            before = record.get("environment")
+            earlier = record.get("earlier_environments", [])
+            if isinstance(before, dict) and (changed := provenance.differences(before, stands_on)):
+                typer.echo(f"warning: {folder}: this run was trained with {'; '.join(changed)}", err=True)
+                record["earlier_environments"] = [*earlier, before]
             if not quiet:
                 typer.echo(f"going on from {found.file}, {_place(run)}", err=True)
         runfolder.cut_metrics(folder, run.progress.epoch)
         runfolder.clear_temporary(folder)
-    record |= {"status": "running", "environment": environment(run.device)}
+    record |= {"status": "running", "environment": stands_on}
     record["commands"] = [*record.get("commands", []), sys.argv]
     record["started"] = record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     runfolder.write_config(folder, run.config.plain())
@@ -418,6 +423,7 @@ def _go_on_after(error: "NonFiniteError", run: "Run", folder: Path) -> None:
 
 def _print_details(run: "Run") -> None:
     from softmaxce import yamlfile
-    from softmaxce.runtime import environment
+    from softmaxce.provenance import of_machine
 
-    typer.echo(yamlfile.dump({"config": run.config.plain(), "environment": environment(run.device)}), err=True)
+    about = of_machine(run.device, run.config.precision)
+    typer.echo(yamlfile.dump({"config": run.config.plain(), "environment": about}), err=True)

@@ -3,14 +3,15 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from . import checkpoint
+from . import checkpoint, provenance
 from .build import build_evaluation, config_of, folder_split, split_of
 from .config import Config
 from .data.splits import Split
 from .errors import RunError
 from .metrics import Figures, Scores, measure
-from .runfolder import BEST, LAST
+from .runfolder import BEST, LAST, read_record
 from .train import Run, loss_of, predict
 from .verify import check_header
 
@@ -66,6 +67,8 @@ class Evaluated:
         config: what they were trained with.
         temperature: what the logits were divided by for the probabilities; `figures.loss` is of the logits as they are.
         figures: what came out.
+        differs: what the run stood on when it was trained and does not now, `torch 2.14.1, now 2.15`; empty where no
+            run.json lies beside the checkpoint.
     """
 
     checkpoint: Path
@@ -74,6 +77,7 @@ class Evaluated:
     config: Config
     temperature: float
     figures: Figures
+    differs: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -110,7 +114,19 @@ def evaluate(
     loss = loss_of(evaluation.loss, logits, labels)
     figures = measure(logits.cpu().double() / temperature, labels.cpu(), loss, evaluation.classes)
     where = str(data) if as_images else split
-    return Evaluated(file, loaded.header["epoch"], where, config, temperature, figures)
+    now = provenance.of_machine(evaluation.device, config.precision)
+    if not as_images:
+        now["data"] = {split: provenance.fingerprint(chosen)}
+    differs = tuple(provenance.differences(_recorded(file), now))
+    return Evaluated(file, loaded.header["epoch"], where, config, temperature, figures, differs)
+
+
+def _recorded(file: Path) -> dict[str, Any]:
+    """What run.json, beside a checkpoint, says the run stood on; empty if it lies alone."""
+    if not (file.parent / "run.json").is_file():
+        return {}
+    found = read_record(file.parent).get("environment")
+    return found if isinstance(found, dict) else {}
 
 
 def _folder_names(folder: Path) -> set[str]:

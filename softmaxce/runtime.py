@@ -100,8 +100,13 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # its own kind of string, which YAML cannot dump
         "torchvision": version("torchvision"),
+        "numpy": version("numpy"),
+        "pillow": version("pillow"),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "platform": platform.platform(),
         "device": describe_device(device),
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # by the instructions that torch's kernels use
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
     }

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from .. import yamlfile
+from .. import runs, yamlfile
 from ..metrics import ClassFigures, Figures
 from .evaluation import CONFUSIONS, MEANINGS
 from .findings import Findings, Judgement
@@ -68,7 +68,7 @@ def html(findings: Findings, links: Mapping[int, str]) -> str:
         links=links,
         commands=_commands(findings),
         config=yamlfile.dump(findings.config.plain()),
-        environment=findings.record.get("environment", {}),
+        environment=runs.flat(findings.record.get("environment", {})),
     )
 
 

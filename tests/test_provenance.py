@@ -1,0 +1,93 @@
+"""What a run stood on: recorded in its folder, and told where it is not so any more."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from softmaxce.data.splits import InMemory, OnDisk
+from softmaxce.provenance import differences, fingerprint
+
+from .conftest import Softmaxce
+
+
+def split(**changes: torch.Tensor) -> InMemory:
+    parts = {"images": torch.zeros(3, 1, 2, 2, dtype=torch.uint8), "labels": torch.tensor([0, 1, 0])} | changes
+    return InMemory(**parts)
+
+
+def test_one_pixel_one_label_or_one_shape_makes_another_fingerprint() -> None:
+    pixel = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    pixel[2, 0, 1, 1] = 1
+    others = [
+        split(images=pixel),
+        split(labels=torch.tensor([0, 1, 1])),
+        split(images=torch.zeros(3, 2, 1, 2, dtype=torch.uint8)),
+    ]
+    assert len({fingerprint(one) for one in (split(), *others)}) == 4
+    assert fingerprint(split()) == fingerprint(split())
+
+
+def test_files_are_told_apart_by_name_and_size_wherever_they_lie(tmp_path: Path) -> None:
+    def on_disk(top: str, name: str, content: bytes) -> str:
+        file = tmp_path / top / "cat" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        return fingerprint(OnDisk((str(file),), torch.tensor([0]), (1, 2, 2), torch.load))
+
+    assert on_disk("here", "a.png", b"12") == on_disk("there", "a.png", b"34")
+    assert len({on_disk("here", "a.png", b"12"), on_disk("x", "b.png", b"12"), on_disk("y", "a.png", b"123")}) == 3
+
+
+def test_what_differs_is_told_in_words_and_what_one_side_does_not_know_is_not() -> None:
+    before = {"torch": "2.14.1", "threads": 1, "device": "cpu (1 threads)", "numpy": "2.0", "git_commit": "a" * 40}
+    now = {"torch": "2.15", "threads": 4, "device": "cpu (4 threads)", "git_commit": None, "cuda": "13.0"}
+    assert differences(before, now) == ["torch 2.14.1, now 2.15", "1 thread, now 4"]
+    assert differences({**before, "data": {"test": "pixels:1"}}, {"data": {"test": "pixels:2"}}) == [
+        "other test images"
+    ]
+    # decoded in memory there, read from the disk here: nothing can be said
+    assert differences({"data": {"test": "pixels:1"}}, {"data": {"test": "files:2"}}) == []
+
+
+def test_resume_says_in_one_line_what_is_not_as_it_was(softmaxce: Softmaxce, small: Path, tmp_path: Path) -> None:
+    train = ("train", "--config", "small.yaml", "--output", "out", "--resume", "auto", "--quiet", "--epochs")
+    assert softmaxce(*train, "1", OMP_NUM_THREADS="1").stderr == ""
+    assert softmaxce(*train, "2", OMP_NUM_THREADS="1").stderr == ""  # all as it was
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert {"torch", "numpy", "threads", "device", "precision", "data"} <= set(record["environment"])
+    assert set(record["environment"]["data"]) == {"train", "validation", "test"}
+    record["environment"]["torch"] = "1.0"
+    (tmp_path / "out/run.json").write_text(json.dumps(record))
+    done = softmaxce(*train, "3", OMP_NUM_THREADS="2")
+    assert done.returncode == 0
+    torch_now = torch.__version__
+    assert done.stderr == f"warning: out: this run was trained with torch 1.0, now {torch_now}; 1 thread, now 2\n"
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["environment"]["threads"] == 2
+    assert [one["torch"] for one in record["earlier_environments"]] == ["1.0"]
+
+
+def test_eval_says_so_too_and_knows_that_the_images_are_others(softmaxce: Softmaxce, tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    for part, count in (("train", 8), ("test", 3)):
+        for name, low in (("dark", 0), ("light", 128)):
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = chance.integers(low, low + 128, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "own.yaml").write_text(
+        "epochs: 1\ndata: {name: image_folder, root: photos, channels: 1, batch_size: 8}\n"
+        "model: linear\noptimizer: {name: sgd, lr: 0.1}\n"
+    )
+    assert softmaxce("train", "--config", "own.yaml", "--output", "out", OMP_NUM_THREADS="1").returncode == 0
+    as_it_was = softmaxce("eval", "out", "--json", OMP_NUM_THREADS="1")
+    assert (as_it_was.returncode, as_it_was.stderr) == (0, "")
+    Image.new("L", (8, 8), 200).save(tmp_path / "photos/test/light/0.png")
+    elsewhere = softmaxce("eval", "out", "--json", OMP_NUM_THREADS="2")
+    assert elsewhere.returncode == 0
+    assert elsewhere.stderr == "warning: out: this run was trained with 1 thread, now 2; other test images\n"
+    assert json.loads(elsewhere.stdout)["images"] == 6
