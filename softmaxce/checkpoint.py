@@ -205,8 +205,7 @@ def read_header(file: Path) -> dict[str, Any]:
 def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     try:
         with safe_open(file, framework="pt") as stream:
-            metadata = stream.metadata() or {}
-            text = metadata.get("softmaxce", "null")
+            sha256, _, text = (stream.metadata() or {}).get("softmaxce", " null").partition(" ")
             header = json.loads(text)
             names = stream.keys() if with_tensors else ()
             tensors = {name: stream.get_tensor(name) for name in names}
@@ -216,9 +215,9 @@ def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
         raise RunError(f"{file}: is no checkpoint that can be read: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise RunError(f"{file}: was not written by this version of softmaxce")
-    if with_tensors and metadata.get("sha256") != _checksum(tensors, text):
+    if with_tensors and sha256 != _checksum(tensors, text):
         raise RunError(f"{file}: its checksum is wrong: it was damaged after it was written")
-    return header, tensors, metadata.get("sha256", "")
+    return header, tensors, sha256
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
@@ -306,7 +305,7 @@ def _serialized(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[byt
     """A checkpoint file's content, and the checksum in it."""
     text = json.dumps(header)
     sha256 = _checksum(tensors, text)
-    return serialize(tensors, {"softmaxce": text, "sha256": sha256}), sha256
+    return serialize(tensors, {"softmaxce": f"{sha256} {text}"}), sha256  # one entry: of two the order would vary
 
 
 def _checksum(tensors: Mapping[str, Tensor], header: str) -> str:

@@ -145,7 +145,7 @@ def _metadata(tensors: Any, header: object) -> dict[str, str]:
     from softmaxce import checkpoint
 
     text = json.dumps(header)
-    return {"softmaxce": text, "sha256": checkpoint._checksum(tensors, text)}
+    return {"softmaxce": f"{checkpoint._checksum(tensors, text)} {text}"}
 
 
 # -- images and data files --------------------------------------------------------------------------------------------
