@@ -1,7 +1,6 @@
-"""What a run's figures stand on beside its config: versions, machine, data; and what of it is not the same elsewhere."""
+"""What a run stands on beside its config: versions, machine, data; and what of it is not the same elsewhere."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def fingerprint(split: Split) -> str:
 
 def _size(file: str) -> int:
     try:
-        return os.stat(file).st_size
+        return Path(file).stat().st_size
     except OSError:  # gone since it was listed: another fingerprint, and an error when a batch needs it
         return -1
 
