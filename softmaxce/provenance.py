@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .data.splits import InMemory, Split
-from .runtime import environment
+from .runtime import environment, git_commit
 from .train import Run
 
 # How a difference is told, in this order.
@@ -34,11 +34,11 @@ def of_run(run: Run) -> dict[str, Any]:
     """All that run.json says a run stands on."""
     splits = {"train": run.train, "validation": run.validation, "test": run.test}
     data = {name: fingerprint(batches.split) for name, batches in splits.items() if batches is not None}
-    return {**of_machine(run.device, run.config.precision), "data": data}
+    return {**of_machine(run.device, run.config.precision), "git_commit": git_commit(), "data": data}
 
 
 def of_machine(device: torch.device, precision: str) -> dict[str, Any]:
-    """The same without the data, for a precision that a config asks for."""
+    """The same without the commit and the data, for a precision that a config asks for."""
     return {**environment(device), "precision": precision}
 
 

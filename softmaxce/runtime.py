@@ -94,7 +94,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a result depends on beside the config: versions, machine, device, git commit."""
+    """What a result depends on beside the config: versions, machine, device."""
     return {
         "softmaxce": version("softmaxce"),
         "python": platform.python_version(),
@@ -108,7 +108,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": describe_device(device),
         "cpu": torch.backends.cpu.get_cpu_capability(),  # by the instructions that torch's kernels use
         "threads": torch.get_num_threads(),
-        "git_commit": git_commit(),
     }
 
 
