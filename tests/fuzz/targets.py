@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -22,6 +23,8 @@ from ..conftest import SMALL
 from .mutate import TOKENS, spoil_bytes, spoil_data
 
 Round = Callable[[random.Random], "str | None"]  # returns what is wrong with an answer, if anything
+
+platform.platform()  # the first time it starts a process, which is then no spoilt file's doing
 
 
 def refusals(error: SoftmaxceError) -> list[str]:
