@@ -33,6 +33,7 @@ import torch
 from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import overload
+from platformdirs import user_cache_dir
 from torch import Tensor
 
 intrinsic: Any = _intrinsic
@@ -641,13 +642,21 @@ def walk_over(a_logit: Any, a_number: Any) -> Callable[[Any], None]:
 
 @cache
 def _compiled(dtype: torch.dtype) -> Callable[[int], None]:
-    """`walk` for logits of this dtype, as a C function of a job's address. Calling it releases Python's lock."""
+    """`walk` for logits of this dtype, as a C function of a job's address. Calling it releases Python's lock.
+
+    The machine code is kept in the user's cache (or in $NUMBA_CACHE_DIR), not beside this file, where numba would put
+    it: pip would leave it behind, and what is left of a package hides the one that is installed in its place.
+    """
     walk = walk_over(KINDS[dtype](0), f64(0) if dtype == torch.float64 else f32(0))
     signature = types.void(pointer(JOB))
+    settings: Any = numba.config
+    asked, settings.CACHE_DIR = settings.CACHE_DIR, settings.CACHE_DIR or user_cache_dir("softmaxce")
     try:
         compiled = numba.cfunc(signature, cache=True, fastmath=CONTRACT, error_model="numpy")(walk)
-    except RuntimeError:  # no folder to keep it in: neither beside this file nor in the user's cache
+    except RuntimeError:  # there is no folder to keep it in
         compiled = numba.cfunc(signature, fastmath=CONTRACT, error_model="numpy")(walk)
+    finally:
+        settings.CACHE_DIR = asked
     _KEPT.append(compiled)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(int(compiled.address or 0))
 

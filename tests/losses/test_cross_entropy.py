@@ -1,6 +1,10 @@
 """Our loss against SciPy, torch, autograd and hand calculations."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softmaxce import SoftmaxCrossEntropy, cross_entropy, log_softmax, one_hot, softmax
+from softmaxce import SoftmaxCrossEntropy, cross_entropy, log_softmax, losses, one_hot, softmax
 from softmaxce.losses.builtin import softmax_cross_entropy
 
 
@@ -180,3 +184,13 @@ def test_the_loss_is_never_negative_and_never_infinite(row: list[float], data: s
     loss = cross_entropy(torch.tensor([row]), torch.tensor([target]))
     assert math.isfinite(loss.item())
     assert loss.item() >= 0
+
+
+def test_machine_code_is_kept_in_the_users_cache_and_not_beside_the_package(tmp_path: Path) -> None:
+    package = Path(losses.__file__).parent
+    before = sorted(package.rglob("*.nb*"))
+    call = "import torch, softmaxce; softmaxce.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]))"
+    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
+    subprocess.run([sys.executable, "-c", call], env=environment | {"XDG_CACHE_HOME": str(tmp_path)}, check=True)
+    assert list((tmp_path / "softmaxce").rglob("*.nbi"))
+    assert sorted(package.rglob("*.nb*")) == before

@@ -1,7 +1,6 @@
 """Our loss in the place of PyTorch's: its own test material, what it refuses, and what else it does with a loss."""
 
 import itertools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +15,7 @@ from torch.nn import functional
 from softmaxce import SoftmaxCrossEntropy, cross_entropy
 from softmaxce.losses.cross_entropy import definition
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from torch.testing._internal.common_methods_invocations import op_db
-    from torch.testing._internal.common_modules import module_db
+from .torchs_samples import module_db, op_db
 
 OPERATION = next(entry for entry in op_db if entry.name == "nn.functional.cross_entropy")
 MODULE = next(entry for entry in module_db if entry.module_cls is nn.CrossEntropyLoss)
