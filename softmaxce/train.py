@@ -229,9 +229,9 @@ def fit_with_pauses(run: Run, pauses: Pauses, track: Track = untracked) -> Itera
         )
 
 
-def train_epoch(run: Run, number: int) -> tuple[Scores, float]:
+def train_epoch(run: Run, number: int, pauses: Pauses | None = None, track: Track = untracked) -> tuple[Scores, float]:
     """One pass over the training batches: its scores, and the learning rate of its last step."""
-    for _ in _train_epoch(run, number, Never(), untracked):
+    for _ in _train_epoch(run, number, pauses or Never(), track):
         pass
     run.progress.batch, run.progress.seconds = 0, 0.0
     return run.tally.scores(), run.optimizer.param_groups[0]["lr"]

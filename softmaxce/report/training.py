@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -113,8 +114,8 @@ WIDTHS = (7, 8, 10, 9, 9, 8, 8, 6, 4)
 class GrowingTable:
     """One row an epoch, and under the rows a bar for the epoch in progress."""
 
-    def __init__(self) -> None:
-        self.console = console.stdout()
+    def __init__(self, to: Console | None = None) -> None:
+        self.console = to or console.stdout()
         self.progress = Progress(
             TextColumn("epoch {task.fields[label]}", style="dim"),
             BarColumn(bar_width=None),
