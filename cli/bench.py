@@ -121,7 +121,7 @@ def bench_train(
 
     table = GrowingTable(Console(file=io.StringIO(), force_terminal=True, width=80))  # drawn in full, shown to nobody
     with console.stderr().status(f"{asked.recipe}: training in turns"):
-        found = loop.measure(asked, table.track, table.start, table.epoch, rounds)
+        found = loop.measure(asked, table.track, table.expect, table.epoch, rounds)
     place = found.device
     notes = [*speed.notes_on_loop(found), *benchmark.busy()]
     if json:
@@ -130,6 +130,39 @@ def bench_train(
     else:
         out = console.stdout()
         speed.print_loop(found, out)
+        benchmark.print_notes([*notes, benchmark.machine(place)], out)
+
+
+@app.command("startup")
+def bench_startup(
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="What the run of one step trains: a YAML file, or a recipe's name.")
+    ] = "digits",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. model=linear.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="How often each process has its turn.")] = 7,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Time --help, a config error and the way to the first step, as whole processes, taking turns."""
+    asked = configs.load(config, [configs.parse_override(text) for text in set_ or []])
+    size = asked.data.batch_size * asked.grad_accum_steps
+    one_step = ("epochs=1", f"data.train_limit={size}", "data.validation=null", "early_stopping=null")
+
+    from softmaxce.bench import startup
+    from softmaxce.report import benchmark, speed
+    from softmaxce.runtime import choose_device, environment
+
+    with console.stderr().status("starting processes in turns"):
+        found = startup.measure(config, (*(set_ or []), *one_step), rounds)
+    notes = [*speed.notes_on_startup(), *benchmark.busy()]
+    place = choose_device("cpu")
+    if json:
+        plain = speed.plain_startup(found)
+        typer.echo(jsonlib.dumps({"environment": environment(place), "notes": notes, **plain}, allow_nan=False))
+    else:
+        out = console.stdout()
+        speed.print_startup(found, out)
         benchmark.print_notes([*notes, benchmark.machine(place)], out)
 
 

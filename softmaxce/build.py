@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from . import yamlfile
+from . import eager, yamlfile
 from .checkpoint import Checkpoint, load_weights
 from .config import NEEDS_VALIDATION, Config, check, refuse_users_code
 from .data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, mean_and_std, mixing
@@ -17,7 +17,14 @@ from .data.splits import Source, Split, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line
 from .losses.make import Loss, make_loss, refuse_unfit
 from .registry import build
-from .runtime import choose_device, seed_everything, set_deterministic
+from .runtime import (
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    seed_everything,
+    set_deterministic,
+    share_processors,
+)
 from .train import Run, steps_per_epoch
 from .verify import check_header, check_weights
 
@@ -30,6 +37,7 @@ def build_run(config: Config) -> Run:
         DataError: if images are missing or cannot be used.
     """
     device = choose_device(config.device)
+    share_processors()
     set_deterministic(config.deterministic)
     seed_everything(config.seed)
     source = hold_out(load_source(config), config)
@@ -55,6 +63,11 @@ def build_run(config: Config) -> Run:
     average = None
     if config.model_ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.model_ema_decay), use_buffers=True)
+    optimizer = build_optimizer(config, model)
+    if config.compile:
+        compile_model(model, device)
+    if config.keep_memory and device.type == "cpu":
+        keep_freed_memory()  # now that the data set is read: what that took for a while goes back
     return Run(
         config=config,
         classes=source.classes,
@@ -63,7 +76,7 @@ def build_run(config: Config) -> Run:
         device=device,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(config, model),
+        optimizer=optimizer,
         schedule=schedule,
         train=train,
         validation=batches(source.validation) if source.validation is not None else None,
@@ -181,6 +194,19 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def compile_model(model: nn.Module, device: torch.device) -> None:
+    """Have torch.compile make one program of the model when it is first called; the module stays what it is.
+
+    Raises: ConfigError if nothing can be compiled here.
+    """
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+        model.compile()
+    except Exception as error:
+        message = f"torch.compile does not work here: {in_one_line(error)}"
+        raise ConfigError([Problem("compile", message)]) from error
+
+
 def build_loss(config: Config, class_counts: list[int], device: torch.device) -> Loss:
     """The loss a config names, on the device."""
     return make_loss(config.loss, class_counts, device)
@@ -199,7 +225,8 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     can_fuse = can_fuse and not arguments.get("differentiable")
     if "fused" in arguments and arguments["fused"] is arguments.get("foreach") is None and can_fuse:
         arguments["fused"] = True
-    optimizer = build(replace(component, arguments=arguments), {"params": parameters})
+    with eager.construction():
+        optimizer = build(replace(component, arguments=arguments), {"params": parameters})
     if not isinstance(optimizer, torch.optim.Optimizer):
         message = f"{component.name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
         raise ConfigError([Problem(component.place, message)])
@@ -221,6 +248,11 @@ class Evaluation:
     device: torch.device
     model: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def precision(self) -> str:
+        """What the forward pass computes in: float32, bf16 or fp16."""
+        return choose_precision(self.config.precision, self.device)
 
     def batches(self, split: Split) -> Batches:
         """A split's batches, preprocessed as this model's training images were."""
@@ -257,6 +289,7 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
     """
     header = checkpoint.header
     device = choose_device(config.device)
+    share_processors()
     set_deterministic(config.deterministic)
     stored = header["preprocessing"]
     channels, height, width = stored["shape"]
@@ -269,6 +302,8 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
     model = build_model(config, preprocessing, len(header["classes"]), device)
     load_weights(model, checkpoint)
     model.eval()
+    if config.keep_memory and device.type == "cpu":
+        keep_freed_memory()
     loss = build_loss(config, header["class_counts"], device)
     return Evaluation(config, tuple(header["classes"]), preprocessing, device, model, loss)
 

@@ -32,7 +32,7 @@ def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[s
     name, batches = ("test", run.test) if run.test is not None else ("validation", run.validation)
     if batches is None:
         return name, None, {}
-    logits, labels = predict(run.evaluated, batches, run.config.precision)
+    logits, labels = predict(run.evaluated, batches, run.precision)
     loss = loss_of(run.loss, logits, labels)
     accuracy = (logits.argmax(1) == labels).sum().item() / len(labels)
     figures = {"loss": loss, "accuracy": accuracy}
@@ -110,11 +110,11 @@ def evaluate(
     config = config_of(loaded, changes, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     chosen: Split = folder_split(evaluation, data) if data is not None and as_images else split_of(evaluation, split)
-    logits, labels = predict(evaluation.model, evaluation.batches(chosen), config.precision)
+    logits, labels = predict(evaluation.model, evaluation.batches(chosen), evaluation.precision)
     loss = loss_of(evaluation.loss, logits, labels)
     figures = measure(logits.cpu().double() / temperature, labels.cpu(), loss, evaluation.classes)
     where = str(data) if as_images else split
-    now = provenance.of_machine(evaluation.device, config.precision)
+    now = provenance.of_machine(evaluation.device, evaluation.precision)
     if not as_images:
         now["data"] = {split: provenance.fingerprint(chosen)}
     differs = tuple(provenance.differences(_recorded(file), now))

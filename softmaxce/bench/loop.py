@@ -92,7 +92,7 @@ class Loop:
 def measure(
     config: Config,
     track: Callable[[Iterable[Batch], int, int], Iterable[Batch]],
-    start: Callable[[Run, Path], None],
+    expect: Callable[[Run], None],
     row: Callable[[Epoch], None],
     rounds: int,
 ) -> Loop:
@@ -100,13 +100,13 @@ def measure(
 
     Args:
         config: what `softmaxce train` would train.
-        track, start, row: what a table does with an epoch's batches, with the run, and with an epoch.
+        track, expect, row: what a table does with an epoch's batches, with the run, and with an epoch.
         rounds: how often each has its turn, at least 2.
     Raises: as build_run; RunError if the plain way fails.
     """
     run = build_run(config)
     with PlainProcess(run) as plain, tempfile.TemporaryDirectory() as folder:
-        start(run, Path(folder))
+        expect(run)
         left_out = plain.answer({"rounds": rounds})["left_out"]
         return _Measurement(run, plain, track, row, Path(folder)).loop(rounds, tuple(left_out))
 
@@ -230,7 +230,7 @@ class _Measurement:
             evaluation_batch_size=size,
             batches=self.batches,
             device=self.run.device,
-            precision=self.run.config.precision,
+            precision=self.run.precision,
             left_out=left_out,
         )
 
@@ -251,7 +251,7 @@ class _Measurement:
         run.model.train()
         began = time.perf_counter()
         for _ in range(count):
-            with autocast(run.device, run.config.precision):
+            with autocast(run.device, run.precision):
                 loss = run.loss(run.model(self.images), self.labels).mean()
             run.scaler.scale(loss).backward()
             run.scaler.step(run.optimizer)
@@ -283,7 +283,7 @@ class _Measurement:
         run = self.run
         run.evaluated.eval()
         began = time.perf_counter()
-        with torch.inference_mode(), autocast(run.device, run.config.precision):
+        with torch.inference_mode(), autocast(run.device, run.precision):
             for _ in range(count):
                 run.evaluated(self.shown)
         _wait(run.device)
@@ -311,7 +311,7 @@ class _Measurement:
             if run.mix is not None:
                 images, targets = run.mix(images, labels)
             taken["data"].append(clock.lap())
-            with autocast(run.device, run.config.precision):
+            with autocast(run.device, run.precision):
                 logits = run.model(images)
                 taken["forward"].append(clock.lap())
                 loss = run.loss(logits, targets).mean()

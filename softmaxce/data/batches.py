@@ -82,6 +82,7 @@ class Batches:
         self.shuffle_seed = shuffle_seed
         self.mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
+        self.mean_of_bytes, self.scale_of_bytes = self.mean * 255, 1 / (self.std * 255)
         self.labels = split.labels.to(device)
         self.images = split.images.to(device) if isinstance(split, InMemory) else None
 
@@ -148,10 +149,13 @@ class Batches:
 
     def _prepared(self, images: Tensor) -> Tensor:
         """[B, C, H, W] uint8 -> float, augmented, normalised."""
-        prepared = images.float().div_(255)
-        for augmentation in self.augment:
-            prepared = augmentation(prepared)
-        normalised = (prepared - self.mean).div_(self.std)
+        if self.augment:
+            prepared = images.float().div_(255)
+            for augmentation in self.augment:
+                prepared = augmentation(prepared)
+            normalised = (prepared - self.mean).div_(self.std)
+        else:  # the same in two passes over the pixels; the rounding may differ in the last place
+            normalised = torch.sub(images, self.mean_of_bytes).mul_(self.scale_of_bytes)
         return normalised.contiguous(memory_format=torch.channels_last)
 
 

@@ -86,7 +86,7 @@ def explain_image(
         one that the loss ignores.
     """
     batches = run.batches(InMemory(image.unsqueeze(0), torch.zeros(1, dtype=torch.int64)))
-    logits = predict(run.model, batches, run.config.precision)[0][0].cpu()  # [K]
+    logits = predict(run.model, batches, run.precision)[0][0].cpu()  # [K]
     if not logits.isfinite().all():
         raise RunError(f"{title}: the model's logits are not finite: {logits.tolist()}")
     notes = []

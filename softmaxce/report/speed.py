@@ -6,8 +6,9 @@ from rich.console import Console
 
 from ..bench.clock import Spread
 from ..bench.loop import CEILING, MEANINGS, OURS, PLAIN, Loop, Ways
+from ..bench.startup import BASE, MISTAKE, STEP, Start
 from ..config import Config
-from .benchmark import _ratio
+from .benchmark import show_ratio, show_seconds
 from .console import plain_table
 
 MEBIBYTE = 2**20
@@ -35,7 +36,7 @@ def _print_ways(title: str, ways: Ways, console: Console) -> None:
     for heading in ("", "images/s", "to the ceiling", "to the plain way"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name in ways.rates:
-        to_ceiling, to_plain = (_ratio(ratio[name], 3) for ratio in (ways.to_ceiling, ways.to_plain))
+        to_ceiling, to_plain = (show_ratio(ratio[name], 3) for ratio in (ways.to_ceiling, ways.to_plain))
         table.add_row(
             name,
             f"{ways.rates[name].median:,.0f}",
@@ -85,3 +86,32 @@ def _plain_ways(ways: Ways) -> dict[str, Any]:
 def plain_spread(spread: Spread) -> dict[str, Any]:
     """A median and its quartiles."""
     return {"median": spread.median, "quartiles": [spread.low, spread.high]}
+
+
+def print_startup(start: Start, console: Console) -> None:
+    """One table: a row a process."""
+    table = plain_table()
+    for heading in ("", "seconds", "to the first row"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for name, seconds in start.seconds.items():
+        ratio = show_ratio(start.to_base[name], 2) if name != BASE else ""
+        table.add_row(name, show_seconds(seconds.median), ratio)
+    console.print(table)
+    console.print()
+
+
+def notes_on_startup() -> list[str]:
+    """How the figures came about, a line a sentence."""
+    return [
+        "±: half the distance between the quartiles of the ratio, which is taken anew in every round",
+        f"{BASE}: python -c 'import typer, rich'",
+        f"{MISTAKE}: softmaxce train with an unknown key",
+        f"{STEP}: until the row of an epoch of one step is printed, its evaluation on the test images included",
+    ]
+
+
+def plain_startup(start: Start) -> dict[str, Any]:
+    """Everything that was measured."""
+    columns = {"seconds": start.seconds, "to_base": start.to_base}
+    rows = {name: {key: plain_spread(found[name]) for key, found in columns.items()} for name in start.seconds}
+    return {"startup": rows}
