@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from . import yamlfile
 from .checkpoint import Checkpoint, load_weights
 from .config import NEEDS_VALIDATION, Config, check, refuse_users_code
-from .data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, mean_and_std, mixing
+from .data.batches import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Batches, Preprocessing, mean_and_std, mixing
 from .data.splits import Source, Split, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line
 from .losses.make import Loss, make_loss, refuse_unfit
@@ -50,6 +50,7 @@ def build_run(config: Config) -> Run:
         augment=[build(component, {}) for component in config.augment],
         shuffle_seed=config.seed,
     )
+    prepare_model(model, train)
     steps = steps_per_epoch(len(train), config.grad_accum_steps)
     schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
     average = None
@@ -181,6 +182,17 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def prepare_model(model: nn.Module, train: Batches) -> None:
+    """Show training images to a model that has a method `prepare(images)`, once, before training.
+
+    It is given up to 5,000 of them, spread over the split: [N, C, H, W] float, normalised, not augmented. What it makes
+    of them belongs in its state dict, so that a checkpoint brings it back without the images.
+    """
+    prepare = getattr(model, "prepare", None)
+    if callable(prepare):
+        prepare(train.sample(STATISTICS_FROM))
+
+
 def build_loss(config: Config, class_counts: list[int], device: torch.device) -> Loss:
     """The loss a config names, on the device."""
     return make_loss(config.loss, class_counts, device)
@@ -199,7 +211,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     can_fuse = can_fuse and not arguments.get("differentiable")
     if "fused" in arguments and arguments["fused"] is arguments.get("foreach") is None and can_fuse:
         arguments["fused"] = True
-    optimizer = build(replace(component, arguments=arguments), {"params": parameters})
+    optimizer = build(replace(component, arguments=arguments), {"params": parameters, "model": model})
     if not isinstance(optimizer, torch.optim.Optimizer):
         message = f"{component.name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
         raise ConfigError([Problem(component.place, message)])

@@ -32,7 +32,7 @@ SUPPLIED = {
     "model": ("in_channels", "num_classes", "image_size"),
     "loss": ("num_classes", "class_counts"),
     "data": ("root", "download", "seed"),
-    "optimizer": ("params",),
+    "optimizer": ("params", "model"),
     "schedule": ("step", "steps", "steps_per_epoch"),
     "augment": (),
 }
@@ -152,7 +152,7 @@ class Config:
         data: where the images come from and how they are batched.
         model: the network.
         loss: what is minimised.
-        optimizer: torch's own, with torch's argument names.
+        optimizer: torch's own, with torch's argument names, or muon.
         schedule: the learning rate's course, step by step.
         clip_grad_norm: scale the gradient down to this norm where it is larger.
         grad_accum_steps: batches whose gradients are averaged before one step.
