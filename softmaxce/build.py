@@ -20,6 +20,7 @@ from .registry import build
 from .runtime import choose_device, seed_everything, set_deterministic
 from .train import Run, steps_per_epoch
 from .verify import check_header, check_weights
+from .views import with_views
 
 
 def build_run(config: Config) -> Run:
@@ -225,7 +226,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A trained model and what it takes to evaluate it."""
+    """A trained model, asked as the config's `tta` says, and what it takes to evaluate it."""
 
     config: Config
     classes: tuple[str, ...]
@@ -280,7 +281,7 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
         check_weights(shapes, checkpoint.weights, checkpoint.file)
     model = build_model(config, preprocessing, len(header["classes"]), device)
     load_weights(model, checkpoint)
-    model.eval()
+    model = with_views(model.eval(), config.tta)
     loss = build_loss(config, header["class_counts"], device)
     return Evaluation(config, tuple(header["classes"]), preprocessing, device, model, loss)
 
