@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from . import eager, yamlfile
 from .checkpoint import Checkpoint, load_weights
 from .config import NEEDS_VALIDATION, Config, check, refuse_users_code
-from .data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, mean_and_std, mixing
+from .data.batches import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Batches, Preprocessing, mean_and_std, mixing
 from .data.splits import Source, Split, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line
 from .losses.make import Loss, make_loss, refuse_unfit
@@ -27,6 +27,7 @@ from .runtime import (
 )
 from .train import Run, steps_per_epoch
 from .verify import check_header, check_weights
+from .views import with_views
 
 
 def build_run(config: Config) -> Run:
@@ -58,6 +59,7 @@ def build_run(config: Config) -> Run:
         augment=[build(component, {}) for component in config.augment],
         shuffle_seed=config.seed,
     )
+    prepare_model(model, train)
     steps = steps_per_epoch(len(train), config.grad_accum_steps)
     schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
     average = None
@@ -207,6 +209,17 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
         raise ConfigError([Problem("compile", message)]) from error
 
 
+def prepare_model(model: nn.Module, train: Batches) -> None:
+    """Show training images to a model that has a method `prepare(images)`, once, before training.
+
+    It is given up to 5,000 of them, spread over the split: [N, C, H, W] float, normalised, not augmented. What it makes
+    of them belongs in its state dict, so that a checkpoint brings it back without the images.
+    """
+    prepare = getattr(model, "prepare", None)
+    if callable(prepare):
+        prepare(train.sample(STATISTICS_FROM))
+
+
 def build_loss(config: Config, class_counts: list[int], device: torch.device) -> Loss:
     """The loss a config names, on the device."""
     return make_loss(config.loss, class_counts, device)
@@ -226,7 +239,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     if "fused" in arguments and arguments["fused"] is arguments.get("foreach") is None and can_fuse:
         arguments["fused"] = True
     with eager.construction():
-        optimizer = build(replace(component, arguments=arguments), {"params": parameters})
+        optimizer = build(replace(component, arguments=arguments), {"params": parameters, "model": model})
     if not isinstance(optimizer, torch.optim.Optimizer):
         message = f"{component.name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
         raise ConfigError([Problem(component.place, message)])
@@ -240,7 +253,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A trained model and what it takes to evaluate it."""
+    """A trained model, asked as the config's `tta` says, and what it takes to evaluate it."""
 
     config: Config
     classes: tuple[str, ...]
@@ -301,7 +314,7 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
         check_weights(shapes, checkpoint.weights, checkpoint.file)
     model = build_model(config, preprocessing, len(header["classes"]), device)
     load_weights(model, checkpoint)
-    model.eval()
+    model = with_views(model.eval(), config.tta)
     if config.keep_memory and device.type == "cpu":
         keep_freed_memory()
     loss = build_loss(config, header["class_counts"], device)

@@ -32,7 +32,7 @@ SUPPLIED = {
     "model": ("in_channels", "num_classes", "image_size"),
     "loss": ("num_classes", "class_counts"),
     "data": ("root", "download", "seed"),
-    "optimizer": ("params",),
+    "optimizer": ("params", "model"),
     "schedule": ("step", "steps", "steps_per_epoch"),
     "augment": (),
 }
@@ -67,6 +67,7 @@ ELSEWHERE = {
     **dict.fromkeys(("accumulate_grad_batches", "gradient_accumulation_steps", "accum_iter"), "grad_accum_steps"),
     **dict.fromkeys(("mixup", "cutmix"), "{}_alpha"),
     **dict.fromkeys(("ema", "model_ema", "ema_decay"), "model_ema_decay"),
+    **dict.fromkeys(("test_time_augmentation", "multi_crop", "ten_crop"), "tta"),
     **dict.fromkeys(("patience", "early_stop"), "early_stopping: {{patience: N}}"),
     **dict.fromkeys(("eval_metric", "save_best", "monitor"), "best_metric"),
     **dict.fromkeys(("save_every", "save_steps", "save_interval"), "checkpoint_every: 500 steps"),
@@ -156,7 +157,7 @@ class Config:
         data: where the images come from and how they are batched.
         model: the network.
         loss: what is minimised.
-        optimizer: torch's own, with torch's argument names.
+        optimizer: torch's own, with torch's argument names, or muon.
         schedule: the learning rate's course, step by step.
         clip_grad_norm: scale the gradient down to this norm where it is larger.
         grad_accum_steps: batches whose gradients are averaged before one step.
@@ -164,6 +165,8 @@ class Config:
         cutmix_alpha: CutMix's Beta parameter (Yun et al. 2019); 0 is off. With both, each batch draws one of the two.
         model_ema_decay: evaluate an exponential moving average of the weights with this decay.
         model_ema_steps: steps between two updates of that average.
+        tta: test-time augmentation in final figures, eval and predict, not in the epochs' table: none; flip, an image
+            and its mirror image; crops, an image and two shifted by a pixel; flip_crops. Logits are averaged.
         early_stopping: {patience, min_delta}; it needs a validation split.
         best_metric: what decides the best epoch, on the validation split.
         checkpoint_every: save within an epoch too, every '500 steps' or '10 minutes'; it changes no figure.
@@ -192,6 +195,7 @@ class Config:
     cutmix_alpha: NonNegativeFloat = 0.0
     model_ema_decay: Fraction | None = None
     model_ema_steps: PositiveInt = 1
+    tta: Literal["none", "flip", "crops", "flip_crops"] = "none"
     early_stopping: EarlyStopping | None = None
     best_metric: Literal["accuracy", "loss"] = "accuracy"
     checkpoint_every: Moments | None = None
@@ -242,7 +246,7 @@ KEYS = (
     *("seed", "device", "precision", "deterministic", "compile", "keep_memory", "epochs"),
     *("data", "model", "loss", "optimizer", "schedule"),
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
-    *("early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),
+    *("tta", "early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),
 )
 DEFAULT_COMPONENTS = {"loss": "softmax_cross_entropy", "schedule": "constant"}
 

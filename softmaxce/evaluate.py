@@ -14,6 +14,7 @@ from .metrics import Figures, Scores, measure
 from .runfolder import BEST, LAST, read_record
 from .train import Run, loss_of, predict
 from .verify import check_header
+from .views import with_views
 
 
 def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[str, Scores | None, dict[str, float]]:
@@ -32,7 +33,7 @@ def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[s
     name, batches = ("test", run.test) if run.test is not None else ("validation", run.validation)
     if batches is None:
         return name, None, {}
-    logits, labels = predict(run.evaluated, batches, run.precision)
+    logits, labels = predict(with_views(run.evaluated, run.config.tta), batches, run.precision)
     loss = loss_of(run.loss, logits, labels)
     accuracy = (logits.argmax(1) == labels).sum().item() / len(labels)
     figures = {"loss": loss, "accuracy": accuracy}
@@ -87,6 +88,7 @@ def evaluate(
     device: str | None,
     temperature: float = 1.0,
     *,
+    tta: str | None = None,
     trust_code: bool = False,
 ) -> Evaluated:
     """Measure a checkpoint's model.
@@ -96,6 +98,7 @@ def evaluate(
         split: test, validation or train: the split that the run used.
         data: another folder: of images, one sub-folder a class; or, if it has none, the data set's root.
         device: where to compute; None for the run's own, if this machine has it, else auto.
+        tta: the test-time augmentation, as in a config; None for the run's own.
         trust_code: run the user's code that the checkpoint names.
         temperature: what the logits are divided by; calibration.temperature_of(run) gives a run's own.
     Raises: RunError, ConfigError, DataError.
@@ -103,6 +106,8 @@ def evaluate(
     loaded = checkpoint.load(file)
     check_header(loaded.header, file)
     changes: dict[str, object] = {"device": device or "auto"}
+    if tta is not None:
+        changes["tta"] = tta
     classes = set(loaded.header["classes"])
     as_images = data is not None and bool(classes & (_folder_names(data) | _folder_names(data / "test")))
     if data is not None and not as_images:

@@ -82,7 +82,8 @@ class Plain:
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.loss.arguments.get("label_smoothing", 0.0))
         unfused = {"fused": False} if "fused" in config.optimizer.arguments else {}
         optimizer = replace(config.optimizer, arguments={**config.optimizer.arguments, **unfused})
-        self.optimizer = build(optimizer, {"params": [p for p in self.model.parameters() if p.requires_grad]})
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = build(optimizer, {"params": parameters, "model": self.model})
 
     def _datasets(self, about: dict[str, Any], augmented: Any, plain: Any) -> tuple[Dataset[Any], Dataset[Any]]:
         name, config = self.config.source.name, self.config

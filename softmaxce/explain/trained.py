@@ -110,6 +110,8 @@ def explain_image(
             "In training, this run blends images and their labels (mixup, CutMix). --index 1 --mix 5=0.3 explains such "
             "a blend."
         )
+    if run.config.tta != "none":
+        notes.append(f"The logits are the mean over several views of the image (tta: {run.config.tta}).")
     steps = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing, temperature=temperature)
     normalised = next(batches.epoch(0))[0][0]
     return Explanation(
