@@ -19,7 +19,7 @@ from .losses.make import Loss, make_loss, refuse_unfit
 from .registry import build
 from .runtime import choose_device, seed_everything, set_deterministic
 from .train import Run, steps_per_epoch
-from .verify import check_header, check_weights
+from .verify import check_weights
 
 
 def build_run(config: Config) -> Run:
@@ -235,7 +235,6 @@ def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, 
 
     Raises: ConfigError if it is none; RunError if it names `module:Name` and that code is not to be trusted.
     """
-    check_header(checkpoint.header, checkpoint.file)
     plain = dict(checkpoint.header["config"])
     for key, value in (changes or {}).items():
         section, _, name = key.rpartition(".")

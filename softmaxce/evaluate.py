@@ -13,7 +13,6 @@ from .errors import RunError
 from .metrics import Figures, Scores, measure
 from .runfolder import BEST, LAST, read_record
 from .train import Run, loss_of, predict
-from .verify import check_header
 
 
 def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[str, Scores | None, dict[str, float]]:
@@ -101,7 +100,6 @@ def evaluate(
     Raises: RunError, ConfigError, DataError.
     """
     loaded = checkpoint.load(file)
-    check_header(loaded.header, file)
     changes: dict[str, object] = {"device": device or "auto"}
     classes = set(loaded.header["classes"])
     as_images = data is not None and bool(classes & (_folder_names(data) | _folder_names(data / "test")))
