@@ -30,6 +30,9 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Another folder: of images, one sub-folder a class; or the data set's root.")
     ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at once; the run's data.eval_batch_size if left out.")
+    ] = None,
     device: Device = None,
     temperature: Temperature = None,
     trust_code: TrustCode = False,
@@ -54,7 +57,9 @@ def evaluate(
 
     if temperature is None:
         temperature = temperature_of(chosen)
-    evaluated = measure(find_checkpoint(chosen), split.value, data, device, temperature, trust_code=trust_code)
+    evaluated = measure(
+        find_checkpoint(chosen), split.value, data, device, temperature, batch_size, trust_code=trust_code
+    )
     if evaluated.differs:
         place = evaluated.checkpoint.parent
         typer.echo(f"warning: {place}: this run was trained with {'; '.join(evaluated.differs)}", err=True)

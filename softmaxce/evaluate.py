@@ -85,6 +85,7 @@ def evaluate(
     data: Path | None,
     device: str | None,
     temperature: float = 1.0,
+    batch_size: int | None = None,
     *,
     trust_code: bool = False,
 ) -> Evaluated:
@@ -95,8 +96,9 @@ def evaluate(
         split: test, validation or train: the split that the run used.
         data: another folder: of images, one sub-folder a class; or, if it has none, the data set's root.
         device: where to compute; None for the run's own, if this machine has it, else auto.
-        trust_code: run the user's code that the checkpoint names.
         temperature: what the logits are divided by; calibration.temperature_of(run) gives a run's own.
+        batch_size: images at once; None for the run's data.eval_batch_size.
+        trust_code: run the user's code that the checkpoint names.
     Raises: RunError, ConfigError, DataError.
     """
     loaded = checkpoint.load(file)
@@ -105,6 +107,8 @@ def evaluate(
     as_images = data is not None and bool(classes & (_folder_names(data) | _folder_names(data / "test")))
     if data is not None and not as_images:
         changes["data.root"] = str(data)
+    if batch_size is not None:
+        changes["data.eval_batch_size"] = batch_size
     config = config_of(loaded, changes, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     chosen: Split = folder_split(evaluation, data) if data is not None and as_images else split_of(evaluation, split)

@@ -52,7 +52,7 @@ FLOORS = [
     {"errors", "files", "interrupts", "kinds", "yamlfile", "menus"},
     {"registry", "config", "schema", "runfolder", "runs", "grid", "requirements", "configs"},
     {"losses", "models", "data", "optim", "metrics", "runtime"},
-    {"train", "nonfinite", "checkpoint", "verify"},
+    {"train", "nonfinite", "checkpoint", "verify", "memory"},
     {"build", "provenance", "evaluate", "calibration", "predict", "compare"},
     {"explain", "bench", "laws"},
     {"report"},
