@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
+from softmaxce.errors import (
+    FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    ConfigError,
+    SoftmaxceError,
+    in_one_line,
+    in_users_code,
+    ran_out_of_memory,
+)
 from softmaxce.interrupts import Terminated
 
 # name -> file, function or sub-app, and what --help says of it: the first line of its docstring.
@@ -130,6 +139,16 @@ class Group(TyperGroup):
         except OSError as error:  # a full disk, a folder that went away
             place = f"{error.filename}: " if error.filename else ""
             _tell(f"{place}{error.strerror or error}")
+            raise typer.Exit(FAILED) from None
+        except Exception as error:
+            told = f"memory ran out: {in_one_line(error)}" if ran_out_of_memory(error) else in_users_code(error)
+            if told is None:
+                raise
+            if {"--verbose", "-v"} & set(sys.argv):
+                import traceback
+
+                traceback.print_exception(error)
+            _tell(told)
             raise typer.Exit(FAILED) from None
         except Terminated:
             raise typer.Exit(TERMINATED) from None

@@ -224,6 +224,13 @@ class Config:
         return result
 
 
+def users_code(config: Config) -> list[str]:
+    """What a config names that is code outside softmaxce, `mylab.losses:Tilted`."""
+    components = (config.model, config.loss, config.optimizer, config.schedule, config.source, *config.augment)
+    named = [component.name for component in components if ":" in component.name and not component.implied]
+    return list(dict.fromkeys(named))
+
+
 def refuse_users_code(config: Config, place: str) -> None:
     """Refuse a config that came with a run, not from the user's hand, if it names code outside softmaxce.
 
@@ -232,11 +239,9 @@ def refuse_users_code(config: Config, place: str) -> None:
         place: the checkpoint or run folder that it lay in.
     Raises: RunError, with the way to trust it.
     """
-    components = (config.model, config.loss, config.optimizer, config.schedule, config.source, *config.augment)
-    named = [component.name for component in components if ":" in component.name and not component.implied]
-    if named:
+    if named := users_code(config):
         raise RunError(
-            f"{place}: its config names code of the user's, {', '.join(dict.fromkeys(named))}, which would be run; "
+            f"{place}: its config names code of the user's, {', '.join(named)}, which would be run; "
             "if you trust the folder it came from and that code, add --trust-code"
         )
 

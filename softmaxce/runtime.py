@@ -164,6 +164,17 @@ def random_state() -> dict[str, Any]:
     }
 
 
+def check_random_state(state: dict[str, Any]) -> None:
+    """Try a state on generators that nobody uses. Raises: ValueError, TypeError, RuntimeError or OverflowError."""
+    version, words, gauss = state["python"]
+    random.Random().setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.RandomState().set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
+    if not 0 <= position <= len(keys):  # NumPy takes any, and reads beyond the keys
+        raise ValueError(f"position {position} of {len(keys)} keys")
+    torch.Generator().set_state(state["torch"])
+
+
 def restore_random_state(state: dict[str, Any]) -> None:
     """Undo what was drawn since `random_state`."""
     version, words, gauss = state["python"]
@@ -171,8 +182,8 @@ def restore_random_state(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 def describe_device(device: torch.device) -> str:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
 from ..kinds import NonNegativeFloat, PositiveInt
 from .idx import read_split
 from .splits import InMemory, Source
@@ -193,6 +193,10 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
     except DAMAGED as error:
         if not (isinstance(error, RuntimeError) and "not found" in str(error)):  # torchvision's word for: not there
             place = _damaged_idx(Path(root, name, "raw")) or f"{name} in {root}"
+            if ran_out_of_memory(error):
+                raise MemoryRanOutError(
+                    f"{place}: memory ran out while reading it: it is damaged, or very large"
+                ) from None
             raise DataError(f"{place} cannot be read ({_told(error)}); {AGAIN}") from None
     files, folder, addresses = _whereabouts(make, root, options)
     if not download and all((folder / file).is_file() for file in files):

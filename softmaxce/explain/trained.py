@@ -10,7 +10,7 @@ from .. import checkpoint
 from ..build import Evaluation, build_evaluation, config_of, split_of
 from ..data.folder import Decode
 from ..data.splits import InMemory, Split
-from ..errors import DataError, RunError
+from ..errors import DataError, RunError, ran_out_of_memory
 from ..evaluate import find_checkpoint
 from ..losses.cross_entropy import SoftmaxCrossEntropy
 from ..train import predict
@@ -145,6 +145,8 @@ def _own_loss(
     try:
         value = loss(leaf, targets).mean()
         (gradient,) = torch.autograd.grad(value, leaf)
-    except Exception:  # noqa: BLE001 - it is somebody else's code, and it may take class ids alone
+    except Exception as error:  # it is somebody else's code, and it may take class ids alone
+        if ran_out_of_memory(error):
+            raise
         return None
     return OwnLoss(name, value.item(), tuple(gradient[0].tolist()))

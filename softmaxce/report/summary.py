@@ -8,8 +8,9 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
+from ..errors import MemoryRanOutError, within_memory
 from ..runtime import autocast
-from ..train import Run
+from ..train import Run, smaller_steps
 from . import console
 from .training import introduction
 
@@ -80,7 +81,11 @@ def dry_run(run: Run) -> dict[str, Any]:
 
 def print_summary(run: Run, *, as_json: bool) -> None:
     """Do the dry run and print it."""
-    found = dry_run(run)
+    try:
+        with within_memory("training"):
+            found = dry_run(run)
+    except MemoryRanOutError as error:
+        raise MemoryRanOutError(f"{error}; {smaller_steps(run)}") from None
     if as_json:
         print(json.dumps({"event": "dry_run", **found}))
         return
