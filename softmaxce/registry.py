@@ -469,7 +469,7 @@ def load_object(target: str) -> Any:
         sys.modules.pop(f"softmaxce_user_{Path(module_name).stem}", None)
         if ran_out_of_memory(error):
             raise
-        raise ValueError(f"importing '{module_name}' failed: {type(error).__name__}: {error}") from error
+        raise ValueError(f"importing '{module_name}' failed: {in_one_line(error)}") from error
     if not hasattr(module, name):
         raise ValueError(f"'{module_name}' has no '{name}'{suggestion(name, dir(module))}")
     return getattr(module, name)

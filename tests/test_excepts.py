@@ -15,7 +15,7 @@ BROAD = {
     "softmaxce/bench/contestants.py why_not_compiled": "torch.compile, on anybody's machine; the reason is printed",
     "softmaxce/build.py build_model": "the user's model; told with its line",
     "softmaxce/data/batches.py __getitem__": "a decode of the user's own source; told with the file",
-    "softmaxce/explain/trained.py _own_loss": "the user's loss, which may take class ids alone; it is then not shown",
+    "softmaxce/explain/trained.py _own_loss": "the user's loss, which may take class ids alone; told in a note",
     "softmaxce/laws/cost.py measure": "the user's loss; it is what check-loss tells",
     "softmaxce/laws/law.py what_is_wrong": "the user's loss; it is what check-loss tells",
     "softmaxce/losses/fused.py _work": "Triton, on anybody's GPU; PyTorch's operations then do the work",
