@@ -21,6 +21,15 @@ class SplitName(enum.StrEnum):
     train = "train"
 
 
+class Tta(enum.StrEnum):
+    """The test-time augmentations."""
+
+    none = "none"
+    flip = "flip"
+    crops = "crops"
+    flip_crops = "flip_crops"
+
+
 def evaluate(
     run: Annotated[
         Path | None,
@@ -35,6 +44,10 @@ def evaluate(
     ] = None,
     device: Device = None,
     temperature: Temperature = None,
+    tta: Annotated[
+        Tta | None,
+        typer.Option(help="Average the logits of several views of each image; the run's own if left out."),
+    ] = None,
     trust_code: TrustCode = False,
     require: Annotated[
         list[str] | None,
@@ -57,9 +70,8 @@ def evaluate(
 
     if temperature is None:
         temperature = temperature_of(chosen)
-    evaluated = measure(
-        find_checkpoint(chosen), split.value, data, device, temperature, batch_size, trust_code=trust_code
-    )
+    file, views = find_checkpoint(chosen), tta.value if tta is not None else None
+    evaluated = measure(file, split.value, data, device, temperature, batch_size, tta=views, trust_code=trust_code)
     if evaluated.differs:
         place = evaluated.checkpoint.parent
         typer.echo(f"warning: {place}: this run was trained with {'; '.join(evaluated.differs)}", err=True)

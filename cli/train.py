@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # What a resumed run may change: where things are and how long it goes on, not what is computed.
 MAY_CHANGE = (
     *("epochs", "device", "data.root", "data.download", "data.eval_batch_size"),
-    *("checkpoint_every", "on_nonfinite", "max_nonfinite"),
+    *("checkpoint_every", "on_nonfinite", "max_nonfinite", "keep_memory"),
 )
 
 
@@ -441,5 +441,5 @@ def _print_details(run: "Run") -> None:
     from softmaxce import yamlfile
     from softmaxce.provenance import of_machine
 
-    about = of_machine(run.device, run.config.precision)
+    about = of_machine(run.device, run.precision)
     typer.echo(yamlfile.dump({"config": run.config.plain(), "environment": about}), err=True)

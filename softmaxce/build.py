@@ -9,17 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from . import yamlfile
+from . import eager, yamlfile
 from .checkpoint import Checkpoint, load_weights
 from .config import NEEDS_VALIDATION, Config, check, refuse_users_code
-from .data.batches import IMAGENET_MEAN, IMAGENET_STD, Batches, Preprocessing, mean_and_std, mixing
+from .data.batches import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Batches, Preprocessing, mean_and_std, mixing
 from .data.splits import InMemory, OnDisk, Source, Split, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.make import Loss, make_loss, refuse_unfit
 from .registry import build
-from .runtime import choose_device, seed_everything, set_deterministic
+from .runtime import (
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    seed_everything,
+    set_deterministic,
+    share_processors,
+)
 from .train import Run, steps_per_epoch
 from .verify import check_weights
+from .views import with_views
 
 FEWER_IMAGES = "a folder's images need less with data.size, and can stay on the disk: data.in_memory: false"
 
@@ -32,6 +40,7 @@ def build_run(config: Config) -> Run:
         DataError: if images are missing or cannot be used.
     """
     device = choose_device(config.device)
+    share_processors()
     set_deterministic(config.deterministic)
     seed_everything(config.seed)
     with within_memory("reading the data set", FEWER_IMAGES):
@@ -53,11 +62,17 @@ def build_run(config: Config) -> Run:
         augment=[build(component, {}) for component in config.augment],
         shuffle_seed=config.seed,
     )
+    prepare_model(model, train)
     steps = steps_per_epoch(len(train), config.grad_accum_steps)
     schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
     average = None
     if config.model_ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.model_ema_decay), use_buffers=True)
+    optimizer = build_optimizer(config, model)
+    if config.compile:
+        compile_model(model, device)
+    if config.keep_memory and device.type == "cpu":
+        keep_freed_memory()  # now that the data set is read: what that took for a while goes back
     return Run(
         config=config,
         classes=source.classes,
@@ -66,7 +81,7 @@ def build_run(config: Config) -> Run:
         device=device,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(config, model),
+        optimizer=optimizer,
         schedule=schedule,
         train=train,
         validation=batches(source.validation) if source.validation is not None else None,
@@ -199,6 +214,32 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def compile_model(model: nn.Module, device: torch.device) -> None:
+    """Have torch.compile make one program of the model when it is first called; the module stays what it is.
+
+    Raises: ConfigError if nothing can be compiled here.
+    """
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+        model.compile()
+    except Exception as error:
+        if ran_out_of_memory(error):
+            raise
+        message = f"torch.compile does not work here: {in_one_line(error)}"
+        raise ConfigError([Problem("compile", message)]) from error
+
+
+def prepare_model(model: nn.Module, train: Batches) -> None:
+    """Show training images to a model that has a method `prepare(images)`, once, before training.
+
+    It is given up to 5,000 of them, spread over the split: [N, C, H, W] float, normalised, not augmented. What it makes
+    of them belongs in its state dict, so that a checkpoint brings it back without the images.
+    """
+    prepare = getattr(model, "prepare", None)
+    if callable(prepare):
+        prepare(train.sample(STATISTICS_FROM))
+
+
 def build_loss(config: Config, class_counts: list[int], device: torch.device) -> Loss:
     """The loss a config names, on the device."""
     return make_loss(config.loss, class_counts, device)
@@ -217,7 +258,8 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     can_fuse = can_fuse and not arguments.get("differentiable")
     if "fused" in arguments and arguments["fused"] is arguments.get("foreach") is None and can_fuse:
         arguments["fused"] = True
-    optimizer = build(replace(component, arguments=arguments), {"params": parameters})
+    with eager.construction():
+        optimizer = build(replace(component, arguments=arguments), {"params": parameters, "model": model})
     if not isinstance(optimizer, torch.optim.Optimizer):
         message = f"{component.name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
         raise ConfigError([Problem(component.place, message)])
@@ -231,7 +273,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A trained model and what it takes to evaluate it; `file` is its checkpoint."""
+    """A trained model, asked as the config's `tta` says, and what it takes to evaluate it; `file` is its checkpoint."""
 
     file: Path
     config: Config
@@ -240,6 +282,11 @@ class Evaluation:
     device: torch.device
     model: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def precision(self) -> str:
+        """What the forward pass computes in: float32, bf16 or fp16."""
+        return choose_precision(self.config.precision, self.device)
 
     def batches(self, split: Split) -> Batches:
         """A split's batches, preprocessed as this model's training images were."""
@@ -275,6 +322,7 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
     """
     header = checkpoint.header
     device = choose_device(config.device)
+    share_processors()
     set_deterministic(config.deterministic)
     stored = header["preprocessing"]
     channels, height, width = stored["shape"]
@@ -287,7 +335,9 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
         check_weights(shapes, checkpoint.weights, checkpoint.file)
     model = build_model(config, preprocessing, len(header["classes"]), device)
     load_weights(model, checkpoint)
-    model.eval()
+    model = with_views(model.eval(), config.tta)
+    if config.keep_memory and device.type == "cpu":
+        keep_freed_memory()
     loss = build_loss(config, header["class_counts"], device)
     return Evaluation(checkpoint.file, config, tuple(header["classes"]), preprocessing, device, model, loss)
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from . import eager
 from .errors import RunError, TrainingError
 from .files import TEMPORARY, flush_folder, keep_as, replace_file, stage
 from .nonfinite import NonFiniteError
@@ -101,7 +102,7 @@ def _state_of(run: Run) -> dict[str, Any]:
         "progress": asdict(run.progress),
         "tally": {"loss": run.tally.loss, "hits": run.tally.hits, "images": run.tally.images},
         "random": random_state(),
-        "optimizer": run.optimizer.state_dict(),
+        "optimizer": eager.state_dict(run.optimizer),
         "scaler": run.scaler.state_dict(),
     }
     if isinstance(run.loss, torch.nn.Module):
@@ -276,7 +277,7 @@ def _restore_weights(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     if run.average is not None:
         run.model.load_state_dict(state["model"])
         run.average.n_averaged.copy_(state["average"]["n_averaged"])
-    run.optimizer.load_state_dict(state["optimizer"])
+    eager.load_state_dict(run.optimizer, state["optimizer"])
     _lay_out_as_parameters(run.optimizer)
     run.scaler.load_state_dict(state["scaler"])
     return state

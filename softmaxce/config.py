@@ -33,7 +33,7 @@ SUPPLIED = {
     "model": ("in_channels", "num_classes", "image_size"),
     "loss": ("num_classes", "class_counts"),
     "data": ("root", "download", "seed"),
-    "optimizer": ("params",),
+    "optimizer": ("params", "model"),
     "schedule": ("step", "steps", "steps_per_epoch"),
     "augment": (),
 }
@@ -63,16 +63,18 @@ ELSEWHERE = {
     **dict.fromkeys(("class_weights", "class_weight"), "loss.weight"),
     **dict.fromkeys(("net", "network", "arch", "architecture"), "model"),
     **dict.fromkeys(("opt", "optim"), "optimizer"),
-    **dict.fromkeys(("amp", "dtype", "fp16", "bf16", "mixed_precision"), "precision (float32, bf16 or fp16)"),
+    **dict.fromkeys(("amp", "dtype", "fp16", "bf16", "mixed_precision"), "precision (float32, bf16, fp16 or auto)"),
     **dict.fromkeys(("clip_grad", "grad_clip", "gradient_clip_val", "max_grad_norm"), "clip_grad_norm"),
     **dict.fromkeys(("accumulate_grad_batches", "gradient_accumulation_steps", "accum_iter"), "grad_accum_steps"),
     **dict.fromkeys(("mixup", "cutmix"), "{}_alpha"),
     **dict.fromkeys(("ema", "model_ema", "ema_decay"), "model_ema_decay"),
+    **dict.fromkeys(("test_time_augmentation", "multi_crop", "ten_crop"), "tta"),
     **dict.fromkeys(("patience", "early_stop"), "early_stopping: {{patience: N}}"),
     **dict.fromkeys(("eval_metric", "save_best", "monitor"), "best_metric"),
     **dict.fromkeys(("save_every", "save_steps", "save_interval"), "checkpoint_every: 500 steps"),
     **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
     **dict.fromkeys(("use_deterministic_algorithms", "cudnn_deterministic", "reproducible"), "deterministic"),
+    **dict.fromkeys(("torch_compile", "torchcompile", "use_compile"), "compile"),
     **dict.fromkeys(("gpu", "gpus", "accelerator", "cuda"), "device"),
     **dict.fromkeys(("output", "output_dir"), "the option --output"),
 }
@@ -147,13 +149,16 @@ class Config:
     Attributes:
         seed: of the weights, the shuffling, the augmentation and the validation split.
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: float32, or bf16 or fp16 (autocast; the weights stay float32).
+        precision: float32, or bf16 or fp16 (autocast; the weights stay float32); auto: bf16 where the device has
+            instructions for it, else float32.
+        compile: have torch.compile make one program of the model; seconds to minutes at first. On the CPU slower.
+        keep_memory: keep freed memory in the process for the next batch (CPU, glibc); it changes no figure.
         deterministic: refuse operations whose result is not the same to the last bit each time; slower on a GPU.
         epochs: how many times every training image is seen.
         data: where the images come from and how they are batched.
         model: the network.
         loss: what is minimised.
-        optimizer: torch's own, with torch's argument names.
+        optimizer: torch's own, with torch's argument names, or muon.
         schedule: the learning rate's course, step by step.
         clip_grad_norm: scale the gradient down to this norm where it is larger.
         grad_accum_steps: batches whose gradients are averaged before one step.
@@ -161,6 +166,8 @@ class Config:
         cutmix_alpha: CutMix's Beta parameter (Yun et al. 2019); 0 is off. With both, each batch draws one of the two.
         model_ema_decay: evaluate an exponential moving average of the weights with this decay.
         model_ema_steps: steps between two updates of that average.
+        tta: test-time augmentation in final figures, eval and predict, not in the epochs' table: none; flip, an image
+            and its mirror image; crops, an image and two shifted by a pixel; flip_crops. Logits are averaged.
         early_stopping: {patience, min_delta}; it needs a validation split.
         best_metric: what decides the best epoch, on the validation split.
         checkpoint_every: save within an epoch too, every '500 steps' or '10 minutes'; it changes no figure.
@@ -179,14 +186,17 @@ class Config:
     augment: tuple[Component, ...] = ()
     seed: Seed = 0
     device: str = "auto"
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
     deterministic: bool = False
+    compile: bool = False
+    keep_memory: bool = True
     clip_grad_norm: PositiveFloat | None = None
     grad_accum_steps: PositiveInt = 1
     mixup_alpha: NonNegativeFloat = 0.0
     cutmix_alpha: NonNegativeFloat = 0.0
     model_ema_decay: Fraction | None = None
     model_ema_steps: PositiveInt = 1
+    tta: Literal["none", "flip", "crops", "flip_crops"] = "none"
     early_stopping: EarlyStopping | None = None
     best_metric: Literal["accuracy", "loss"] = "accuracy"
     checkpoint_every: Moments | None = None
@@ -239,9 +249,10 @@ def refuse_users_code(config: Config, place: str) -> None:
 
 # The keys of a file, in the order in which a person reads them.
 KEYS = (
-    *("seed", "device", "precision", "deterministic", "epochs", "data", "model", "loss", "optimizer", "schedule"),
+    *("seed", "device", "precision", "deterministic", "compile", "keep_memory", "epochs"),
+    *("data", "model", "loss", "optimizer", "schedule"),
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
-    *("early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),
+    *("tta", "early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),
 )
 DEFAULT_COMPONENTS = {"loss": "softmax_cross_entropy", "schedule": "constant"}
 

@@ -13,6 +13,7 @@ from .errors import RunError
 from .metrics import Figures, Scores, measure
 from .runfolder import BEST, LAST, read_record
 from .train import Run, loss_of, predict
+from .views import with_views
 
 
 def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[str, Scores | None, dict[str, float]]:
@@ -31,7 +32,7 @@ def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[s
     name, batches = ("test", run.test) if run.test is not None else ("validation", run.validation)
     if batches is None:
         return name, None, {}
-    logits, labels = predict(run.evaluated, batches, run.config.precision)
+    logits, labels = predict(with_views(run.evaluated, run.config.tta), batches, run.precision)
     loss = loss_of(run.loss, logits, labels)
     accuracy = (logits.argmax(1) == labels).sum().item() / len(labels)
     figures = {"loss": loss, "accuracy": accuracy}
@@ -87,6 +88,7 @@ def evaluate(
     temperature: float = 1.0,
     batch_size: int | None = None,
     *,
+    tta: str | None = None,
     trust_code: bool = False,
 ) -> Evaluated:
     """Measure a checkpoint's model.
@@ -98,11 +100,14 @@ def evaluate(
         device: where to compute; None for the run's own, if this machine has it, else auto.
         temperature: what the logits are divided by; calibration.temperature_of(run) gives a run's own.
         batch_size: images at once; None for the run's data.eval_batch_size.
+        tta: the test-time augmentation, as in a config; None for the run's own.
         trust_code: run the user's code that the checkpoint names.
     Raises: RunError, ConfigError, DataError.
     """
     loaded = checkpoint.load(file)
     changes: dict[str, object] = {"device": device or "auto"}
+    if tta is not None:
+        changes["tta"] = tta
     classes = set(loaded.header["classes"])
     as_images = data is not None and bool(classes & (_folder_names(data) | _folder_names(data / "test")))
     if data is not None and not as_images:
@@ -112,11 +117,11 @@ def evaluate(
     config = config_of(loaded, changes, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     chosen: Split = folder_split(evaluation, data) if data is not None and as_images else split_of(evaluation, split)
-    logits, labels = predict(evaluation.model, evaluation.batches(chosen), config.precision)
+    logits, labels = predict(evaluation.model, evaluation.batches(chosen), evaluation.precision)
     loss = loss_of(evaluation.loss, logits, labels)
     figures = measure(logits.cpu().double() / temperature, labels.cpu(), loss, evaluation.classes)
     where = str(data) if as_images else split
-    now = provenance.of_machine(evaluation.device, config.precision)
+    now = provenance.of_machine(evaluation.device, evaluation.precision)
     if not as_images:
         now["data"] = {split: provenance.fingerprint(chosen)}
     differs = tuple(provenance.differences(_recorded(file), now))

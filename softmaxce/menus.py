@@ -32,6 +32,7 @@ MODELS = {
     "resnet34": "softmaxce.models.resnet:resnet34",
     "resnet50": "softmaxce.models.resnet:resnet50",
     "wide_resnet": "softmaxce.models.resnet:wide_resnet",
+    "airbench": "softmaxce.models.airbench:Airbench",
 }
 
 DATASETS = {
@@ -67,6 +68,7 @@ OPTIMIZERS = {
     "adagrad": "torch.optim.adagrad:Adagrad",
     "adadelta": "torch.optim.adadelta:Adadelta",
     "rmsprop": "torch.optim.rmsprop:RMSprop",
+    "muon": "softmaxce.muon:Muon",
 }
 
 SCHEDULES = {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from . import eager
 from .config import Config
 from .data.batches import Batch, Batches, Preprocessing
 from .errors import MemoryRanOutError, TrainingError, within_memory
@@ -19,7 +20,7 @@ from .memory import half_that_fits
 from .metrics import Scores, Tally
 from .nonfinite import Guard, NonFiniteError
 from .optim import Schedule
-from .runtime import autocast
+from .runtime import autocast, choose_precision
 
 
 @dataclass
@@ -93,6 +94,11 @@ class Run:
 
     def __post_init__(self) -> None:
         self.tally = Tally(self.device)
+
+    @property
+    def precision(self) -> str:
+        """What the forward pass computes in: float32, bf16 or fp16."""
+        return choose_precision(self.config.precision, self.device)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -235,9 +241,9 @@ def fit_with_pauses(run: Run, pauses: Pauses, track: Track = untracked) -> Itera
         )
 
 
-def train_epoch(run: Run, number: int) -> tuple[Scores, float]:
+def train_epoch(run: Run, number: int, pauses: Pauses | None = None, track: Track = untracked) -> tuple[Scores, float]:
     """One pass over the training batches: its scores, and the learning rate of its last step."""
-    for _ in _train_epoch(run, number, Never(), untracked):
+    for _ in _train_epoch(run, number, pauses or Never(), track):
         pass
     run.progress.batch, run.progress.seconds = 0, 0.0
     return run.tally.scores(), run.optimizer.param_groups[0]["lr"]
@@ -253,9 +259,12 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
     if progress.batch == 0:
         run.tally = Tally(run.device)
     guard = Guard(
-        *(run.model, run.loss, run.optimizer, run.scaler, config.precision, run.device, number),
+        *(run.model, run.loss, run.optimizer, run.scaler, run.precision, run.device, number),
         skipping=config.on_nonfinite == "skip",
     )
+    scaled = run.scaler.is_enabled()
+    precision = autocast(run.device, run.precision)
+    take_step, clear = eager.stepper(run.optimizer), eager.clearer(run.optimizer)
     run.model.train()
     start, before, started = progress.batch, progress.seconds, time.perf_counter()
     index = start - 1
@@ -269,7 +278,7 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
             targets = labels
             if run.mix is not None:
                 images, targets = run.mix(images, labels)
-            with autocast(run.device, config.precision):
+            with precision:
                 logits = run.model(images)  # [B, K]
                 loss = run.loss(logits, targets).mean()
             guard.check_loss(loss, index, images, targets)
@@ -283,9 +292,12 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
                 run.scaler.unscale_(run.optimizer)
                 norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_grad_norm)
             guard.check_gradients(norm, index, images, targets)
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-            run.optimizer.zero_grad()
+            if scaled:
+                run.scaler.step(run.optimizer)
+                run.scaler.update()
+            else:
+                take_step()
+            clear()
             step += 1
             if run.average is not None and step % config.model_ema_steps == 0:
                 run.average.update_parameters(run.model)
@@ -330,7 +342,7 @@ def try_step(run: Run, size: int) -> None:
     targets = torch.zeros(size, dtype=torch.int64, device=run.device)
     if run.mix is not None:
         images, targets = run.mix(images, targets)
-    with autocast(run.device, run.config.precision):
+    with autocast(run.device, run.precision):
         loss = run.loss(run.model(images), targets).mean()
     run.scaler.scale(loss).backward()
     run.scaler.step(run.optimizer)
@@ -344,7 +356,7 @@ def steps_per_epoch(batches: int, accumulated: int) -> int:
 
 def score(run: Run, batches: Batches, stop: Callable[[], bool] = lambda: False) -> Scores | None:
     """The loss and the accuracy of the run's model on a split, in the run's precision; None if stopped between."""
-    outputs = predict_until(stop, run.evaluated, batches, run.config.precision)
+    outputs = predict_until(stop, run.evaluated, batches, run.precision)
     if outputs is None:
         return None
     logits, labels = outputs

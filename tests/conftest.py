@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,6 +16,8 @@ settings.register_profile("softmaxce", deadline=None)  # the first example pays 
 settings.load_profile("softmaxce")
 
 os.environ.pop("GITHUB_STEP_SUMMARY", None)  # the tests' runs are nothing that a workflow should sum up
+
+os.environ["SOFTMAXCE_CACHE"] = tempfile.mkdtemp(prefix="softmaxce-tests-")  # not among the user's own
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -83,6 +83,7 @@ class Batches:
         self.shuffle_seed = shuffle_seed
         self.mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
+        self.mean_of_bytes, self.scale_of_bytes = self.mean * 255, 1 / (self.std * 255)
         self.labels = split.labels.to(device)
         self.images = split.images.to(device) if isinstance(split, InMemory) else None
 
@@ -117,6 +118,15 @@ class Batches:
                 chosen = chunk.to(self.device)
                 yield self.prepared(images.to(self.device, non_blocking=True)), self.labels.index_select(0, chosen)
 
+    def sample(self, count: int) -> Tensor:
+        """Up to `count` of the split's images, evenly spread over it, normalised and not augmented."""
+        chosen = torch.arange(0, self.num_images, -(-self.num_images // count))
+        if self.images is not None:
+            images = self.images.index_select(0, chosen.to(self.device))
+        else:
+            images = torch.cat(list(self._decoded(list(chosen.split(self.batch_size))))).to(self.device)
+        return self._normalized(images.float().div_(255))
+
     def _chunks(self, order: Tensor) -> list[Tensor]:
         chunks = list(order.split(self.batch_size))
         if self.shuffle_seed is not None and len(chunks) > 1 and len(chunks[-1]) == 1:
@@ -149,10 +159,16 @@ class Batches:
 
     def prepared(self, images: Tensor) -> Tensor:
         """[B, C, H, W] uint8, on the device -> float, augmented, normalised."""
+        if not self.augment:  # the same in two passes over the pixels; the rounding may differ in the last place
+            normalised = torch.sub(images, self.mean_of_bytes).mul_(self.scale_of_bytes)
+            return normalised.contiguous(memory_format=torch.channels_last)
         prepared = images.float().div_(255)
         for augmentation in self.augment:
             prepared = augmentation(prepared)
-        normalised = (prepared - self.mean).div_(self.std)
+        return self._normalized(prepared)
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        normalised = (images - self.mean).div_(self.std)
         return normalised.contiguous(memory_format=torch.channels_last)
 
 

@@ -1,5 +1,6 @@
 """The user's own images: a folder with one sub-folder a class, of any size and mode."""
 
+import hashlib
 import os
 import struct
 import sys
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
 from ..kinds import Fraction, NonNegativeInt, PositiveInt
+from . import cache as decoded_images
 from .splits import InMemory, OnDisk, Source, Split, stratified
 
 VALIDATION_NAMES = ("val", "valid", "validation")
@@ -49,6 +51,7 @@ def image_folder(
     skip_bad: bool = False,
     in_memory: bool | None = None,
     workers: NonNegativeInt = 2,
+    cache: bool = True,
     *,
     root: str,
 ) -> Source:
@@ -63,6 +66,7 @@ def image_folder(
             memory, it takes a first pass over all files.
         in_memory: keep all images decoded in memory; null decides by the machine's memory.
         workers: processes that decode where images do not fit in memory.
+        cache: keep decoded images in the user's cache, and take them from there as long as the files are the same.
         root: the folder. A sub-folder val, valid or validation is used as the validation split.
     Raises: DataError if there are no images, a class is missing in training, or a file cannot be decoded.
     """
@@ -72,7 +76,7 @@ def image_folder(
     parts = {entry.name: entry for entry in _folders(top)}
     split_up = "train" in parts
     classes = tuple(folder.name for folder in _folders(parts["train"] if split_up else top))
-    listing = _Listing(classes, size, channels, skip_bad, in_memory, workers)
+    listing = _Listing(classes, size, channels, skip_bad, in_memory, workers, cache)
     if not split_up:
         train, shape = listing.read(top, None)
         if not test_fraction:
@@ -187,6 +191,7 @@ class _Listing:
     skip_bad: bool
     in_memory: bool | None
     workers: int
+    cache: bool = False
 
     def read(self, folder: Path, shape: tuple[int, int, int] | None) -> tuple[Split, tuple[int, int, int]]:
         """A folder's split, and the (C, H, W) of its images; `shape` is what they must have, if it is known."""
@@ -209,7 +214,7 @@ class _Listing:
         if keep is None:
             keep = len(files) * self.channels * wanted[0] * wanted[1] <= _memory_for_images()
         if keep:
-            return self._decoded(files, labels, decode, shape), shape
+            return self._in_memory(files, labels, decode, shape), shape
         same_size = Decode(self.channels, wanted)
         if self.skip_bad:
             files, labels = self._decodable(files, labels, same_size)
@@ -233,6 +238,31 @@ class _Listing:
             files += images
             labels += [self.classes.index(entry.name)] * len(images)
         return files, labels
+
+    def _in_memory(self, files: list[str], labels: list[int], decode: Decode, shape: tuple[int, int, int]) -> InMemory:
+        """Every file's image: those kept in the cache, if they are of the same files as they are now, else decoded.
+
+        Where some cannot be decoded, nothing is kept.
+        """
+        if not self.cache:
+            return self._decoded(files, labels, decode, shape)
+        decoding = (decode.size, shape, hashlib.sha256(Path(__file__).read_bytes()).hexdigest())  # as this file does it
+        key = decoded_images.key_of(files, *decoding)
+        kept = decoded_images.read(key, (len(files), *shape)) if key is not None else None
+        if kept is not None:
+            return InMemory(torch.from_numpy(kept), torch.tensor(labels))
+        whole = self._decoded(files, labels, decode, shape)
+        unchanged = key is not None and key == decoded_images.key_of(files, *decoding)
+        if key is not None and unchanged and len(whole) == len(files):
+            try:
+                decoded_images.write(key, whole.images.numpy())
+            except OSError as error:
+                print(
+                    f"warning: {decoded_images.folder()}: decoded images cannot be kept there "
+                    f"({error.strerror or error}); set SOFTMAXCE_CACHE to another folder, or data.cache: false",
+                    file=sys.stderr,
+                )
+        return whole
 
     def _decoded(self, files: list[str], labels: list[int], decode: Decode, shape: tuple[int, int, int]) -> InMemory:
         """Every file decoded into one array; what cannot be is named."""

@@ -86,7 +86,7 @@ def explain_image(
         one that the loss ignores.
     """
     batches = run.batches(InMemory(image.unsqueeze(0), torch.zeros(1, dtype=torch.int64)))
-    logits = predict(run.model, batches, run.config.precision)[0][0].cpu()  # [K]
+    logits = predict(run.model, batches, run.precision)[0][0].cpu()  # [K]
     if not logits.isfinite().all():
         raise RunError(f"{title}: the model's logits are not finite: {logits.tolist()}")
     notes = []
@@ -114,6 +114,8 @@ def explain_image(
             "In training, this run blends images and their labels (mixup, CutMix). --index 1 --mix 5=0.3 explains such "
             "a blend."
         )
+    if run.config.tta != "none":
+        notes.append(f"The logits are the mean over several views of the image (tta: {run.config.tta}).")
     steps = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing, temperature=temperature)
     normalised = next(batches.epoch(0))[0][0]
     return Explanation(

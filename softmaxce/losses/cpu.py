@@ -22,6 +22,7 @@ Numba compiles the walk once for each dtype and keeps the machine code on disk: 
 import ctypes
 import math
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -914,45 +915,57 @@ def _backward(ctx: Any, upstream: Tensor) -> Tensor:
     return result
 
 
-class _Step(torch.autograd.Function):
+class UsualStep(torch.autograd.Function):
     """The same for a training step's usual call: class ids, a plain mean, and so few logits that one thread takes them.
 
     With 128 images of 10 classes the loss takes as long as twenty lines of Python do, so there are few here.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, dtype: torch.dtype) -> Tensor:
-        num_rows, num_classes = logits.shape
+    def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+        """(contiguous logits [N, K], class ids [N]) -> scalar. Raises: IndexError if an id is outside [0, K)."""
         ctx.gradient = gradient = torch.empty_like(logits)
-        total = ctypes.c_double()
-        job = Job(
-            *(0, logits.data_ptr(), num_classes, target.data_ptr(), 0, 0, 0, 0, gradient.data_ptr()),
-            *(num_rows, num_classes, ignore_index, _STEP, 0.0, 1.0, 1.0, ctypes.addressof(total), 1, -1),
-        )
-        _compiled(logits.dtype)(ctypes.addressof(job))
+        ready = _READY
+        job = ready.job
+        job.next_part = 0
+        job.logits_ = logits.data_ptr()
+        job.ids_ = target.data_ptr()
+        job.gradient_ = gradient.data_ptr()
+        job.num_rows, job.num_classes = logits.shape
+        job.stride = job.num_classes
+        job.ignore_index = ctx.ignore_index = ignore_index
+        job.scale = 1.0
+        dtype = logits.dtype
+        _compiled(dtype)(ready.address)
         if job.wrong_row >= 0:
+            job.wrong_row = -1
             raise IndexError("a class id is out of range")
         ctx.divisor = divisor = job.divisor or math.nan
         ctx.save_for_backward(logits, target, None)
-        ctx.ignore_index = ignore_index
-        return torch.scalar_tensor(total.value / divisor, dtype=dtype)
+        if dtype is torch.bfloat16 and torch.is_autocast_enabled("cpu"):
+            dtype = torch.float32
+        return torch.scalar_tensor(ready.sum.value / divisor, dtype=dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient, for the logits alone."""
         gradient: Tensor | None = ctx.gradient
         if gradient is not None and upstream.item() == 1.0 and not torch.is_grad_enabled():
             ctx.gradient = None  # handed over: whoever gets it may change it
-            return gradient, None, None, None
+            return gradient, None, None
         ctx.arguments, ctx.scale = (ctx.ignore_index, "mean", 0.0), 1.0 / ctx.divisor
-        return _backward(ctx, upstream), None, None, None
+        return _backward(ctx, upstream), None, None
 
 
-_STEP = SURVEY | MEAN | GRADIENT
+class _Ready(threading.local):
+    """A job for the usual step, made once in each thread: to fill in what changes takes a third of making one."""
+
+    def __init__(self) -> None:
+        self.sum = ctypes.c_double()
+        self.job = Job(
+            options=SURVEY | MEAN | GRADIENT, share=1.0, sums_=ctypes.addressof(self.sum), parts=1, wrong_row=-1
+        )
+        self.address = ctypes.addressof(self.job)
 
 
-def mean_of_few(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """fused_cross_entropy for contiguous logits that require a gradient, with class ids and a plain mean."""
-    dtype = logits.dtype
-    if dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu"):
-        dtype = torch.float32
-    return _Step.apply(logits, target, ignore_index, dtype)  # type: ignore[no-any-return]
+_READY = _Ready()

@@ -33,8 +33,11 @@ Bridle 1990, "Probabilistic interpretation of feedforward classification network
 from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, int64, is_grad_enabled, nn
+from torch._C import _are_functorch_transforms_active as is_functorch_active
+from torch._C import _len_torch_dispatch_stack as num_modes
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -82,11 +85,15 @@ def log_softmax(logits: Tensor, dim: int = -1) -> Tensor:
         dim: the dimension of the classes.
     Returns: the same shape, in nats, each at most 0.
 
-    >>> log_softmax(torch.tensor([0.0, -200.0]))  # log(softmax(...)) would be -inf here: float32 rounds S to 0
-    tensor([   0., -200.])
+    >>> log_softmax(torch.tensor([0.0, -200.0]))[1]  # log(softmax(...)) would be -inf here: float32 rounds S to 0
+    tensor(-200.)
+    >>> log_softmax(torch.tensor([20.0, 0.0]))[0]  # and 0 here, where S rounds to 1
+    tensor(-2.0612e-09)
     """
-    shifted = _shifted(logits, dim)
-    return shifted - shifted.exp().sum(dim, keepdim=True).log()
+    if not logits.numel():
+        return logits.clone()
+    z = _shifted(logits, dim)
+    return z - _log_sum(z, z.detach().argmax(dim, keepdim=True), dim)
 
 
 def one_hot(targets: Tensor, num_classes: int) -> Tensor:
@@ -182,7 +189,7 @@ def cross_entropy(
         and _is_usual_step(input, target)
     ):
         try:
-            return cpu.mean_of_few(input, target, ignore_index)
+            return cpu.UsualStep.apply(input, target, ignore_index)  # type: ignore[no-any-return]
         except IndexError:
             _check_ids(target, input.shape[1], ignore_index)  # raises, with the place
             raise
@@ -267,11 +274,14 @@ def definition(
 def _from_labels(logits: Tensor, labels: Tensor) -> Tensor:
     """-sum_i Q_i log S_i for logits z [..., K] and labels Q [..., K]: the heart of `definition`."""
     z = _shifted(logits, -1)
-    y = labels.detach().argmax(-1, keepdim=True)  # the main class; its term is left out of the sum
-    is_main = torch.arange(z.shape[-1], device=z.device) == y
-    rest = z.exp().masked_fill(is_main, 0).sum(-1)
-    log_sum = torch.log1p(rest + torch.expm1(z.gather(-1, y).squeeze(-1)))
+    log_sum = _log_sum(z, labels.detach().argmax(-1, keepdim=True), -1).squeeze(-1)
     return labels.sum(-1) * log_sum - (labels * torch.where((labels == 0) & z.isinf(), 0, z)).sum(-1)
+
+
+def _log_sum(z: Tensor, y: Tensor, dim: int) -> Tensor:
+    """log sum_k exp(z_k) along `dim`, which is kept, as log(1 + the rest): exact where exp(z_y) is nearly all."""
+    rest = z.exp().scatter(dim, y, 0).sum(dim, keepdim=True)
+    return torch.log1p(rest + torch.expm1(z.gather(dim, y)))
 
 
 def _classes_last(tensor: Tensor) -> Tensor:
@@ -367,35 +377,33 @@ def out_of_range(class_id: int, place: list[int], num_classes: int) -> str:
 
 def _is_usual_step(input: Tensor, target: Tensor) -> bool:
     """Whether these are what most training steps have, on the CPU: for 128 images of 10 classes each line costs."""
+    if type(input) is not Tensor or type(target) is not Tensor:
+        return False
+    shape, places = input.shape, target.shape
     return (
-        type(input) is Tensor
-        and type(target) is Tensor
+        len(shape) == 2
+        and len(places) == 1
+        and shape[0] == places[0]
+        and 0 < shape[0] * shape[1] <= FEW
         and input.requires_grad
-        and input.ndim == 2
-        and target.ndim == 1
-        and input.size(0) == target.size(0)
-        and 0 < input.numel() <= FEW
         and input.is_cpu
         and target.is_cpu
         and input.dtype in STEP_DTYPES
-        and target.dtype is torch.int64
+        and target.dtype is int64
         and input.is_contiguous()
         and target.is_contiguous()
-        and not _is_transformed(input)
-        and torch.is_grad_enabled()
-        and cpu is not None
+        and is_grad_enabled()
+        and not (is_compiling() or forward_ad._current_level >= 0 or is_functorch_active() or num_modes())
     )
 
 
 def _is_transformed(tensor: Tensor) -> bool:
     """Whether PyTorch is tracing, transforming or watching operations: it must then see each of them."""
-    return (
-        type(tensor) not in _PLAIN
-        or torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0  # dual numbers
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
+    return type(tensor) not in _PLAIN or _is_watched()
+
+
+def _is_watched() -> bool:
+    return is_compiling() or forward_ad._current_level >= 0 or is_functorch_active() or num_modes() > 0
 
 
 _PLAIN = {Tensor, nn.Parameter}
@@ -430,6 +438,16 @@ class SoftmaxCrossEntropy(nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """(logits [B, K], targets [B] or [B, K]) -> the loss in nats."""
+        if (
+            self.weight is None
+            and self.reduction == "mean"
+            and self.label_smoothing == 0.0
+            and _is_usual_step(input, target)
+        ):  # as there, without the call
+            try:
+                return cpu.UsualStep.apply(input, target, self.ignore_index)  # type: ignore[no-any-return]
+            except IndexError:
+                pass  # said there, with the place
         return cross_entropy(
             input,
             target,

@@ -9,6 +9,8 @@ def cnn(
     channels: list[PositiveInt] | tuple[PositiveInt, ...] = (32, 64, 128),
     convs_per_stage: PositiveInt = 1,
     dropout: Fraction = 0.0,
+    batch_norm: bool = True,
+    hidden: PositiveInt | None = None,
     *,
     in_channels: int,
     image_size: tuple[int, int],
@@ -20,27 +22,39 @@ def cnn(
         channels: the width of each stage.
         convs_per_stage: convolutions in each.
         dropout: the share of the last features that is dropped in training.
+        batch_norm: normalise after each convolution; else the convolutions have biases.
+        hidden: the width of a fully connected layer on all features of the last stage, which is then halved too, in
+            place of the global maximum; null for none.
         in_channels: C.
         image_size: (H, W) in pixels.
         num_classes: K.
     Returns: images [B, C, H, W] -> logits [B, K].
-    Raises: ValueError if the images are too small to be halved between the stages.
+    Raises: ValueError if the images are too small to be halved so often.
 
     The first convolution of all is 5x5 where the images allow (at least 16x16).
     """
-    smallest = 2 ** (len(channels) - 1)
-    if min(image_size) < smallest:
-        raise ValueError(f"{len(channels)} stages need images of at least {smallest}x{smallest}, got {image_size}")
+    halvings = len(channels) - (hidden is None)
+    if min(image_size) < 2**halvings:
+        raise ValueError(
+            f"{len(channels)} stages need images of at least {2**halvings}x{2**halvings}, "
+            f"got {image_size[0]}x{image_size[1]}"
+        )
     layers: list[nn.Module] = []
     inputs = in_channels
     for stage, outputs in enumerate(channels):
-        for _ in range(convs_per_stage):
+        for conv in range(convs_per_stage):
             kernel = 5 if not layers and min(image_size) >= 16 else 3
-            layers.append(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False))
-            layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
+            layers.append(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not batch_norm))
+            layers += [nn.BatchNorm2d(outputs)] if batch_norm else []
+            if stage < halvings and conv == convs_per_stage - 1:
+                layers.append(nn.MaxPool2d(2))  # before ReLU, which commutes with a maximum and then costs a quarter
+            layers.append(nn.ReLU())
             inputs = outputs
-        if stage < len(channels) - 1:
-            layers.append(nn.MaxPool2d(2))
-    layers += [nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+    if hidden is None:
+        layers += [nn.AdaptiveMaxPool2d(1), nn.Flatten()]
+    else:
+        inputs *= (image_size[0] >> halvings) * (image_size[1] >> halvings)
+        layers += [nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU()]
+        inputs = hidden
     layers += [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers, nn.Linear(inputs, num_classes))

@@ -30,6 +30,8 @@ def print_figures(evaluated: Evaluated, console: Console) -> None:
     console.print(f"{where}: {figures.images:,} images", soft_wrap=True)  # a path is not cut in two
     console.print()
     console.print(_single_figures(figures))
+    if evaluated.config.tta != "none":
+        console.print(f"test-time augmentation: {evaluated.config.tta}", style="dim")
     if evaluated.temperature != 1:
         console.print(f"probabilities at temperature {evaluated.temperature:.4f}", style="dim")
     console.print()
@@ -42,7 +44,7 @@ def plain(evaluated: Evaluated) -> dict[str, Any]:
     """The same as one JSON object."""
     figures = asdict(evaluated.figures)
     about = {"checkpoint": str(evaluated.checkpoint), "epoch": evaluated.epoch, "split": evaluated.split}
-    return {**about, "temperature": evaluated.temperature, **figures}
+    return {**about, "temperature": evaluated.temperature, "tta": evaluated.config.tta, **figures}
 
 
 def _single_figures(figures: Figures) -> Table:

@@ -46,7 +46,7 @@ def dry_run(run: Run) -> dict[str, Any]:
     weights = {p.untyped_storage().data_ptr() for p in run.model.parameters()}
     run.model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with autocast(run.device, run.config.precision):
+        with autocast(run.device, run.precision):
             loss = run.loss(run.model(images), targets).mean()
         activations = sum(size for pointer, size in kept.items() if pointer not in weights)
         loss.backward()

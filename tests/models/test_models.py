@@ -7,11 +7,18 @@ from typing import Any
 import pytest
 import torch
 import torchvision.models as zoo
+from PIL import Image
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
+from softmaxce.build import build_evaluation, build_run, config_of
+from softmaxce.checkpoint import load, save
+from softmaxce.data.batches import Batches, Preprocessing
+from softmaxce.data.folder import image_folder
+from softmaxce.data.splits import InMemory
 from softmaxce.errors import DataError
 from softmaxce.menus import MODELS, torchvision_names
+from softmaxce.models.airbench import Airbench
 from softmaxce.models.cnn import cnn
 from softmaxce.models.lenet import LeNet
 from softmaxce.models.linear import linear
@@ -19,7 +26,12 @@ from softmaxce.models.mlp import mlp
 from softmaxce.models.resnet import resnet9, resnet18, resnet50, wide_resnet
 from softmaxce.models.zoo import torchvision_model
 from softmaxce.registry import Component, build, check_component, read_signature
+from softmaxce.runfolder import LAST
+from softmaxce.train import fit
 
+from ..test_train import config
+
+CPU = torch.device("cpu")
 GREY: dict[str, Any] = {"in_channels": 1, "image_size": (28, 28), "num_classes": 10}
 COLOUR: dict[str, Any] = {"in_channels": 3, "image_size": (32, 32), "num_classes": 10}
 
@@ -39,6 +51,12 @@ def size(model: nn.Module) -> int:
         (lambda: resnet50(in_channels=3, num_classes=10), 23_520_842, "the well-known CIFAR ResNet-50"),
         (lambda: wide_resnet(28, 10, in_channels=3, num_classes=10), 36_479_194, "Zagoruyko & Komodakis, 36.5M"),
         (lambda: resnet9(64, **COLOUR), 6_573_120, "David Page's ResNet-9"),
+        (lambda: Airbench(**COLOUR), 1_972_792, "Jordan's airbench94"),
+        (
+            lambda: cnn([16, 32], batch_norm=False, hidden=256, **GREY),
+            (25 * 16 + 16) + (9 * 16 * 32 + 32) + (7 * 7 * 32 * 256 + 256) + (256 * 10 + 10),
+            "by hand",
+        ),
     ],
 )
 def test_a_model_has_as_many_parameters_as_its_source_says(
@@ -58,7 +76,7 @@ def test_every_model_turns_images_into_one_logit_a_class(name: str, channels: in
     logits = model(torch.rand(2, channels, side, side))
     assert logits.shape == (2, 7)
     logits.sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_linear_is_the_articles_weighted_sums_and_nothing_else() -> None:
@@ -83,7 +101,9 @@ def test_a_small_stem_resnet_is_torchvisions_behind_the_stem() -> None:
     [
         (lambda: LeNet(in_channels=1, image_size=(8, 8), num_classes=10), "at least 12x12, got 8x8"),
         (lambda: cnn(in_channels=1, image_size=(2, 28), num_classes=10), "at least 4x4"),
+        (lambda: cnn([4, 4], hidden=8, in_channels=1, image_size=(3, 9), num_classes=10), "at least 4x4, got 3x9"),
         (lambda: resnet9(in_channels=1, image_size=(4, 4), num_classes=10), "at least 8x8, got 4x4"),
+        (lambda: Airbench(in_channels=1, image_size=(8, 8), num_classes=10), "at least 9x9, got 8x8"),
         (lambda: wide_resnet(27, in_channels=3, num_classes=10), "depth must be 6 n [+] 4"),
         (lambda: torchvision_model("resnet18", in_channels=4, num_classes=10), "1 or 3 channels, got 4"),
         (lambda: torchvision_model("resnet18", "V9", in_channels=3, num_classes=10), "one of IMAGENET1K_V1, DEFAULT"),
@@ -92,6 +112,59 @@ def test_a_small_stem_resnet_is_torchvisions_behind_the_stem() -> None:
 def test_what_a_model_cannot_take_is_refused_with_the_rule(make: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_cnn_halves_before_relu_and_gives_what_relu_first_gives() -> None:
+    model = cnn([5, 6], convs_per_stage=2, in_channels=1, image_size=(12, 12), num_classes=3).train()
+    conv, norm, relu, images = nn.functional.conv2d, nn.functional.batch_norm, torch.relu, torch.randn(4, 1, 12, 12)
+    weights = [module for module in model if isinstance(module, nn.Conv2d)]
+    x = images
+    for index, layer in enumerate(weights):
+        x = relu(norm(conv(x, layer.weight, padding=1), None, None, training=True))
+        x = nn.functional.max_pool2d(x, 2) if index == 1 else x
+    torch.testing.assert_close(model(images), model[-1](x.amax((2, 3))))
+
+
+# -- airbench ---------------------------------------------------------------------------------------------------------
+
+
+def patches_of(images: torch.Tensor) -> torch.Tensor:
+    """Every 2x2 patch as a row."""
+    rows = [
+        images[:, :, top : top + 2, left : left + 2].flatten(1)
+        for top in range(images.shape[2] - 1)
+        for left in range(images.shape[3] - 1)
+    ]
+    return torch.cat(rows)
+
+
+def test_the_prepared_first_layer_whitens_the_patches() -> None:
+    mixed = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
+    images = nn.functional.conv2d(torch.randn(40, 3, 16, 16), mixed.view(12, 3, 2, 2)[:3], padding=1)  # correlated
+    model = Airbench(in_channels=3, image_size=(17, 17), num_classes=2)
+    model.prepare(images)
+    patches = patches_of(images)
+    assert (torch.corrcoef(patches.T) - torch.eye(12)).abs().max() > 0.1
+    outputs = patches @ model.whitening.weight.flatten(1).T
+    second = outputs.T @ outputs / len(outputs)
+    torch.testing.assert_close(second[:12, :12], torch.eye(12), atol=0.02, rtol=0)
+    torch.testing.assert_close(second[:12, 12:], -torch.eye(12), atol=0.02, rtol=0)
+    assert not model.whitening.weight.requires_grad
+
+
+def test_airbench_is_the_published_network() -> None:
+    model = Airbench(**COLOUR).eval()
+    state = model.state_dict()
+    first, *filters = (state[key] for key in state if state[key].ndim == 4)
+    x = nn.functional.gelu(nn.functional.conv2d(torch.ones(2, 3, 32, 32), first, state["whitening.bias"]))
+    for index, weight in enumerate(filters):
+        identity = torch.zeros_like(weight[: weight.shape[1]])
+        identity[range(len(identity)), range(len(identity)), 1, 1] = 1
+        assert weight[: weight.shape[1]].equal(identity)
+        x = nn.functional.conv2d(x, weight, padding="same")
+        x = nn.functional.gelu(nn.functional.max_pool2d(x, 2) if index % 2 == 0 else x)
+    expected = nn.functional.max_pool2d(x, 3).flatten(1) @ state["head.weight"].T / 9
+    torch.testing.assert_close(model(torch.ones(2, 3, 32, 32)), expected, rtol=2e-3, atol=1e-5)
 
 
 # -- torchvision's ----------------------------------------------------------------------------------------------------
@@ -150,3 +223,31 @@ def test_weights_that_cannot_be_downloaded_are_named_with_their_place(
     assert "/resnet18-" in message
     assert "put the file resnet18-" in message
     assert str(tmp_path / "hub" / "checkpoints") in message
+
+
+def test_whitening_is_made_from_the_training_images_and_kept_in_the_checkpoint(tmp_path: Path) -> None:
+    run = build_run(config(model={"name": "airbench", "widths": [8]}))
+    assert isinstance(run.train.split, InMemory)
+    images = (run.train.split.images.float() / 255 - run.train.mean) / run.train.std
+    patches = patches_of(images)
+    outputs = patches @ run.model.whitening.weight[:4].flatten(1).T  # type: ignore[union-attr, index, operator]
+    torch.testing.assert_close(outputs.T @ outputs / len(outputs), torch.eye(4), atol=0.02, rtol=0)
+    for epoch in fit(run):
+        save(run, tmp_path, best=epoch.best)
+    loaded = load(tmp_path / LAST)
+    evaluation = build_evaluation(loaded, config_of(loaded, {"data.root": "nowhere"}))
+    assert evaluation.model.whitening.weight.equal(run.model.whitening.weight)  # type: ignore[union-attr, operator, arg-type]
+
+
+def test_a_model_is_shown_no_more_images_on_disk_than_in_memory(tmp_path: Path) -> None:
+    for index in range(30):
+        file = tmp_path / "ab"[index % 2] / f"{index}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (8 * index, 0, 0)).save(file)
+    samples = []
+    for in_memory in (True, False):
+        split = image_folder(test_fraction=0.0, in_memory=in_memory, root=str(tmp_path)).train
+        batches = Batches(split, Preprocessing((3, 8, 8), (0.0,) * 3, (1.0,) * 3), batch_size=4, device=CPU)
+        samples.append(batches.sample(13))
+    assert len(samples[0]) == 10
+    assert samples[0].equal(samples[1])

@@ -165,7 +165,7 @@ def state(file: Path) -> tuple[dict[str, bytes], Any]:
     """A checkpoint's tensors, and what its header says of the training, without what a clock decides."""
     tensors = {name: array.tobytes() for name, array in load_file(file).items()}
     with safe_open(file, framework="np") as stream:
-        header = json.loads(stream.metadata()["softmaxce"].partition(" ")[2])
+        header = json.loads(stream.metadata()["softmaxce"].partition(" ")[2])  # after the checksum
     training = json.loads(json.dumps(header.get("training")))
     return tensors, (header["epoch"], _without_clock(training))
 

@@ -1,0 +1,203 @@
+"""Decoded images kept in the cache: used while the files are the same, never otherwise, and in nobody's way."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from softmaxce.data import cache
+from softmaxce.data.folder import image_folder
+from softmaxce.data.splits import InMemory
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache's folder, empty at first."""
+    monkeypatch.setenv("SOFTMAXCE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes, four images each, every one of its own colour."""
+    for label, name in enumerate(("cat", "dog")):
+        for index in range(4):
+            paint(tmp_path / "photos" / name / f"{index}.png", (20 * index, 100 * label, 0))
+    return tmp_path / "photos"
+
+
+def paint(file: Path, colour: tuple[int, int, int]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 6), colour).save(file)
+
+
+def images(photos: Path, **options: object) -> Tensor:
+    split = image_folder(test_fraction=0.0, root=str(photos), **options).train  # type: ignore[arg-type]
+    assert isinstance(split, InMemory)
+    return split.images
+
+
+def entries(kept: Path) -> list[Path]:
+    return sorted(kept.iterdir()) if kept.exists() else []
+
+
+def test_the_second_time_the_images_come_from_the_cache(photos: Path, kept: Path) -> None:
+    first = images(photos)
+    (file,) = entries(kept)
+    assert images(photos).equal(first)
+    # other pixels, told apart from those in the files, with a checksum of their own
+    other = bytes(255 - value for value in first.numpy().tobytes())
+    file.write_bytes(hashlib.sha256(other).digest() + other)
+    assert images(photos).equal(255 - first)
+    assert images(photos, cache=False).equal(first)
+
+
+def test_a_second_look_leaves_what_is_kept_as_it_is(photos: Path, kept: Path) -> None:
+    images(photos)
+    (file,) = entries(kept)
+    before = file.stat().st_ino
+    images(photos)
+    assert [entry.stat().st_ino for entry in entries(kept)] == [before]
+
+
+def swap_colours(photos: Path) -> None:
+    """Another image of the same size in bytes, with the times of the old one."""
+    file = photos / "cat" / "1.png"
+    size, times = file.stat().st_size, (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    paint(file, (21, 0, 0))
+    assert file.stat().st_size == size
+    os.utime(file, ns=times)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda photos: paint(photos / "cat" / "1.png", (9, 9, 9)),
+        swap_colours,
+        lambda photos: paint(photos / "cat" / "7.png", (9, 9, 9)),
+        lambda photos: (photos / "cat" / "1.png").unlink(),
+        lambda photos: (photos / "cat" / "1.png").rename(photos / "dog" / "9.png"),
+        lambda photos: (photos / "cat" / "1.png").replace(photos / "cat" / "2.png"),
+    ],
+    ids=["changed", "changed, same size and time", "added", "removed", "moved", "replaced"],
+)
+def test_a_file_that_is_not_as_it_was_is_noticed(change: Callable[[Path], object], photos: Path) -> None:
+    images(photos)
+    change(photos)
+    expected = images(photos, cache=False)
+    assert images(photos).equal(expected)
+    assert images(photos).equal(expected)
+
+
+def test_another_size_and_other_channels_are_other_images(photos: Path) -> None:
+    for options in ({}, {"size": 4}, {"size": [4, 3]}, {"channels": 1}, {"size": 4, "channels": 1}):
+        for _ in range(2):
+            assert images(photos, **options).equal(images(photos, **options, cache=False))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "longer", "flipped", "checksum"])
+def test_a_damaged_entry_is_not_used_and_is_replaced(damage: str, photos: Path, kept: Path) -> None:
+    expected = images(photos)
+    (file,) = entries(kept)
+    whole = file.read_bytes()
+    file.write_bytes(
+        {
+            "cut": whole[: len(whole) // 2],
+            "empty": b"",
+            "longer": whole + b"\0",
+            "flipped": whole[:-1] + bytes([whole[-1] ^ 1]),
+            "checksum": bytes(cache.DIGEST) + whole[cache.DIGEST :],
+        }[damage]
+    )
+    assert images(photos).equal(expected)
+    assert file.read_bytes() == whole
+
+
+READER = """
+import sys
+from softmaxce.data.folder import image_folder
+print(image_folder(test_fraction=0.0, root=sys.argv[1]).train.images.numpy().tobytes().hex())
+"""
+
+
+def test_processes_that_read_a_folder_at_once_all_get_its_images(photos: Path, kept: Path) -> None:
+    readers = [
+        subprocess.Popen([sys.executable, "-c", READER, str(photos)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    results = {reader.communicate()[0].strip() for reader in readers}
+    assert results == {images(photos, cache=False).numpy().tobytes().hex()}
+    assert [file.suffix for file in entries(kept)] == [".images"]
+
+
+def test_where_nothing_can_be_kept_training_goes_on_with_a_warning(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("SOFTMAXCE_CACHE", str(tmp_path / "file" / "below"))
+    assert images(photos).equal(images(photos, cache=False))
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "decoded images cannot be kept there" in told
+    assert "data.cache: false" in told
+
+
+def test_nothing_is_kept_where_it_is_off_or_where_a_file_cannot_be_decoded(photos: Path, kept: Path) -> None:
+    images(photos, cache=False)
+    (photos / "cat" / "bad.png").write_bytes(b"nothing")
+    images(photos, skip_bad=True)
+    assert entries(kept) == []
+
+
+def test_the_longest_unused_go_when_the_cache_is_full(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LIMIT", 3 * (cache.DIGEST + 100))
+    pixels = np.zeros((1, 1, 10, 10), np.uint8)
+    for age, key in enumerate(("a", "b", "c")):
+        cache.write(key, pixels)
+        os.utime(kept / f"{key}.images", (1000 + age, 1000 + age))
+    assert cache.read("a", pixels.shape) is not None  # of use just now
+    cache.write("d", pixels)
+    assert [file.stem for file in entries(kept)] == ["a", "c", "d"]
+    cache.write("e", np.zeros((1, 1, 30, 30), np.uint8))  # larger than all there may be
+    assert "e" not in [file.stem for file in entries(kept)]
+
+
+def test_what_a_dead_process_left_half_written_is_removed_and_a_living_ones_is_not(kept: Path) -> None:
+    kept.mkdir()
+    for name, age in (("dead.tmp", 2 * cache.ABANDONED), ("living.tmp", 1.0)):
+        (kept / name).write_bytes(b"half")
+        os.utime(kept / name, (time.time() - age,) * 2)
+    cache.write("key", np.zeros((1, 1, 2, 2), np.uint8))
+    assert [file.name for file in entries(kept)] == ["key.images", "living.tmp"]
+
+
+def test_a_file_that_is_gone_has_no_key(photos: Path) -> None:
+    file = str(photos / "cat" / "1.png")
+    assert cache.key_of([file]) is not None
+    assert cache.key_of([file, file + "x"]) is None
+
+
+def test_the_folder_is_the_environments_else_in_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: Path
+) -> None:
+    assert cache.folder() == kept
+    monkeypatch.delenv("SOFTMAXCE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert cache.folder() == tmp_path / "softmaxce" / "decoded"
+
+
+def test_images_from_the_cache_can_be_written_to_as_others_can(photos: Path) -> None:
+    images(photos)
+    again = images(photos)
+    again.fill_(7)
+    assert torch.equal(again, torch.full_like(again, 7))
