@@ -76,14 +76,7 @@ def test_a_step_that_does_not_fit_is_one_line_with_the_batch_size_that_does(of: 
     size, accumulated = map(int, found.groups())
     assert size * accumulated == 1024
     assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "failed"
-    smaller = (
-        "--set",
-        f"data.batch_size={size}",
-        "--set",
-        f"grad_accum_steps={accumulated}",
-        "--set",
-        "keep_memory=no",
-    )
+    smaller = [f"--set=data.batch_size={size}", f"--set=grad_accum_steps={accumulated}", "--set=keep_memory=false"]
     done = limited(tmp_path, *train, "--output", "b", *smaller)
     assert done.returncode == 0, done.stderr  # what is said to fit does
 
