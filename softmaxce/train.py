@@ -404,15 +404,20 @@ def _predict_until(
 ) -> tuple[Tensor, Tensor] | None:
     was_training = model.training
     model.eval()
-    logits, labels = [], []
+    logits, done = torch.empty(0), 0
+    labels = torch.empty(batches.num_images, dtype=torch.int64, device=batches.device)
     with autocast(batches.device, precision):
         for images, ids in batches.epoch(0):
-            logits.append(model(images).float())
-            labels.append(ids)
+            found = model(images)  # [B, K]
+            if not done:  # one piece from the start: many small ones would lie between the batches and scatter memory
+                logits = torch.empty(batches.num_images, found.shape[1], device=batches.device)
+            logits[done : done + len(ids)] = found
+            labels[done : done + len(ids)] = ids
+            done += len(ids)
             if stop():
                 break
     model.train(was_training)
-    return None if stop() else (torch.cat(logits), torch.cat(labels))
+    return None if stop() else (logits[:done], labels[:done])
 
 
 @torch.inference_mode()
