@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from softmaxce import config as configs
 from softmaxce.errors import ConfigError, Problem
 from softmaxce.registry import MENUS, Component, show, suggestion, target_of
 from softmaxce.report import console
@@ -89,6 +90,79 @@ def bench_loss(
     if json:
         typer.echo(jsonlib.dumps({"environment": environment(place), "notes": notes, **plain}, allow_nan=False))
     else:
+        benchmark.print_notes([*notes, benchmark.machine(place)], out)
+
+
+@app.command("train")
+def bench_train(
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="A YAML file, or a recipe's name (softmaxce config list).")
+    ] = "digits",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. model=resnet18.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="How often each way has its turn.")] = 7,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Time a config's training beside the arithmetic it has to do, and beside the plain PyTorch way, taking turns."""
+    overrides = [configs.parse_override(text) for text in set_ or []]
+    overrides += [configs.Override(("device",), device, "--device")] if device is not None else []
+    asked = configs.load(config, overrides)
+
+    import io
+
+    from rich.console import Console
+
+    from softmaxce.bench import loop
+    from softmaxce.report import benchmark, speed
+    from softmaxce.report.training import GrowingTable
+    from softmaxce.runtime import environment
+
+    table = GrowingTable(Console(file=io.StringIO(), force_terminal=True, width=80))  # drawn in full, shown to nobody
+    with console.stderr().status(f"{asked.recipe}: training in turns"):
+        found = loop.measure(asked, table.track, table.expect, table.epoch, rounds)
+    place = found.device
+    notes = [*speed.notes_on_loop(found), *benchmark.busy()]
+    if json:
+        plain = speed.plain_loop(asked, found)
+        typer.echo(jsonlib.dumps({"environment": environment(place), "notes": notes, **plain}, allow_nan=False))
+    else:
+        out = console.stdout()
+        speed.print_loop(found, out)
+        benchmark.print_notes([*notes, benchmark.machine(place)], out)
+
+
+@app.command("startup")
+def bench_startup(
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="What the run of one step trains: a YAML file, or a recipe's name.")
+    ] = "digits",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. model=linear.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="How often each process has its turn.")] = 7,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Time --help, a config error and the way to the first step, as whole processes, taking turns."""
+    asked = configs.load(config, [configs.parse_override(text) for text in set_ or []])
+    size = asked.data.batch_size * asked.grad_accum_steps
+    one_step = ("epochs=1", f"data.train_limit={size}", "data.validation=null", "early_stopping=null")
+
+    from softmaxce.bench import startup
+    from softmaxce.report import benchmark, speed
+    from softmaxce.runtime import choose_device, environment
+
+    with console.stderr().status("starting processes in turns"):
+        found = startup.measure(config, (*(set_ or []), *one_step), rounds)
+    notes = [*speed.notes_on_startup(), *benchmark.busy()]
+    place = choose_device("cpu")
+    if json:
+        plain = speed.plain_startup(found)
+        typer.echo(jsonlib.dumps({"environment": environment(place), "notes": notes, **plain}, allow_nan=False))
+    else:
+        out = console.stdout()
+        speed.print_startup(found, out)
         benchmark.print_notes([*notes, benchmark.machine(place)], out)
 
 

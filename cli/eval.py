@@ -39,6 +39,9 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Another folder: of images, one sub-folder a class; or the data set's root.")
     ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at once; the run's data.eval_batch_size if left out.")
+    ] = None,
     device: Device = None,
     temperature: Temperature = None,
     tta: Annotated[
@@ -68,7 +71,7 @@ def evaluate(
     if temperature is None:
         temperature = temperature_of(chosen)
     file, views = find_checkpoint(chosen), tta.value if tta is not None else None
-    evaluated = measure(file, split.value, data, device, temperature, tta=views, trust_code=trust_code)
+    evaluated = measure(file, split.value, data, device, temperature, batch_size, tta=views, trust_code=trust_code)
     if evaluated.differs:
         place = evaluated.checkpoint.parent
         typer.echo(f"warning: {place}: this run was trained with {'; '.join(evaluated.differs)}", err=True)

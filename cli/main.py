@@ -1,33 +1,78 @@
 """The `softmaxce` command: its sub-commands, and how every error becomes a line and an exit status."""
 
+import importlib
 import os
 import signal
 import sys
-import traceback
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from softmaxce.errors import FAILED, INTERRUPTED, TERMINATED, ConfigError, SoftmaxceError
+from softmaxce.errors import (
+    FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    ConfigError,
+    SoftmaxceError,
+    in_one_line,
+    in_users_code,
+    ran_out_of_memory,
+)
 from softmaxce.interrupts import Terminated
 
-from . import bench as bench_command
-from . import config as config_command
-from .calibrate import calibrate
-from .check_loss import check_loss
-from .compare import compare
-from .eval import evaluate
-from .explain import explain
-from .list import list_menus
-from .predict import predict
-from .report import report
-from .runs import runs
-from .sweep import sweep
-from .train import train
-
+# name -> file, function or sub-app, and what --help says of it: the first line of its docstring.
+# A command's file is imported when that command is called.
+COMMANDS = {
+    "train": ("train", "train", "Train a classifier from a config."),
+    "sweep": (
+        "sweep",
+        "sweep",
+        "Train every combination of the values, then compare the runs, the best on the validation split first.",
+    ),
+    "eval": ("eval", "evaluate", "Evaluate a trained classifier: accuracy, a row a class, confusions, calibration."),
+    "check-loss": (
+        "check_loss",
+        "check_loss",
+        "Try a loss on the laws of a sound one; show the smallest input that breaks each, and what the loss costs.",
+    ),
+    "predict": (
+        "predict",
+        "predict",
+        "Predict the class of image files and how probable it is, preprocessed as the run's own images were.",
+    ),
+    "explain": (
+        "explain",
+        "explain",
+        "Show what the loss does with one image, step by step, from its logits to its gradient.",
+    ),
+    "calibrate": (
+        "calibrate",
+        "calibrate",
+        "Fit a run's softmax temperature on its validation split; eval, predict and report then use it.",
+    ),
+    "report": (
+        "report",
+        "report",
+        "Write a run's report: one HTML page that needs nothing beside it, and pictures as SVG and PNG.",
+    ),
+    "runs": ("runs", "runs", "List runs, the newest first: model, loss, epochs, accuracy, time and status."),
+    "compare": (
+        "compare",
+        "compare",
+        "Compare runs: the config keys that differ, the figures, and whether the difference is larger than chance.",
+    ),
+    "list": (
+        "list",
+        "list_menus",
+        "List the losses, models, datasets, optimizers, schedules and augmentations a config can name.",
+    ),
+    "bench": ("bench", "app", "Measure how fast this machine runs softmaxce, beside PyTorch's own."),
+    "config": ("config", "app", "List, show, copy and check configs without training."),
+}
 SHOWN = 20  # mistakes told at once
+MARKUP: Literal["rich"] | None = "rich" if sys.stdout is not None and sys.stdout.isatty() else None
 
 
 # Between two operations PyTorch's threads spin for milliseconds: on cores that others use too, every wait is then as
@@ -37,7 +82,41 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 
 class Group(TyperGroup):
-    """Turns what a command raises into one line on stderr and an exit status; never a traceback."""
+    """Imports a command when it is called; turns what it raises into one line and an exit status, not a traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in the order in which --help shows them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, if it is loaded; else what --help needs of it."""
+        if cmd_name in self.commands or cmd_name not in COMMANDS:
+            return self.commands.get(cmd_name)
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][2])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the arguments name, loaded."""
+        if args:
+            self.load(args[0])
+            if args[0] not in COMMANDS:  # among whose names one is looked for that is meant
+                self.commands.update({name: self.get_command(ctx, name) for name in COMMANDS})
+        return super().resolve_command(ctx, args)
+
+    def load(self, name: str) -> None:
+        """Import a command, if there is one of this name."""
+        if name not in COMMANDS or name in self.commands:
+            return
+        file, thing, _ = COMMANDS[name]
+        found = getattr(importlib.import_module(f".{file}", __package__), thing)
+        around = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
+        around.callback()(lambda: None)  # which makes it a group, of one command
+        if isinstance(found, typer.Typer):
+            around.add_typer(found, name=name)
+        else:
+            around.command(name)(found)
+        group = typer.main.get_command(around)
+        assert isinstance(group, TyperGroup)
+        self.commands[name] = group.commands[name]
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -47,6 +126,8 @@ class Group(TyperGroup):
         except SoftmaxceError as error:
             lines = error.problems if isinstance(error, ConfigError) else [error]
             if error.__cause__ is not None and {"--verbose", "-v"} & set(sys.argv):
+                import traceback
+
                 traceback.print_exception(error.__cause__)
             for line in lines[:SHOWN]:
                 _tell(str(line))
@@ -59,6 +140,16 @@ class Group(TyperGroup):
             place = f"{error.filename}: " if error.filename else ""
             _tell(f"{place}{error.strerror or error}")
             raise typer.Exit(FAILED) from None
+        except Exception as error:
+            told = f"memory ran out: {in_one_line(error)}" if ran_out_of_memory(error) else in_users_code(error)
+            if told is None:
+                raise
+            if {"--verbose", "-v"} & set(sys.argv):
+                import traceback
+
+                traceback.print_exception(error)
+            _tell(told)
+            raise typer.Exit(FAILED) from None
         except Terminated:
             raise typer.Exit(TERMINATED) from None
         except KeyboardInterrupt:
@@ -66,6 +157,9 @@ class Group(TyperGroup):
 
 
 def _tell(message: str) -> None:
+    if not sys.stderr.isatty() and "FORCE_COLOR" not in os.environ:
+        print(f"error: {message}", file=sys.stderr)  # rich would say the same, after some time to be imported
+        return
     from rich.text import Text
 
     from softmaxce.report import console
@@ -82,25 +176,12 @@ app = typer.Typer(
     name="softmaxce",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich" if sys.stdout is not None and sys.stdout.isatty() else None,
+    rich_markup_mode=MARKUP,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train image classifiers from one YAML file, with a softmax + cross-entropy loss you can read.",
     epilog="Exit status: 0 done; 1 a requirement was not met or training failed; 2 the command line, the config or "
     "the data is wrong; 130 interrupted; 143 terminated.",
 )
-app.command("train")(train)
-app.command("sweep")(sweep)
-app.command("eval")(evaluate)
-app.command("check-loss")(check_loss)
-app.command("predict")(predict)
-app.command("explain")(explain)
-app.command("calibrate")(calibrate)
-app.command("report")(report)
-app.command("runs")(runs)
-app.command("compare")(compare)
-app.command("list")(list_menus)
-app.add_typer(bench_command.app, name="bench")
-app.add_typer(config_command.app, name="config")
 
 
 def _version(show: bool) -> None:

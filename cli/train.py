@@ -19,12 +19,15 @@ from softmaxce.config import Config, Override
 from softmaxce.errors import (
     FAILED,
     ConfigError,
+    MemoryRanOutError,
     Problem,
     RunError,
     SoftmaxceError,
     TrainingError,
     WorkerError,
     in_one_line,
+    ran_out_of_memory,
+    within_memory,
 )
 from softmaxce.interrupts import Pauses, Signals, Terminated, every
 
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 # What a resumed run may change: where things are and how long it goes on, not what is computed.
 MAY_CHANGE = (
     *("epochs", "device", "data.root", "data.download", "data.eval_batch_size"),
-    *("checkpoint_every", "on_nonfinite", "max_nonfinite"),
+    *("checkpoint_every", "on_nonfinite", "max_nonfinite", "keep_memory"),
 )
 
 
@@ -282,6 +285,9 @@ def carry_out(
             reporter.start(run, folder)
             status = _train_and_save(run, folder, reporter, signals)
             split, scores, figures = final_evaluation(run, folder, {demand.figure for demand in demands})
+        except MemoryRanOutError as error:
+            kept = f"; {folder} keeps its last checkpoint" if (folder / runfolder.LAST).is_file() else ""
+            return finish("failed", f"{error}{kept}")
         except TrainingError as error:
             return finish("failed", str(error))
         except SoftmaxceError as error:  # an image that cannot be decoded, say
@@ -293,14 +299,17 @@ def carry_out(
         except OSError as error:  # the disk is full or read-only, or the folder is gone
             with contextlib.suppress(OSError):  # it may be too full for this as well; the error below is what is told
                 finish("failed", f"{error.filename}: {error.strerror}", told=False)
-            raise TrainingError(_remedy(error, folder)) from None
+            if ran_out_of_memory(error):
+                raise MemoryRanOutError(f"memory ran out ({error.strerror}); {_again(run, folder)}") from None
+            raise TrainingError(_remedy(error, run, folder)) from None
         except KeyboardInterrupt as interruption:
             done = f"{'terminated' if isinstance(interruption, Terminated) else 'interrupted'} {_place(run)}"
             finish(done.split()[0], done)
-            typer.echo(f"{done}; go on with: softmaxce train --resume {shlex.quote(str(folder))}", err=True)
+            typer.echo(f"{done}; {_again(run, folder)}", err=True)
             raise
-        except Exception as error:  # the user's loss or model, or memory that ran out
-            message = f"epoch {run.progress.epoch + 1}: {in_one_line(error)}"
+        except Exception as error:  # the user's loss or model
+            memory = "memory ran out: " if ran_out_of_memory(error) else ""
+            message = f"epoch {run.progress.epoch + 1}: {memory}{in_one_line(error)}"
             finish("failed", message)
             raise TrainingError(message) from error
         verdicts = tuple(requirements.judge(demands, figures))
@@ -338,9 +347,15 @@ def _begin(run: "Run", folder: Path, *, quiet: bool) -> dict[str, Any]:
     return record
 
 
-def _remedy(error: OSError, folder: Path) -> str:
+def _again(run: "Run", folder: Path) -> str:
+    """How to go on with a run; code of the user's that it trains with is to be vouched for."""
+    trust = " --trust-code" if configs.users_code(run.config) else ""
+    return f"go on with: softmaxce train --resume {shlex.quote(str(folder))}{trust}"
+
+
+def _remedy(error: OSError, run: "Run", folder: Path) -> str:
     """A file that could not be written: why, and how to go on."""
-    again = f"go on with: softmaxce train --resume {shlex.quote(str(folder))}"
+    again = _again(run, folder)
     remedies = {
         errno.ENOSPC: f"make room on that disk and {again}",
         errno.EDQUOT: f"make room in your quota and {again}",
@@ -375,7 +390,8 @@ def _train_and_save(run: "Run", folder: Path, reporter: "Reporter", signals: Sig
                 for event in fit_with_pauses(run, pauses, reporter.track):
                     if isinstance(event, Epoch):
                         runfolder.append_metrics(folder, event.plain())
-                    checkpoint.save(run, folder, best=isinstance(event, Epoch) and event.best)
+                    with within_memory("saving a checkpoint"):
+                        checkpoint.save(run, folder, best=isinstance(event, Epoch) and event.best)
                     if signals.save:
                         typer.echo(f"saved {folder / runfolder.LAST} {_place(run)}", err=True)
                     pauses.saved()
@@ -425,5 +441,5 @@ def _print_details(run: "Run") -> None:
     from softmaxce import yamlfile
     from softmaxce.provenance import of_machine
 
-    about = of_machine(run.device, run.config.precision)
+    about = of_machine(run.device, run.precision)
     typer.echo(yamlfile.dump({"config": run.config.plain(), "environment": about}), err=True)

@@ -9,18 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from . import yamlfile
+from . import eager, yamlfile
 from .checkpoint import Checkpoint, load_weights
 from .config import NEEDS_VALIDATION, Config, check, refuse_users_code
 from .data.batches import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Batches, Preprocessing, mean_and_std, mixing
-from .data.splits import Source, Split, stratified
-from .errors import ConfigError, DataError, Problem, in_one_line
+from .data.splits import InMemory, OnDisk, Source, Split, stratified
+from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.make import Loss, make_loss, refuse_unfit
 from .registry import build
-from .runtime import choose_device, seed_everything, set_deterministic
+from .runtime import (
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    seed_everything,
+    set_deterministic,
+    share_processors,
+)
 from .train import Run, steps_per_epoch
-from .verify import check_header, check_weights
+from .verify import check_weights
 from .views import with_views
+
+FEWER_IMAGES = "a folder's images need less with data.size, and can stay on the disk: data.in_memory: false"
 
 
 def build_run(config: Config) -> Run:
@@ -31,10 +40,12 @@ def build_run(config: Config) -> Run:
         DataError: if images are missing or cannot be used.
     """
     device = choose_device(config.device)
+    share_processors()
     set_deterministic(config.deterministic)
     seed_everything(config.seed)
-    source = hold_out(load_source(config), config)
-    preprocessing = preprocessing_for(config, source.train)
+    with within_memory("reading the data set", FEWER_IMAGES):
+        source = hold_out(load_source(config), config)
+        preprocessing = preprocessing_for(config, source.train)
     class_counts = torch.bincount(source.train.labels, minlength=len(source.classes)).tolist()
     model = build_model(config, preprocessing, len(source.classes), device)
     loss = build_loss(config, class_counts, device)
@@ -57,6 +68,11 @@ def build_run(config: Config) -> Run:
     average = None
     if config.model_ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.model_ema_decay), use_buffers=True)
+    optimizer = build_optimizer(config, model)
+    if config.compile:
+        compile_model(model, device)
+    if config.keep_memory and device.type == "cpu":
+        keep_freed_memory()  # now that the data set is read: what that took for a while goes back
     return Run(
         config=config,
         classes=source.classes,
@@ -65,7 +81,7 @@ def build_run(config: Config) -> Run:
         device=device,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(config, model),
+        optimizer=optimizer,
         schedule=schedule,
         train=train,
         validation=batches(source.validation) if source.validation is not None else None,
@@ -99,6 +115,18 @@ def load_source(config: Config) -> Source:
 
 
 def _check_split(source: str, name: str, split: Split, num_classes: int) -> None:
+    if not isinstance(split, InMemory | OnDisk):
+        kinds = "softmaxce.data.splits.InMemory or OnDisk"
+        raise DataError(f"{source}: the {name} split must be a {kinds}, got {type(split).__name__}")
+    if split.labels.ndim != 1 or split.labels.dtype != torch.int64:
+        got = f"{str(split.labels.dtype).removeprefix('torch.')} {list(split.labels.shape)}"
+        raise DataError(f"{source}: the {name} split's labels must be int64 class ids [N], got {got}")
+    if isinstance(split, InMemory) and (split.images.ndim != 4 or split.images.dtype != torch.uint8):
+        got = f"{str(split.images.dtype).removeprefix('torch.')} {list(split.images.shape)}"
+        raise DataError(f"{source}: the {name} split's images must be uint8 [N, C, H, W], got {got}")
+    images = len(split.images) if isinstance(split, InMemory) else len(split.files)
+    if images != len(split.labels):
+        raise DataError(f"{source}: the {name} split has {images} images and {len(split.labels)} labels")
     if len(split) == 0:
         raise DataError(f"{source}: the {name} split has no images")
     low, high = split.labels.min().item(), split.labels.max().item()
@@ -157,6 +185,7 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
 # -- model, loss, optimizer -------------------------------------------------------------------------------------------
 
 
+@within_memory("building the model", "take a smaller model or smaller images, or a machine with more memory")
 def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, device: torch.device) -> nn.Module:
     """The model a config names, on the device, its convolutions' weights in channels-last order (faster everywhere)."""
     channels, height, width = preprocessing.shape
@@ -171,6 +200,8 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
         try:
             logits = model(images)
         except Exception as error:
+            if ran_out_of_memory(error):
+                raise
             message = f"{config.model.name} cannot take images {list(images.shape)}: {in_one_line(error)}"
             raise ConfigError([Problem(config.model.place, message)]) from error
         model.train()
@@ -181,6 +212,19 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
         )
         raise ConfigError([Problem(config.model.place, message)])
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def compile_model(model: nn.Module, device: torch.device) -> None:
+    """Have torch.compile make one program of the model when it is first called; the module stays what it is.
+
+    Raises: ConfigError if nothing can be compiled here.
+    """
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+        model.compile()
+    except Exception as error:
+        message = f"torch.compile does not work here: {in_one_line(error)}"
+        raise ConfigError([Problem("compile", message)]) from error
 
 
 def prepare_model(model: nn.Module, train: Batches) -> None:
@@ -212,7 +256,8 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     can_fuse = can_fuse and not arguments.get("differentiable")
     if "fused" in arguments and arguments["fused"] is arguments.get("foreach") is None and can_fuse:
         arguments["fused"] = True
-    optimizer = build(replace(component, arguments=arguments), {"params": parameters, "model": model})
+    with eager.construction():
+        optimizer = build(replace(component, arguments=arguments), {"params": parameters, "model": model})
     if not isinstance(optimizer, torch.optim.Optimizer):
         message = f"{component.name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
         raise ConfigError([Problem(component.place, message)])
@@ -226,14 +271,20 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A trained model, asked as the config's `tta` says, and what it takes to evaluate it."""
+    """A trained model, asked as the config's `tta` says, and what it takes to evaluate it; `file` is its checkpoint."""
 
+    file: Path
     config: Config
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     device: torch.device
     model: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def precision(self) -> str:
+        """What the forward pass computes in: float32, bf16 or fp16."""
+        return choose_precision(self.config.precision, self.device)
 
     def batches(self, split: Split) -> Batches:
         """A split's batches, preprocessed as this model's training images were."""
@@ -248,7 +299,6 @@ def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, 
 
     Raises: ConfigError if it is none; RunError if it names `module:Name` and that code is not to be trusted.
     """
-    check_header(checkpoint.header, checkpoint.file)
     plain = dict(checkpoint.header["config"])
     for key, value in (changes or {}).items():
         section, _, name = key.rpartition(".")
@@ -270,10 +320,12 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
     """
     header = checkpoint.header
     device = choose_device(config.device)
+    share_processors()
     set_deterministic(config.deterministic)
     stored = header["preprocessing"]
     channels, height, width = stored["shape"]
-    preprocessing = Preprocessing((channels, height, width), tuple(stored["mean"]), tuple(stored["std"]))
+    mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
+    preprocessing = Preprocessing((channels, height, width), mean, std)
     if ":" not in config.model.name:  # shapes are compared before memory is taken for whatever the file asks for
         supplied = {"in_channels": channels, "image_size": (height, width), "num_classes": len(header["classes"])}
         with torch.device("meta"):
@@ -282,15 +334,20 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
     model = build_model(config, preprocessing, len(header["classes"]), device)
     load_weights(model, checkpoint)
     model = with_views(model.eval(), config.tta)
+    if config.keep_memory and device.type == "cpu":
+        keep_freed_memory()
     loss = build_loss(config, header["class_counts"], device)
-    return Evaluation(config, tuple(header["classes"]), preprocessing, device, model, loss)
+    return Evaluation(checkpoint.file, config, tuple(header["classes"]), preprocessing, device, model, loss)
 
 
 def source_of(evaluation: Evaluation) -> Source:
     """The splits that the run used. Raises: DataError if the data has other classes than the model."""
-    source = hold_out(load_source(evaluation.config), evaluation.config)
+    with within_memory("reading the data set", FEWER_IMAGES):
+        source = hold_out(load_source(evaluation.config), evaluation.config)
     if source.classes != evaluation.classes:
-        raise DataError(f"the data at {evaluation.config.root} has other classes than this model was trained on")
+        raise DataError(
+            f"{evaluation.file}: the data at {evaluation.config.root} has other classes than this model was trained on"
+        )
     return source
 
 

@@ -89,7 +89,7 @@ def calibrate(run: Path, device: str | None = None, *, trust_code: bool = False)
 
     def outputs(name: str) -> tuple[Tensor, Tensor]:
         batches = evaluation.batches(split_of(evaluation, name, source))
-        logits, labels = predict(evaluation.model, batches, config.precision)
+        logits, labels = predict(evaluation.model, batches, evaluation.precision)
         return logits.double().cpu(), labels.cpu()
 
     logits, labels = outputs("validation")

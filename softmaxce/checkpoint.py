@@ -6,6 +6,7 @@ last.safetensors that of the best.safetensors it belongs with.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -18,13 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from . import eager
 from .errors import RunError, TrainingError
 from .files import TEMPORARY, flush_folder, keep_as, replace_file, stage
 from .nonfinite import NonFiniteError
 from .runfolder import BEST, BEST_BEFORE, LAST, LAST_BEFORE, NONFINITE
-from .runtime import random_state, restore_random_state
+from .runtime import check_random_state, random_state, restore_random_state
 from .train import Progress, Run
-from .verify import check_weights
+from .verify import check_header, check_progress, check_state, check_weights
 
 TRAINING = "training/"
 FORMAT = 2
@@ -32,12 +34,20 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read: weights by name, the training state's tensors by name, and its JSON header."""
+    """A checkpoint as read.
+
+    Attributes:
+        file: where it was read.
+        weights: by name.
+        header: what header_of wrote.
+        training: what else it takes to go on; None in best.safetensors.
+        sha256: its checksum.
+    """
 
     file: Path
     weights: dict[str, Tensor]
-    training: dict[str, Tensor]
     header: dict[str, Any]
+    training: dict[str, Any] | None
     sha256: str
 
 
@@ -80,12 +90,19 @@ def save(run: Run, folder: Path, *, best: bool) -> None:
 
 
 def _training_state(run: Run) -> tuple[dict[str, Tensor], Any]:
-    """All it takes to go on beside the evaluated weights: tensors by name, and the JSON they hang in."""
+    """The training state as tensors by name, and the JSON they hang in."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = _flatten(_state_of(run), TRAINING.rstrip("/"), tensors)
+    return tensors, skeleton
+
+
+def _state_of(run: Run) -> dict[str, Any]:
+    """All it takes to go on, beside the evaluated weights: dicts, lists, numbers, texts and tensors."""
     state = {
         "progress": asdict(run.progress),
         "tally": {"loss": run.tally.loss, "hits": run.tally.hits, "images": run.tally.images},
         "random": random_state(),
-        "optimizer": run.optimizer.state_dict(),
+        "optimizer": eager.state_dict(run.optimizer),
         "scaler": run.scaler.state_dict(),
     }
     if isinstance(run.loss, torch.nn.Module):
@@ -93,9 +110,7 @@ def _training_state(run: Run) -> tuple[dict[str, Tensor], Any]:
     if run.average is not None:
         state["model"] = run.model.state_dict()
         state["average"] = {"n_averaged": run.average.n_averaged}
-    tensors: dict[str, Tensor] = {}
-    skeleton = _flatten(state, TRAINING.rstrip("/"), tensors)
-    return tensors, skeleton
+    return state
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -116,18 +131,15 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         if told:
             raise RunError(f"{folder}: no checkpoint in it can be used; start anew elsewhere. {'; '.join(told)}")
         return None, []
-    if "training" not in found.header:
+    if found.training is None:
         return found, told  # which `restore` refuses
-    progress = dict(found.header["training"]["dict"])["progress"]
-    wanted = dict(progress["dict"])["best_sha256"]
+    progress = found.training["progress"]
+    wanted = progress["best_sha256"]
     if wanted is not None and not any(
         _settle(folder / name, folder / BEST, wanted) for name in (BEST, BEST_BEFORE, BEST + TEMPORARY)
     ):
         told.append(f"{folder / BEST}: is damaged or gone; the best epoch is chosen anew from those to come")
-        progress["dict"] = [
-            [key, None if key in ("best_value", "best_sha256") else 0 if key == "best_epoch" else value]
-            for key, value in progress["dict"]
-        ]
+        progress |= {"best_epoch": 0, "best_value": None, "best_sha256": None}
     if found.file.name != LAST:
         keep_as(found.file, folder / LAST)
         flush_folder(folder)
@@ -194,7 +206,16 @@ def load(file: Path) -> Checkpoint:
     header, tensors, sha256 = _read(file, with_tensors=True)
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING)}
     training = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING)}
-    return Checkpoint(file, weights, training, header, sha256)
+    state = None
+    if "training" in header:
+        try:
+            state = _unflatten(header.pop("training"), training)
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{file}: is damaged: its training state {error}") from None
+        check_progress(state, file)
+    elif training:
+        raise RunError(f"{file}: is damaged: it holds tensors of a training state, and none of the rest")
+    return Checkpoint(file, weights, header, state, sha256)
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -215,6 +236,7 @@ def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
         raise RunError(f"{file}: is no checkpoint that can be read: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise RunError(f"{file}: was not written by this version of softmaxce")
+    check_header(header, file)
     if with_tensors and sha256 != _checksum(tensors, text):
         raise RunError(f"{file}: its checksum is wrong: it was damaged after it was written")
     return header, tensors, sha256
@@ -231,8 +253,6 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
 
     Raises: RunError if the checkpoint holds no training state (best.safetensors does not) or another model's.
     """
-    if "training" not in checkpoint.header:
-        raise RunError(f"{checkpoint.file}: holds weights only; resume from the run folder, which has {LAST}")
     state = _restore_weights(run, checkpoint)
     run.progress = Progress(**state["progress"])
     run.tally.loss.copy_(state["tally"]["loss"])
@@ -249,17 +269,60 @@ def restore_weights(run: Run, checkpoint: Checkpoint) -> None:
     _restore_weights(run, checkpoint)
 
 
-def _restore_weights(run: Run, checkpoint: Checkpoint) -> Any:
-    load_weights(run.evaluated, checkpoint)
-    state = _unflatten(checkpoint.header["training"], checkpoint.training)
+def _restore_weights(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    state = _fitting_state(run, checkpoint)
+    run.evaluated.load_state_dict(checkpoint.weights)
     if isinstance(run.loss, torch.nn.Module):
         run.loss.load_state_dict(state["loss"])
     if run.average is not None:
         run.model.load_state_dict(state["model"])
         run.average.n_averaged.copy_(state["average"]["n_averaged"])
-    run.optimizer.load_state_dict(state["optimizer"])
+    eager.load_state_dict(run.optimizer, state["optimizer"])
     _lay_out_as_parameters(run.optimizer)
     run.scaler.load_state_dict(state["scaler"])
+    return state
+
+
+def _fitting_state(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint's training state, once it and the weights are known to fit a run. Raises: RunError if not."""
+    file, state = checkpoint.file, checkpoint.training
+    if state is None:
+        raise RunError(f"{file}: holds weights only; resume from the run folder, which has {LAST}")
+    check_weights(run.evaluated.state_dict(), checkpoint.weights, file)
+    wanted = _state_of(run)
+    wanted["progress"] = state["progress"]  # looked at when it was read
+    random, optimizer = state.get("random"), state.get("optimizer")
+    if isinstance(random, dict) and isinstance(random.get("cuda"), list):  # there may be other GPUs here
+        wanted["random"]["cuda"] = [torch.empty(16, dtype=torch.uint8) for _ in random["cuda"]]
+    if isinstance(optimizer, dict) and isinstance(optimizer.get("state"), dict):
+        if ":" in run.config.optimizer.name:  # nobody but its author knows what state it has
+            wanted["optimizer"]["state"] = optimizer["state"]
+        else:  # a parameter that never had a gradient has no state
+            wanted["optimizer"]["state"] = {
+                key: value for key, value in _after_a_step(run.optimizer).items() if key in optimizer["state"]
+            }
+    check_state(wanted, state, file)
+    if state["progress"]["batch"] > len(run.train):
+        raise RunError(f"{file}: is damaged: it was saved after batch {state['progress']['batch']} of {len(run.train)}")
+    try:
+        check_random_state(state["random"])
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise RunError(f"{file}: is damaged: its training.random is no state of a generator: {error}") from None
+    return state
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
+    """An optimizer's state per parameter, as it is or as its first step will make it; then tensors without memory."""
+    if not optimizer.state:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        blank = {id(p): torch.nn.Parameter(torch.empty_like(p, device="meta")) for p in parameters}
+        optimizer = copy.deepcopy(optimizer, blank)  # deepcopy takes these for the parameters' copies
+        for group in optimizer.param_groups:
+            group.update({name: False for name in ("fused", "foreach", "capturable") if name in group})
+            for parameter in group["params"]:
+                parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+    state: dict[int, Any] = optimizer.state_dict()["state"]
     return state
 
 
@@ -291,14 +354,35 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        return {key: _unflatten(item, tensors) for key, item in value["dict"]}
-    if isinstance(value, list):
-        return [_unflatten(item, tensors) for item in value]
-    return value
+def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The nest that `_flatten` took apart. Raises: ValueError if it is none, or leaves a tensor over."""
+    used: set[str] = set()
+
+    def nest(value: Any) -> Any:
+        match value:
+            case {"tensor": str(name)} if len(value) == 1 and name in tensors:
+                used.add(name)
+                return tensors[name]
+            case {"dict": list(pairs)} if len(value) == 1:
+                return dict(map(pair, pairs))
+            case list():
+                return [nest(item) for item in value]
+            case str() | int() | float() | None:
+                return value
+        raise ValueError(f"holds what is no value of any: {str(value)[:100]}")
+
+    def pair(item: Any) -> tuple[str | int, Any]:
+        match item:
+            case [str(key) | int(key), inside]:
+                return key, nest(inside)
+        raise ValueError(f"holds what is no name with its value: {str(item)[:100]}")
+
+    found = nest(value)
+    if not isinstance(found, dict):
+        raise ValueError(f"is no mapping: {str(value)[:100]}")
+    if left := sorted(tensors.keys() - used):
+        raise ValueError(f"lacks a place for the tensor '{left[0][:100]}'")
+    return found
 
 
 def _serialized(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[bytes, str]:

@@ -153,7 +153,7 @@ def measured(folder: Path, split: str, device: str | None = None, *, trust_code:
     config = config_of(loaded, {"device": device or "auto"}, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     images = split_of(evaluation, split, source_of(evaluation))
-    logits, labels = predict(evaluation.model, evaluation.batches(images), config.precision)
+    logits, labels = predict(evaluation.model, evaluation.batches(images), evaluation.precision)
     figures = measure(
         logits.cpu().double() / temperature_of(folder),
         labels.cpu(),

@@ -62,7 +62,7 @@ ELSEWHERE = {
     **dict.fromkeys(("class_weights", "class_weight"), "loss.weight"),
     **dict.fromkeys(("net", "network", "arch", "architecture"), "model"),
     **dict.fromkeys(("opt", "optim"), "optimizer"),
-    **dict.fromkeys(("amp", "dtype", "fp16", "bf16", "mixed_precision"), "precision (float32, bf16 or fp16)"),
+    **dict.fromkeys(("amp", "dtype", "fp16", "bf16", "mixed_precision"), "precision (float32, bf16, fp16 or auto)"),
     **dict.fromkeys(("clip_grad", "grad_clip", "gradient_clip_val", "max_grad_norm"), "clip_grad_norm"),
     **dict.fromkeys(("accumulate_grad_batches", "gradient_accumulation_steps", "accum_iter"), "grad_accum_steps"),
     **dict.fromkeys(("mixup", "cutmix"), "{}_alpha"),
@@ -73,6 +73,7 @@ ELSEWHERE = {
     **dict.fromkeys(("save_every", "save_steps", "save_interval"), "checkpoint_every: 500 steps"),
     **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
     **dict.fromkeys(("use_deterministic_algorithms", "cudnn_deterministic", "reproducible"), "deterministic"),
+    **dict.fromkeys(("torch_compile", "torchcompile", "use_compile"), "compile"),
     **dict.fromkeys(("gpu", "gpus", "accelerator", "cuda"), "device"),
     **dict.fromkeys(("output", "output_dir"), "the option --output"),
 }
@@ -147,7 +148,10 @@ class Config:
     Attributes:
         seed: of the weights, the shuffling, the augmentation and the validation split.
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: float32, or bf16 or fp16 (autocast; the weights stay float32).
+        precision: float32, or bf16 or fp16 (autocast; the weights stay float32); auto: bf16 where the device has
+            instructions for it, else float32.
+        compile: have torch.compile make one program of the model; seconds to minutes at first. On the CPU slower.
+        keep_memory: keep freed memory in the process for the next batch (CPU, glibc); it changes no figure.
         deterministic: refuse operations whose result is not the same to the last bit each time; slower on a GPU.
         epochs: how many times every training image is seen.
         data: where the images come from and how they are batched.
@@ -181,8 +185,10 @@ class Config:
     augment: tuple[Component, ...] = ()
     seed: Seed = 0
     device: str = "auto"
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
     deterministic: bool = False
+    compile: bool = False
+    keep_memory: bool = True
     clip_grad_norm: PositiveFloat | None = None
     grad_accum_steps: PositiveInt = 1
     mixup_alpha: NonNegativeFloat = 0.0
@@ -218,6 +224,13 @@ class Config:
         return result
 
 
+def users_code(config: Config) -> list[str]:
+    """What a config names that is code outside softmaxce, `mylab.losses:Tilted`."""
+    components = (config.model, config.loss, config.optimizer, config.schedule, config.source, *config.augment)
+    named = [component.name for component in components if ":" in component.name and not component.implied]
+    return list(dict.fromkeys(named))
+
+
 def refuse_users_code(config: Config, place: str) -> None:
     """Refuse a config that came with a run, not from the user's hand, if it names code outside softmaxce.
 
@@ -226,18 +239,17 @@ def refuse_users_code(config: Config, place: str) -> None:
         place: the checkpoint or run folder that it lay in.
     Raises: RunError, with the way to trust it.
     """
-    components = (config.model, config.loss, config.optimizer, config.schedule, config.source, *config.augment)
-    named = [component.name for component in components if ":" in component.name and not component.implied]
-    if named:
+    if named := users_code(config):
         raise RunError(
-            f"{place}: its config names code of the user's, {', '.join(dict.fromkeys(named))}, which would be run; "
+            f"{place}: its config names code of the user's, {', '.join(named)}, which would be run; "
             "if you trust the folder it came from and that code, add --trust-code"
         )
 
 
 # The keys of a file, in the order in which a person reads them.
 KEYS = (
-    *("seed", "device", "precision", "deterministic", "epochs", "data", "model", "loss", "optimizer", "schedule"),
+    *("seed", "device", "precision", "deterministic", "compile", "keep_memory", "epochs"),
+    *("data", "model", "loss", "optimizer", "schedule"),
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
     *("tta", "early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),
 )

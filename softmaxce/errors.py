@@ -1,8 +1,10 @@
 """What can go wrong in a user's sight: the message, the place it points to, the exit status that says so."""
 
+import contextlib
+import re
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,59 @@ class WorkerError(TrainingError):
     """A process that decodes images has died."""
 
 
+class MemoryRanOutError(TrainingError):
+    """There is no memory left, the processor's or a GPU's. The message says what was being done, and what fits."""
+
+
+# What PyTorch's allocators, its libraries' and the system say of it; MemoryError needs no words.
+NO_MEMORY = (
+    *("out of memory", "defaultcpuallocator", "cannot allocate memory", "alloc_failed", "bad_alloc"),
+    *("can't start new thread", "unable to allocate"),
+)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: MemoryError, torch.OutOfMemoryError, or those who use plain words."""
+    told = isinstance(error, RuntimeError | OSError | ImportError)
+    text = str(error).lower() if told else ""
+    return isinstance(error, MemoryError | MemoryRanOutError) or any(words in text for words in NO_MEMORY)
+
+
+@contextlib.contextmanager
+def within_memory(doing: str, remedy: str = "") -> Iterator[None]:
+    """Raises: MemoryRanOutError if memory runs out within; what the failed calls held is let go, so that others fit.
+
+    Args:
+        doing: what is done within, `training`.
+        remedy: what would need less.
+    """
+    message = ""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        asked = re.search(r"allocate ([\d.,]+) ?(bytes|[KMGTPE]i?B)", str(error))
+        told = f" ({_size(asked[1], asked[2])} more were asked for)" if asked else ""
+        message = f"memory ran out while {doing}{told}"
+        traceback.clear_frames(error.__traceback__)
+    if message:
+        raise MemoryRanOutError(f"{message}; {remedy}" if remedy else message)
+
+
+def _size(number: str, unit: str) -> str:
+    return f"{number} {unit}" if unit != "bytes" else f"{int(float(number.replace(',', ''))) / (1 << 20):,.1f} MiB"
+
+
+def in_users_code(error: BaseException) -> str | None:
+    """`in_one_line` of an error that came out of the user's own code; None if it did not."""
+    return in_one_line(error) if _users_frames(error) else None
+
+
+def _users_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+
+
 def in_one_line(error: BaseException) -> str:
     """What somebody else's code raised: `KeyError: 'a' (mylab.py:12)`, with the line of theirs that led there.
 
@@ -70,7 +125,7 @@ def in_one_line(error: BaseException) -> str:
         text = name
     elif not isinstance(error, ValueError | TypeError | RuntimeError) or isinstance(error, RecursionError):
         text = f"{name}: {text}"
-    theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    theirs = _users_frames(error)
     return f"{text} ({Path(theirs[-1].filename).name}:{theirs[-1].lineno})" if theirs else text
 
 

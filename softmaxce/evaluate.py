@@ -13,7 +13,6 @@ from .errors import RunError
 from .metrics import Figures, Scores, measure
 from .runfolder import BEST, LAST, read_record
 from .train import Run, loss_of, predict
-from .verify import check_header
 from .views import with_views
 
 
@@ -33,7 +32,7 @@ def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[s
     name, batches = ("test", run.test) if run.test is not None else ("validation", run.validation)
     if batches is None:
         return name, None, {}
-    logits, labels = predict(with_views(run.evaluated, run.config.tta), batches, run.config.precision)
+    logits, labels = predict(with_views(run.evaluated, run.config.tta), batches, run.precision)
     loss = loss_of(run.loss, logits, labels)
     accuracy = (logits.argmax(1) == labels).sum().item() / len(labels)
     figures = {"loss": loss, "accuracy": accuracy}
@@ -87,6 +86,7 @@ def evaluate(
     data: Path | None,
     device: str | None,
     temperature: float = 1.0,
+    batch_size: int | None = None,
     *,
     tta: str | None = None,
     trust_code: bool = False,
@@ -98,13 +98,13 @@ def evaluate(
         split: test, validation or train: the split that the run used.
         data: another folder: of images, one sub-folder a class; or, if it has none, the data set's root.
         device: where to compute; None for the run's own, if this machine has it, else auto.
+        temperature: what the logits are divided by; calibration.temperature_of(run) gives a run's own.
+        batch_size: images at once; None for the run's data.eval_batch_size.
         tta: the test-time augmentation, as in a config; None for the run's own.
         trust_code: run the user's code that the checkpoint names.
-        temperature: what the logits are divided by; calibration.temperature_of(run) gives a run's own.
     Raises: RunError, ConfigError, DataError.
     """
     loaded = checkpoint.load(file)
-    check_header(loaded.header, file)
     changes: dict[str, object] = {"device": device or "auto"}
     if tta is not None:
         changes["tta"] = tta
@@ -112,14 +112,16 @@ def evaluate(
     as_images = data is not None and bool(classes & (_folder_names(data) | _folder_names(data / "test")))
     if data is not None and not as_images:
         changes["data.root"] = str(data)
+    if batch_size is not None:
+        changes["data.eval_batch_size"] = batch_size
     config = config_of(loaded, changes, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     chosen: Split = folder_split(evaluation, data) if data is not None and as_images else split_of(evaluation, split)
-    logits, labels = predict(evaluation.model, evaluation.batches(chosen), config.precision)
+    logits, labels = predict(evaluation.model, evaluation.batches(chosen), evaluation.precision)
     loss = loss_of(evaluation.loss, logits, labels)
     figures = measure(logits.cpu().double() / temperature, labels.cpu(), loss, evaluation.classes)
     where = str(data) if as_images else split
-    now = provenance.of_machine(evaluation.device, config.precision)
+    now = provenance.of_machine(evaluation.device, evaluation.precision)
     if not as_images:
         now["data"] = {split: provenance.fingerprint(chosen)}
     differs = tuple(provenance.differences(_recorded(file), now))

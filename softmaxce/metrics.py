@@ -38,9 +38,10 @@ class Tally:
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Count one batch: its mean loss (scalar), logits [B, K], targets [B] ids or [B, K] probabilities."""
         ids = targets if targets.ndim == 1 else targets.argmax(1)
-        self.loss += loss.detach() * len(ids)
-        self.hits += (logits.detach().argmax(1) == ids).sum()
-        self.images += len(ids)
+        count = len(ids)
+        self.loss.add_(loss.detach(), alpha=count)
+        self.hits.add_((logits.argmax(1) == ids).sum())
+        self.images += count
 
     def scores(self) -> Scores:
         """The sums, divided once."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from . import eager
 from .kinds import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; chosen by its author for the steepest slope at 0
@@ -60,6 +61,7 @@ class Muon(torch.optim.Optimizer):
         rest = [parameter for parameter in params if id(parameter) not in hidden]
         options = {"lr": adamw_lr, "betas": tuple(adamw_betas), "eps": adamw_eps, "weight_decay": adamw_weight_decay}
         self.adamw = torch.optim.AdamW(rest, **options, fused=fused)  # type: ignore[arg-type]
+        self.step_adamw = eager.stepper(self.adamw)
         own = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         own |= {"ns_steps": ns_steps, "normalize": normalize}
         super().__init__([{"params": matrices, **own}, *self.adamw.param_groups], {})
@@ -76,7 +78,7 @@ class Muon(torch.optim.Optimizer):
             if weight.grad is not None:
                 self._step_of(weight, weight.grad, group)
         self.adamw.state, self.adamw.param_groups = self.state, self.param_groups[1:]  # load_state_dict makes new ones
-        self.adamw.step()
+        self.step_adamw()
         return loss
 
     def _step_of(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:

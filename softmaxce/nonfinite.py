@@ -1,5 +1,8 @@
 """A loss or a gradient that is not finite: noticed before the weights take it up, and traced to its layer."""
 
+import contextlib
+import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +82,7 @@ class Guard:
         self.scaled = scaler.is_enabled()  # the scaler looks at the gradients itself, and leaves such steps out
         self.deferred = device.type == "cuda" and not skipping
         self.gated = device.type == "cuda" and not self.scaled and bool(optimizer.defaults.get("fused"))
+        self.parameters = list(model.parameters())
         self.bad: Tensor | None = None
         self.taken: deque[_Taken] = deque()
         self.buffers = [b for b in model.buffers() if b.is_floating_point()] if skipping else []
@@ -86,11 +90,11 @@ class Guard:
 
     def check_loss(self, loss: Tensor, index: int, images: Tensor, targets: Tensor) -> None:
         """Look at a batch's loss, before its backward pass. Raises: NonFiniteError."""
-        bad = ~torch.isfinite(loss.detach())
         if self.deferred:
+            bad = ~torch.isfinite(loss.detach())
             self.bad = bad if self.bad is None else self.bad | bad
-        elif bad.item():
-            self._fail(f"the training loss is {loss.item()}", index, self._rate(), images, targets)
+        elif not math.isfinite(value := loss.item()):
+            self._fail(f"the training loss is {value}", index, self._rate(), images, targets)
 
     def check_gradients(self, norm: Tensor | None, index: int, images: Tensor, targets: Tensor) -> None:
         """Look at a step's gradients, before it is taken; `norm` is theirs, if it is known. Raises: NonFiniteError."""
@@ -106,11 +110,10 @@ class Guard:
             return
         if self.scaled:
             return
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if norm is None:
-            norm = nn.utils.get_total_norm(gradients)
-        # finite gradients may have a norm beyond float32
-        if not torch.isfinite(norm).item() and not all(torch.isfinite(g).all().item() for g in gradients):
+        gradients = [gradient for p in self.parameters if (gradient := p.grad) is not None]
+        # A sum or a norm is not finite where a gradient is not; those of finite gradients may lie beyond float32.
+        total = norm.item() if norm is not None else _sum(gradients)
+        if not math.isfinite(total) and not all(torch.isfinite(g).all().item() for g in gradients):
             self._fail("a gradient is not finite", index, self._rate(), images, targets)
 
     def after_step(self) -> None:
@@ -152,6 +155,19 @@ class Guard:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
+def _uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Have a compiled model run layer by layer, where there can be one."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+
+
+def _sum(gradients: list[Tensor]) -> float:
+    """The sum of all values."""
+    sums = [gradient.sum() for gradient in gradients]
+    if sums and sums[0].device.type != "cpu":  # each answer would be waited for
+        return float(torch.stack(sums).sum().item())
+    return sum(value.item() for value in sums)
+
+
 def first_nonfinite(
     model: nn.Module,
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -182,7 +198,7 @@ def first_nonfinite(
     before = [buffer.clone() for buffer in model.buffers()]
     try:
         devices = [device] if device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices), autocast(device, precision):
+        with _uncompiled(), torch.no_grad(), torch.random.fork_rng(devices), autocast(device, precision):
             logits = model(images)
             value = loss(logits, targets).mean()
     finally:

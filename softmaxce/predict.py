@@ -111,7 +111,7 @@ def _classified(
     if arrays:
         images = torch.from_numpy(np.stack(arrays))
         split = InMemory(images, torch.zeros(len(images), dtype=torch.int64))  # nobody knows the labels
-        logits, _ = outputs(run.model, run.batches(split), run.config.precision)
+        logits, _ = outputs(run.model, run.batches(split), run.precision)
         probabilities, ids = torch.softmax(logits.cpu().double() / temperature, 1).topk(min(top, len(run.classes)), 1)
         rows = zip(probabilities.tolist(), ids.tolist(), strict=True)
     for item in decoded:

@@ -34,7 +34,7 @@ def of_run(run: Run) -> dict[str, Any]:
     """All that run.json says a run stands on."""
     splits = {"train": run.train, "validation": run.validation, "test": run.test}
     data = {name: fingerprint(batches.split) for name, batches in splits.items() if batches is not None}
-    return {**of_machine(run.device, run.config.precision), "git_commit": git_commit(), "data": data}
+    return {**of_machine(run.device, run.precision), "git_commit": git_commit(), "data": data}
 
 
 def of_machine(device: torch.device, precision: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from . import kinds, menus
-from .errors import ConfigError, Problem, SoftmaxceError, in_one_line
+from .errors import ConfigError, Problem, SoftmaxceError, in_one_line, ran_out_of_memory
 
 TORCHVISION = "softmaxce.models.zoo:torchvision_model"  # what torchvision:NAME stands for
 REQUIRED = object()  # the default of an argument that has none
@@ -445,6 +445,8 @@ def load_object(target: str) -> Any:
             module = importlib.import_module(module_name)
     except Exception as error:
         sys.modules.pop(f"softmaxce_user_{Path(module_name).stem}", None)
+        if ran_out_of_memory(error):
+            raise
         raise ValueError(f"importing '{module_name}' failed: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
         raise ValueError(f"'{module_name}' has no '{name}'{suggestion(name, dir(module))}")
@@ -482,4 +484,6 @@ def build(component: Component, supplied: Mapping[str, Any], called_with: int = 
     except SoftmaxceError:
         raise
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise
         raise ConfigError([Problem(component.place, f"{component.name}: {in_one_line(error)}")]) from error

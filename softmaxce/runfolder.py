@@ -24,12 +24,23 @@ from typing import Any
 from . import yamlfile
 from .errors import RunError
 from .files import LOCK, TEMPORARY, locked, replace_file
+from .registry import show
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 LAST_BEFORE, BEST_BEFORE = "last.1.safetensors", "best.1.safetensors"
 NONFINITE = "nonfinite.safetensors"
 METRICS = "metrics.jsonl"
 CALIBRATION = "calibration.json"
+
+# What run.json holds; what else there is, is kept and not looked at.
+KEPT: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("recipe", "status", "started", "message"), (str, "a text")),
+    **dict.fromkeys(("classes", "commands", "earlier_environments", "requirements"), (list, "a list")),
+    **dict.fromkeys(("epochs", "best_epoch"), (int, "a whole number")),
+    "seconds": (int | float, "a number"),
+    "environment": (dict, "a mapping"),
+}
+SPLITS = ("test", "validation")  # whose final figures it may hold
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -107,7 +118,18 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise RunError(f"{file}: cannot be read: {error}") from None
     if not isinstance(record, dict):
         raise RunError(f"{file}: is no record of a run")
+    for key, (kinds, what) in KEPT.items():
+        if key in record and (not isinstance(record[key], kinds) or isinstance(record[key], bool)):
+            raise RunError(f"{file}: is damaged: its '{key}' must be {what}, got {show(record[key])}")
+    for split in SPLITS:
+        figures = record.get(split, {"loss": 0.0, "accuracy": 0.0})
+        if not isinstance(figures, dict) or not all(_is_number(figures.get(name)) for name in ("loss", "accuracy")):
+            raise RunError(f"{file}: is damaged: its '{split}' must hold a loss and an accuracy, got {show(figures)}")
     return record
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -143,10 +165,21 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             epoch = json.loads(line)
         except (ValueError, RecursionError):
             break
-        if not isinstance(epoch, dict) or not isinstance(epoch.get("epoch"), int):
+        if not _is_epoch(epoch):
             break
         epochs.append(epoch)
     return epochs
+
+
+def _is_epoch(line: Any) -> bool:
+    """Whether a line of metrics.jsonl is what Epoch.plain gives."""
+    if not isinstance(line, dict) or not isinstance(line.get("epoch"), int):
+        return False
+    numbers = [line.get(name, 0) for name in ("learning_rate", "images_per_second", "seconds")]
+    for split in ("train", "validation", "test"):
+        figures = line.get(split, {"loss": 0, "accuracy": 0})
+        numbers += [figures.get("loss"), figures.get("accuracy")] if isinstance(figures, dict) else [None]
+    return all(map(_is_number, numbers))
 
 
 def cut_metrics(folder: Path, epochs: int) -> None:

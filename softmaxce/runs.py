@@ -82,9 +82,10 @@ def read_run(folder: Path) -> RunRow:
     record = runfolder.read_record(folder)
     lines = runfolder.read_metrics(folder)
     try:
-        config = yamlfile.read(folder / "config.yaml").data or {}
+        data = yamlfile.read(folder / "config.yaml").data
     except ConfigError:
-        config = {}
+        data = None
+    config: dict[str, Any] = data if isinstance(data, dict) else {}
     best = next((line for line in lines if line.get("epoch") == record.get("best_epoch")), None)
     if best is None:
         best = max((line for line in lines if "validation" in line), key=_validation, default=None)

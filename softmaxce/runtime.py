@@ -1,10 +1,14 @@
 """What a run stands on: the device, the precision, the random numbers, and what machine and versions these are."""
 
 import contextlib
+import ctypes
+import functools
+import math
 import os
 import platform
 import random
 import subprocess
+import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +20,7 @@ import torch
 from .errors import ConfigError, Problem
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -37,11 +42,94 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def choose_precision(asked: str, device: torch.device) -> str:
+    """What a config's `precision` comes to on a device: `auto` is bf16 where that has instructions for it.
+
+    Without them bf16 is slower than float32, on a CPU and on a GPU.
+    """
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    return "bf16" if device.type == "cpu" and cpu_flags() & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """The context in which a forward pass runs in `precision`."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=AUTOCAST[precision])
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets of this machine's processors, by Linux's names for them; empty where it does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def keep_freed_memory() -> bool:
+    """From now on this process keeps the memory that it frees; whether the C library could be told so.
+
+    glibc takes large buffers from the kernel and gives them back when they are freed, and the next batch pays for fresh
+    pages, some 0.25 us for each 4 KB. What is kept serves the next batch; the process does not shrink until it ends.
+    """
+    if sys.platform != "linux":
+        return False
+    library = ctypes.CDLL(None)
+    # Glibc says 1 where it obeys; other C libraries on Linux have no mallopt, or one that does nothing.
+    if not (hasattr(library, "gnu_get_libc_version") and hasattr(library, "mallopt")):
+        return False
+    return bool(library.mallopt(M_MMAP_MAX, 0) == 1 and library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1)
+
+
+def share_processors() -> None:
+    """Use no more threads than the processors that this process may use: more would wait for each other.
+
+    torch counts those it may run on, but not the share of their time that a container is given. $OMP_NUM_THREADS, where
+    it is set, is the user's word.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and (given := processors()) < torch.get_num_threads():
+        torch.set_num_threads(given)
+
+
+def processors(root: Path = Path("/")) -> int:
+    """How many processors this process may keep busy: by its affinity, and by its cgroup's share of time, rounded up.
+
+    Args:
+        root: where proc/ and sys/ are.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shares = [share for share in (_share(root), _share_v1(root)) if share is not None]
+    return max(1, min([count, *(math.ceil(share) for share in shares)]))
+
+
+def _share(root: Path) -> float | None:
+    """The processors' worth of time that a cgroup v2, or one above it, allows."""
+    try:
+        (line,) = [text for text in (root / "proc/self/cgroup").read_text().split() if text.startswith("0::")]
+    except (OSError, ValueError):
+        return None
+    folder = root / "sys/fs/cgroup" / line.removeprefix("0::").lstrip("/")
+    shares = []
+    for level in (folder, *folder.parents):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (level / "cpu.max").read_text().split()
+            shares += [] if quota == "max" else [int(quota) / int(period)]
+    return min(shares, default=None)
+
+
+def _share_v1(root: Path) -> float | None:
+    """The same by cgroup v1."""
+    folder = root / "sys/fs/cgroup/cpu"
+    try:
+        quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    except (OSError, ValueError):
+        return None
+    return quota / period if quota > 0 else None
 
 
 def seed_everything(seed: int) -> None:
@@ -58,7 +146,8 @@ def set_deterministic(on: bool) -> None:
     """
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on)
+    if on != torch.are_deterministic_algorithms_enabled():  # to say so imports torch's compiler, a second
+        torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.deterministic = on
     torch.backends.cudnn.benchmark = False
 
@@ -75,6 +164,17 @@ def random_state() -> dict[str, Any]:
     }
 
 
+def check_random_state(state: dict[str, Any]) -> None:
+    """Try a state on generators that nobody uses. Raises: ValueError, TypeError, RuntimeError or OverflowError."""
+    version, words, gauss = state["python"]
+    random.Random().setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.RandomState().set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
+    if not 0 <= position <= len(keys):  # NumPy takes any, and reads beyond the keys
+        raise ValueError(f"position {position} of {len(keys)} keys")
+    torch.Generator().set_state(state["torch"])
+
+
 def restore_random_state(state: dict[str, Any]) -> None:
     """Undo what was drawn since `random_state`."""
     version, words, gauss = state["python"]
@@ -82,8 +182,8 @@ def restore_random_state(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 def describe_device(device: torch.device) -> str:

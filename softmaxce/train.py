@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from . import eager
 from .config import Config
 from .data.batches import Batch, Batches, Preprocessing
-from .errors import TrainingError
+from .errors import MemoryRanOutError, TrainingError, within_memory
 from .losses.fused import check_class_ids
 from .losses.make import reduction_of
+from .memory import half_that_fits
 from .metrics import Scores, Tally
 from .nonfinite import Guard, NonFiniteError
 from .optim import Schedule
-from .runtime import autocast
+from .runtime import autocast, choose_precision
 
 
 @dataclass
@@ -92,6 +94,11 @@ class Run:
 
     def __post_init__(self) -> None:
         self.tally = Tally(self.device)
+
+    @property
+    def precision(self) -> str:
+        """What the forward pass computes in: float32, bf16 or fp16."""
+        return choose_precision(self.config.precision, self.device)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -188,6 +195,7 @@ def fit(run: Run, track: Track = untracked) -> Iterator[Epoch]:
         track: wraps each epoch's batches, to draw a progress bar.
     Raises: NonFiniteError if a loss or a gradient is not finite. The run then stands after that batch, with the weights
         it had before (but see Guard, for a GPU), and calling fit again goes on with the next.
+        MemoryRanOutError, with the batch size that fits; smaller steps have then been tried on the run, which is spent.
     """
     for event in fit_with_pauses(run, Never(), track):
         if isinstance(event, Epoch):
@@ -198,7 +206,11 @@ def fit_with_pauses(run: Run, pauses: Pauses, track: Track = untracked) -> Itera
     """As `fit`, and whenever `pauses` says so a Pause within an epoch; the run is whole and can be saved then too."""
     while run.progress.epoch < run.config.epochs:
         number = run.progress.epoch + 1
-        yield from _train_epoch(run, number, pauses, track)
+        try:
+            with within_memory("training"):
+                yield from _train_epoch(run, number, pauses, track)
+        except MemoryRanOutError as error:
+            raise MemoryRanOutError(f"epoch {number}: {error}; {smaller_steps(run)}") from None
         learning_rate = run.optimizer.param_groups[0]["lr"]
         trained = time.perf_counter()
         train = run.tally.scores()
@@ -229,9 +241,9 @@ def fit_with_pauses(run: Run, pauses: Pauses, track: Track = untracked) -> Itera
         )
 
 
-def train_epoch(run: Run, number: int) -> tuple[Scores, float]:
+def train_epoch(run: Run, number: int, pauses: Pauses | None = None, track: Track = untracked) -> tuple[Scores, float]:
     """One pass over the training batches: its scores, and the learning rate of its last step."""
-    for _ in _train_epoch(run, number, Never(), untracked):
+    for _ in _train_epoch(run, number, pauses or Never(), track):
         pass
     run.progress.batch, run.progress.seconds = 0, 0.0
     return run.tally.scores(), run.optimizer.param_groups[0]["lr"]
@@ -247,9 +259,12 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
     if progress.batch == 0:
         run.tally = Tally(run.device)
     guard = Guard(
-        *(run.model, run.loss, run.optimizer, run.scaler, config.precision, run.device, number),
+        *(run.model, run.loss, run.optimizer, run.scaler, run.precision, run.device, number),
         skipping=config.on_nonfinite == "skip",
     )
+    scaled = run.scaler.is_enabled()
+    precision = autocast(run.device, run.precision)
+    take_step, clear = eager.stepper(run.optimizer), eager.clearer(run.optimizer)
     run.model.train()
     start, before, started = progress.batch, progress.seconds, time.perf_counter()
     index = start - 1
@@ -263,7 +278,7 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
             targets = labels
             if run.mix is not None:
                 images, targets = run.mix(images, labels)
-            with autocast(run.device, config.precision):
+            with precision:
                 logits = run.model(images)  # [B, K]
                 loss = run.loss(logits, targets).mean()
             guard.check_loss(loss, index, images, targets)
@@ -277,9 +292,12 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
                 run.scaler.unscale_(run.optimizer)
                 norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_grad_norm)
             guard.check_gradients(norm, index, images, targets)
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-            run.optimizer.zero_grad()
+            if scaled:
+                run.scaler.step(run.optimizer)
+                run.scaler.update()
+            else:
+                take_step()
+            clear()
             step += 1
             if run.average is not None and step % config.model_ema_steps == 0:
                 run.average.update_parameters(run.model)
@@ -301,6 +319,36 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
     progress.seconds = before + time.perf_counter() - started
 
 
+def smaller_steps(run: Run) -> str:
+    """What to do when a training step did not fit into memory: smaller ones are tried, on blank images."""
+    size = min(run.config.data.batch_size, run.train.num_images)
+    fits = half_that_fits(size, lambda fewer: try_step(run, fewer))
+    if fits is None:
+        return "no smaller batch fits either; take a smaller model or smaller images, or a machine with more memory"
+    accumulated = -(-size // fits) * run.config.grad_accum_steps
+    return (
+        f"a step of {fits} images, tried just now, fits: set data.batch_size: {fits}, "
+        f"and grad_accum_steps: {accumulated} for as many images a step as before"
+    )
+
+
+def try_step(run: Run, size: int) -> None:
+    """Take a training step on `size` blank images. It changes the run."""
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    run.optimizer.zero_grad()
+    run.model.train()
+    images = run.train.prepared(torch.zeros(size, *run.preprocessing.shape, dtype=torch.uint8, device=run.device))
+    targets = torch.zeros(size, dtype=torch.int64, device=run.device)
+    if run.mix is not None:
+        images, targets = run.mix(images, targets)
+    with autocast(run.device, run.precision):
+        loss = run.loss(run.model(images), targets).mean()
+    run.scaler.scale(loss).backward()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+
+
 def steps_per_epoch(batches: int, accumulated: int) -> int:
     """Optimizer steps in an epoch of so many batches."""
     return -(-batches // accumulated)
@@ -308,7 +356,7 @@ def steps_per_epoch(batches: int, accumulated: int) -> int:
 
 def score(run: Run, batches: Batches, stop: Callable[[], bool] = lambda: False) -> Scores | None:
     """The loss and the accuracy of the run's model on a split, in the run's precision; None if stopped between."""
-    outputs = predict_until(stop, run.evaluated, batches, run.config.precision)
+    outputs = predict_until(stop, run.evaluated, batches, run.precision)
     if outputs is None:
         return None
     logits, labels = outputs
@@ -323,11 +371,30 @@ def predict(model: nn.Module, batches: Batches, precision: str = "float32") -> t
     return outputs
 
 
-@torch.inference_mode()
 def predict_until(
     stop: Callable[[], bool], model: nn.Module, batches: Batches, precision: str
 ) -> tuple[Tensor, Tensor] | None:
-    """As `predict`; None if `stop`, asked after each batch, says so."""
+    """As `predict`; None if `stop`, asked after each batch, says so.
+
+    Raises: MemoryRanOutError, with the batch size that fits.
+    """
+    try:
+        with within_memory("evaluating"):
+            return _predict_until(stop, model, batches, precision)
+    except MemoryRanOutError as error:
+        size = min(batches.batch_size, batches.num_images)
+        fits = half_that_fits(size, lambda fewer: _try_batch(model, batches, precision, fewer))
+        remedy = "no smaller batch fits either; take a machine with more memory"
+        if fits is not None:
+            remedy = f"{fits} images at once, tried just now, fit: set data.eval_batch_size: {fits}"
+            remedy += f", or --batch-size {fits} with eval and predict"
+        raise MemoryRanOutError(f"{error}; {remedy}") from None
+
+
+@torch.inference_mode()
+def _predict_until(
+    stop: Callable[[], bool], model: nn.Module, batches: Batches, precision: str
+) -> tuple[Tensor, Tensor] | None:
     was_training = model.training
     model.eval()
     logits, labels = [], []
@@ -339,6 +406,14 @@ def predict_until(
                 break
     model.train(was_training)
     return None if stop() else (torch.cat(logits), torch.cat(labels))
+
+
+@torch.inference_mode()
+def _try_batch(model: nn.Module, batches: Batches, precision: str, size: int) -> None:
+    if batches.device.type == "cuda":
+        torch.cuda.empty_cache()
+    with autocast(batches.device, precision):
+        model(batches.prepared(torch.zeros(size, *batches.split.shape, dtype=torch.uint8, device=batches.device)))
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 import yaml
 from safetensors.torch import load_file
 
@@ -474,6 +475,28 @@ def test_what_needs_no_torch_does_not_import_it(arguments: list[str], tmp_path: 
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0 False"
+
+
+def test_help_says_of_each_command_what_the_command_says_of_itself(app: typer.Typer) -> None:
+    group: Any = typer.main.get_command(app)
+    for name, (_, _, told) in sys.modules[type(group).__module__].COMMANDS.items():
+        group.load(name)
+        assert group.commands[name].help.splitlines()[0] == told
+    assert list(group.commands) == group.list_commands(None)
+
+
+def test_help_imports_no_command(tmp_path: Path) -> None:
+    code = "import sys\nfrom softmaxce_cli.main import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    "
+    code += "print(sorted(name for name in sys.modules if name.startswith(('softmaxce', 'yaml', 'pydantic'))))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    names = ["softmaxce", "softmaxce.errors", "softmaxce.interrupts", "softmaxce_cli", "softmaxce_cli.main"]
+    assert done.stdout.splitlines()[-1] == str(names)
+
+
+def test_a_misspelt_command_is_answered_with_the_one_that_is_meant(softmaxce: Softmaxce) -> None:
+    done = softmaxce("trian")
+    assert done.returncode == 2
+    assert "Did you mean 'train'?" in done.stderr
 
 
 def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(small: Path, tmp_path: Path) -> None:

@@ -28,6 +28,22 @@ def test_a_learning_rate_that_diverges_is_noticed_before_the_weights_take_it_up(
     assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
 
 
+def test_finite_gradients_whose_sum_is_not_are_no_mistake() -> None:
+    run = build_run(config(optimizer={"name": "sgd", "lr": 0.0}, schedule="constant", epochs=1, model="linear"))
+    bias = run.model.get_parameter("1.bias")
+    bias.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
+    (epoch,) = fit(run)
+    assert epoch.train.images == len(run.train.split)
+
+
+def test_an_infinity_and_its_opposite_do_not_hide_each_other() -> None:
+    run = build_run(config(optimizer={"name": "sgd", "lr": 0.1}, schedule="constant", epochs=1, model="linear"))
+    sign = torch.tensor([1.0, -1.0] * 5)
+    run.model.get_parameter("1.bias").register_hook(lambda gradient: sign * torch.inf)
+    with pytest.raises(NonFiniteError, match=r"gradient of '1.bias'"):
+        list(fit(run))
+
+
 class NanOnce:
     """Cross-entropy that is NaN at its third batch, and has a gradient that is at its fourth."""
 

@@ -137,7 +137,10 @@ def options(command: Any) -> set[str]:
 
 
 def test_every_option_shown_exists(app: typer.Typer) -> None:
-    known = options(typer.main.get_command(app))
+    group: Any = typer.main.get_command(app)
+    for name in group.list_commands(None):
+        group.load(name)
+    known = options(group)
     shown = set()
     for language, text in BLOCKS:
         if language == "sh":

@@ -1,17 +1,14 @@
 """An allocator that treats every contestant alike: what has been freed stays in the process.
 
-glibc takes large buffers from the kernel and gives them back when they are freed. Whoever asks next pays for fresh
-pages, some 0.25 us for each 4 KB, which can be more than the arithmetic on them. A loss with three buffers pays thrice,
-and whoever comes after one that left memory behind pays nothing: the figures would be the allocator's.
+A loss with three buffers would pay for fresh pages thrice, which can be more than the arithmetic on them, and whoever
+comes after one that left memory behind would pay nothing: the figures would be the allocator's.
 """
-
-import ctypes
-import sys
 
 import torch
 
+from ..runtime import keep_freed_memory
+
 RESERVE = 2**30  # bytes
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def never_trim() -> str:
@@ -19,13 +16,8 @@ def never_trim() -> str:
 
     Returns: what holds now, for the output.
     """
-    if sys.platform == "linux":
-        library = ctypes.CDLL(None)
-        # Glibc says 1 where it obeys; other C libraries on Linux have no mallopt, or one that does nothing.
-        if hasattr(library, "gnu_get_libc_version") and hasattr(library, "mallopt"):
-            large = 2**31 - 1
-            if library.mallopt(M_MMAP_MAX, 0) == 1 and library.mallopt(M_TRIM_THRESHOLD, large) == 1:
-                return "freed memory stays in the process (mallopt), so page faults favour nobody"
+    if keep_freed_memory():
+        return "freed memory stays in the process (mallopt), so page faults favour nobody"
     return "the C library's allocator as it is: page faults may favour those who allocate less"
 
 

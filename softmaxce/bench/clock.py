@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -72,25 +73,34 @@ def race(
         clock: seconds; see clock_for.
         block: seconds.
     """
-    names = list(calls)
     counts = {name: _warm_up(call, synchronize, clock, block) for name, call in calls.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    blocks = {name: partial(_block, call, counts[name], synchronize, clock) for name, call in calls.items()}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for index in range(rounds):
-            start = index % len(names)
-            for name in names[start:] + names[:start]:
-                seconds[name].append(_block(calls[name], counts[name], synchronize, clock))
+        seconds = turns(blocks, rounds)
     finally:
         if collecting:
             gc.enable()
-    base = seconds[names[0]]
-    return {
-        name: Timed(Spread.of(taken), Spread.of([mine / theirs for mine, theirs in zip(taken, base, strict=True)]))
-        for name, taken in seconds.items()
-    }
+    base = next(iter(seconds.values()))
+    return {name: Timed(Spread.of(taken), ratios(taken, base)) for name, taken in seconds.items()}
+
+
+def turns(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each call returns in each round; every round starts with the next one."""
+    names = list(calls)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds):
+        start = index % len(names)
+        for name in names[start:] + names[:start]:
+            found[name].append(calls[name]())
+    return found
+
+
+def ratios(mine: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """The ratio of two figures, which is taken within each round."""
+    return Spread.of([one / other for one, other in zip(mine, theirs, strict=True)])
 
 
 def clock_for(device: torch.device, threads: int) -> Callable[[], float]:

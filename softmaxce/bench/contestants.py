@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import in_one_line
+from ..errors import in_one_line, ran_out_of_memory
 from ..losses.cross_entropy import cross_entropy
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [N, C], class ids [N]) -> the mean loss
@@ -47,6 +47,8 @@ def why_not_compiled(device: torch.device) -> str | None:
     logits = torch.zeros(2, 3, device=device, requires_grad=True)
     try:
         compiled()(logits, torch.zeros(2, dtype=torch.long, device=device)).backward()
-    except Exception as error:  # noqa: BLE001 - no compiler, no Triton, a Python too new: each raises its own
+    except Exception as error:  # no compiler, no Triton, a Python too new: each raises its own
+        if ran_out_of_memory(error):
+            raise
         return in_one_line(error)
     return None

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..errors import RunError
+from ..errors import RunError, ran_out_of_memory
 from ..losses.make import make_loss
 from ..registry import Component
 from .accuracy import Errors, errors, truth
@@ -107,7 +107,7 @@ def measure(case: Case, losses: Mapping[str, Loss], rounds: int) -> dict[str, Re
     try:
         return _measure(case, losses, rounds)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        if ran_out_of_memory(error):
             raise RunError(f"{case} does not fit into memory; leave it out of --shapes") from None
         raise
     finally:

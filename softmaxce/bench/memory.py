@@ -1,7 +1,9 @@
 """How much memory a call needs at its peak, beyond what was there before it."""
 
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -29,3 +31,15 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
             live += event.nbytes()
             peak = max(peak, live)
     return peak
+
+
+def peak_resident() -> int | None:
+    """The most bytes that this process has had in memory since it began, libraries and all; None where not told.
+
+    Linux tells; its getrusage would count what the process that started this one had then.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import DataError, WorkerError
+from ..errors import DataError, MemoryRanOutError, SoftmaxceError, WorkerError, in_one_line, ran_out_of_memory
 from .splits import InMemory, OnDisk, Split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATISTICS_FROM = 5000  # images of a split on disk that its mean and deviation are taken from
 
+Failure = DataError | MemoryRanOutError
 Augmentation = Callable[[Tensor], Tensor]  # images [B, C, H, W] in [0, 1] -> the same shape
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] float, normalised; labels [B] int64
 
@@ -82,6 +83,7 @@ class Batches:
         self.shuffle_seed = shuffle_seed
         self.mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
+        self.mean_of_bytes, self.scale_of_bytes = self.mean * 255, 1 / (self.std * 255)
         self.labels = split.labels.to(device)
         self.images = split.images.to(device) if isinstance(split, InMemory) else None
 
@@ -110,11 +112,11 @@ class Batches:
         if self.images is not None:
             for chunk in chunks:
                 chosen = chunk.to(self.device)
-                yield self._prepared(self.images.index_select(0, chosen)), self.labels.index_select(0, chosen)
+                yield self.prepared(self.images.index_select(0, chosen)), self.labels.index_select(0, chosen)
         else:
             for chunk, images in zip(chunks, self._decoded(chunks), strict=True):
                 chosen = chunk.to(self.device)
-                yield self._prepared(images.to(self.device, non_blocking=True)), self.labels.index_select(0, chosen)
+                yield self.prepared(images.to(self.device, non_blocking=True)), self.labels.index_select(0, chosen)
 
     def sample(self, count: int) -> Tensor:
         """Up to `count` of the split's images, evenly spread over it, normalised and not augmented."""
@@ -144,19 +146,22 @@ class Batches:
         )
         try:
             for images in loader:
-                if isinstance(images, DataError):
+                if isinstance(images, SoftmaxceError):
                     raise images
                 yield images
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):  # else it was raised in one, by the user's own code
                 raise
             raise WorkerError(
                 "a process that decodes images was killed, often because memory ran out; lower data.workers "
                 f"(0 decodes in the training process) or data.batch_size ({str(error).splitlines()[0]})"
             ) from error
 
-    def _prepared(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] uint8 -> float, augmented, normalised."""
+    def prepared(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] uint8, on the device -> float, augmented, normalised."""
+        if not self.augment:  # the same in two passes over the pixels; the rounding may differ in the last place
+            normalised = torch.sub(images, self.mean_of_bytes).mul_(self.scale_of_bytes)
+            return normalised.contiguous(memory_format=torch.channels_last)
         prepared = images.float().div_(255)
         for augmentation in self.augment:
             prepared = augmentation(prepared)
@@ -167,7 +172,7 @@ class Batches:
         return normalised.contiguous(memory_format=torch.channels_last)
 
 
-class _Files(Dataset[Tensor | DataError]):
+class _Files(Dataset[Tensor | Failure]):
     """A split on disk as torch's DataLoader wants it; an error is handed over, as a worker adds its traceback."""
 
     def __init__(self, split: OnDisk) -> None:
@@ -176,11 +181,15 @@ class _Files(Dataset[Tensor | DataError]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> Tensor | DataError:
+    def __getitem__(self, index: int) -> Tensor | Failure:
         try:
             return self.split.decode(self.split.files[index])
-        except DataError as error:
+        except (DataError, MemoryRanOutError) as error:
             return error
+        except Exception as error:  # noqa: BLE001 - the user's own source has a decode of its own
+            if ran_out_of_memory(error):
+                return MemoryRanOutError(f"{self.split.files[index]}: memory ran out while decoding it")
+            return DataError(f"{self.split.files[index]}: {in_one_line(error)}")
 
 
 def _ignore_interrupts(worker: int) -> None:
@@ -188,9 +197,9 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _stacked(images: list[Tensor | DataError]) -> Tensor | DataError:
+def _stacked(images: list[Tensor | Failure]) -> Tensor | Failure:
     """[C, H, W] images as [B, C, H, W], or the first error among them."""
-    error = next((image for image in images if isinstance(image, DataError)), None)
+    error = next((image for image in images if isinstance(image, SoftmaxceError)), None)
     return error or torch.stack([image for image in images if isinstance(image, Tensor)])
 
 

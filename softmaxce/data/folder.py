@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
 from ..kinds import Fraction, NonNegativeInt, PositiveInt
 from . import cache as decoded_images
 from .splits import InMemory, OnDisk, Source, Split, stratified
@@ -130,6 +130,8 @@ class Decode:
                     raise ValueError(f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
                 pixels = np.asarray(self._fitted(_plain(image, self.channels)))
         except DAMAGED as error:
+            if ran_out_of_memory(error):
+                raise MemoryRanOutError(f"{file}: memory ran out while decoding it; data.size needs less") from None
             raise DataError(f"{file}: {_reason(error, file)}") from None
         return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
 
@@ -171,8 +173,6 @@ def _reason(error: BaseException, file: str) -> str:
     if isinstance(error, UnidentifiedImageError):
         kind = Image.registered_extensions().get(Path(file).suffix.lower(), "")
         return "it is no image" if kind in _formats() else f"{kind} files are not read; convert it to PNG"
-    if isinstance(error, MemoryError):
-        return "there is not enough memory to decode it"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())

@@ -5,6 +5,7 @@ error names the files, the folder where they go, and the addresses that were tri
 """
 
 import contextlib
+import importlib.util
 import pickle
 import struct
 import sys
@@ -12,16 +13,25 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
 from ..kinds import NonNegativeFloat, PositiveInt
+from .idx import read_split
 from .splits import InMemory, Source
+
+FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag"),
+    "Ankle boot",
+)
+KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 
 def digits() -> Source:
@@ -30,9 +40,7 @@ def digits() -> Source:
     The test set is every fifth image, whatever the seed, so that all runs compare. UCI "Optical Recognition of
     Handwritten Digits" (Alpaydin & Kaynak 1998); its 17 grey levels are spread over 0 to 255.
     """
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _sklearns_digits()
     images = torch.from_numpy(np.rint(pixels * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8)
     whole = InMemory(images, torch.from_numpy(labels).long())
     tested = torch.arange(len(labels)) % 5 == 0
@@ -43,19 +51,33 @@ def digits() -> Source:
     )
 
 
+def _sklearns_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """scikit-learn's load_digits, but for its import, which takes longer: pixels [N, 64], 0 to 16, and labels [N]."""
+    spec = importlib.util.find_spec("sklearn")
+    (folder,) = spec.submodule_search_locations if spec is not None and spec.submodule_search_locations else ("",)
+    file = Path(folder, "datasets", "data", "digits.csv.gz")
+    if not file.is_file():
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+        return pixels, labels
+    table = np.loadtxt(file, delimiter=",")
+    return table[:, :-1], table[:, -1].astype(np.int64)
+
+
 def mnist(*, root: str, download: bool) -> Source:
     """70,000 handwritten digits, 28x28 grey, 10 classes (LeCun, Cortes & Burges)."""
-    return _two_splits("MNIST", root, download, classes=map(str, range(10)))
+    return _mnist_family("MNIST", root, download, tuple(map(str, range(10))))
 
 
 def fashion_mnist(*, root: str, download: bool) -> Source:
     """70,000 articles of clothing, 28x28 grey, 10 classes (Xiao, Rasul & Vollgraf 2017)."""
-    return _two_splits("FashionMNIST", root, download)
+    return _mnist_family("FashionMNIST", root, download, FASHION)
 
 
 def kmnist(*, root: str, download: bool) -> Source:
     """70,000 cursive Japanese characters, 28x28 grey, 10 classes (Clanuwat et al. 2018)."""
-    return _two_splits("KMNIST", root, download)
+    return _mnist_family("KMNIST", root, download, KANA)
 
 
 def emnist(
@@ -142,10 +164,19 @@ def synthetic(
 # -- torchvision's ----------------------------------------------------------------------------------------------------
 
 
-def _two_splits(name: str, root: str, download: bool, classes: Any = None) -> Source:
+def _mnist_family(name: str, root: str, download: bool, classes: tuple[str, ...]) -> Source:
+    """A set whose files are read here where they are sound; else torchvision fetches them, or says what is wrong."""
+    folder = Path(root, name, "raw")
+    train, test = read_split(folder, "train"), read_split(folder, "test")
+    if train is not None and test is not None:
+        return Source(train, test, classes)
+    return replace(_two_splits(name, root, download), classes=classes)
+
+
+def _two_splits(name: str, root: str, download: bool) -> Source:
     train = _torchvision(name, root, download, {"train": True})
     test = _torchvision(name, root, download, {"train": False})
-    return Source(_plain(train), _plain(test), tuple(classes or train.classes))
+    return Source(_plain(train), _plain(test), tuple(train.classes))
 
 
 def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) -> Any:
@@ -162,6 +193,10 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
     except DAMAGED as error:
         if not (isinstance(error, RuntimeError) and "not found" in str(error)):  # torchvision's word for: not there
             place = _damaged_idx(Path(root, name, "raw")) or f"{name} in {root}"
+            if ran_out_of_memory(error):
+                raise MemoryRanOutError(
+                    f"{place}: memory ran out while reading it: it is damaged, or very large"
+                ) from None
             raise DataError(f"{place} cannot be read ({_told(error)}); {AGAIN}") from None
     files, folder, addresses = _whereabouts(make, root, options)
     if not download and all((folder / file).is_file() for file in files):

@@ -10,7 +10,7 @@ from .. import checkpoint
 from ..build import Evaluation, build_evaluation, config_of, split_of
 from ..data.folder import Decode
 from ..data.splits import InMemory, Split
-from ..errors import DataError, RunError
+from ..errors import DataError, RunError, ran_out_of_memory
 from ..evaluate import find_checkpoint
 from ..losses.cross_entropy import SoftmaxCrossEntropy
 from ..train import predict
@@ -86,7 +86,7 @@ def explain_image(
         one that the loss ignores.
     """
     batches = run.batches(InMemory(image.unsqueeze(0), torch.zeros(1, dtype=torch.int64)))
-    logits = predict(run.model, batches, run.config.precision)[0][0].cpu()  # [K]
+    logits = predict(run.model, batches, run.precision)[0][0].cpu()  # [K]
     if not logits.isfinite().all():
         raise RunError(f"{title}: the model's logits are not finite: {logits.tolist()}")
     notes = []
@@ -145,6 +145,8 @@ def _own_loss(
     try:
         value = loss(leaf, targets).mean()
         (gradient,) = torch.autograd.grad(value, leaf)
-    except Exception:  # noqa: BLE001 - it is somebody else's code, and it may take class ids alone
+    except Exception as error:  # it is somebody else's code, and it may take class ids alone
+        if ran_out_of_memory(error):
+            raise
         return None
     return OwnLoss(name, value.item(), tuple(gradient[0].tolist()))

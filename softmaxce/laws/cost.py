@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from ..errors import in_one_line
+from ..errors import in_one_line, ran_out_of_memory
 from ..losses.make import Loss
 from .quiet import quiet
 from .subject import Subject, value_and_gradient
@@ -83,7 +83,9 @@ def measure(subject: Subject) -> Costs:
         with quiet():
             peaks = memory(subject)
             return Costs(times(subject), peaks)
-    except Exception as error:  # noqa: BLE001 - the loss may raise anything
+    except Exception as error:  # the loss may raise anything
+        if ran_out_of_memory(error):
+            raise
         return Costs([], None, f"it raises {in_one_line(error)}")
 
 

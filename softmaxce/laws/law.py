@@ -12,7 +12,7 @@ from hypothesis.errors import Flaky
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from ..errors import in_one_line
+from ..errors import in_one_line, ran_out_of_memory
 from .cases import Case
 from .quiet import quiet
 from .subject import Subject
@@ -131,7 +131,9 @@ def what_is_wrong(law: Law, subject: Subject, case: Case) -> str | None:
     """What a case shows to be wrong with the subject, or None."""
     try:
         return law.test(subject, case)
-    except Exception as error:  # noqa: BLE001 - whatever the loss raises is the finding
+    except Exception as error:  # whatever the loss raises is the finding
+        if ran_out_of_memory(error):
+            raise
         return f"it raises {in_one_line(error).rstrip('.')}"
 
 

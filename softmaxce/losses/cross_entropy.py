@@ -85,11 +85,15 @@ def log_softmax(logits: Tensor, dim: int = -1) -> Tensor:
         dim: the dimension of the classes.
     Returns: the same shape, in nats, each at most 0.
 
-    >>> log_softmax(torch.tensor([0.0, -200.0]))  # log(softmax(...)) would be -inf here: float32 rounds S to 0
-    tensor([   0., -200.])
+    >>> log_softmax(torch.tensor([0.0, -200.0]))[1]  # log(softmax(...)) would be -inf here: float32 rounds S to 0
+    tensor(-200.)
+    >>> log_softmax(torch.tensor([20.0, 0.0]))[0]  # and 0 here, where S rounds to 1
+    tensor(-2.0612e-09)
     """
-    shifted = _shifted(logits, dim)
-    return shifted - shifted.exp().sum(dim, keepdim=True).log()
+    if not logits.numel():
+        return logits.clone()
+    z = _shifted(logits, dim)
+    return z - _log_sum(z, z.detach().argmax(dim, keepdim=True), dim)
 
 
 def one_hot(targets: Tensor, num_classes: int) -> Tensor:
@@ -270,11 +274,14 @@ def definition(
 def _from_labels(logits: Tensor, labels: Tensor) -> Tensor:
     """-sum_i Q_i log S_i for logits z [..., K] and labels Q [..., K]: the heart of `definition`."""
     z = _shifted(logits, -1)
-    y = labels.detach().argmax(-1, keepdim=True)  # the main class; its term is left out of the sum
-    is_main = torch.arange(z.shape[-1], device=z.device) == y
-    rest = z.exp().masked_fill(is_main, 0).sum(-1)
-    log_sum = torch.log1p(rest + torch.expm1(z.gather(-1, y).squeeze(-1)))
+    log_sum = _log_sum(z, labels.detach().argmax(-1, keepdim=True), -1).squeeze(-1)
     return labels.sum(-1) * log_sum - (labels * torch.where((labels == 0) & z.isinf(), 0, z)).sum(-1)
+
+
+def _log_sum(z: Tensor, y: Tensor, dim: int) -> Tensor:
+    """log sum_k exp(z_k) along `dim`, which is kept, as log(1 + the rest): exact where exp(z_y) is nearly all."""
+    rest = z.exp().scatter(dim, y, 0).sum(dim, keepdim=True)
+    return torch.log1p(rest + torch.expm1(z.gather(dim, y)))
 
 
 def _classes_last(tensor: Tensor) -> Tensor:

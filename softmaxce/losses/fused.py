@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import ran_out_of_memory
+
 TILE = 4096  # so many logits a program takes at a time
 SAVED = 6  # numbers that the forward pass leaves to the backward pass, a row
 
@@ -95,7 +97,9 @@ def _work(device: torch.device, dtype: torch.dtype) -> bool:
                 close = torch.allclose(gradient, slope, rtol=0.02, atol=1e-6)
                 if not (close and torch.allclose(loss.double(), exact)):
                     raise ArithmeticError("the kernels are wrong")
-    except Exception:  # noqa: BLE001  no Triton, no compiler for its launcher, a GPU it does not know, ...
+    except Exception as error:  # no Triton, no compiler for its launcher, a GPU it does not know, ...
+        if ran_out_of_memory(error):
+            raise
         _wrong.pop(device, None)  # nobody will note anything there
         return False
     return True

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import CALLED_WITH
-from ..errors import ConfigError, Problem, in_one_line
+from ..errors import ConfigError, Problem, in_one_line, ran_out_of_memory
 from ..registry import Component, build
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [B, K], targets [B] or [B, K] -> a scalar or [B], in nats
@@ -48,6 +48,8 @@ def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: tor
     try:
         value = loss(logits, targets)
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise
         kind = "probabilities [B, K], as mixup makes them," if soft else "class ids [B]"
         message = f"{component.name} cannot take logits [B, K] and {kind}: {in_one_line(error)}"
         raise ConfigError([Problem(component.place, message)]) from error

@@ -81,15 +81,17 @@ def _errors(name: str, result: Result) -> str:
 
 
 def _time(name: str, timed: Timed, digits: int = 2) -> str:
-    return _seconds(timed.seconds.median) if name == TORCH else _ratio(timed.ratio, digits)
+    return show_seconds(timed.seconds.median) if name == TORCH else show_ratio(timed.ratio, digits)
 
 
-def _ratio(ratio: Spread, digits: int) -> str:
+def show_ratio(ratio: Spread, digits: int) -> str:
+    """A ratio's median, and half the distance between its quartiles."""
     digits = max(0, digits - len(str(int(ratio.median))) + 1)
     return f"{ratio.median:.{digits}f} ±{(ratio.high - ratio.low) / 2:.{digits}f}"
 
 
-def _seconds(seconds: float) -> str:
+def show_seconds(seconds: float) -> str:
+    """In the unit in which it is a number of few digits."""
     for unit, factor in (("us", 1e6), ("ms", 1e3)):
         if seconds * factor < 999.5:
             return f"{seconds * factor:.3g} {unit}"

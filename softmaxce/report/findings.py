@@ -129,7 +129,7 @@ def find(folder: Path, split: str | None = None, device: str | None = None, *, t
     source = source_of(evaluation)
     name = split or ("test" if source.test is not None else "validation" if source.validation is not None else "train")
     chosen = split_of(evaluation, name, source)
-    logits, labels = predict(evaluation.model, evaluation.batches(chosen), config.precision)
+    logits, labels = predict(evaluation.model, evaluation.batches(chosen), evaluation.precision)
     temperature = temperature_of(folder)
     calibrated, unfitted = temperature != 1, ""
     if not calibrated:
@@ -164,7 +164,7 @@ def _fitting_temperature(evaluation: Evaluation, source: Source, measured: str) 
         raise ValueError("the run held out no validation split to fit one on")
     if measured == "validation":
         raise ValueError("it would be fitted on the very images that it is judged by")
-    logits, labels = predict(evaluation.model, evaluation.batches(source.validation), evaluation.config.precision)
+    logits, labels = predict(evaluation.model, evaluation.batches(source.validation), evaluation.precision)
     return fit_temperature(logits.cpu(), labels.cpu())
 
 

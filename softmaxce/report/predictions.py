@@ -48,6 +48,7 @@ class JsonLines:
 
     def __init__(self, top: int) -> None:
         self.top = top
+        self.encode = json.JSONEncoder(allow_nan=False).encode  # made once, not at every line
 
     def write(self, prediction: Prediction) -> None:
         """A line."""
@@ -55,7 +56,10 @@ class JsonLines:
         line: dict[str, Any] = {"path": prediction.path, "class": ranked[0][0], "probability": ranked[0][1]}
         if self.top > 1:
             line["top"] = [{"class": name, "probability": probability} for name, probability in ranked]
-        print(json.dumps(finite(line), allow_nan=False))
+        try:
+            print(self.encode(line))
+        except ValueError:  # a model that gives NaN
+            print(self.encode(finite(line)))
 
 
 class Csv:

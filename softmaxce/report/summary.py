@@ -8,8 +8,9 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
+from ..errors import MemoryRanOutError, within_memory
 from ..runtime import autocast
-from ..train import Run
+from ..train import Run, smaller_steps
 from . import console
 from .training import introduction
 
@@ -45,7 +46,7 @@ def dry_run(run: Run) -> dict[str, Any]:
     weights = {p.untyped_storage().data_ptr() for p in run.model.parameters()}
     run.model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with autocast(run.device, run.config.precision):
+        with autocast(run.device, run.precision):
             loss = run.loss(run.model(images), targets).mean()
         activations = sum(size for pointer, size in kept.items() if pointer not in weights)
         loss.backward()
@@ -80,7 +81,11 @@ def dry_run(run: Run) -> dict[str, Any]:
 
 def print_summary(run: Run, *, as_json: bool) -> None:
     """Do the dry run and print it."""
-    found = dry_run(run)
+    try:
+        with within_memory("training"):
+            found = dry_run(run)
+    except MemoryRanOutError as error:
+        raise MemoryRanOutError(f"{error}; {smaller_steps(run)}") from None
     if as_json:
         print(json.dumps({"event": "dry_run", **found}))
         return

@@ -3,11 +3,13 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -100,21 +102,22 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
     lines = [
         f"{config.source.name}, {shape}, {len(run.classes)} classes: {', '.join(counts)} images",
         f"{config.model.name} ({parameters:,} parameters), {names}",
-        f"device {describe_device(run.device)}, {config.precision}",
+        f"device {describe_device(run.device)}, {run.precision}",
     ]
     return lines if folder is None else [*lines, f"run folder: {folder}"]
 
 
 # -- a terminal -------------------------------------------------------------------------------------------------------
 
+EVERY = 0.2  # seconds between two pictures of the bar: a step may take less time than drawing it
 WIDTHS = (7, 8, 10, 9, 9, 8, 8, 6, 4)
 
 
 class GrowingTable:
     """One row an epoch, and under the rows a bar for the epoch in progress."""
 
-    def __init__(self) -> None:
-        self.console = console.stdout()
+    def __init__(self, to: Console | None = None) -> None:
+        self.console = to or console.stdout()
         self.progress = Progress(
             TextColumn("epoch {task.fields[label]}", style="dim"),
             BarColumn(bar_width=None),
@@ -122,13 +125,18 @@ class GrowingTable:
             TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
+            auto_refresh=False,
         )
         self.header_shown = False
 
-    def start(self, run: Run, folder: Path) -> None:
-        """Say what is trained."""
+    def expect(self, run: Run) -> None:
+        """Take note of what there is to come."""
         self.epochs = run.config.epochs
         self.images = run.train.num_images
+
+    def start(self, run: Run, folder: Path) -> None:
+        """Say what is trained."""
+        self.expect(run)
         for line in introduction(run, folder):
             console.stderr().print(line, style="dim")
 
@@ -136,10 +144,15 @@ class GrowingTable:
         """Draw a bar while the batches pass."""
         task = self.progress.add_task("", total=self.images, completed=done, label=f"{epoch}/{self.epochs}")
         self.progress.start()
+        drawn = 0.0
         try:
             for batch in batches:
                 yield batch
-                self.progress.advance(task, len(batch[1]))
+                done += len(batch[1])
+                if (now := time.monotonic()) - drawn >= EVERY:
+                    self.progress.update(task, completed=done)
+                    self.progress.refresh()
+                    drawn = now
         finally:
             self.progress.remove_task(task)
             self.progress.stop()

@@ -43,6 +43,16 @@ def test_an_epoch_holds_every_image_once_with_its_own_label() -> None:
     assert torch.cat(seen).sort().values.equal(torch.arange(50))
 
 
+def test_bytes_normalised_at_once_are_what_two_steps_make_of_them_to_a_millionth() -> None:
+    preprocessing = Preprocessing((3, 6, 5), (0.49, 0.2, 0.0), (0.25, 0.1, 1.0))
+    split = InMemory(torch.arange(256, dtype=torch.uint8).repeat(90)[: 50 * 90].view(50, 3, 6, 5), torch.arange(50))
+    at_once = Batches(split, preprocessing, batch_size=16, device=CPU)
+    stepwise = Batches(split, preprocessing, batch_size=16, device=CPU, augment=[lambda images: images])
+    for (images, _), (reference, _) in zip(at_once.epoch(1), stepwise.epoch(1), strict=True):
+        torch.testing.assert_close(images, reference, rtol=1e-6, atol=1e-6)
+        assert images.stride() == reference.stride()
+
+
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     first, same, other = (Batches(SPLIT, PLAIN, batch_size=16, device=CPU, shuffle_seed=seed) for seed in (0, 0, 1))
     second = labels_of(first, 2)

@@ -15,8 +15,12 @@ from scipy.io import savemat
 from sklearn.datasets import load_digits
 
 from softmaxce.data import sources
+from softmaxce.data.idx import read_idx
+from softmaxce.data.sources import FASHION, KANA
 from softmaxce.data.splits import InMemory, Source
 from softmaxce.errors import DataError
+
+TEN = tuple(map(str, range(10)))
 
 
 def write_idx(file: Path, array: np.ndarray, *, packed: bool) -> None:
@@ -289,3 +293,33 @@ def test_archives_that_only_lie_packed_are_named_with_the_remedy(tmp_path: Path)
         write_idx(folder / f"{kind}-labels-idx1-ubyte.gz", np.arange(2), packed=True)
     with pytest.raises(DataError, match="but packed; unpack them there"):
         sources.fashion_mnist(root=str(tmp_path), download=False)
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
+def test_the_mnist_family_is_what_torchvision_reads(name: str, tmp_path: Path) -> None:
+    for part, count in (("train", 12), ("t10k", 5)):
+        write_idx(tmp_path / name / "raw" / f"{part}-images-idx3-ubyte", pixels(count, 28, 28), packed=False)
+        write_idx(tmp_path / name / "raw" / f"{part}-labels-idx1-ubyte", np.arange(count) % 10, packed=False)
+    ours = sources._mnist_family(name, str(tmp_path), False, {"FashionMNIST": FASHION, "KMNIST": KANA}.get(name, TEN))
+    theirs = sources._two_splits(name, str(tmp_path), False)
+    for split, other in ((ours.train, theirs.train), (ours.test, theirs.test)):
+        assert isinstance(split, InMemory)
+        assert isinstance(other, InMemory)
+        assert torch.equal(split.images, other.images)
+        assert torch.equal(split.labels, other.labels)
+    if name != "MNIST":  # whose names have the digits' words behind them there
+        assert ours.classes == theirs.classes
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [b"", b"\x00\x00\x08", b"\x00\x00\x09\x01\x00\x00\x00\x01\x00", b"\x00\x00\x08\x01\x00\x00\x00\x02\x00",
+     b"\x00\x00\x08\x01\xff\xff\xff\xff\x00"],
+)  # fmt: skip
+def test_an_idx_file_that_is_not_sound_is_not_read(spoilt: bytes, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_bytes(spoilt)
+    assert read_idx(tmp_path / "labels", 1) is None
+    (tmp_path / "labels").write_bytes(b"\x00\x00\x08\x01\x00\x00\x00\x02\x07\x09")
+    found = read_idx(tmp_path / "labels", 1)
+    assert found is not None
+    assert found.tolist() == [7, 9]

@@ -78,13 +78,18 @@ def configs(folder: Path) -> Round:
 
 
 def checkpoints(folder: Path) -> Round:
-    """A trained run's folder: bytes of each file, and headers and tensors spoilt inside a sound safetensors file."""
+    """A trained run's folder: bytes of each file, and headers and tensors spoilt inside a sound safetensors file.
+
+    It is listed, and evaluated or gone on with.
+    """
     import torch
+    from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     from softmaxce import checkpoint, runfolder
     from softmaxce.build import build_run
     from softmaxce.evaluate import evaluate, find_checkpoint
+    from softmaxce.runs import read_run
     from softmaxce.train import fit
 
     (folder / "small.yaml").write_text(SMALL)
@@ -103,7 +108,8 @@ def checkpoints(folder: Path) -> Round:
         """Spoil a header or a tensor and write a safetensors file that is sound as such."""
         file = spoilt / name
         tensors = load_file(file)
-        header = checkpoint.load(file).header
+        with safe_open(file, framework="pt") as stream:
+            header = json.loads(stream.metadata()["softmaxce"].partition(" ")[2])
         if rng.random() < 0.6:
             header = spoil_data(header, rng)
         else:
@@ -135,9 +141,18 @@ def checkpoints(folder: Path) -> Round:
             inside(name, rng)
         else:
             (spoilt / name).write_bytes(spoil_bytes(files[name], rng, TOKENS))
-        runfolder.read_record(spoilt)
-        runfolder.read_metrics(spoilt)
-        config.load(str(spoilt / "config.yaml"))
+        read_run(spoilt)
+        asked = config.load(str(spoilt / "config.yaml"))
+        if rng.random() < 0.5:
+            found, _ = checkpoint.newest(spoilt)
+            assert found is not None
+            resumed = build_run(asked if name == "config.yaml" else run.config)
+            checkpoint.restore(resumed, found)
+            for parameter in resumed.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            resumed.optimizer.step()  # what was restored is fit for use
+            checkpoint.save(resumed, spoilt, best=False)
+            return
         evaluate(spoilt / name if name in models else find_checkpoint(spoilt), "test", None, "cpu")
 
     return attempt

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.special
@@ -194,3 +195,23 @@ def test_machine_code_is_kept_in_the_users_cache_and_not_beside_the_package(tmp_
     subprocess.run([sys.executable, "-c", call], env=environment | {"XDG_CACHE_HOME": str(tmp_path)}, check=True)
     assert list((tmp_path / "softmaxce").rglob("*.nbi"))
     assert sorted(package.rglob("*.nb*")) == before
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12))
+def test_log_softmax_keeps_its_digits_also_where_a_class_is_sure(logits: list[float]) -> None:
+    with mpmath.workdps(120):
+        log_sum = mpmath.log(mpmath.fsum(mpmath.exp(each) for each in logits))
+        exact = [float(each - log_sum) for each in logits]
+    assert log_softmax(torch.tensor(logits)).tolist() == pytest.approx(exact, rel=2e-5, abs=1e-38)  # z - max rounds
+
+
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=6))
+def test_log_softmax_has_scipys_values_and_softmaxs_gradient(logits: list[float]) -> None:
+    leaf = torch.tensor([logits, logits[::-1]], dtype=torch.float64, requires_grad=True)
+    ours = log_softmax(leaf, 0)
+    np.testing.assert_allclose(
+        ours.detach(), scipy.special.log_softmax(leaf.detach().numpy(), 0), rtol=1e-12, atol=1e-14
+    )
+    (gradient,) = torch.autograd.grad(ours[0].sum(), leaf)
+    shares = scipy.special.softmax(leaf.detach().numpy(), 0)
+    np.testing.assert_allclose(gradient, np.array([[1.0], [0.0]]) - shares, atol=1e-12)

@@ -1,0 +1,95 @@
+"""torch's optimizers without their wrappers: the same numbers, and no compiler is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from softmaxce import eager
+from softmaxce.build import build_run
+from softmaxce.train import fit
+
+from .test_train import config
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    "adam": {"lr": 0.01},
+    "adamw": {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True},
+    "adagrad": {"lr": 0.05},
+    "rmsprop": {"lr": 0.01},
+    "adadelta": {"lr": 1.0},
+}
+
+
+def weights(run: Any) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in run.model.parameters()]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_beneath_the_wrappers_is_the_same_bits(name: str) -> None:
+    one, other = (build_run(config(optimizer={"name": name, **OPTIMIZERS[name]})) for _ in range(2))
+    step, clear = eager.stepper(one.optimizer), eager.clearer(one.optimizer)
+    assert getattr(step, "__func__", None) is not type(one.optimizer).step  # it is another function
+    for images, labels in list(one.train.epoch(1)) * 3:
+        for run in (one, other):
+            torch.manual_seed(1)  # the same dropout
+            nn.functional.cross_entropy(run.model(images), labels).backward()
+        step()
+        clear()
+        other.optimizer.step()
+        other.optimizer.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+    assert all(parameter.grad is None for parameter in one.model.parameters())
+    assert str(eager.state_dict(one.optimizer)) == str(other.optimizer.state_dict())
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adagrad"])
+def test_a_runs_fused_steps_are_the_unfused_ones_to_a_ten_thousandth(name: str) -> None:
+    ends = []
+    for fused in (True, False):
+        run = build_run(config(optimizer={"name": name, **OPTIMIZERS[name], "fused": fused}))
+        torch.manual_seed(3)
+        list(fit(run))
+        ends.append(weights(run))
+    for fused_weight, unfused in zip(*ends, strict=True):
+        torch.testing.assert_close(fused_weight, unfused, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_with_hooks_calls_them() -> None:
+    run = build_run(config())
+    called: list[int] = []
+    run.optimizer.register_step_post_hook(lambda *_: called.append(1))
+    list(fit(run))
+    assert len(called) == 2 * len(run.train)
+
+
+def test_a_users_own_optimizer_keeps_its_wrappers() -> None:
+    class Counted(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure: Any = None) -> Any:
+            Counted.steps += 1
+            return super().step(closure)
+
+    run = build_run(config())
+    run.optimizer = Counted(run.model.parameters(), lr=0.1)
+    run.optimizer.param_groups[0]["initial_lr"] = 0.1
+    list(fit(run))
+    assert Counted.steps == 2 * len(run.train)
+
+
+def test_a_run_imports_no_compiler(tmp_path: Path, small: Path) -> None:
+    code = (
+        "import sys\nfrom softmaxce_cli.main import app\n"
+        "try:\n    app(['train', '--config', 'small.yaml', '--quiet'])\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'sympy', 'torchvision', 'sklearn',"
+        " 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

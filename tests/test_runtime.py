@@ -1,0 +1,157 @@
+"""What a run takes from the machine: precision, processors, memory."""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from softmaxce import runtime
+from softmaxce.build import build_run
+from softmaxce.runtime import choose_precision, processors
+from softmaxce.train import fit
+
+from .conftest import Softmaxce
+from .test_train import config
+
+CPU = torch.device("cpu")
+HERE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("fma avx2", "float32"), ("avx512f avx512_bf16", "bf16"), ("amx_bf16 amx_tile", "bf16"), ("", "float32")],
+)
+def test_auto_is_bf16_where_the_processor_has_instructions_for_it(
+    flags: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset(flags.split()))
+    assert choose_precision("auto", CPU) == precision
+    assert [choose_precision(asked, CPU) for asked in ("float32", "bf16", "fp16")] == ["float32", "bf16", "fp16"]
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the processor's instructions are read on Linux")
+def test_the_flags_are_those_that_torch_finds() -> None:
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert ("avx2" in runtime.cpu_flags()) >= (capability in ("AVX2", "AVX512"))
+    assert ("avx512f" in runtime.cpu_flags()) >= (capability == "AVX512")
+
+
+def test_the_run_records_the_precision_that_auto_came_to(softmaxce: Softmaxce, small: Path, tmp_path: Path) -> None:
+    done = softmaxce("train", "--config", "small.yaml", "--set", "precision=auto", "--output", "run")
+    assert done.returncode == 0, done.stderr
+    used = choose_precision("auto", CPU)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["environment"]["precision"] == used
+    assert f", {used}\n" in done.stderr
+    again = softmaxce("train", "--config", "small.yaml", "--set", f"precision={used}", "--output", "same")
+    assert again.returncode == 0, again.stderr
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("run", "same")]
+    assert json.loads(lines[0])["train"] == json.loads(lines[1])["train"]  # to the last bit
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({}, HERE),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, HERE),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        # a job's share is its parent's where that is less
+        (
+            {
+                "proc/self/cgroup": "0::/jobs/mine\n",
+                "sys/fs/cgroup/jobs/cpu.max": "90000 100000\n",
+                "sys/fs/cgroup/jobs/mine/cpu.max": "max 100000\n",
+            },
+            1,
+        ),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "6400000 100000\n"}, HERE),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, HERE),
+        ({"proc/self/cgroup": "nonsense", "sys/fs/cgroup/cpu.max": "nonsense"}, HERE),
+    ],
+)
+def test_processors_are_what_affinity_and_the_cgroup_allow(files: dict[str, str], count: int, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert processors(tmp_path) == count
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or HERE < 2, reason="needs two processors to give one up")
+def test_a_run_on_one_processor_uses_one_thread() -> None:
+    code = (
+        "import os, torch\nos.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])\n"
+        "from softmaxce.runtime import share_processors\ntorch.set_num_threads(2)\nshare_processors()\n"
+        "print(torch.get_num_threads())"
+    )
+    for given, threads in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):  # the user's word counts
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | given
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == threads
+
+
+FAULTS = """\
+import resource, sys, torch
+from softmaxce.build import build_run
+from softmaxce import config, yamlfile
+text = '''
+epochs: 1
+device: cpu
+keep_memory: {keep}
+data: {{name: synthetic, train: 64, test: 8, size: 64, batch_size: 64}}
+model: linear
+optimizer: {{name: sgd, lr: 0.1}}
+'''
+build_run(config.check(yamlfile.parse(text, 'text')))
+def batch():
+    return [torch.ones(12_000_000) for _ in range(2)]
+for _ in range(3):
+    batch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    batch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def has_glibc() -> bool:
+    return sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
+
+
+@pytest.mark.skipif(not has_glibc(), reason="only glibc can be told")
+def test_kept_memory_is_not_fetched_from_the_kernel_again_and_the_config_switches_that_off() -> None:
+    faults = {}
+    for keep in ("true", "false"):
+        code = FAULTS.format(keep=keep)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        faults[keep] = int(done.stdout)
+    assert faults["true"] < faults["false"] / 10
+
+
+def test_kept_memory_changes_no_bit_and_a_resumed_run_may_change_it(
+    softmaxce: Softmaxce, small: Path, tmp_path: Path
+) -> None:
+    for keep in ("true", "false"):
+        done = softmaxce("train", "-c", "small.yaml", "--set", f"keep_memory={keep}", "--output", keep, "--quiet")
+        assert done.returncode == 0, done.stderr
+    lines = [json.loads((tmp_path / keep / "metrics.jsonl").read_text().splitlines()[-1]) for keep in ("true", "false")]
+    assert [line["train"] for line in lines] == [lines[0]["train"]] * 2
+    arguments = ("--set", "keep_memory=false", "--epochs", "3", "--resume", "true", "--quiet")
+    done = softmaxce("train", "-c", "small.yaml", *arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_compiled_model_trains_to_eager_figures_within_a_thousandth() -> None:
+    torch.compiler.reset()
+    runs = [build_run(config(compile=on, model="lenet", epochs=1)) for on in (False, True)]
+    figures = []
+    for run in runs:
+        torch.manual_seed(2)
+        (epoch,) = fit(run)
+        figures.append(epoch.train.loss)
+    assert figures[1] == pytest.approx(figures[0], rel=1e-3)
+    assert list(runs[0].model.state_dict()) == list(runs[1].model.state_dict())  # the same checkpoint
