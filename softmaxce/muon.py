@@ -61,7 +61,6 @@ class Muon(torch.optim.Optimizer):
         rest = [parameter for parameter in params if id(parameter) not in hidden]
         options = {"lr": adamw_lr, "betas": tuple(adamw_betas), "eps": adamw_eps, "weight_decay": adamw_weight_decay}
         self.adamw = torch.optim.AdamW(rest, **options, fused=fused)  # type: ignore[arg-type]
-        self.step_adamw = eager.stepper(self.adamw)
         own = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         own |= {"ns_steps": ns_steps, "normalize": normalize}
         super().__init__([{"params": matrices, **own}, *self.adamw.param_groups], {})
@@ -78,8 +77,12 @@ class Muon(torch.optim.Optimizer):
             if weight.grad is not None:
                 self._step_of(weight, weight.grad, group)
         self.adamw.state, self.adamw.param_groups = self.state, self.param_groups[1:]  # load_state_dict makes new ones
-        self.step_adamw()
+        eager.stepper(self.adamw)()
         return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of; torch's own leaves out what a subclass adds."""
+        return {**super().__getstate__(), "adamw": self.adamw}
 
     def _step_of(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]

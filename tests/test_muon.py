@@ -1,5 +1,6 @@
 """Muon against its published update, worked out anew in float64, and against torch's own."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,17 @@ def test_the_first_layer_the_last_biases_and_norms_are_adamws() -> None:
     hidden = {id(weight) for weight in hidden_weights(residual)}
     others = [name for name, weight in residual.named_parameters() if weight.ndim > 1 and id(weight) not in hidden]
     assert others == ["conv1.weight", "fc.weight"]
+
+
+def test_a_copy_steps_on_its_own() -> None:
+    model = net()
+    twin, optimizer = copy.deepcopy((model, Muon(model.parameters(), model)))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    twin(torch.randn(2, 1, 8, 8)).sum().backward()
+    optimizer.step()
+    for parameter, was, copied in zip(model.parameters(), before, twin.parameters(), strict=True):
+        assert parameter.equal(was)
+        assert not copied.equal(was)
 
 
 def test_a_model_without_a_hidden_layer_is_refused() -> None:
