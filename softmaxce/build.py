@@ -223,6 +223,8 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
         model.compile()
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise
         message = f"torch.compile does not work here: {in_one_line(error)}"
         raise ConfigError([Problem("compile", message)]) from error
 

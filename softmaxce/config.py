@@ -25,6 +25,7 @@ from .registry import (
     show,
     suggestion,
     target_of,
+    whole_numbers,
 )
 
 # What softmaxce passes to a component that takes it, so that a file never has to.
@@ -367,6 +368,7 @@ class _Checker:
 
     def config(self, recipe: str) -> Config:
         values: dict[str, Any] = {}
+        self.data = whole_numbers(self.data, signature_of_section(Config, KEYS))
         self._section(Config, self.data, (), KEYS, "a config")
         for key in KEYS:
             if key in self.data and key not in ("data", "early_stopping", *COMPONENTS):
@@ -379,6 +381,7 @@ class _Checker:
             values.update(self._data(self.data["data"]))
         stopping = self.data.get("early_stopping")
         if isinstance(stopping, dict):
+            stopping = whole_numbers(stopping, signature_of_section(EarlyStopping))
             if self._section(EarlyStopping, stopping, ("early_stopping",), None, "early_stopping"):
                 values["early_stopping"] = EarlyStopping(**stopping)
         elif stopping is not None:
@@ -430,6 +433,7 @@ class _Checker:
             return {}
         own = {entry.name for entry in fields(Data)}
         common = {key: value for key, value in raw.items() if key in own}
+        common = whole_numbers(common, signature_of_section(Data))
         arguments = {key: value for key, value in raw.items() if key not in own}
         sound = self._section(Data, common, path, None, "data")
         source = None

@@ -9,6 +9,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,9 @@ from . import kinds, menus
 from .errors import ConfigError, Problem, SoftmaxceError, in_one_line, ran_out_of_memory
 
 TORCHVISION = "softmaxce.models.zoo:torchvision_model"  # what torchvision:NAME stands for
+# module:Name or file.py:Name, as Python and as JSON Schema read it: identifiers of ASCII, or of any letters beyond it.
+_IDENTIFIER = r"[^\x00-@\[-^`{-\x7f][^\x00-/:-@\[-^`{-\x7f]*"
+OWN_CODE = rf"^(.*\.py|{_IDENTIFIER}(\.{_IDENTIFIER})*):{_IDENTIFIER}$(?!\n)"
 REQUIRED = object()  # the default of an argument that has none
 
 
@@ -102,7 +106,7 @@ def target_of(name: str, menu: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"torchvision has no model '{rest}'{suggestion(rest, known)}")
         return TORCHVISION, {"architecture": rest}
     if colon:
-        if prefix.isidentifier() or prefix.endswith(".py") or all(map(str.isidentifier, prefix.split("."))):
+        if re.search(OWN_CODE, name):
             return name, {}
         raise ValueError(f"'{name}' is no module:Name; write for example mylab.losses:Tilted or ./tilted.py:Tilted")
     listing = next(word for word, entries in MENUS.items() if entries is menu)
@@ -339,6 +343,23 @@ def check_value(value: Any, type_: Any) -> str | None:
     return None
 
 
+def whole_numbers(arguments: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
+    """The arguments with 1e3 and 2.0 as whole numbers where nothing but those will do, as JSON Schema takes them."""
+    types = {argument.name: argument.type for argument in signature.arguments}
+    return {
+        name: value if name not in types or check_value(value, types[name]) is None else _whole(value, types[name])
+        for name, value in arguments.items()
+    }
+
+
+def _whole(value: Any, type_: Any) -> Any:
+    def as_whole(item: Any) -> Any:
+        return int(item) if isinstance(item, float) and item.is_integer() else item
+
+    changed = [as_whole(item) for item in value] if isinstance(value, list) else as_whole(value)
+    return changed if check_value(changed, type_) is None else value
+
+
 def _words(type_: Any) -> list[str]:
     members = get_args(type_) if get_origin(type_) is Union else (type_,)
     return [word for m in members if get_origin(m) is Literal for word in get_args(m) if isinstance(word, str)]
@@ -377,7 +398,7 @@ def _describe_number(base: Any, metadata: Iterable[Any]) -> str:
     low = high = None
     for bound in metadata:
         for name in ("gt", "ge", "lt", "le"):
-            if (limit := getattr(bound, name, None)) is not None:
+            if (limit := getattr(bound, name, None)) is not None and (name, limit) != ("le", kinds.LARGEST):
                 shown = int(limit) if float(limit).is_integer() else limit
                 if name in ("gt", "ge"):
                     low = ("(" if name == "gt" else "[") + str(shown)
@@ -407,6 +428,7 @@ def check_component(
     component: Component, signature: Signature, supplied: Collection[str], called_with: int = 0
 ) -> tuple[Component, list[tuple[str | None, str]]]:
     """The component with the defaults it did not give filled in, and what is wrong with it."""
+    component = replace(component, arguments=whole_numbers(component.arguments, signature))
     given = {*supplied, *component.implied}
     given.update(left_to_the_caller(signature, component.arguments, given, called_with))
     problems = check_arguments(component.name, signature, component.arguments, given)
@@ -447,7 +469,7 @@ def load_object(target: str) -> Any:
         sys.modules.pop(f"softmaxce_user_{Path(module_name).stem}", None)
         if ran_out_of_memory(error):
             raise
-        raise ValueError(f"importing '{module_name}' failed: {type(error).__name__}: {error}") from error
+        raise ValueError(f"importing '{module_name}' failed: {in_one_line(error)}") from error
     if not hasattr(module, name):
         raise ValueError(f"'{module_name}' has no '{name}'{suggestion(name, dir(module))}")
     return getattr(module, name)
@@ -469,6 +491,7 @@ def build(component: Component, supplied: Mapping[str, Any], called_with: int = 
         signature = signature_of(found)
     except (ValueError, TypeError) as error:
         raise ConfigError([Problem(component.place, str(error))]) from error
+    component = replace(component, arguments=whole_numbers(component.arguments, signature))
     given = {*supplied, *component.implied}
     waits_for = left_to_the_caller(signature, component.arguments, given, called_with)
     problems = check_arguments(component.name, signature, component.arguments, {*given, *waits_for})

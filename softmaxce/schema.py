@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from . import menus, yamlfile
 from .config import COMPONENTS, KEYS, SUPPLIED, Config, Data, EarlyStopping, Normalize, signature_of_section
-from .registry import TORCHVISION, Argument, Signature, read_signature
+from .registry import OWN_CODE, TORCHVISION, Argument, Signature, read_signature
 
 MODELINE = "# yaml-language-server: $schema="
 
@@ -28,7 +28,10 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "softmaxce config",
         **root,
-        "$defs": definitions,
+        "$defs": {
+            "torchvision": {"enum": [f"torchvision:{name}" for name in menus.torchvision_names()]},
+            **definitions,
+        },
     }
 
 
@@ -57,14 +60,15 @@ def _argument(argument: Argument) -> dict[str, Any]:
 
 def _component(menu: Mapping[str, str], supplied: tuple[str, ...]) -> dict[str, Any]:
     """A name on the menu, the user's module:Name, or a mapping of a name and its arguments."""
-    choices: list[dict[str, Any]] = [{"enum": list(menu)}, {"type": "string", "pattern": ":"}]
+    own = {"type": "string", "pattern": OWN_CODE}
+    choices: list[dict[str, Any]] = [{"enum": list(menu)}]
     for name, target in menu.items():
         choices.append(_mapping({"const": name}, read_signature(target), supplied))
     if menu is menus.MODELS:
-        zoo = read_signature(TORCHVISION)
-        choices.append(_mapping({"pattern": "^torchvision:"}, zoo, (*supplied, "architecture")))
-    own = {"name": {"type": "string", "pattern": "^(?!torchvision:).*:"}}
-    choices.append({"type": "object", "properties": own, "required": ["name"]})
+        own["pattern"] = OWN_CODE.replace("^", "^(?!torchvision:[^:]*$)", 1)
+        names = {"$ref": "#/$defs/torchvision"}
+        choices += [names, _mapping(names, read_signature(TORCHVISION), (*supplied, "architecture"))]
+    choices += [own, {"type": "object", "properties": {"name": own}, "required": ["name"]}]
     return {"anyOf": choices}
 
 

@@ -20,7 +20,7 @@ from .memory import half_that_fits
 from .metrics import Scores, Tally
 from .nonfinite import Guard, NonFiniteError
 from .optim import Schedule
-from .runtime import autocast, choose_precision
+from .runtime import autocast, choose_precision, give_back_freed_memory
 
 
 @dataclass
@@ -322,12 +322,14 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
 def smaller_steps(run: Run) -> str:
     """What to do when a training step did not fit into memory: smaller ones are tried, on blank images."""
     size = min(run.config.data.batch_size, run.train.num_images)
+    kept = run.config.keep_memory and run.device.type == "cpu" and give_back_freed_memory()  # it lies in pieces
     fits = half_that_fits(size, lambda fewer: try_step(run, fewer))
     if fits is None:
         return "no smaller batch fits either; take a smaller model or smaller images, or a machine with more memory"
     accumulated = -(-size // fits) * run.config.grad_accum_steps
     return (
-        f"a step of {fits} images, tried just now, fits: set data.batch_size: {fits}, "
+        f"a step of {fits} images, tried just now, fits: set data.batch_size: {fits}"
+        f"{', keep_memory: false' if kept else ''}, "
         f"and grad_accum_steps: {accumulated} for as many images a step as before"
     )
 
@@ -378,6 +380,11 @@ def predict_until(
 
     Raises: MemoryRanOutError, with the batch size that fits.
     """
+    try:
+        with within_memory("evaluating"):
+            return _predict_until(stop, model, batches, precision)
+    except MemoryRanOutError:  # perhaps because what the process has kept lies in pieces
+        give_back_freed_memory()
     try:
         with within_memory("evaluating"):
             return _predict_until(stop, model, batches, precision)

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from softmaxce import checkpoint
+from softmaxce import checkpoint, menus
 from softmaxce.build import build_run
 from softmaxce.errors import RunError
 from softmaxce.files import locked
 from softmaxce.runfolder import BEST, LAST, LAST_BEFORE
-from softmaxce.train import Epoch, Pause, Run, fit, fit_with_pauses
+from softmaxce.train import Epoch, Pause, Progress, Run, fit, fit_with_pauses
 
 from .test_train import VARIANTS, config, figures
 
@@ -196,6 +197,106 @@ def test_a_best_that_is_damaged_is_told_and_chosen_anew(saved: Path) -> None:
     run = small()
     checkpoint.restore(run, found)
     assert (run.progress.best_epoch, run.progress.best_value) == (0, None)
+
+
+def entry(state: Any, *path: Any) -> list[Any]:
+    """The [key, value] of a training state's JSON that a path leads to."""
+    for key in path[:-1]:
+        state = next(value for name, value in state["dict"] if name == key)
+    return next(pair for pair in state["dict"] if pair[0] == path[-1])
+
+
+def rewrite(file: Path, change: Callable[[Any, dict[str, torch.Tensor]], None]) -> None:
+    """Change a checkpoint's training state, and give it its right checksum."""
+    with safe_open(file, framework="pt") as stream:
+        header = json.loads(stream.metadata()["softmaxce"].partition(" ")[2])
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - it is no dict
+    change(header["training"], tensors)
+    file.write_bytes(checkpoint._serialized(tensors, header)[0])
+
+
+def replaced(*path: Any, by: Any) -> Callable[[Any, dict[str, torch.Tensor]], None]:
+    def change(state: Any, tensors: dict[str, torch.Tensor]) -> None:
+        entry(state, *path)[1] = by
+
+    return change
+
+
+def renamed(*path: Any) -> Callable[[Any, dict[str, torch.Tensor]], None]:
+    def change(state: Any, tensors: dict[str, torch.Tensor]) -> None:
+        entry(state, *path)[0] = "other"
+
+    return change
+
+
+def reshaped(name: str, tensor: torch.Tensor) -> Callable[[Any, dict[str, torch.Tensor]], None]:
+    def change(state: Any, tensors: dict[str, torch.Tensor]) -> None:
+        assert name in tensors
+        tensors[name] = tensor
+
+    return change
+
+
+MOMENTUM = ("optimizer", "state", 0, "momentum_buffer")
+SPOILT = {
+    "a key missing": (renamed("optimizer"), r"its training is without optimizer; with other"),
+    "a parameter that is not there": (renamed("optimizer", "state", 0), r"training\.optimizer\.state is with other"),
+    "state of another optimizer": (renamed(*MOMENTUM), r"state\.0 is without momentum_buffer; with other"),
+    "a number for a tensor": (replaced(*MOMENTUM, by=3), r"is lacking|lacks a place for the tensor"),
+    "another shape": (
+        reshaped("training/" + "/".join(map(str, MOMENTUM)), torch.zeros(3)),
+        r"momentum_buffer is float32 \[3\], and not float32 \[16, 256\]",
+    ),
+    "another type": (
+        reshaped("training/tally/hits", torch.zeros(())),
+        r"training\.tally\.hits is float32 \[\], and not int64 \[\]",
+    ),
+    "a text for a number": (replaced("tally", "images", by="many"), r"tally\.images is a text, and not a whole number"),
+    "no groups": (replaced("optimizer", "param_groups", by=[]), r"param_groups is a list of 0, and not of 1"),
+    "an epoch before the first": (replaced("progress", "epoch", by=-1), r"training\.progress\.epoch is wrong"),
+    "a batch beyond the last": (replaced("progress", "batch", by=99), r"saved after batch 99 of \d"),
+    "infinite patience": (
+        replaced("progress", "best_value", by=float("inf")),
+        r"training\.progress\.best_value is wrong",
+    ),
+    "random numbers of no generator": (replaced("random", "python", by=[3, [1, 2], None]), r"python\.1 is a list of 2"),
+    "random numbers beyond their words": (
+        reshaped("training/random/torch", torch.full((5056,), 255, dtype=torch.uint8)),
+        r"training\.random is no state of a generator",
+    ),
+    "a value of no kind": (replaced("scaler", by={"x": 1}), r"its training state holds what is no value of any"),
+    "a tensor that is not there": (replaced("scaler", by={"tensor": "x"}), r"holds what is no value of any"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_training_state_that_does_not_fit_says_where_and_changes_nothing(what: str, saved: Path) -> None:
+    change, told = SPOILT[what]
+    rewrite(saved / LAST, change)
+    run = small()
+    weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    before = torch.get_rng_state()
+    with pytest.raises(RunError, match=told) as raised:
+        checkpoint.restore(run, checkpoint.load(saved / LAST))
+    assert str(raised.value).startswith(f"{saved / LAST}: is damaged: ")
+    assert run.progress == Progress()
+    assert not run.optimizer.state
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in run.model.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", menus.OPTIMIZERS)
+def test_the_state_of_every_optimizer_on_the_menu_fits_a_run_of_its_own(optimizer: str, tmp_path: Path) -> None:
+    asked = {"name": optimizer, "lr": 0.01} | ({"momentum": 0.9} if optimizer in ("sgd", "rmsprop") else {})
+    run, twin = small(optimizer=asked, epochs=1), small(optimizer=asked, epochs=1)
+    list(fit(run))
+    checkpoint.save(run, tmp_path, best=False)
+    checkpoint.restore(twin, checkpoint.load(tmp_path / LAST))
+    ours, reference = (dict(enumerate(one.optimizer.state.values())) for one in (twin, run))
+    assert ours.keys() == reference.keys()
+    for index, state in ours.items():
+        assert state.keys() == reference[index].keys()
+        assert all(torch.equal(torch.as_tensor(state[key]), torch.as_tensor(reference[index][key])) for key in state)
 
 
 # -- within an epoch --------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from ..interrupts import Every, Pauses, Signals
 from ..metrics import Scores
 from ..runtime import autocast
 from ..train import Epoch, Run, score, train_epoch
-from .clock import Spread, ratios, turns
+from .clock import Spread, clock_for, ratios, turns
 from .memory import peak_resident
 
 CEILING, OURS, PLAIN = "ceiling", "softmaxce", "plain"
@@ -73,6 +73,7 @@ class Loop:
         evaluation_batch_size: images at once in evaluation, for all.
         batches: that a turn of training has.
         device: where.
+        threads: that PyTorch uses on the CPU.
         precision: what softmaxce and the ceiling compute in.
         left_out: what the plain way does not do.
     """
@@ -85,6 +86,7 @@ class Loop:
     evaluation_batch_size: int
     batches: int
     device: torch.device
+    threads: int
     precision: str
     left_out: tuple[str, ...]
 
@@ -182,6 +184,7 @@ class _Measurement:
     ) -> None:
         self.run, self.plain, self.track, self.row, self.folder = run, plain, track, row, folder
         self.pauses = Pauses(Every(), Signals())
+        self.clock = clock_for(run.device, torch.get_num_threads())
         self.number = 0  # of the epoch, for its order
         self.scores = Scores(0.0, 0.0, 1)
         self.images, self.labels = next(iter(run.train.epoch(1)))
@@ -230,6 +233,7 @@ class _Measurement:
             evaluation_batch_size=size,
             batches=self.batches,
             device=self.run.device,
+            threads=torch.get_num_threads(),
             precision=self.run.precision,
             left_out=left_out,
         )
@@ -249,7 +253,7 @@ class _Measurement:
     def _ceiling(self, count: int) -> float:
         run = self.run
         run.model.train()
-        began = time.perf_counter()
+        began = self.clock()
         for _ in range(count):
             with autocast(run.device, run.precision):
                 loss = run.loss(run.model(self.images), self.labels).mean()
@@ -258,13 +262,13 @@ class _Measurement:
             run.scaler.update()
             run.optimizer.zero_grad()
         _wait(run.device)
-        return time.perf_counter() - began
+        return self.clock() - began
 
     def _loop(self) -> float:
         self.number = self.number % self.run.config.epochs + 1
-        began = time.perf_counter()
+        began = self.clock()
         train_epoch(self.run, self.number, self.pauses, self._cut)
-        return time.perf_counter() - began
+        return self.clock() - began
 
     def _cut(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:
         return itertools.islice(self.track(batches, done, epoch), self.batches)
@@ -282,19 +286,19 @@ class _Measurement:
     def _shown(self, count: int) -> float:
         run = self.run
         run.evaluated.eval()
-        began = time.perf_counter()
+        began = self.clock()
         with torch.inference_mode(), autocast(run.device, run.precision):
             for _ in range(count):
                 run.evaluated(self.shown)
         _wait(run.device)
-        return time.perf_counter() - began
+        return self.clock() - began
 
     def _evaluation(self) -> float:
-        began = time.perf_counter()
+        began = self.clock()
         found = score(self.run, self.part)
         assert found is not None
         self.scores = found
-        return time.perf_counter() - began
+        return self.clock() - began
 
     # -- where the time goes
 
@@ -332,14 +336,15 @@ class _Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.clock = clock_for(device, torch.get_num_threads())
 
     def start(self) -> None:
         _wait(self.device)
-        self.last = time.perf_counter()
+        self.last = self.clock()
 
     def lap(self) -> float:
         _wait(self.device)
-        before, self.last = self.last, time.perf_counter()
+        before, self.last = self.last, self.clock()
         return self.last - before
 
 

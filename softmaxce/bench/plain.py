@@ -6,7 +6,6 @@ Read from stdin: a JSON line with the config, then one a request; each is answer
 import itertools
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from .. import yamlfile
 from ..config import Config
 from ..data.splits import InMemory, Split
 from ..registry import build
+from .clock import clock_for
 from .memory import peak_resident
 
 TORCHVISION = {
@@ -68,6 +68,7 @@ class Plain:
     def __init__(self, config: Config, about: dict[str, Any]) -> None:
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(about["device"])
+        self.clock = clock_for(self.device, torch.get_num_threads())
         self.left_out: list[str] = []
         channels, height, width = about["shape"]
         last = [transforms.ToTensor(), transforms.Normalize(about["mean"], about["std"])]
@@ -117,7 +118,7 @@ class Plain:
     def train(self, batches: int) -> float:
         """Seconds that so many batches take, from the files' pixels to the step; the loss is looked at each time."""
         self.model.train()
-        began = time.perf_counter()
+        began = self.clock()
         total = 0.0
         for images, labels in itertools.islice(self.loader, batches):
             images, labels = images.to(self.device), labels.to(self.device)
@@ -126,20 +127,20 @@ class Plain:
             loss.backward()
             self.optimizer.step()
             total += loss.item()
-        return time.perf_counter() - began
+        return self.clock() - began
 
     @torch.no_grad()
     def evaluate(self, batches: int) -> float:
         """Seconds that so many batches take, loss and hits included."""
         self.model.eval()
-        began = time.perf_counter()
+        began = self.clock()
         total, hits = 0.0, 0
         for images, labels in itertools.islice(self.held_out, batches):
             images, labels = images.to(self.device), labels.to(self.device)
             logits = self.model(images)
             total += self.criterion(logits, labels).item() * len(labels)
             hits += int((logits.argmax(1) == labels).sum().item())
-        return time.perf_counter() - began
+        return self.clock() - began
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from .. import checkpoint
 from ..build import Evaluation, build_evaluation, config_of, split_of
 from ..data.folder import Decode
 from ..data.splits import InMemory, Split
-from ..errors import DataError, RunError, ran_out_of_memory
+from ..errors import DataError, RunError, in_one_line, ran_out_of_memory
 from ..evaluate import find_checkpoint
 from ..losses.cross_entropy import SoftmaxCrossEntropy
 from ..train import predict
@@ -104,7 +104,11 @@ def explain_image(
                 "that there is nothing to explain; choose another image, or another --label"
             )
     else:
-        own_loss = _own_loss(run.config.loss.name, loss, logits, target)
+        found = _own_loss(run.config.loss.name, loss, logits, target)
+        if isinstance(found, str):
+            notes.append(found)
+        else:
+            own_loss = found
     if run.config.mixup_alpha or run.config.cutmix_alpha:
         notes.append(
             "In training, this run blends images and their labels (mixup, CutMix). --index 1 --mix 5=0.3 explains such "
@@ -138,8 +142,8 @@ def _contributions(model: nn.Module, image: Tensor) -> Contributions | None:
 
 def _own_loss(
     name: str, loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: int | Tensor
-) -> OwnLoss | None:
-    """What another loss says of the logits; None if it cannot take this label."""
+) -> OwnLoss | str:
+    """What another loss says of the logits; a note if it cannot take this label."""
     leaf = logits.clone().unsqueeze(0).requires_grad_()
     targets = torch.tensor([target]) if isinstance(target, int) else target.float().unsqueeze(0)
     try:
@@ -148,5 +152,5 @@ def _own_loss(
     except Exception as error:  # it is somebody else's code, and it may take class ids alone
         if ran_out_of_memory(error):
             raise
-        return None
+        return f"What {name} says is left out: {in_one_line(error)}."
     return OwnLoss(name, value.item(), tuple(gradient[0].tolist()))

@@ -8,7 +8,7 @@ from ..bench.clock import Spread
 from ..bench.loop import CEILING, MEANINGS, OURS, PLAIN, Loop, Ways
 from ..bench.startup import BASE, MISTAKE, STEP, Start
 from ..config import Config
-from .benchmark import show_ratio, show_seconds
+from .benchmark import show_ratio, show_seconds, threads
 from .console import plain_table
 
 MEBIBYTE = 2**20
@@ -52,6 +52,8 @@ def notes_on_loop(loop: Loop) -> list[str]:
     """How the figures came about, a line a sentence."""
     notes = [f"{name}: {meaning}" for name, meaning in MEANINGS.items()]
     notes.append("±: half the distance between the quartiles of the ratio, which is taken anew in every round")
+    if loop.device.type == "cpu":
+        notes.append(threads([loop.threads]))
     if loop.left_out:
         notes.append(f"the plain way leaves out {', '.join(loop.left_out)}, for which it has no transform")
     if loop.memory:
@@ -67,6 +69,7 @@ def plain_loop(config: Config, loop: Loop) -> dict[str, Any]:
         "config": config.recipe,
         "model": config.model.plain(),
         "precision": loop.precision,
+        "threads": loop.threads,
         "batch_size": loop.batch_size,
         "evaluation_batch_size": loop.evaluation_batch_size,
         "batches": loop.batches,
