@@ -18,7 +18,7 @@ from .conftest import Softmaxce
 from .test_train import config
 
 STEPS = 50
-SHAPES = {"digits": (1, 8), "mnist": (1, 28), "fashion_mnist": (1, 28)}  # channels, size; else 3, 32
+SHAPES = {"digits": (1, 8), **dict.fromkeys(("mnist", "mnist_fast", "fashion_mnist"), (1, 28))}  # else (3, 32)
 
 
 @pytest.fixture(autouse=True)
