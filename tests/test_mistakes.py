@@ -105,7 +105,7 @@ MISTAKES = {
     "seed beyond 63 bits": edit("seed: 0", "seed: 9223372036854775808", "1:7: seed must be a whole number in [0, 92233"),
     "a number that is none": edit("lr: 0.1", "lr: .nan", "8:28: lr must be a number, got nan"),
     "normalize misspelt": edit("batch_size: 32", "normalize: imgnet", "5:14: normalize must be one of auto, imagenet, none or a mapping, got"),
-    "precision unknown": edit("seed: 0", "precision: fp15", "1:12: precision must be one of float32, bf16, fp16, got 'fp15'"),
+    "precision unknown": edit("seed: 0", "precision: fp15", "1:12: precision must be one of float32, bf16, fp16, auto, got 'fp15'"),
     "device unknown": edit("seed: 0", "device: gpu", "1:9: device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
     "validation zero": edit("batch_size: 32", "validation: 0", "5:15: validation must be"),
     "validation above one": edit("batch_size: 32", "validation: 1.5", "5:15: validation must be"),
