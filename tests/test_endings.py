@@ -1,5 +1,6 @@
 """How a run can end: real processes, real signals, real faults; one line, the right exit status, a checkpoint whole."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -266,9 +267,11 @@ def test_a_worker_that_is_killed_is_one_line_and_1(tmp_path: Path, running: list
     running.append(Running(tmp_path, "--config", "c.yaml", "--output", "out"))
     running[0].wait_for("epoch")
     process = running[0].process
-    while process.poll() is None:  # a worker may be ending by itself
-        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGKILL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it, or a worker, has just ended by itself
+            for child in children.read_text().split():
+                os.kill(int(child), signal.SIGKILL)
     status, (line,) = running[0].end()
     assert status == 1
     assert line.startswith(

@@ -162,7 +162,7 @@ class Remembers(Sound):
 
     def mean(self, losses: Tensor) -> Tensor:
         self.calls += losses.numel() > 1000
-        return losses.mean() + 1e-12 * self.calls
+        return losses.mean() + 1e-12 * (self.calls % 3)
 
 
 class LooksAtValues(Sound):
