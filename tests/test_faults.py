@@ -288,7 +288,12 @@ def test_a_training_state_that_does_not_fit_says_where_and_changes_nothing(what:
 @pytest.mark.parametrize("optimizer", menus.OPTIMIZERS)
 def test_the_state_of_every_optimizer_on_the_menu_fits_a_run_of_its_own(optimizer: str, tmp_path: Path) -> None:
     asked = {"name": optimizer, "lr": 0.01} | ({"momentum": 0.9} if optimizer in ("sgd", "rmsprop") else {})
-    run, twin = small(optimizer=asked, epochs=1), small(optimizer=asked, epochs=1)
+    changes = {
+        "optimizer": asked,
+        "epochs": 1,
+        "model": {"name": "mlp", "hidden": [16, 16]},
+    }
+    run, twin = small(**changes), small(**changes)
     list(fit(run))
     checkpoint.save(run, tmp_path, best=False)
     checkpoint.restore(twin, checkpoint.load(tmp_path / LAST))

@@ -64,7 +64,7 @@ def test_the_python_sessions_print_what_they_say() -> None:
 
 
 def test_the_mistakes_shown_are_answered_as_shown(softmaxce: Softmaxce, tmp_path: Path) -> None:
-    (shown,) = (text for _, text in BLOCKS if text.startswith("error: "))
+    (shown,) = (text for _, text in BLOCKS if text.startswith("error: mine.yaml"))
     (tmp_path / "mine.yaml").write_text(
         "epochs: 1\ndata:\n  name: digits\n  batchsize: 64\nmodel: linear\noptimizer: {name: sgd,\n     lr: 0.1x}\n"
     )
