@@ -35,7 +35,7 @@ from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import overload
 from platformdirs import user_cache_dir
-from torch import Tensor
+from torch import Tensor, bfloat16, empty_like, is_grad_enabled, scalar_tensor
 
 intrinsic: Any = _intrinsic
 pointer: Any = types.CPointer
@@ -924,36 +924,37 @@ class UsualStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
         """(contiguous logits [N, K], class ids [N]) -> scalar. Raises: IndexError if an id is outside [0, K)."""
-        ctx.gradient = gradient = torch.empty_like(logits)
-        ready = _READY
-        job = ready.job
+        ctx.gradient = gradient = empty_like(logits)
+        job, address, total = _READY.parts
         job.next_part = 0
         job.logits_ = logits.data_ptr()
         job.ids_ = target.data_ptr()
         job.gradient_ = gradient.data_ptr()
         job.num_rows, job.num_classes = logits.shape
         job.stride = job.num_classes
-        job.ignore_index = ctx.ignore_index = ignore_index
+        job.ignore_index = ignore_index
         job.scale = 1.0
         dtype = logits.dtype
-        _compiled(dtype)(ready.address)
+        _compiled(dtype)(address)
         if job.wrong_row >= 0:
             job.wrong_row = -1
             raise IndexError("a class id is out of range")
-        ctx.divisor = divisor = job.divisor or math.nan
+        divisor = job.divisor or math.nan
+        ctx.kept = ignore_index, divisor
         ctx.save_for_backward(logits, target, None)
-        if dtype is torch.bfloat16 and torch.is_autocast_enabled("cpu"):
+        if dtype is bfloat16 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
-        return torch.scalar_tensor(ready.sum.value / divisor, dtype=dtype)
+        return scalar_tensor(total.value / divisor, dtype=dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient, for the logits alone."""
         gradient: Tensor | None = ctx.gradient
-        if gradient is not None and upstream.item() == 1.0 and not torch.is_grad_enabled():
+        if gradient is not None and upstream.item() == 1.0 and not is_grad_enabled():
             ctx.gradient = None  # handed over: whoever gets it may change it
             return gradient, None, None
-        ctx.arguments, ctx.scale = (ctx.ignore_index, "mean", 0.0), 1.0 / ctx.divisor
+        ignore_index, divisor = ctx.kept
+        ctx.arguments, ctx.scale = (ignore_index, "mean", 0.0), 1.0 / divisor
         return _backward(ctx, upstream), None, None
 
 
@@ -961,11 +962,12 @@ class _Ready(threading.local):
     """A job for the usual step, made once in each thread: to fill in what changes takes a third of making one."""
 
     def __init__(self) -> None:
-        self.sum = ctypes.c_double()
-        self.job = Job(
-            options=SURVEY | MEAN | GRADIENT, share=1.0, sums_=ctypes.addressof(self.sum), parts=1, wrong_row=-1
-        )
-        self.address = ctypes.addressof(self.job)
+        total = ctypes.c_double()
+        job = Job(options=SURVEY | MEAN | GRADIENT, share=1.0, sums_=ctypes.addressof(total), parts=1, wrong_row=-1)
+        self.parts = job, ctypes.addressof(job), total
 
 
 _READY = _Ready()
+
+
+usual_step = UsualStep.apply  # found once, not at every step

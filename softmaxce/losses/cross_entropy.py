@@ -33,7 +33,7 @@ Bridle 1990, "Probabilistic interpretation of feedforward classification network
 from types import ModuleType
 
 import torch
-from torch import Tensor, int64, is_grad_enabled, nn
+from torch import Tensor, int64, nn
 from torch._C import _are_functorch_transforms_active as is_functorch_active
 from torch._C import _len_torch_dispatch_stack as num_modes
 from torch.autograd import forward_ad
@@ -49,7 +49,7 @@ except ImportError:  # no Numba for this Python or this processor
     cpu = None  # type: ignore[assignment]
 
 FEW = 1 << 15  # so many logits are left to one thread
-STEP_DTYPES = {torch.float32, torch.float64, torch.bfloat16}
+STEP_DTYPES = {torch.float32, torch.float64, torch.bfloat16} if cpu is not None else set()
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -189,7 +189,7 @@ def cross_entropy(
         and _is_usual_step(input, target)
     ):
         try:
-            return cpu.UsualStep.apply(input, target, ignore_index)  # type: ignore[no-any-return]
+            return cpu.usual_step(input, target, ignore_index)  # type: ignore[no-any-return]
         except IndexError:
             _check_ids(target, input.shape[1], ignore_index)  # raises, with the place
             raise
@@ -385,14 +385,12 @@ def _is_usual_step(input: Tensor, target: Tensor) -> bool:
         and len(places) == 1
         and shape[0] == places[0]
         and 0 < shape[0] * shape[1] <= FEW
-        and input.requires_grad
         and input.is_cpu
         and target.is_cpu
         and input.dtype in STEP_DTYPES
         and target.dtype is int64
         and input.is_contiguous()
         and target.is_contiguous()
-        and is_grad_enabled()
         and not (is_compiling() or forward_ad._current_level >= 0 or is_functorch_active() or num_modes())
     )
 
@@ -439,13 +437,13 @@ class SoftmaxCrossEntropy(nn.CrossEntropyLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """(logits [B, K], targets [B] or [B, K]) -> the loss in nats."""
         if (
-            self.weight is None
+            self._buffers.get("weight", self) is None  # as self.weight is; nn.Module takes its time to find that
             and self.reduction == "mean"
             and self.label_smoothing == 0.0
             and _is_usual_step(input, target)
         ):  # as there, without the call
             try:
-                return cpu.UsualStep.apply(input, target, self.ignore_index)  # type: ignore[no-any-return]
+                return cpu.usual_step(input, target, self.ignore_index)  # type: ignore[no-any-return]
             except IndexError:
                 pass  # said there, with the place
         return cross_entropy(
