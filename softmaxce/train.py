@@ -380,14 +380,14 @@ def predict_until(
 
     Raises: MemoryRanOutError, with the batch size that fits.
     """
+    evaluate = within_memory("evaluating")(_predict_until)
     try:
-        with within_memory("evaluating"):
-            return _predict_until(stop, model, batches, precision)
-    except MemoryRanOutError:  # perhaps because what the process has kept lies in pieces
-        give_back_freed_memory()
-    try:
-        with within_memory("evaluating"):
-            return _predict_until(stop, model, batches, precision)
+        try:
+            return evaluate(stop, model, batches, precision)
+        except MemoryRanOutError:
+            if batches.device.type != "cpu" or not give_back_freed_memory():
+                raise
+            return evaluate(stop, model, batches, precision)  # what had been kept may have lain in pieces
     except MemoryRanOutError as error:
         size = min(batches.batch_size, batches.num_images)
         fits = half_that_fits(size, lambda fewer: _try_batch(model, batches, precision, fewer))
