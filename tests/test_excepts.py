@@ -59,7 +59,6 @@ SILENT = {
     "softmaxce/registry.py check_value: ValidationError": "told as the value that does not fit",
     "softmaxce/report/predictions.py write: ValueError": "JSON has no NaN; null is written",
     "softmaxce/requirements.py parse: ValueError": "told as no requirement",
-    "softmaxce/train.py predict_until: MemoryRanOutError": "tried again with what was kept given back; then told",
     "softmaxce/runfolder.py create: FileExistsError": "the next number is tried",
     "softmaxce/runfolder.py read_metrics: FileNotFoundError": "no epoch is done yet",
     "softmaxce/runfolder.py read_metrics: ValueError, RecursionError": "half a line, left by an older version",
