@@ -48,7 +48,7 @@ SILENT = {
     "softmaxce/grid.py find_run: SoftmaxceError": "what cannot be read is not the run that is looked for",
     "softmaxce/laws/cost.py _peak_linux: OSError, StopIteration": "a system that does not count; told as not known",
     "softmaxce/laws/law.py judge: Broken, Flaky": "how hypothesis ends; the verdict is told",
-    "softmaxce/losses/cpu.py _compiled: RuntimeError": "no folder for the compiled code; it is compiled each time",
+    "softmaxce/native.py compiled: RuntimeError": "no folder for the compiled code; it is compiled each time",
     "softmaxce/losses/cross_entropy.py : ImportError": "no Numba here; PyTorch's operations do the work",
     "softmaxce/losses/cross_entropy.py forward: IndexError": "the call below raises it again, with the place",
     "softmaxce/memory.py half_that_fits: MemoryRanOutError": "the answer to the attempt; half of it comes next",

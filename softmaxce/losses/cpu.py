@@ -21,24 +21,19 @@ Numba compiles the walk once for each dtype and keeps the machine code on disk: 
 
 import ctypes
 import math
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 from numba import carray, njit, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic as _intrinsic
 from numba.extending import overload
-from platformdirs import user_cache_dir
 from torch import Tensor, bfloat16, empty_like, is_grad_enabled, scalar_tensor
 
-intrinsic: Any = _intrinsic
-pointer: Any = types.CPointer
+from ..native import PART, at, compiled, run, take_part
+
 f32, f64, i16, i32, i64, u16, u32 = np.float32, np.float64, np.int16, np.int32, np.int64, np.uint16, np.uint32
 
 # Products may be fused with the sum they go into (one rounding less). Only sums may also be reordered, to run in lanes.
@@ -562,31 +557,6 @@ class Job(ctypes.Structure):
     )
 
 
-JOB = numba.from_dtype(np.dtype(Job))
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def at(typing: Any, address: Any, like: Any) -> Any:
-    """The pointer to numbers like this that an address is."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return pointer(like)(address, like), code
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def take_part(typing: Any, job_: Any) -> Any:
-    """Take the next part of a job's rows, whichever thread asks. Returns its number."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        whole = context.get_value_type(types.int64)
-        next_part = builder.bitcast(arguments[0], whole.as_pointer())  # the first field
-        return builder.atomic_rmw("add", next_part, whole(1), "monotonic")
-
-    return types.int64(job_), code
-
-
 @njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
 def survey(job: Any, ids: Any, weight: Any) -> bool:
     """Find what the mean divides by, and whether an id is no class."""
@@ -643,71 +613,8 @@ def walk_over(a_logit: Any, a_number: Any) -> Callable[[Any], None]:
 
 @cache
 def _compiled(dtype: torch.dtype) -> Callable[[int], None]:
-    """`walk` for logits of this dtype, as a C function of a job's address. Calling it releases Python's lock.
-
-    The machine code is kept in the user's cache (or in $NUMBA_CACHE_DIR), not beside this file, where numba would put
-    it: pip would leave it behind, and what is left of a package hides the one that is installed in its place.
-    """
-    walk = walk_over(KINDS[dtype](0), f64(0) if dtype == torch.float64 else f32(0))
-    signature = types.void(pointer(JOB))
-    settings: Any = numba.config
-    asked, settings.CACHE_DIR = settings.CACHE_DIR, settings.CACHE_DIR or user_cache_dir("softmaxce")
-    try:
-        compiled = numba.cfunc(signature, cache=True, fastmath=CONTRACT, error_model="numpy")(walk)
-    except RuntimeError:  # there is no folder to keep it in
-        compiled = numba.cfunc(signature, fastmath=CONTRACT, error_model="numpy")(walk)
-    finally:
-        settings.CACHE_DIR = asked
-    _KEPT.append(compiled)
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(int(compiled.address or 0))
-
-
-_KEPT: list[Any] = []  # machine code lives as long as its object
-
-
-# -- threads ----------------------------------------------------------------------------------------------------------
-
-PART = 1 << 15  # about so many logits make a part; waking a thread takes as long as some thousands
-
-
-def _walk(function: Callable[[int], None], job: Job) -> None:
-    """Do a job, in as many threads as PyTorch uses and the job has parts."""
-    threads = min(torch.get_num_threads(), job.parts)
-    if threads < 2:
-        function(ctypes.addressof(job))
-    elif run := _team():
-        run(function, ctypes.addressof(job), threads, 0)
-    else:
-        others = [_pool().submit(function, ctypes.addressof(job)) for _ in range(threads - 1)]
-        function(ctypes.addressof(job))
-        for other in others:
-            other.result()
-
-
-@cache
-def _team() -> Callable[..., None] | None:
-    """Runs a C function in the threads that PyTorch's own operations run in, where those are OpenMP's.
-
-    Between two operations they do not sleep but wait for the next, so other threads would have to share the cores with
-    them. A fork leaves them behind.
-    """
-    if os.getpid() != _PROCESS:
-        return None
-    run: Any = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
-    if run is not None:
-        run.argtypes, run.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
-    return run  # type: ignore[no-any-return]
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "softmaxce")
-
-
-_PROCESS = os.getpid()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_team.cache_clear)
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    """`walk` for logits of this dtype, as a C function of a job's address."""
+    return compiled(walk_over(KINDS[dtype](0), f64(0) if dtype == torch.float64 else f32(0)), Job, CONTRACT)
 
 
 class Walk:
@@ -790,7 +697,7 @@ class Walk:
             self.function(ctypes.addressof(job))
             job.next_part, job.options = 0, job.options & ~SURVEY
         if job.wrong_row < 0:
-            _walk(self.function, job)
+            run(self.function, job)
         if job.wrong_row >= 0:
             raise IndexError("a class id is out of range")
         total = sum(sums)

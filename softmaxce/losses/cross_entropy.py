@@ -397,10 +397,11 @@ def _is_usual_step(input: Tensor, target: Tensor) -> bool:
 
 def _is_transformed(tensor: Tensor) -> bool:
     """Whether PyTorch is tracing, transforming or watching operations: it must then see each of them."""
-    return type(tensor) not in _PLAIN or _is_watched()
+    return type(tensor) not in _PLAIN or is_watched()
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
+    """Whether PyTorch is tracing, transforming or watching every operation there is."""
     return is_compiling() or forward_ad._current_level >= 0 or is_functorch_active() or num_modes() > 0
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..kinds import PositiveFloat, PositiveInt
+from .max_pool import MaxPool2x2
 
 PATCH = 2  # the whitening layer's kernel, in pixels
 RIDGE = 5e-4  # added to a principal component's variance, so that what hardly varies is not blown up
@@ -49,7 +50,7 @@ class Airbench(nn.Module):
         groups: list[nn.Module] = [nn.GELU()]
         inputs = self.whitening.out_channels
         for outputs in widths:
-            groups += [_conv(inputs, outputs), nn.MaxPool2d(2), _norm(outputs), nn.GELU()]
+            groups += [_conv(inputs, outputs), MaxPool2x2(), _norm(outputs), nn.GELU()]
             groups += [_conv(outputs, outputs), _norm(outputs), nn.GELU()]
             inputs = outputs
         self.groups = nn.Sequential(*groups, nn.AdaptiveMaxPool2d(1), nn.Flatten())

@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..kinds import Fraction, PositiveInt
+from .max_pool import MaxPool2x2
 
 
 def cnn(
@@ -46,9 +47,8 @@ def cnn(
             kernel = 5 if not layers and min(image_size) >= 16 else 3
             layers.append(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not batch_norm))
             layers += [nn.BatchNorm2d(outputs)] if batch_norm else []
-            if stage < halvings and conv == convs_per_stage - 1:
-                layers.append(nn.MaxPool2d(2))  # before ReLU, which commutes with a maximum and then costs a quarter
-            layers.append(nn.ReLU())
+            halved = stage < halvings and conv == convs_per_stage - 1
+            layers.append(MaxPool2x2(relu=True) if halved else nn.ReLU())
             inputs = outputs
     if hidden is None:
         layers += [nn.AdaptiveMaxPool2d(1), nn.Flatten()]

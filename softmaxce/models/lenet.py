@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from .max_pool import MaxPool2x2
+
 
 class LeNet(nn.Module):
     """LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling: 61,706 parameters on 28x28 grey images.
@@ -22,11 +24,9 @@ class LeNet(nn.Module):
             raise ValueError(f"images must be at least 12x12, got {image_size[0]}x{image_size[1]}")
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, 6, 5, padding=2),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
+            MaxPool2x2(relu=True),
             nn.Conv2d(6, 16, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
+            MaxPool2x2(relu=True),
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),

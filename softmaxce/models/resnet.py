@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kinds import Fraction, PositiveInt
+from .max_pool import MaxPool2x2
 
 
 def resnet18(*, in_channels: int, num_classes: int) -> nn.Module:
@@ -48,8 +49,8 @@ def resnet9(width: PositiveInt = 64, *, in_channels: int, image_size: tuple[int,
         raise ValueError(f"images must be at least 8x8, got {image_size[0]}x{image_size[1]}")
 
     def conv(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
-        layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-        return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
+        activation = MaxPool2x2(relu=True) if pool else nn.ReLU()
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), activation)
 
     return nn.Sequential(
         conv(in_channels, width),

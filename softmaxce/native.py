@@ -1,0 +1,108 @@
+"""Loops that a processor runs: compiled by Numba to C functions, run in the threads that PyTorch's own work runs in.
+
+A job is a ctypes structure that says what to do, numbers and addresses alone. Its first field is `next_part` and one is
+`parts`: the work is shared out in so many parts, each of which is taken by whichever thread asks first.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import types
+from numba.extending import intrinsic as _intrinsic
+from platformdirs import user_cache_dir
+
+intrinsic: Any = _intrinsic
+pointer: Any = types.CPointer
+
+PART = 1 << 15  # about so many numbers make a part; waking a thread takes as long as some thousands
+
+
+def compiled(function: Callable[[Any], None], job: type[ctypes.Structure], fastmath: set[str]) -> Callable[[int], None]:
+    """A function of a pointer to a job as a C function of its address. Calling it releases Python's lock.
+
+    The machine code is kept in the user's cache (or in $NUMBA_CACHE_DIR), not beside the source, where numba would put
+    it: pip would leave it behind, and what is left of a package hides the one that is installed in its place.
+    """
+    signature = types.void(pointer(numba.from_dtype(np.dtype(job))))
+    settings: Any = numba.config
+    asked, settings.CACHE_DIR = settings.CACHE_DIR, settings.CACHE_DIR or user_cache_dir("softmaxce")
+    try:
+        found = numba.cfunc(signature, cache=True, fastmath=fastmath, error_model="numpy")(function)
+    except RuntimeError:  # there is no folder to keep it in
+        found = numba.cfunc(signature, fastmath=fastmath, error_model="numpy")(function)
+    finally:
+        settings.CACHE_DIR = asked
+    _KEPT.append(found)
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(int(found.address or 0))
+
+
+_KEPT: list[Any] = []  # machine code lives as long as its object
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def at(typing: Any, address: Any, like: Any) -> Any:
+    """The pointer to numbers like this that an address is."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return pointer(like)(address, like), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def take_part(typing: Any, job_: Any) -> Any:
+    """Take the next part of a job, whichever thread asks. Returns its number."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = context.get_value_type(types.int64)
+        next_part = builder.bitcast(arguments[0], whole.as_pointer())  # the first field
+        return builder.atomic_rmw("add", next_part, whole(1), "monotonic")
+
+    return types.int64(job_), code
+
+
+def run(function: Callable[[int], None], job: Any) -> None:
+    """Do a job, in as many threads as PyTorch uses and the job has parts."""
+    threads = min(torch.get_num_threads(), job.parts)
+    if threads < 2:
+        function(ctypes.addressof(job))
+    elif team := _team():
+        team(function, ctypes.addressof(job), threads, 0)
+    else:
+        others = [_pool().submit(function, ctypes.addressof(job)) for _ in range(threads - 1)]
+        function(ctypes.addressof(job))
+        for other in others:
+            other.result()
+
+
+@cache
+def _team() -> Callable[..., None] | None:
+    """Runs a C function in the threads that PyTorch's own operations run in, where those are OpenMP's.
+
+    Between two operations they do not sleep but wait for the next, so other threads would have to share the cores with
+    them. A fork leaves them behind.
+    """
+    if os.getpid() != _PROCESS:
+        return None
+    team: Any = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    if team is not None:
+        team.argtypes, team.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return team  # type: ignore[no-any-return]
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "softmaxce")
+
+
+_PROCESS = os.getpid()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_team.cache_clear)
+    os.register_at_fork(after_in_child=_pool.cache_clear)
