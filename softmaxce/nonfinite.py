@@ -111,9 +111,9 @@ class Guard:
         if self.scaled:
             return
         gradients = [gradient for p in self.parameters if (gradient := p.grad) is not None]
-        # A sum or a norm is not finite where a gradient is not; those of finite gradients may lie beyond float32.
-        total = norm.item() if norm is not None else _sum(gradients)
-        if not math.isfinite(total) and not all(torch.isfinite(g).all().item() for g in gradients):
+        # A norm is not finite where a gradient is not; that of finite gradients may lie beyond float32.
+        norm = nn.utils.get_total_norm(gradients) if norm is None else norm
+        if not math.isfinite(norm.item()) and not all(torch.isfinite(g).all().item() for g in gradients):
             self._fail("a gradient is not finite", index, self._rate(), images, targets)
 
     def after_step(self) -> None:
@@ -158,14 +158,6 @@ class Guard:
 def _uncompiled() -> contextlib.AbstractContextManager[Any]:
     """Have a compiled model run layer by layer, where there can be one."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
-
-
-def _sum(gradients: list[Tensor]) -> float:
-    """The sum of all values."""
-    sums = [gradient.sum() for gradient in gradients]
-    if sums and sums[0].device.type != "cpu":  # each answer would be waited for
-        return float(torch.stack(sums).sum().item())
-    return sum(value.item() for value in sums)
 
 
 def first_nonfinite(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checkpoint, runfolder
+from .. import checkpoint, eager, runfolder
 from ..build import build_run
 from ..config import Config
 from ..data.batches import Batch, Batches
@@ -252,15 +252,19 @@ class _Measurement:
 
     def _ceiling(self, count: int) -> float:
         run = self.run
+        take_step, clear = eager.stepper(run.optimizer), eager.clearer(run.optimizer)
         run.model.train()
         began = self.clock()
         for _ in range(count):
             with autocast(run.device, run.precision):
                 loss = run.loss(run.model(self.images), self.labels).mean()
             run.scaler.scale(loss).backward()
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-            run.optimizer.zero_grad()
+            if run.scaler.is_enabled():
+                run.scaler.step(run.optimizer)
+                run.scaler.update()
+            else:
+                take_step()
+            clear()
         _wait(run.device)
         return self.clock() - began
 
