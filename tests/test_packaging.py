@@ -51,7 +51,7 @@ def test_the_wheel_holds_the_recipes_and_claims_two_names_only(tmp_path: Path) -
 FLOORS = [
     {"errors", "files", "interrupts", "kinds", "yamlfile", "menus"},
     {"registry", "config", "schema", "runfolder", "runs", "grid", "requirements", "configs"},
-    {"eager"},
+    {"eager", "native", "watching"},
     {"losses", "models", "data", "optim", "muon", "views", "metrics", "runtime"},
     {"train", "nonfinite", "checkpoint", "verify", "memory"},
     {"build", "provenance", "evaluate", "calibration", "predict", "compare"},

@@ -34,13 +34,10 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, int64, nn
-from torch._C import _are_functorch_transforms_active as is_functorch_active
-from torch._C import _len_torch_dispatch_stack as num_modes
-from torch.autograd import forward_ad
-from torch.compiler import is_compiling
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from ..watching import forward_ad, is_compiling, is_functorch_active, is_watched, num_modes
 from . import fused
 
 try:
@@ -398,11 +395,6 @@ def _is_usual_step(input: Tensor, target: Tensor) -> bool:
 def _is_transformed(tensor: Tensor) -> bool:
     """Whether PyTorch is tracing, transforming or watching operations: it must then see each of them."""
     return type(tensor) not in _PLAIN or is_watched()
-
-
-def is_watched() -> bool:
-    """Whether PyTorch is tracing, transforming or watching every operation there is."""
-    return is_compiling() or forward_ad._current_level >= 0 or is_functorch_active() or num_modes() > 0
 
 
 _PLAIN = {Tensor, nn.Parameter}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..losses.cross_entropy import is_watched
+from ..watching import is_watched
 
 try:
     from . import max_pool_cpu as cpu
