@@ -16,7 +16,8 @@ The arithmetic is that of `definition` in cross_entropy.py, written as the loops
 Rows of a few classes are too short for the processor's lanes, so there the same is done for many rows side by side.
 
 16-bit logits are widened to float32 as they are read. A long sum is made of short ones, which are added in float64.
-Numba compiles the walk once for each dtype and keeps the machine code on disk: only a machine's first run waits for it.
+Numba compiles the walk when it is first needed, for each dtype, for short rows and for long ones, and keeps the machine
+code on disk: only a machine's first run waits for it.
 """
 
 import ctypes
@@ -437,7 +438,29 @@ def one_row(
 
 
 @njit(fastmath=CONTRACT, error_model="numpy")
-def many_short_rows(
+def long_rows(
+    logits: Any,
+    stride: Any,
+    ids: Any,
+    labels: Any,
+    weight: Any,
+    upstream: Any,
+    losses: Any,
+    gradient: Any,
+    first: Any,
+    last: Any,
+    step: Any,
+) -> float:
+    """The losses and the gradients of rows with any label, one by one. Returns the sum of the losses."""
+    e = np.empty(step.num_classes, dtype=weight.dtype)
+    total = 0.0
+    for row in range(first, last):
+        total += one_row(logits, stride, ids, labels, weight, upstream, losses, gradient, row, step, e)
+    return total
+
+
+@njit(fastmath=CONTRACT, error_model="numpy")
+def short_rows(
     logits: Any,
     stride: Any,
     ids: Any,
@@ -573,8 +596,8 @@ def survey(job: Any, ids: Any, weight: Any) -> bool:
     return True
 
 
-def walk_over(a_logit: Any, a_number: Any) -> Callable[[Any], None]:
-    """The walk over logits of one kind, that are computed with numbers of another."""
+def walk_over(a_logit: Any, a_number: Any, short: bool) -> Callable[[Any], None]:
+    """The walk over logits of one kind, that are computed with numbers of another: over short rows or long ones."""
 
     def walk(job_: Any) -> None:
         job = carray(job_, 1)[0]
@@ -591,30 +614,26 @@ def walk_over(a_logit: Any, a_number: Any) -> Callable[[Any], None]:
         if job.options & SURVEY and not survey(job, ids, weight):
             return
         step = Step(num_classes, job.ignore_index, job.options, job.spread, job.share, job.scale)
-        few = num_classes < FEW_CLASSES and not job.options & (SMOOTH | SOFT)
-        e = np.empty(0 if few else num_classes, dtype=weight.dtype)
         while True:
             part = take_part(job_)
             if part >= job.parts:
                 return
             first, last = num_rows * part // job.parts, num_rows * (part + 1) // job.parts
-            if few:
-                sums[part] = many_short_rows(
-                    logits, job.stride, ids, weight, upstream, losses, gradient, first, last, step
-                )
+            if short:  # known when this is compiled: the other branch is not
+                sums[part] = short_rows(logits, job.stride, ids, weight, upstream, losses, gradient, first, last, step)
             else:
-                total = 0.0
-                for row in range(first, last):
-                    total += one_row(logits, job.stride, ids, labels, weight, upstream, losses, gradient, row, step, e)
-                sums[part] = total
+                sums[part] = long_rows(
+                    logits, job.stride, ids, labels, weight, upstream, losses, gradient, first, last, step
+                )
 
     return walk
 
 
 @cache
-def _compiled(dtype: torch.dtype) -> Callable[[int], None]:
-    """`walk` for logits of this dtype, as a C function of a job's address."""
-    return compiled(walk_over(KINDS[dtype](0), f64(0) if dtype == torch.float64 else f32(0)), Job, CONTRACT)
+def _compiled(dtype: torch.dtype, short: bool) -> Callable[[int], None]:
+    """`walk` for logits of this dtype, in rows of a few classes or not, as a C function of a job's address."""
+    number = f64(0) if dtype == torch.float64 else f32(0)
+    return compiled(walk_over(KINDS[dtype](0), number, short), Job, CONTRACT)
 
 
 class Walk:
@@ -634,7 +653,6 @@ class Walk:
         self, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
     ) -> None:
         num_classes = logits.shape[1]
-        self.function = _compiled(logits.dtype)
         self.number = number = ACCUMULATE[logits.dtype]
         self.ignore_index = ignore_index
         self.spread, self.share = label_smoothing / num_classes, 1.0 - label_smoothing
@@ -653,6 +671,8 @@ class Walk:
         if labels is not None and weight is None:
             weight = torch.ones(num_classes, dtype=number)
         self.options = options
+        short = num_classes < FEW_CLASSES and not options & (SMOOTH | SOFT)
+        self.function = _compiled(logits.dtype, short)
         self.kept = target, labels, weight  # addresses are good as long as their tensors
         self.addresses = target.data_ptr(), _address(labels), _address(weight)
 
@@ -832,17 +852,18 @@ class UsualStep(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
         """(contiguous logits [N, K], class ids [N]) -> scalar. Raises: IndexError if an id is outside [0, K)."""
         ctx.gradient = gradient = empty_like(logits)
-        job, address, total = _READY.parts
+        ready = _READY.step
+        dtype = logits.dtype
+        if logits.shape != ready.shape or dtype is not ready.dtype:
+            ready.expect(logits)
+        job = ready.job
         job.next_part = 0
         job.logits_ = logits.data_ptr()
         job.ids_ = target.data_ptr()
         job.gradient_ = gradient.data_ptr()
-        job.num_rows, job.num_classes = logits.shape
-        job.stride = job.num_classes
         job.ignore_index = ignore_index
         job.scale = 1.0
-        dtype = logits.dtype
-        _compiled(dtype)(address)
+        ready.function(ready.address)
         if job.wrong_row >= 0:
             job.wrong_row = -1
             raise IndexError("a class id is out of range")
@@ -851,7 +872,7 @@ class UsualStep(torch.autograd.Function):
         ctx.save_for_backward(logits, target, None)
         if dtype is bfloat16 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
-        return scalar_tensor(total.value / divisor, dtype=dtype)
+        return scalar_tensor(ready.total.value / divisor, dtype=dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -865,13 +886,32 @@ class UsualStep(torch.autograd.Function):
         return _backward(ctx, upstream), None, None
 
 
-class _Ready(threading.local):
-    """A job for the usual step, made once in each thread: to fill in what changes takes a third of making one."""
+class _ReadyStep:
+    """A job for the usual step, made once: to fill in what changes takes a third of making one."""
+
+    __slots__ = ("address", "dtype", "function", "job", "shape", "total")
 
     def __init__(self) -> None:
-        total = ctypes.c_double()
-        job = Job(options=SURVEY | MEAN | GRADIENT, share=1.0, sums_=ctypes.addressof(total), parts=1, wrong_row=-1)
-        self.parts = job, ctypes.addressof(job), total
+        self.total = ctypes.c_double()
+        sums_ = ctypes.addressof(self.total)
+        self.job = Job(options=SURVEY | MEAN | GRADIENT, share=1.0, sums_=sums_, parts=1, wrong_row=-1)
+        self.address = ctypes.addressof(self.job)
+        self.shape: tuple[int, ...] = ()
+        self.dtype: torch.dtype | None = None
+
+    def expect(self, logits: Tensor) -> None:
+        """From now on they are of this shape and dtype."""
+        self.shape, self.dtype = logits.shape, logits.dtype
+        self.job.num_rows, self.job.num_classes = logits.shape
+        self.job.stride = self.job.num_classes
+        self.function = _compiled(logits.dtype, logits.shape[1] < FEW_CLASSES)
+
+
+class _Ready(threading.local):
+    """One for each thread."""
+
+    def __init__(self) -> None:
+        self.step = _ReadyStep()
 
 
 _READY = _Ready()
