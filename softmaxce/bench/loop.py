@@ -215,9 +215,10 @@ class _Measurement:
         share = len(self.run.train) / self.batches  # turns an epoch
         rates = {name: [images / taken for taken in seconds[name]] for name in (CEILING, PLAIN)}
         rates[OURS] = [images * share / (a * share + b) for a, b in zip(seconds[OURS], seconds["end"], strict=True)]
+        again = max(1, round(TURN / 2 / self._evaluation()))  # a few batches are over in a moment
         calls = {
-            CEILING: lambda: self._shown(chosen),
-            OURS: self._evaluation,
+            CEILING: lambda: self._shown(chosen * again) / again,
+            OURS: lambda: sum(self._evaluation() for _ in range(again)) / again,
             PLAIN: lambda: float(self.plain.answer({"evaluate": chosen})["seconds"]),
         }
         looks = turns(calls, rounds)
