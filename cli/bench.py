@@ -4,7 +4,8 @@ import itertools
 import json as jsonlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -12,6 +13,10 @@ from softmaxce import config as configs
 from softmaxce.errors import ConfigError, Problem
 from softmaxce.registry import MENUS, Component, show, suggestion, target_of
 from softmaxce.report import console
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
 
 app = typer.Typer(no_args_is_help=True, help="Measure how fast this machine runs softmaxce, beside PyTorch's own.")
 
@@ -59,11 +64,10 @@ def bench_loss(
 
     from softmaxce.bench.allocator import never_trim
     from softmaxce.report import benchmark
-    from softmaxce.runtime import choose_device, environment
+    from softmaxce.runtime import choose_device
 
     place = choose_device(device)
     notes = [never_trim()]
-    out = console.stdout()
     if models:
         from softmaxce.bench import training
 
@@ -72,9 +76,7 @@ def bench_loss(
             training.compare(model, size, count, place, rounds)
             for count, model, size in _tracked(steps, lambda step: f"{step[1]}, batch {step[2]}")
         ]
-        plain = benchmark.plain_training(trainings)
-        if not json:
-            benchmark.print_training(trainings, out)
+        told = benchmark.plain_training(trainings) if json else partial(benchmark.print_training, trainings)
     else:
         from softmaxce.bench import contestants, loss
 
@@ -83,14 +85,8 @@ def bench_loss(
             notes.append(f"torch.compile does not work here, so it is left out: {why_not}")
         cells = list(loss.grid(grid, kinds, counts, place))
         results = [(cell, loss.compare(cell, rounds, why_not is None, others)) for cell in _tracked(cells, str)]
-        plain = benchmark.plain_loss(results)
-        if not json:
-            benchmark.print_loss(results, out)
-    notes += benchmark.busy()
-    if json:
-        typer.echo(jsonlib.dumps({"environment": environment(place), "notes": notes, **plain}, allow_nan=False))
-    else:
-        benchmark.print_notes([*notes, benchmark.machine(place)], out)
+        told = benchmark.plain_loss(results) if json else partial(benchmark.print_loss, results)
+    _tell(place, notes, told)
 
 
 @app.command("train")
@@ -115,22 +111,14 @@ def bench_train(
     from rich.console import Console
 
     from softmaxce.bench import loop
-    from softmaxce.report import benchmark, speed
+    from softmaxce.report import speed
     from softmaxce.report.training import GrowingTable
-    from softmaxce.runtime import environment
 
     table = GrowingTable(Console(file=io.StringIO(), force_terminal=True, width=80))  # drawn in full, shown to nobody
     with console.stderr().status(f"{asked.recipe}: training in turns"):
         found = loop.measure(asked, table.track, table.expect, table.epoch, rounds)
-    place = found.device
-    notes = [*speed.notes_on_loop(found), *benchmark.busy()]
-    if json:
-        plain = speed.plain_loop(asked, found)
-        typer.echo(jsonlib.dumps({"environment": environment(place), "notes": notes, **plain}, allow_nan=False))
-    else:
-        out = console.stdout()
-        speed.print_loop(found, out)
-        benchmark.print_notes([*notes, benchmark.machine(place)], out)
+    told = speed.plain_loop(asked, found) if json else partial(speed.print_loop, found)
+    _tell(found.device, speed.notes_on_loop(found), told)
 
 
 @app.command("startup")
@@ -150,19 +138,26 @@ def bench_startup(
     one_step = ("epochs=1", f"data.train_limit={size}", "data.validation=null", "early_stopping=null")
 
     from softmaxce.bench import startup
-    from softmaxce.report import benchmark, speed
-    from softmaxce.runtime import choose_device, environment
+    from softmaxce.report import speed
+    from softmaxce.runtime import choose_device
 
     with console.stderr().status("starting processes in turns"):
         found = startup.measure(config, (*(set_ or []), *one_step), rounds)
-    notes = [*speed.notes_on_startup(), *benchmark.busy()]
-    place = choose_device("cpu")
-    if json:
-        plain = speed.plain_startup(found)
-        typer.echo(jsonlib.dumps({"environment": environment(place), "notes": notes, **plain}, allow_nan=False))
+    told = speed.plain_startup(found) if json else partial(speed.print_startup, found)
+    _tell(choose_device("cpu"), speed.notes_on_startup(), told)
+
+
+def _tell(place: "torch.device", notes: Sequence[str], measured: dict[str, Any] | Callable[["Console"], None]) -> None:
+    """Print what was measured, a JSON object or what prints itself, with notes on how and where."""
+    from softmaxce.report import benchmark
+    from softmaxce.runtime import environment
+
+    notes = [*notes, *benchmark.busy()]
+    if isinstance(measured, dict):
+        typer.echo(jsonlib.dumps({"environment": environment(place), "notes": notes, **measured}, allow_nan=False))
     else:
         out = console.stdout()
-        speed.print_startup(found, out)
+        measured(out)
         benchmark.print_notes([*notes, benchmark.machine(place)], out)
 
 
