@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from . import eager
+from .average import MovingAverage
 from .config import Config
 from .data.batches import Batch, Batches, Preprocessing
 from .errors import MemoryRanOutError, TrainingError, within_memory
@@ -87,7 +87,7 @@ class Run:
     validation: Batches | None
     test: Batches | None
     mix: Callable[[Tensor, Tensor], Batch] | None
-    average: AveragedModel | None
+    average: MovingAverage | None
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
     tally: Tally = field(init=False)

@@ -52,7 +52,7 @@ FLOORS = [
     {"errors", "files", "interrupts", "kinds", "yamlfile", "menus"},
     {"registry", "config", "schema", "runfolder", "runs", "grid", "requirements", "configs"},
     {"eager"},
-    {"losses", "models", "data", "optim", "muon", "views", "metrics", "runtime"},
+    {"losses", "models", "data", "optim", "muon", "average", "views", "metrics", "runtime"},
     {"train", "nonfinite", "checkpoint", "verify", "memory"},
     {"build", "provenance", "evaluate", "calibration", "predict", "compare"},
     {"explain", "bench", "laws"},
