@@ -42,6 +42,7 @@ def build_run(config: Config) -> Run:
     device = choose_device(config.device)
     share_processors()
     set_deterministic(config.deterministic)
+    torch.backends.cudnn.benchmark = not config.deterministic  # all batches of an epoch but its last have one shape
     seed_everything(config.seed)
     with within_memory("reading the data set", FEWER_IMAGES):
         source = hold_out(load_source(config), config)
