@@ -53,7 +53,7 @@ FLOORS = [
     {"registry", "config", "schema", "runfolder", "runs", "grid", "requirements", "configs"},
     {"eager"},
     {"losses", "models", "data", "optim", "muon", "average", "views", "metrics", "runtime"},
-    {"train", "nonfinite", "checkpoint", "verify", "memory"},
+    {"train", "cudagraph", "nonfinite", "checkpoint", "verify", "memory"},
     {"build", "provenance", "evaluate", "calibration", "predict", "compare"},
     {"explain", "bench", "laws"},
     {"report"},
