@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # What a resumed run may change: where things are and how long it goes on, not what is computed.
 MAY_CHANGE = (
     *("epochs", "device", "data.root", "data.download", "data.eval_batch_size"),
-    *("checkpoint_every", "on_nonfinite", "max_nonfinite", "keep_memory"),
+    *("checkpoint_every", "on_nonfinite", "max_nonfinite", "keep_memory", "cuda_graph"),
 )
 
 

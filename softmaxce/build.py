@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import eager, yamlfile
+from .average import MovingAverage
 from .checkpoint import Checkpoint, load_weights
 from .config import NEEDS_VALIDATION, Config, check, refuse_users_code
 from .data.batches import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Batches, Preprocessing, mean_and_std, mixing
@@ -25,7 +25,7 @@ from .runtime import (
     set_deterministic,
     share_processors,
 )
-from .train import Run, steps_per_epoch
+from .train import Run, steps_per_epoch, tell_no_graph
 from .verify import check_weights
 from .views import with_views
 
@@ -42,6 +42,7 @@ def build_run(config: Config) -> Run:
     device = choose_device(config.device)
     share_processors()
     set_deterministic(config.deterministic)
+    torch.backends.cudnn.benchmark = not config.deterministic  # all batches of an epoch but its last have one shape
     seed_everything(config.seed)
     with within_memory("reading the data set", FEWER_IMAGES):
         source = hold_out(load_source(config), config)
@@ -67,7 +68,7 @@ def build_run(config: Config) -> Run:
     schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
     average = None
     if config.model_ema_decay is not None:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.model_ema_decay), use_buffers=True)
+        average = MovingAverage(model, config.model_ema_decay)
     optimizer = build_optimizer(config, model)
     if config.compile:
         compile_model(model, device)
@@ -89,6 +90,7 @@ def build_run(config: Config) -> Run:
         mix=mixing(config.mixup_alpha, config.cutmix_alpha, len(source.classes)),
         average=average,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        graph_wanted=wants_graph(config, train.num_images, device),
     )
 
 
@@ -266,6 +268,35 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # what the schedule's factor multiplies
     return optimizer
+
+
+def wants_graph(config: Config, images: int, device: torch.device) -> bool:
+    """Whether training is to try a CUDA graph; on CUDA one line says why not.
+
+    Args:
+        config: what was asked for.
+        images: of an epoch.
+        device: where it is trained.
+    Raises: ConfigError if the config insists on a graph that is out of the question.
+    """
+    if config.cuda_graph is False:
+        return False
+    why = None
+    if device.type != "cuda":
+        why = f"it needs a CUDA device, and this is {device}"
+    elif config.compile:
+        why = "compile: true makes programs of its own"
+    elif config.on_nonfinite == "skip":
+        why = "on_nonfinite: skip waits for every loss"
+    elif images < config.data.batch_size:
+        why = f"no batch is full: there are {images} training images, and data.batch_size is {config.data.batch_size}"
+    if why is None:
+        return True
+    if config.cuda_graph is True:
+        raise ConfigError([Problem("cuda_graph", why)])
+    if device.type == "cuda":
+        tell_no_graph(why)
+    return False
 
 
 # -- evaluation -------------------------------------------------------------------------------------------------------

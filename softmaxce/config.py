@@ -75,6 +75,7 @@ ELSEWHERE = {
     **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
     **dict.fromkeys(("use_deterministic_algorithms", "cudnn_deterministic", "reproducible"), "deterministic"),
     **dict.fromkeys(("torch_compile", "torchcompile", "use_compile"), "compile"),
+    **dict.fromkeys(("cuda_graphs", "cudagraph", "cudagraphs", "use_cuda_graph"), "cuda_graph"),
     **dict.fromkeys(("gpu", "gpus", "accelerator", "cuda"), "device"),
     **dict.fromkeys(("output", "output_dir"), "the option --output"),
 }
@@ -152,6 +153,8 @@ class Config:
         precision: float32, or bf16 or fp16 (autocast; the weights stay float32); auto: bf16 where the device has
             instructions for it, else float32.
         compile: have torch.compile make one program of the model; seconds to minutes at first. On the CPU slower.
+        cuda_graph: on CUDA, replay forward and backward pass of full batches as one CUDA graph: auto, where the run
+            allows it, and else it says why not; true, or stop; false.
         keep_memory: keep freed memory in the process for the next batch (CPU, glibc); it changes no figure.
         deterministic: refuse operations whose result is not the same to the last bit each time; slower on a GPU.
         epochs: how many times every training image is seen.
@@ -189,6 +192,7 @@ class Config:
     precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
     deterministic: bool = False
     compile: bool = False
+    cuda_graph: Literal["auto"] | bool = "auto"
     keep_memory: bool = True
     clip_grad_norm: PositiveFloat | None = None
     grad_accum_steps: PositiveInt = 1
@@ -249,7 +253,7 @@ def refuse_users_code(config: Config, place: str) -> None:
 
 # The keys of a file, in the order in which a person reads them.
 KEYS = (
-    *("seed", "device", "precision", "deterministic", "compile", "keep_memory", "epochs"),
+    *("seed", "device", "precision", "deterministic", "compile", "cuda_graph", "keep_memory", "epochs"),
     *("data", "model", "loss", "optimizer", "schedule"),
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
     *("tta", "early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),

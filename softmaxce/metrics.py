@@ -28,7 +28,13 @@ class Scores:
 
 
 class Tally:
-    """Running sums of loss and hits. They stay on the device; `scores` is the only place that waits for it."""
+    """Running sums of loss and hits. They stay on the device; `scores` is the only place that waits for it.
+
+    Attributes:
+        loss: nats, of all images [].
+        hits: images whose largest logit is their label's [].
+        images: how many; the caller counts them, as a CUDA graph that calls `add` cannot.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.loss = torch.zeros((), device=device)
@@ -36,12 +42,16 @@ class Tally:
         self.images = 0
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Count one batch: its mean loss (scalar), logits [B, K], targets [B] ids or [B, K] probabilities."""
+        """Add up one batch: its mean loss (scalar), logits [B, K], targets [B] ids or [B, K] probabilities."""
         ids = targets if targets.ndim == 1 else targets.argmax(1)
-        count = len(ids)
-        self.loss.add_(loss.detach(), alpha=count)
+        self.loss.add_(loss.detach(), alpha=len(ids))
         self.hits.add_((logits.argmax(1) == ids).sum())
-        self.images += count
+
+    def clear(self) -> None:
+        """Begin anew, in the same place."""
+        self.loss.zero_()
+        self.hits.zero_()
+        self.images = 0
 
     def scores(self) -> Scores:
         """The sums, divided once."""

@@ -61,6 +61,7 @@ class Guard:
     Args:
         model, loss, optimizer, scaler, precision, device: the run's.
         epoch: its number, for the message.
+        deferred: whether the answers are fetched later, as on a GPU.
         skipping: whether the run goes on with the weights it has; each step is then looked at, and the running
             statistics that a bad batch has spoiled are put back.
     """
@@ -75,12 +76,13 @@ class Guard:
         device: torch.device,
         epoch: int,
         *,
+        deferred: bool,
         skipping: bool,
     ) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.precision, self.device, self.epoch = precision, device, epoch
         self.scaled = scaler.is_enabled()  # the scaler looks at the gradients itself, and leaves such steps out
-        self.deferred = device.type == "cuda" and not skipping
+        self.deferred = deferred
         self.gated = device.type == "cuda" and not self.scaled and bool(optimizer.defaults.get("fused"))
         self.parameters = list(model.parameters())
         self.bad: Tensor | None = None
@@ -91,10 +93,13 @@ class Guard:
     def check_loss(self, loss: Tensor, index: int, images: Tensor, targets: Tensor) -> None:
         """Look at a batch's loss, before its backward pass. Raises: NonFiniteError."""
         if self.deferred:
-            bad = ~torch.isfinite(loss.detach())
-            self.bad = bad if self.bad is None else self.bad | bad
+            self.note(is_bad(loss))
         elif not math.isfinite(value := loss.item()):
             self._fail(f"the training loss is {value}", index, self._rate(), images, targets)
+
+    def note(self, bad: Tensor) -> None:
+        """Note whether a batch's loss is bad [], to be looked at later."""
+        self.bad = bad if self.bad is None else self.bad | bad
 
     def check_gradients(self, norm: Tensor | None, index: int, images: Tensor, targets: Tensor) -> None:
         """Look at a step's gradients, before it is taken; `norm` is theirs, if it is known. Raises: NonFiniteError."""
@@ -153,6 +158,11 @@ class Guard:
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
+
+
+def is_bad(loss: Tensor) -> Tensor:
+    """Whether a loss [] is not finite [], on its device."""
+    return ~torch.isfinite(loss.detach())
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[Any]:

@@ -1,26 +1,32 @@
 """The training loop. It yields what happened; whoever iterates decides what to do about it."""
 
+import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from . import eager
+from .average import MovingAverage
 from .config import Config
+from .cudagraph import NoGraphError, StaticStep, static_step
 from .data.batches import Batch, Batches, Preprocessing
 from .errors import MemoryRanOutError, TrainingError, within_memory
 from .losses.fused import check_class_ids
 from .losses.make import reduction_of
 from .memory import half_that_fits
 from .metrics import Scores, Tally
-from .nonfinite import Guard, NonFiniteError
+from .nonfinite import Guard, NonFiniteError, is_bad
 from .optim import Schedule
-from .runtime import autocast, choose_precision, give_back_freed_memory
+from .runtime import autocast, choose_precision, give_back_freed_memory, random_state, restore_random_state
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -71,7 +77,9 @@ class Run:
         average: the moving average of the weights; None if off.
         scaler: scales the loss for fp16 (it does nothing otherwise).
         progress: how far the run has come.
-        tally: the sums of the epoch in progress.
+        tally: the sums of the epoch in progress; always the same one.
+        graph_wanted: whether full batches are to go through a CUDA graph.
+        step: what full batches go through, once it is made.
     """
 
     config: Config
@@ -87,10 +95,12 @@ class Run:
     validation: Batches | None
     test: Batches | None
     mix: Callable[[Tensor, Tensor], Batch] | None
-    average: AveragedModel | None
+    average: MovingAverage | None
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
     tally: Tally = field(init=False)
+    graph_wanted: bool = False
+    step: StaticStep | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.tally = Tally(self.device)
@@ -210,7 +220,9 @@ def fit_with_pauses(run: Run, pauses: Pauses, track: Track = untracked) -> Itera
             with within_memory("training"):
                 yield from _train_epoch(run, number, pauses, track)
         except MemoryRanOutError as error:
-            raise MemoryRanOutError(f"epoch {number}: {error}; {smaller_steps(run)}") from None
+            graph = "; without its CUDA graph a step takes less: cuda_graph: false" if run.step is not None else ""
+            run.step, run.graph_wanted = None, False  # and its memory is free
+            raise MemoryRanOutError(f"epoch {number}: {error}; {smaller_steps(run)}{graph}") from None
         learning_rate = run.optimizer.param_groups[0]["lr"]
         trained = time.perf_counter()
         train = run.tally.scores()
@@ -255,18 +267,22 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
     accumulated = config.grad_accum_steps
     batches = len(run.train)
     step = (number - 1) * steps_per_epoch(batches, accumulated) + steps_per_epoch(progress.batch, accumulated)
+    start, before, started = progress.batch, progress.seconds, time.perf_counter()
+    run.model.train()
+    if run.graph_wanted and run.step is None:
+        _try_graph(run)
     base_rates = [group["initial_lr"] for group in run.optimizer.param_groups]
     if progress.batch == 0:
-        run.tally = Tally(run.device)
+        run.tally.clear()
+    skipping = config.on_nonfinite == "skip"
     guard = Guard(
         *(run.model, run.loss, run.optimizer, run.scaler, run.precision, run.device, number),
-        skipping=config.on_nonfinite == "skip",
+        deferred=run.step is not None or (run.device.type == "cuda" and not skipping),
+        skipping=skipping,
     )
-    scaled = run.scaler.is_enabled()
+    static, scaled = run.step, run.scaler.is_enabled()
     precision = autocast(run.device, run.precision)
     take_step, clear = eager.stepper(run.optimizer), eager.clearer(run.optimizer)
-    run.model.train()
-    start, before, started = progress.batch, progress.seconds, time.perf_counter()
     index = start - 1
     try:
         chosen = track(run.train.epoch(number, start), run.tally.images, number)
@@ -278,13 +294,13 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
             targets = labels
             if run.mix is not None:
                 images, targets = run.mix(images, labels)
-            with precision:
-                logits = run.model(images)  # [B, K]
-                loss = run.loss(logits, targets).mean()
-            guard.check_loss(loss, index, images, targets)
             group_size = min(accumulated, batches - index // accumulated * accumulated)
-            run.scaler.scale(loss / group_size if group_size > 1 else loss).backward()
-            run.tally.add(loss, logits, targets)
+            if static is not None and group_size == accumulated and static.takes(images, targets):
+                guard.note(static(images, targets))
+            else:
+                check = partial(guard.check_loss, index=index, images=images, targets=targets)
+                forward_backward(run, precision, group_size, check, images, targets)
+            run.tally.images += len(labels)
             if (index + 1) % accumulated and index + 1 < batches:
                 continue
             norm = None
@@ -317,6 +333,70 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
         raise
     check_class_ids()  # the epoch's end waits for the device anyway
     progress.seconds = before + time.perf_counter() - started
+
+
+def forward_backward(
+    run: Run,
+    precision: contextlib.AbstractContextManager[Any],
+    group_size: int,
+    check: Callable[[Tensor], T],
+    images: Tensor,
+    targets: Tensor,
+) -> T:
+    """A batch's gradients, and its share in the sums of the epoch; the same whether it runs or is captured.
+
+    Args:
+        run: the run.
+        precision: the context of the forward pass.
+        group_size: batches whose gradients are averaged before a step.
+        check: looks at the loss before the backward pass.
+        images, targets: the batch.
+    Returns: what `check` says.
+    """
+    with precision:
+        logits = run.model(images)  # [B, K]
+        loss = run.loss(logits, targets).mean()
+    answer = check(loss)
+    run.scaler.scale(loss / group_size if group_size > 1 else loss).backward()
+    run.tally.add(loss, logits, targets)
+    return answer
+
+
+def make_static_step(run: Run) -> StaticStep:
+    """The run's forward and backward pass for full batches, made on a made-up one; the run stays as it is.
+
+    Raises: NoGraphError with the reason, if a CUDA graph cannot be had.
+    """
+    size, device = run.config.data.batch_size, run.device
+    before = random_state()
+    try:
+        pixels = torch.randint(256, (size, *run.preprocessing.shape), dtype=torch.uint8, device=device)
+        images, targets = run.train.prepared(pixels), torch.arange(size, device=device) % len(run.classes)
+        if run.mix is not None:
+            images, targets = run.mix(images, targets)
+    finally:
+        restore_random_state(before)
+    accumulated = run.config.grad_accum_steps
+    body = partial(forward_backward, run, autocast(device, run.precision), accumulated, is_bad)
+    sums = (run.tally.loss, run.tally.hits)
+    copied = accumulated > 1 or ":" in run.config.optimizer.name  # a user's may keep the gradients it was given
+    return static_step(body, images, targets, (run.model, run.loss), sums, copied=copied)
+
+
+def _try_graph(run: Run) -> None:
+    """Make the run's CUDA graph, or say why there is none. Raises: TrainingError if the config insists on one."""
+    try:
+        run.step = make_static_step(run)
+    except NoGraphError as error:
+        run.graph_wanted = False
+        if run.config.cuda_graph is True:
+            raise TrainingError(f"no CUDA graph: {error}; cuda_graph: auto trains without") from None
+        tell_no_graph(str(error))
+
+
+def tell_no_graph(why: str) -> None:
+    """One line: on stderr, if nobody has set up a log."""
+    logging.getLogger(__name__).warning("no CUDA graph: %s", why)
 
 
 def smaller_steps(run: Run) -> str:
@@ -357,8 +437,18 @@ def steps_per_epoch(batches: int, accumulated: int) -> int:
 
 
 def score(run: Run, batches: Batches, stop: Callable[[], bool] = lambda: False) -> Scores | None:
-    """The loss and the accuracy of the run's model on a split, in the run's precision; None if stopped between."""
-    outputs = predict_until(stop, run.evaluated, batches, run.precision)
+    """The loss and the accuracy of the run's model on a split, in the run's precision; None if stopped between.
+
+    The memory of a CUDA graph is given up for it if need be.
+    """
+    try:
+        outputs = predict_until(stop, run.evaluated, batches, run.precision)
+    except MemoryRanOutError:
+        if run.step is None or run.config.cuda_graph is True:
+            raise
+        run.step, run.graph_wanted = None, False
+        tell_no_graph("an evaluation needs its memory")
+        return score(run, batches, stop)
     if outputs is None:
         return None
     logits, labels = outputs

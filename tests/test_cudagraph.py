@@ -1,0 +1,331 @@
+"""Full batches through buffers that stay where they are: the bits of the ordinary loop, or a reason why not."""
+
+import itertools
+import logging
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from softmaxce.build import build_run, wants_graph
+from softmaxce.checkpoint import load, restore, save
+from softmaxce.cudagraph import NoGraphError, static_step
+from softmaxce.data.batches import Batch
+from softmaxce.errors import ConfigError, TrainingError
+from softmaxce.nonfinite import NonFiniteError, is_bad
+from softmaxce.runfolder import LAST
+from softmaxce.runtime import random_state
+from softmaxce.train import Epoch, Pause, Run, fit, fit_with_pauses, make_static_step
+
+from .test_train import VARIANTS, config, figures
+
+CNN: dict[str, Any] = {"name": "cnn", "channels": [4, 8]}
+WAYS: dict[str, dict[str, Any]] = {
+    **VARIANTS,
+    "muon": {"optimizer": {"name": "muon"}, "model": CNN},
+    "rmsprop": {"optimizer": {"name": "rmsprop", "lr": 0.01}},
+    "not fused": {"optimizer": {"name": "adam", "lr": 0.01, "fused": False}},
+    "soft labels, accumulated": {"mixup_alpha": 0.4, "grad_accum_steps": 2, "model": CNN},
+}
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def state(run: Run) -> list[Any]:
+    """All that training changes."""
+    tensors = [*run.model.state_dict().values(), run.tally.loss, run.tally.hits]
+    tensors += [value for entry in run.optimizer.state.values() for value in entry.values()]
+    return [*(tensor.tolist() for tensor in tensors), run.tally.images, str(random_state()), run.scaler.state_dict()]
+
+
+def same_bits(one: Run, other: Run) -> bool:
+    return all(map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values()))
+
+
+# -- on the CPU: the buffers without the graph ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_batches_through_static_buffers_give_the_bits_of_the_ordinary_loop(way: str) -> None:
+    ordinary, static = (build_run(config(**WAYS[way])) for _ in range(2))
+    static.step = make_static_step(static)
+    torch.manual_seed(3)
+    expected = figures(ordinary)
+    torch.manual_seed(3)
+    assert figures(static) == expected
+    assert same_bits(ordinary, static)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_making_the_step_leaves_a_run_as_it_was(way: str) -> None:
+    run = build_run(config(data__train=200, **WAYS[way]))
+    for event in fit_with_pauses(run, AfterTwo()):  # in the middle of an epoch, with sums and an optimizer's state
+        assert isinstance(event, Pause)
+        break
+    before = state(run)
+    make_static_step(run)
+    assert state(run) == before
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+
+
+class AfterTwo:
+    """Pauses after the second step."""
+
+    steps = 0
+
+    def after_step(self) -> bool:
+        self.steps += 1
+        return self.steps == 2
+
+    def at_once(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("way", ["adamw", "batch norm", "mixup and cutmix"])
+def test_a_run_through_static_buffers_is_resumed_within_an_epoch_bit_for_bit(way: str, tmp_path: Path) -> None:
+    asked = config(data__train=200, **WAYS[way])
+    whole = build_run(asked)
+    whole.step = make_static_step(whole)
+    events = fit_with_pauses(whole, AfterTwo())
+    assert isinstance(next(events), Pause)
+    save(whole, tmp_path, best=False)
+    last = list(events)[-1]
+    torch.rand(100)  # another process would stand elsewhere
+    second = build_run(asked)
+    restore(second, load(tmp_path / LAST))
+    second.step = make_static_step(second)
+    again = list(fit(second))[-1]
+    assert isinstance(last, Epoch)
+    assert (again.train, again.validation) == (last.train, last.validation)
+    assert same_bits(whole, second)
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_own_batch() -> None:
+    run = build_run(config(optimizer={"name": "sgd", "lr": 1e30}, schedule="constant", data__train=400))
+    run.step = make_static_step(run)
+    batches = list(run.train.epoch(1))
+    with pytest.raises(NonFiniteError) as raised:
+        list(fit(run))
+    assert raised.value.batch == 2
+    assert torch.equal(raised.value.images, batches[1][0])
+
+
+# -- what a replay would not repeat -----------------------------------------------------------------------------------
+
+
+class Counting(nn.Linear):
+    """Its weights count for more at each call."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(images) * self.calls
+
+
+class Renewing(nn.Linear):
+    """Its running mean is another tensor after each call."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * images.detach().mean(0)
+        return super().forward(images - self.mean)
+
+
+class Drawing(nn.Linear):
+    """It leaves its layer out half of the time, as Python's dice say."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * (random.random() < 0.5)
+
+
+def trained_on(model: nn.Module, loss: Any = nn.functional.cross_entropy) -> Any:
+    """A StaticStep over a model of 4 numbers and 3 classes."""
+    hits = torch.zeros(())
+
+    def body(images: Tensor, targets: Tensor) -> Tensor:
+        value = loss(model(images), targets)
+        value.backward()
+        hits.add_(1)
+        return is_bad(value)
+
+    torch.manual_seed(0)
+    return static_step(body, torch.randn(6, 4), torch.arange(6) % 3, (model, loss), (hits,), copied=False)
+
+
+def test_what_python_alone_does_is_no_part_of_a_graph() -> None:
+    trained_on(nn.Linear(4, 3))
+    counting, renewing = Counting(4, 3), Renewing()
+    with pytest.raises(NoGraphError, match="a step changes the attribute 'calls' of Counting"):
+        trained_on(counting)
+    with pytest.raises(NoGraphError, match="a step changes the attribute 'mean' of Renewing"):
+        trained_on(renewing)
+    with pytest.raises(NoGraphError, match="a step draws random numbers on the CPU"):
+        trained_on(Drawing(4, 3))
+    assert counting.calls == 0
+    assert torch.equal(renewing.mean, torch.zeros(4))
+
+
+def test_a_step_that_gives_other_numbers_the_second_time_is_refused() -> None:
+    calls = itertools.count(1)
+    with pytest.raises(NoGraphError, match="replayed, a step is not the same: the gradient of 'weight' differs"):
+        trained_on(nn.Linear(4, 3), lambda logits, ids: nn.functional.cross_entropy(logits, ids) * next(calls))
+
+
+def test_an_error_in_a_step_is_a_reason_and_leaves_no_trace() -> None:
+    class Broken(nn.BatchNorm1d):
+        def forward(self, images: Tensor) -> Tensor:
+            super().forward(images)
+            raise RuntimeError("a wrong turn")
+
+    model = Broken(4)
+    with pytest.raises(NoGraphError, match="a step cannot be captured: a wrong turn"):
+        trained_on(model)
+    assert model.num_batches_tracked == 0
+    assert torch.equal(model.running_mean, torch.zeros(4))  # type: ignore[arg-type]
+
+
+# -- asked for, and told ----------------------------------------------------------------------------------------------
+
+
+def test_a_graph_that_is_insisted_on_is_refused_on_the_cpu() -> None:
+    with pytest.raises(ConfigError, match="cuda_graph: it needs a CUDA device, and this is cpu"):
+        build_run(config(cuda_graph=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"compile": True}, "compile: true makes programs of its own"),
+        ({"on_nonfinite": "skip"}, "on_nonfinite: skip waits for every loss"),
+        ({"data__batch_size": 500}, "no batch is full: there are 72 training images, and data.batch_size is 500"),
+    ],
+)
+def test_a_run_without_a_graph_says_why_in_one_line(
+    changes: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda = torch.device("cuda")
+    assert wants_graph(config(), 72, cuda)
+    assert not wants_graph(config(cuda_graph=False, **changes), 72, cuda)
+    assert not wants_graph(config(**changes), 72, torch.device("cpu"))
+    assert not caplog.messages
+    assert not wants_graph(config(**changes), 72, cuda)
+    assert caplog.messages == [f"no CUDA graph: {why}"]
+    with pytest.raises(ConfigError, match=why):
+        wants_graph(config(cuda_graph=True, **changes), 72, cuda)
+
+
+def test_a_step_that_cannot_be_captured_is_told_once_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    ordinary, run = build_run(config(model="linear")), build_run(config(model="linear"))
+    for each in (ordinary, run):
+        each.model.register_forward_hook(lambda *_: random.random() and None)
+    run.graph_wanted = True
+    with caplog.at_level(logging.WARNING):
+        assert figures(run) == figures(ordinary)
+    assert caplog.messages == ["no CUDA graph: a step draws random numbers on the CPU"]
+
+
+def test_a_step_that_cannot_be_captured_stops_a_run_that_insists() -> None:
+    run = build_run(config(model="linear"))
+    run.model.register_forward_hook(lambda *_: random.random() and None)
+    run.config, run.graph_wanted = replace(run.config, cuda_graph=True), True
+    with pytest.raises(TrainingError, match=r"no CUDA graph: a step draws .*; cuda_graph: auto trains without"):
+        list(fit(run))
+
+
+# -- on a GPU only ----------------------------------------------------------------------------------------------------
+
+
+@needs_gpu
+@pytest.mark.parametrize("way", WAYS)
+def test_a_graph_trains_as_the_ordinary_loop_does_on_a_gpu(way: str) -> None:
+    runs = [build_run(config(device="cuda", cuda_graph=asked, **WAYS[way])) for asked in (True, False)]
+    ends = []
+    for run in runs:
+        torch.manual_seed(3)
+        ends.append([(epoch.train.loss, epoch.train.images) for epoch in fit(run)])
+    assert runs[0].step is not None
+    assert runs[0].step.body is None  # it was captured
+    assert runs[1].step is None
+    tolerance = 0.02 if way in ("bf16", "fp16") else 1e-3
+    for (loss, images), (expected, expected_images) in zip(*ends, strict=True):
+        assert images == expected_images
+        assert loss == pytest.approx(expected, rel=tolerance)
+    for ours, reference in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True):
+        assert (ours - reference).norm() <= 5 * tolerance * reference.norm() + 1e-6
+
+
+@needs_gpu
+def test_making_the_graph_leaves_a_run_as_it_was_on_a_gpu() -> None:
+    run = build_run(config(device="cuda", cuda_graph=False, model=CNN))
+    list(fit(run))
+    before = state(run)
+    assert make_static_step(run).body is None
+    assert state(run) == before
+
+
+@needs_gpu
+@pytest.mark.parametrize("graph", ["auto", False])
+@pytest.mark.parametrize("way", WAYS)
+def test_no_step_waits_for_the_gpu(graph: Any, way: str) -> None:
+    run = build_run(config(device="cuda", cuda_graph=graph, data__train=1000, **WAYS[way]))
+
+    def watched(batches: Iterable[Batch], done: int, epoch: int) -> Iterator[Batch]:
+        try:
+            for number, batch in enumerate(batches):
+                if number == 2:  # the first ones compile, and set the optimizer up
+                    torch.cuda.set_sync_debug_mode("error")
+                yield batch
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    assert len(list(fit(run, watched))) == 2
+
+
+@needs_gpu
+def test_a_model_that_waits_for_the_gpu_is_told_and_draws_its_random_numbers_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = build_run(config(device="cuda"))
+    run.model.register_forward_hook(lambda _, __, logits: logits * (logits.mean().item() < 1e9))
+    assert len(list(fit(run))) == 2
+    assert len(caplog.messages) == 1
+    assert "no CUDA graph: a step cannot be captured: called a synchronizing CUDA operation" in caplog.messages[0]
+
+
+@needs_gpu
+def test_a_capture_that_fails_spoils_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    run = build_run(config(device="cuda"))  # with dropout
+
+    def wait(*_: Any) -> None:
+        torch.cuda.synchronize()  # which the debug mode lets pass, and a capture does not
+
+    run.model.register_forward_hook(wait)
+    assert len(list(fit(run))) == 2
+    assert len(caplog.messages) == 1
+    torch.rand(3, device="cuda")
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+@needs_gpu
+def test_a_run_with_a_graph_is_resumed_within_an_epoch_bit_for_bit(tmp_path: Path) -> None:
+    asked = config(device="cuda", deterministic=True, data__train=200, optimizer={"name": "adamw", "lr": 0.01})
+    whole = build_run(asked)
+    events = fit_with_pauses(whole, AfterTwo())
+    assert isinstance(next(events), Pause)
+    save(whole, tmp_path, best=False)
+    list(events)
+    torch.rand(100, device="cuda")
+    second = build_run(asked)
+    restore(second, load(tmp_path / LAST))
+    list(fit(second))
+    assert second.step is not None
+    assert same_bits(whole, second)
+    torch.use_deterministic_algorithms(False)
