@@ -79,6 +79,8 @@ MARKUP: Literal["rich"] | None = "rich" if sys.stdout is not None and sys.stdout
 # long as the others' turn. Here they sleep after some hundredths of a millisecond. (GNU's OpenMP, as PyTorch ships it.)
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Nor does pydantic need to look through every installed package for plugins of its own before it checks a config.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
 
 class Group(TyperGroup):
