@@ -65,7 +65,7 @@ def evaluate(
 
     from softmaxce.calibration import temperature_of
     from softmaxce.evaluate import evaluate as measure
-    from softmaxce.evaluate import find_checkpoint
+    from softmaxce.header import find_checkpoint
     from softmaxce.report import console, evaluation, step_summary
 
     if temperature is None:
