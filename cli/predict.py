@@ -9,6 +9,7 @@ import typer
 
 from softmaxce.errors import USAGE, ConfigError, Problem
 
+from .imports import imports
 from .options import Device, Temperature
 from .trust import TrustCode
 
@@ -52,9 +53,10 @@ def predict(
     ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
     with Ahead(image_files(paths, sys.stdin), decode_to(shape), ahead) as decoded:  # while torch is imported
-        from softmaxce.calibration import temperature_of
-        from softmaxce.predict import classify, open_run
-        from softmaxce.report.predictions import writer
+        with imports():
+            from softmaxce.calibration import temperature_of
+            from softmaxce.predict import classify, open_run
+            from softmaxce.report.predictions import writer
 
         opened = open_run(run, device, batch_size, trust_code=trust_code)
         out = writer("json" if json else "csv" if csv else "table", opened.classes, top)

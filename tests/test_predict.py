@@ -188,6 +188,17 @@ def test_the_command_gives_what_the_function_gives_to_the_last_bit(app: typer.Ty
     assert found == expected
 
 
+def test_what_is_imported_is_no_garbage_and_is_neither_numba_nor_the_compiler(here: Path) -> None:
+    code = (
+        "import gc, sys\nfrom softmaxce_cli.main import app\n"
+        "try:\n    app(['predict', 'run', 'images/red/00.png'])\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 100_000, {'numba', 'torch._dynamo'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "True True set()", done.stderr
+
+
 def test_ctrl_c_ends_it_without_a_traceback(here: Path) -> None:
     command = [str(Path(sys.executable).parent / "softmaxce"), "predict", "run", "-"]
     with (
