@@ -9,6 +9,7 @@ import typer
 from softmaxce import requirements
 from softmaxce.errors import FAILED, RunError
 
+from .imports import imports
 from .options import Device, Temperature
 from .trust import TrustCode
 
@@ -63,10 +64,11 @@ def evaluate(
     if chosen is None:
         raise RunError("there is no run under runs/ here; train one, or name a run folder: softmaxce eval RUN")
 
-    from softmaxce.calibration import temperature_of
-    from softmaxce.evaluate import evaluate as measure
-    from softmaxce.evaluate import find_checkpoint
-    from softmaxce.report import console, evaluation, step_summary
+    with imports():
+        from softmaxce.calibration import temperature_of
+        from softmaxce.evaluate import evaluate as measure
+        from softmaxce.header import find_checkpoint
+        from softmaxce.report import console, evaluation, step_summary
 
     if temperature is None:
         temperature = temperature_of(chosen)

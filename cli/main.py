@@ -22,6 +22,8 @@ from softmaxce.errors import (
 )
 from softmaxce.interrupts import Terminated
 
+from .imports import imports
+
 # name -> file, function or sub-app, and what --help says of it: the first line of its docstring.
 # A command's file is imported when that command is called.
 COMMANDS = {
@@ -79,6 +81,8 @@ MARKUP: Literal["rich"] | None = "rich" if sys.stdout is not None and sys.stdout
 # long as the others' turn. Here they sleep after some hundredths of a millisecond. (GNU's OpenMP, as PyTorch ships it.)
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Nor does pydantic need to look through every installed package for plugins of its own before it checks a config.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
 
 class Group(TyperGroup):
@@ -107,7 +111,8 @@ class Group(TyperGroup):
         if name not in COMMANDS or name in self.commands:
             return
         file, thing, _ = COMMANDS[name]
-        found = getattr(importlib.import_module(f".{file}", __package__), thing)
+        with imports():
+            found = getattr(importlib.import_module(f".{file}", __package__), thing)
         around = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
         around.callback()(lambda: None)  # which makes it a group, of one command
         if isinstance(found, typer.Typer):

@@ -1,5 +1,6 @@
 """`softmaxce predict`: what a trained classifier says of image files."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,12 @@ import typer
 
 from softmaxce.errors import USAGE, ConfigError, Problem
 
+from .imports import imports
 from .options import Device, Temperature
 from .trust import TrustCode
+
+PIPED = 512  # files that are taken from a pipe before the first is told of
+BYTES = 64 << 20  # of pixels that are decoded before the model is there to take them
 
 
 def predict(
@@ -37,27 +42,33 @@ def predict(
     """
     if json and csv:
         raise ConfigError([Problem("--json and --csv", "ask for two formats; choose one")])
-    from softmaxce.calibration import temperature_of
+    from softmaxce.data.ahead import Ahead, decode_to
     from softmaxce.data.paths import Unreadable, image_files
-    from softmaxce.predict import open_run
-    from softmaxce.predict import predict as classify
-    from softmaxce.report.predictions import writer
+    from softmaxce.header import find_checkpoint, read_header
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # file names need not be UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")
-    opened = open_run(run, device, batch_size, trust_code=trust_code)
-    out = writer("json" if json else "csv" if csv else "table", opened.classes, top)
+    shape = read_header(find_checkpoint(run))["preprocessing"]["shape"]
+    ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
-    if temperature is None:
-        temperature = temperature_of(run)
-    for result in classify(opened, image_files(paths, sys.stdin), temperature=temperature, top=top):
-        if isinstance(result, Unreadable):
-            bad += 1
-            typer.echo(f"cannot be read: {result}", err=True)
-        else:
-            images += 1
-            out.write(result)
+    with Ahead(image_files(paths, sys.stdin), decode_to(shape), ahead) as decoded:  # while torch is imported
+        with imports():
+            from softmaxce.calibration import temperature_of
+            from softmaxce.predict import classify, open_run
+            from softmaxce.report.predictions import writer
+
+        opened = open_run(run, device, batch_size, trust_code=trust_code)
+        out = writer("json" if json else "csv" if csv else "table", opened.classes, top)
+        if temperature is None:
+            temperature = temperature_of(run)
+        for result in classify(opened, decoded, temperature=temperature, top=top):
+            if isinstance(result, Unreadable):
+                bad += 1
+                typer.echo(f"cannot be read: {result}", err=True)
+            else:
+                images += 1
+                out.write(result)
     if bad:
         sys.stdout.flush()
         typer.echo(f"{bad:,} of {images + bad:,} could not be read", err=True)

@@ -31,6 +31,7 @@ from softmaxce.errors import (
 )
 from softmaxce.interrupts import Pauses, Signals, Terminated, every
 
+from .imports import imports
 from .trust import TrustCode
 
 if TYPE_CHECKING:
@@ -127,8 +128,9 @@ def train(
     if resume is not None and config is None and not trust_code:  # the config lay in the run folder
         configs.refuse_users_code(plan.config, f"--resume {resume}")
     if dry_run:
-        from softmaxce.build import build_run
-        from softmaxce.report.summary import print_summary
+        with imports():
+            from softmaxce.build import build_run
+            from softmaxce.report.summary import print_summary
 
         run = build_run(plan.config)
         requirements.check_classes(demands, run.classes)
@@ -148,8 +150,9 @@ def train_one(plan: Plan, demands: list[requirements.Requirement], telling: Tell
 
 
 def _train_one(plan: Plan, demands: list[requirements.Requirement], telling: Telling, signals: Signals) -> "Outcome":
-    from softmaxce.build import build_run
-    from softmaxce.report.training import reporter
+    with imports():
+        from softmaxce.build import build_run
+        from softmaxce.report.training import reporter
 
     started = time.perf_counter()
     run = build_run(plan.config)

@@ -1,7 +1,7 @@
 """Config -> Run: the only file in which everything meets."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -309,10 +309,15 @@ class Evaluation:
     file: Path
     config: Config
     classes: tuple[str, ...]
+    class_counts: list[int]
     preprocessing: Preprocessing
     device: torch.device
     model: nn.Module
-    loss: Callable[[Tensor, Tensor], Tensor]
+
+    @cached_property
+    def loss(self) -> Loss:
+        """What it was trained with; built when it is asked for, which predictions never do."""
+        return build_loss(self.config, self.class_counts, self.device)
 
     @property
     def precision(self) -> str:
@@ -369,8 +374,8 @@ def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
     model = with_views(model.eval(), config.tta)
     if config.keep_memory and device.type == "cpu":
         keep_freed_memory()
-    loss = build_loss(config, header["class_counts"], device)
-    return Evaluation(checkpoint.file, config, tuple(header["classes"]), preprocessing, device, model, loss)
+    classes, counts = tuple(header["classes"]), header["class_counts"]
+    return Evaluation(checkpoint.file, config, classes, counts, preprocessing, device, model)
 
 
 def source_of(evaluation: Evaluation) -> Source:

@@ -20,8 +20,8 @@ from torch import Tensor
 from . import checkpoint
 from .build import build_evaluation, config_of, source_of, split_of
 from .errors import DataError, RunError
-from .evaluate import find_checkpoint
 from .files import replace_file
+from .header import find_checkpoint, read_header
 from .metrics import expected_calibration_error
 from .runfolder import CALIBRATION
 from .train import predict
@@ -159,7 +159,7 @@ def temperature_of(run: Path) -> float:
         temperature, epoch = math.nan, 0
     if not 0 < temperature < math.inf:
         raise RunError(f"{stored}: is damaged; fit it anew: softmaxce calibrate {file.parent}")
-    return temperature if epoch == checkpoint.read_header(file)["epoch"] else 1.0
+    return temperature if epoch == read_header(file)["epoch"] else 1.0
 
 
 def _reliability(logits: Tensor, labels: Tensor, temperature: float) -> Reliability:

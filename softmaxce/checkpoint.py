@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from . import eager
 from .errors import RunError, TrainingError
 from .files import TEMPORARY, flush_folder, keep_as, replace_file, stage
+from .header import FORMAT, read
 from .nonfinite import NonFiniteError
 from .runfolder import BEST, BEST_BEFORE, LAST, LAST_BEFORE, NONFINITE
 from .runtime import check_random_state, random_state, restore_random_state
 from .train import Progress, Run
-from .verify import check_header, check_progress, check_state, check_weights
+from .verify import check_progress, check_state, check_weights
 
 TRAINING = "training/"
-FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,9 @@ def load(file: Path) -> Checkpoint:
 
     Raises: RunError if it is not there, is no safetensors file, was not written by softmaxce, or is damaged.
     """
-    header, tensors, sha256 = _read(file, with_tensors=True)
+    header, tensors, sha256, text = read(file, "pt", with_tensors=True)
+    if sha256 != _checksum(tensors, text):
+        raise RunError(f"{file}: its checksum is wrong: it was damaged after it was written")
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING)}
     training = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING)}
     state = None
@@ -216,30 +217,6 @@ def load(file: Path) -> Checkpoint:
     elif training:
         raise RunError(f"{file}: is damaged: it holds tensors of a training state, and none of the rest")
     return Checkpoint(file, weights, header, state, sha256)
-
-
-def read_header(file: Path) -> dict[str, Any]:
-    """A checkpoint's header alone: what header_of wrote. Raises: RunError, as load."""
-    return _read(file, with_tensors=False)[0]
-
-
-def _read(file: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    try:
-        with safe_open(file, framework="pt") as stream:
-            sha256, _, text = (stream.metadata() or {}).get("softmaxce", " null").partition(" ")
-            header = json.loads(text)
-            names = stream.keys() if with_tensors else ()
-            tensors = {name: stream.get_tensor(name) for name in names}
-    except FileNotFoundError:
-        raise RunError(f"{file}: there is no such checkpoint") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{file}: is no checkpoint that can be read: {error}") from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise RunError(f"{file}: was not written by this version of softmaxce")
-    check_header(header, file)
-    if with_tensors and sha256 != _checksum(tensors, text):
-        raise RunError(f"{file}: its checksum is wrong: it was damaged after it was written")
-    return header, tensors, sha256
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:

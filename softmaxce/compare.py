@@ -17,7 +17,7 @@ from .calibration import temperature_of
 from .config import Config
 from .data.splits import InMemory, Split
 from .errors import RunError
-from .evaluate import find_checkpoint
+from .header import find_checkpoint
 from .metrics import measure
 from .runs import WHEREABOUTS, differing
 from .train import loss_of, predict

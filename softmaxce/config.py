@@ -8,8 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-import platformdirs
-
 from . import menus, yamlfile
 from .errors import ConfigError, Problem, RunError
 from .kinds import Fraction, Moments, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
@@ -279,7 +277,11 @@ def signature_of_section(section: type, names: Sequence[str] | None = None) -> S
 
 def default_root() -> Path:
     """Where data sets are looked for: $SOFTMAXCE_DATA, else a folder in the user's cache."""
-    return Path(os.environ.get("SOFTMAXCE_DATA") or platformdirs.user_cache_dir("softmaxce"))
+    if named := os.environ.get("SOFTMAXCE_DATA"):
+        return Path(named)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("softmaxce"))
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------
@@ -298,8 +300,10 @@ def find(config: str) -> tuple[Path, str]:
     Raises: ConfigError if it is neither a file nor a recipe.
     """
     path = Path(config)
+    if path.is_file():
+        return path, config
     known = recipes()
-    if config in known and not path.is_file():  # a folder `mnist` holds the data, as a rule
+    if config in known:  # a folder `mnist` holds the data, as a rule
         return known[config], f"configs/{config}.yaml"
     if path.exists():
         return path, config

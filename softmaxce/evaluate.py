@@ -9,9 +9,8 @@ from . import checkpoint, provenance
 from .build import build_evaluation, config_of, folder_split, split_of
 from .config import Config
 from .data.splits import Split
-from .errors import RunError
 from .metrics import Figures, Scores, measure
-from .runfolder import BEST, LAST, read_record
+from .runfolder import BEST, read_record
 from .train import Run, loss_of, predict
 from .views import with_views
 
@@ -39,21 +38,6 @@ def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[s
     if set(wanted) - set(figures):
         figures = measure(logits.cpu(), labels.cpu(), loss, run.classes).by_name()
     return name, Scores(loss, accuracy, len(labels)), figures
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a run folder or a file stands for: the best one, else the last.
-
-    Raises: RunError if there is none.
-    """
-    if path.is_dir():
-        for name in (BEST, LAST):
-            if (path / name).is_file():
-                return path / name
-        raise RunError(f"{path}: there is no checkpoint in this folder ({BEST} or {LAST})")
-    if not path.exists():
-        raise RunError(f"{path}: there is no such run folder or checkpoint")
-    return path
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,23 @@
 """What a trained classifier says of image files: decoded in threads while the model works, in the order given."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from . import checkpoint
 from .build import Evaluation, build_evaluation, config_of
-from .data.folder import Decode, decoding_threads
+from .data.ahead import Ahead, Decoded, decode_to
 from .data.paths import Unreadable
 from .data.splits import InMemory
-from .errors import DataError
-from .evaluate import find_checkpoint
+from .header import find_checkpoint
 from .train import predict as outputs
 
-AT_ONCE = 32  # files that a thread decodes in one go
 AHEAD = 2  # batches that are decoded while another is in the model
-
-Decoded = tuple[str, NDArray[np.uint8]] | Unreadable
 
 
 @dataclass(frozen=True)
@@ -66,52 +60,36 @@ def predict(
         top: how many classes to name, at most as many as there are.
     Raises: DataError if the model takes neither grey nor colour images.
     """
-    channels, height, width = run.preprocessing.shape
-    if channels not in (1, 3):
-        raise DataError(f"this model takes images of {channels} channels; image files give 1 or 3")
-    decode = Decode(channels, (height, width))
-    waiting: deque[list[Future[list[Decoded]]]] = deque()
-    batches = _grouped(files, run.config.data.eval_batch_size)
-    first = next(batches, [])
-    present = [file for file in first if isinstance(file, str) and Path(file).is_file()]
-    pool = ThreadPoolExecutor(decoding_threads(present[0]) if present else 1)
-    try:
-        for batch in chain([first], batches):
-            waiting.append([pool.submit(_decoded, decode, group) for group in _grouped(batch, AT_ONCE)])
-            if len(waiting) > AHEAD:
-                yield from _classified(run, waiting.popleft(), temperature, top)
-        while waiting:
-            yield from _classified(run, waiting.popleft(), temperature, top)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    decode = decode_to(run.preprocessing.shape)
+    with Ahead(files, decode, AHEAD * run.config.data.eval_batch_size) as images:
+        yield from classify(run, images, temperature=temperature, top=top)
 
 
-def _grouped(files: Iterable[str | Unreadable], size: int) -> Iterator[list[str | Unreadable]]:
-    iterator = iter(files)
-    while group := list(islice(iterator, size)):
-        yield group
+def classify(
+    run: Evaluation, images: Ahead, *, temperature: float = 1.0, top: int = 1
+) -> Iterator[Prediction | Unreadable]:
+    """As `predict`, of files whose decoding, to the model's shape, has begun already.
 
-
-def _decoded(decode: Decode, files: list[str | Unreadable]) -> list[Decoded]:
-    results: list[Decoded] = []
-    for file in files:
-        try:
-            results.append(file if isinstance(file, Unreadable) else (file, decode.array(file)))
-        except DataError as error:
-            results.append(Unreadable(str(file), str(error).removeprefix(f"{file}: ")))
-    return results
+    On the CPU decoding pauses while the model works, whose threads wait for each other: with others in their way they
+    would wait longer than those gain.
+    """
+    decoded = iter(images)
+    while batch := list(islice(decoded, run.config.data.eval_batch_size)):
+        yield from _classified(
+            run, batch, images.paused() if run.device.type == "cpu" else nullcontext(), temperature, top
+        )
 
 
 def _classified(
-    run: Evaluation, groups: list[Future[list[Decoded]]], temperature: float, top: int
+    run: Evaluation, decoded: list[Decoded], alone: AbstractContextManager[None], temperature: float, top: int
 ) -> Iterator[Prediction | Unreadable]:
-    decoded = [item for group in groups for item in group.result()]
     arrays = [item[1] for item in decoded if not isinstance(item, Unreadable)]
     rows: Iterator[tuple[list[float], list[int]]] = iter(())
     if arrays:
         images = torch.from_numpy(np.stack(arrays))
         split = InMemory(images, torch.zeros(len(images), dtype=torch.int64))  # nobody knows the labels
-        logits, _ = outputs(run.model, run.batches(split), run.precision)
+        with alone:
+            logits, _ = outputs(run.model, run.batches(split), run.precision)
         probabilities, ids = torch.softmax(logits.cpu().double() / temperature, 1).topk(min(top, len(run.classes)), 1)
         rows = zip(probabilities.tolist(), ids.tolist(), strict=True)
     for item in decoded:

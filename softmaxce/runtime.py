@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import functools
-import math
 import os
 import platform
 import random
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from .errors import ConfigError, Problem
+from .processors import processors
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -103,42 +103,6 @@ def share_processors() -> None:
     """
     if "OMP_NUM_THREADS" not in os.environ and (given := processors()) < torch.get_num_threads():
         torch.set_num_threads(given)
-
-
-def processors(root: Path = Path("/")) -> int:
-    """How many processors this process may keep busy: by its affinity, and by its cgroup's share of time, rounded up.
-
-    Args:
-        root: where proc/ and sys/ are.
-    """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shares = [share for share in (_share(root), _share_v1(root)) if share is not None]
-    return max(1, min([count, *(math.ceil(share) for share in shares)]))
-
-
-def _share(root: Path) -> float | None:
-    """The processors' worth of time that a cgroup v2, or one above it, allows."""
-    try:
-        (line,) = [text for text in (root / "proc/self/cgroup").read_text().split() if text.startswith("0::")]
-    except (OSError, ValueError):
-        return None
-    folder = root / "sys/fs/cgroup" / line.removeprefix("0::").lstrip("/")
-    shares = []
-    for level in (folder, *folder.parents):
-        with contextlib.suppress(OSError, ValueError):
-            quota, period = (level / "cpu.max").read_text().split()
-            shares += [] if quota == "max" else [int(quota) / int(period)]
-    return min(shares, default=None)
-
-
-def _share_v1(root: Path) -> float | None:
-    """The same by cgroup v1."""
-    folder = root / "sys/fs/cgroup/cpu"
-    try:
-        quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-    except (OSError, ValueError):
-        return None
-    return quota / period if quota > 0 else None
 
 
 def seed_everything(seed: int) -> None:

@@ -11,29 +11,10 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .errors import RunError
-from .kinds import NonNegativeInt, PositiveFloat, PositiveInt
+from .header import Finite
+from .kinds import NonNegativeInt
 
 SHOWN = 3  # differences told of each kind
-MAX_VALUES = 1 << 26  # in one image: what a header asks for is allocated before anything else is known of it
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-@dataclass(frozen=True)
-class _Preprocessing:
-    shape: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
-    mean: list[Finite]
-    std: list[PositiveFloat]
-
-
-@dataclass(frozen=True)
-class _Header:
-    epoch: NonNegativeInt
-    recipe: str
-    config: dict[str, Any]
-    classes: Annotated[list[str], Field(min_length=2)]
-    class_counts: list[NonNegativeInt]
-    preprocessing: _Preprocessing
 
 
 @dataclass(frozen=True)
@@ -49,33 +30,7 @@ class _Progress:
     waited_from: Finite | None
 
 
-HEADER, PROGRESS = TypeAdapter(_Header), TypeAdapter(_Progress)
-
-
-def check_header(header: Mapping[str, Any], file: Path) -> None:
-    """Check what a checkpoint says of itself. Raises: RunError, with the entry that is wrong.
-
-    Args:
-        header: epoch, recipe, config, classes, class_counts, preprocessing; what else there is, is not looked at.
-        file: the checkpoint, for the message.
-    """
-    known = {name: header[name] for name in _Header.__dataclass_fields__ if name in header}
-    try:
-        read = HEADER.validate_python(known, strict=False)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RunError(f"{file}: is damaged: its header's '{where[:100]}' is wrong: {first['msg']}") from None
-    channels, height, width = read.preprocessing.shape
-    wrong = ""
-    if len(set(read.classes)) != len(read.classes) or len(read.class_counts) != len(read.classes):
-        wrong = f"{len(read.classes)} class names, some alike or without their count of images"
-    elif len(read.preprocessing.mean) != channels or len(read.preprocessing.std) != channels:
-        wrong = f"no mean and std for each of {channels} channels"
-    elif channels * height * width > MAX_VALUES:
-        wrong = f"images of {channels}x{height}x{width} values, more than {MAX_VALUES:,}"
-    if wrong:
-        raise RunError(f"{file}: is damaged: its header tells of {wrong}")
+PROGRESS = TypeAdapter(_Progress)
 
 
 def check_progress(state: Mapping[str, Any], file: Path) -> None:

@@ -489,7 +489,14 @@ def test_help_imports_no_command(tmp_path: Path) -> None:
     code = "import sys\nfrom softmaxce_cli.main import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    "
     code += "print(sorted(name for name in sys.modules if name.startswith(('softmaxce', 'yaml', 'pydantic'))))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    names = ["softmaxce", "softmaxce.errors", "softmaxce.interrupts", "softmaxce_cli", "softmaxce_cli.main"]
+    names = [
+        "softmaxce",
+        "softmaxce.errors",
+        "softmaxce.interrupts",
+        "softmaxce_cli",
+        "softmaxce_cli.imports",
+        "softmaxce_cli.main",
+    ]
     assert done.stdout.splitlines()[-1] == str(names)
 
 

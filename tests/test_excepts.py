@@ -66,8 +66,8 @@ SILENT = {
     "softmaxce/runfolder.py read_metrics: ValueError, RecursionError": "half a line, left by an older version",
     "softmaxce/runs.py read_run: ConfigError": "listed all the same, without what its config says",
     "softmaxce/runs.py _when: ValueError": "no date; the file's own is taken",
-    "softmaxce/runtime.py _share: OSError, ValueError": "no cgroup v2; all processors may be used",
-    "softmaxce/runtime.py _share_v1: OSError, ValueError": "no cgroup v1; all processors may be used",
+    "softmaxce/processors.py _share: OSError, ValueError": "no cgroup v2; all processors may be used",
+    "softmaxce/processors.py _share_v1: OSError, ValueError": "no cgroup v1; all processors may be used",
     "softmaxce/runtime.py cpu_flags: OSError": "a system that does not tell them; none are known",
     "softmaxce/runtime.py git_commit: OSError, SubprocessError": "no commit is known",
 }
@@ -128,7 +128,7 @@ def test_no_failure_is_passed_over_but_for_a_reason_given() -> None:
     assert silent == set(SILENT)
 
 
-@pytest.mark.parametrize("module", ["softmaxce.data.folder", "softmaxce.data.sources"])
+@pytest.mark.parametrize("module", ["softmaxce.data.decode", "softmaxce.data.sources"])
 def test_a_tuple_of_types_names_no_base_class_of_all(module: str) -> None:
     import importlib
 

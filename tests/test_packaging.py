@@ -49,8 +49,8 @@ def test_the_wheel_holds_the_recipes_and_claims_two_names_only(tmp_path: Path) -
 
 # The floors: a file imports from floors below its own, so that a loss cannot reach a model nor a model read a config.
 FLOORS = [
-    {"errors", "files", "interrupts", "kinds", "yamlfile", "menus"},
-    {"registry", "config", "schema", "runfolder", "runs", "grid", "requirements", "configs"},
+    {"errors", "files", "interrupts", "kinds", "yamlfile", "menus", "processors"},
+    {"registry", "config", "schema", "runfolder", "header", "runs", "grid", "requirements", "configs"},
     {"eager", "native", "watching"},
     {"losses", "models", "data", "optim", "muon", "average", "views", "metrics", "runtime"},
     {"train", "cudagraph", "nonfinite", "checkpoint", "verify", "memory"},

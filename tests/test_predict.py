@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -176,6 +177,46 @@ def test_files_are_taken_only_as_far_ahead_as_is_decoded(here: Path) -> None:
     assert taken <= 4 * 4
 
 
+def test_the_command_gives_what_the_function_gives_to_the_last_bit(app: typer.Typer, here: Path) -> None:
+    files = [str(file) for file in sorted(Path("images").rglob("*.png"))]
+    expected = [(p.path, p.classes, p.probabilities) for p in predict(open_run(Path("run")), files, top=3)]  # type: ignore[union-attr]
+    found = []
+    for line in told(app, "images", "--top", "3"):
+        top = line["top"]
+        assert isinstance(top, list)
+        found.append((line["path"], tuple(e["class"] for e in top), tuple(e["probability"] for e in top)))
+    assert found == expected
+
+
+def test_what_is_imported_is_no_garbage_and_is_neither_numba_nor_the_compiler(here: Path) -> None:
+    code = (
+        "import gc, sys\nfrom softmaxce_cli.main import app\n"
+        "try:\n    app(['predict', 'run', 'images/red/00.png'])\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 100_000, {'numba', 'torch._dynamo'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "True True set()", done.stderr
+
+
+def test_ctrl_c_ends_it_without_a_traceback(here: Path) -> None:
+    command = [str(Path(sys.executable).parent / "softmaxce"), "predict", "run", "-"]
+    with (
+        subprocess.Popen(["yes", "images/red/00.png"], stdout=subprocess.PIPE) as endless,
+        subprocess.Popen(
+            command, cwd=here, stdin=endless.stdout, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().endswith(b"images/red/00.png\n")
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.stderr.read() == b""
+        assert process.wait() == 130
+        endless.kill()
+
+
 def test_a_grey_model_takes_colour_files(app: typer.Typer, here: Path) -> None:
     line = ["train", "-c", "colours.yaml", "--set", "data.channels=1", "--output", "grey", "--epochs", "1", "-q"]
     assert CliRunner().invoke(app, line).exit_code == 0
@@ -198,9 +239,10 @@ def test_probabilities_of_a_broken_model_are_null_in_json(app: typer.Typer, here
     from safetensors.torch import load_file
 
     from softmaxce import checkpoint
+    from softmaxce.header import read_header
 
     sound = here / "run/best.safetensors"
     broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(sound).items()}
-    (here / "nan.safetensors").write_bytes(checkpoint._serialized(broken, checkpoint.read_header(sound))[0])
+    (here / "nan.safetensors").write_bytes(checkpoint._serialized(broken, read_header(sound))[0])
     done = CliRunner().invoke(app, ["predict", "nan.safetensors", "images/red/00.png", "--json"])
     assert json.loads(done.stdout)["probability"] is None

@@ -12,7 +12,8 @@ import torch
 
 from softmaxce import runtime
 from softmaxce.build import build_run
-from softmaxce.runtime import choose_precision, processors
+from softmaxce.processors import processors
+from softmaxce.runtime import choose_precision
 from softmaxce.train import fit
 
 from .conftest import Softmaxce

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .folder import is_image
+from .decode import is_image
 
 
 @dataclass(frozen=True)

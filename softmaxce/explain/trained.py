@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..build import Evaluation, build_evaluation, config_of, split_of
-from ..data.folder import Decode
+from ..data.decode import Decode
 from ..data.splits import InMemory, Split
 from ..errors import DataError, RunError, in_one_line, ran_out_of_memory
-from ..evaluate import find_checkpoint
+from ..header import find_checkpoint
 from ..losses.cross_entropy import SoftmaxCrossEntropy
 from ..train import predict
 from .explanation import Contributions, Explanation, OwnLoss

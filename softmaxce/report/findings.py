@@ -12,7 +12,7 @@ from ..build import Evaluation, build_evaluation, config_of, source_of, split_of
 from ..calibration import fit_temperature, temperature_of
 from ..config import Config
 from ..data.splits import InMemory, Source, Split
-from ..evaluate import find_checkpoint
+from ..header import find_checkpoint
 from ..metrics import Figures, ReliabilityBin, measure, reliability
 from ..train import loss_of, predict
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from softmaxce.data.batches import Batches, Preprocessing, mean_and_std, mixing
-from softmaxce.data.folder import Decode
+from softmaxce.data.decode import Decode
 from softmaxce.data.splits import InMemory, OnDisk
 
 CPU = torch.device("cpu")

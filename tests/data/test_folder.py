@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from softmaxce.data.batches import Batches, Preprocessing
-from softmaxce.data.folder import Decode, image_folder, read_folder
+from softmaxce.data.decode import Decode
+from softmaxce.data.folder import image_folder, read_folder
 from softmaxce.data.splits import InMemory, OnDisk
 from softmaxce.errors import DataError
 

@@ -88,7 +88,8 @@ def checkpoints(folder: Path) -> Round:
 
     from softmaxce import checkpoint, runfolder
     from softmaxce.build import build_run
-    from softmaxce.evaluate import evaluate, find_checkpoint
+    from softmaxce.evaluate import evaluate
+    from softmaxce.header import find_checkpoint
     from softmaxce.runs import read_run
     from softmaxce.train import fit
 
@@ -175,7 +176,7 @@ def images(folder: Path) -> Round:
     import torch
 
     from softmaxce.data import sources
-    from softmaxce.data.folder import Decode
+    from softmaxce.data.decode import Decode
 
     pictures = _pictures()
     raw = _idx_files(np.random.default_rng(0))

@@ -1,0 +1,110 @@
+"""Image files decoded in threads while something else is done, in the order given. Needs no torch."""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from .decode import Decode, decoding_threads
+from .paths import Unreadable
+
+AT_ONCE = 32  # files that a thread decodes in one go, at most
+
+Decoded = tuple[str, NDArray[np.uint8]] | Unreadable  # a file and its pixels [C, H, W]
+
+
+def decode_to(shape: tuple[int, int, int]) -> Decode:
+    """How files are brought to the shape (C, H, W) of a model's images.
+
+    Raises: DataError if the model takes neither grey nor colour images.
+    """
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise DataError(f"this model takes images of {channels} channels; image files give 1 or 3")
+    return Decode(channels, (height, width))
+
+
+class Ahead:
+    """Image files, decoded in threads from the moment this is made; whoever iterates has them in their order.
+
+    Args:
+        files: their paths; taken only as far ahead as is decoded. What is no image comes back as Unreadable.
+        decode: how.
+        images: how many may be decoded, or wait for it, before they are asked for.
+    """
+
+    def __init__(self, files: Iterable[str | Unreadable], decode: Decode, images: int) -> None:
+        at_once = max(1, min(AT_ONCE, images // 8))
+        groups = _grouped(files, at_once)
+        first = next(groups, [])
+        present = [file for file in first if isinstance(file, str) and Path(file).is_file()]
+        self._decode = decode
+        self._groups = chain([first], groups)
+        self._most = max(1, images // at_once)
+        self._waiting: deque[Future[list[Decoded]]] = deque()
+        self._pool = ThreadPoolExecutor(decoding_threads(present[0]) if present else 1)
+        self._closed = False
+        self._running = Event()
+        self._running.set()
+        try:
+            self._fill()
+        except BaseException:  # a folder that may not be read, ctrl-C
+            self.close()
+            raise
+
+    def __enter__(self) -> "Ahead":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Decoded]:
+        while self._waiting:
+            group = self._waiting.popleft()
+            self._fill()
+            yield from group.result()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within, no further file is begun: the processors are left to somebody else's threads."""
+        self._running.clear()
+        try:
+            yield
+        finally:
+            self._running.set()
+
+    def close(self) -> None:
+        """Let the threads end: after the file that each is at."""
+        self._closed = True
+        self._running.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _fill(self) -> None:
+        for group in islice(self._groups, self._most - len(self._waiting)):
+            self._waiting.append(self._pool.submit(self._decoded, group))
+
+    def _decoded(self, files: list[str | Unreadable]) -> list[Decoded]:
+        results: list[Decoded] = []
+        for file in files:
+            self._running.wait()
+            if self._closed:
+                break
+            try:
+                results.append(file if isinstance(file, Unreadable) else (file, self._decode.array(file)))
+            except DataError as error:
+                results.append(Unreadable(str(file), str(error).removeprefix(f"{file}: ")))
+        return results
+
+
+def _grouped(files: Iterable[str | Unreadable], size: int) -> Iterator[list[str | Unreadable]]:
+    iterator = iter(files)
+    while group := list(islice(iterator, size)):
+        yield group

@@ -1,0 +1,125 @@
+"""One image file as pixels, whatever its format and mode. Needs no torch."""
+
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
+from ..processors import processors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SMALL_FILE = 4 << 10  # bytes
+
+# What pictures are kept in. Pillow knows some forty more: EPS starts an interpreter, icons unpack to any size.
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP"),
+    *("AVIF", "JPEG2000", "PPM", "TGA", "PCX", "SGI", "QOI"),
+)
+MAX_PIXELS = 1 << 26  # an image that unpacks to more is no training image, and could fill the memory
+# What Pillow's decoders, and their reading of EXIF, were seen to raise on damaged files.
+DAMAGED = (
+    *(OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError),
+    *(RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused here, not warned of
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # on metadata that nobody asked for
+
+
+@dataclass(frozen=True)
+class Decode:
+    """A file as [C, H, W] uint8. Raises DataError, with the file and the reason, if it cannot be."""
+
+    channels: int
+    size: tuple[int, int] | None  # None: as it is
+
+    def __call__(self, file: str) -> "Tensor":
+        """Decode one file."""
+        import torch
+
+        return torch.tensor(self.array(file))
+
+    def array(self, file: str) -> NDArray[np.uint8]:
+        """Decode one file to [C, H, W]."""
+        try:
+            with Image.open(file, formats=_formats()) as image:  # reads the header alone
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
+                pixels = np.asarray(self._fitted(_plain(image, self.channels)))
+        except DAMAGED as error:
+            if ran_out_of_memory(error):
+                raise MemoryRanOutError(f"{file}: memory ran out while decoding it; data.size needs less") from None
+            raise DataError(f"{file}: {_reason(error, file)}") from None
+        return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        """The image with its shorter side at the wanted size and its centre cut out."""
+        if self.size is None or (image.height, image.width) == self.size:
+            return image
+        return ImageOps.fit(image, (self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+
+
+def decoding_threads(file: str) -> int:
+    """How many threads decode files like this one fastest.
+
+    PIL decodes without Python's lock, but on small files the rest, which holds it, takes most of the time.
+    """
+    return processors() if Path(file).stat().st_size > SMALL_FILE else 1
+
+
+def _plain(image: Image.Image, channels: int) -> Image.Image:
+    """Any mode as RGB or L: upright by its EXIF tag, 16 bits scaled to 8, transparency laid over white.
+
+    Of an animation or a stack of pages this is the first.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        pixels = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=255, neginf=0)
+        scale = 1 / 257 if pixels.max(initial=0) > 255 else 1.0  # 32-bit modes hold 16-bit greys as a rule
+        image = Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        overlay = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which copies it even where there is nothing to do
+
+
+def _reason(error: BaseException, file: str) -> str:
+    """Why a file could not be decoded, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        kind = Image.registered_extensions().get(Path(file).suffix.lower(), "")
+        return "it is no image" if kind in _formats() else f"{kind} files are not read; convert it to PNG"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return (
+        text if text and isinstance(error, OSError | ValueError) else f"it is damaged ({type(error).__name__}: {text})"
+    )
+
+
+def is_image(file: Path) -> bool:
+    """Whether a file is there, not hidden, and named as an image that can be decoded."""
+    return file.suffix.lower() in _extensions() and not file.name.startswith(".") and file.is_file()
+
+
+@cache
+def _extensions() -> frozenset[str]:
+    return frozenset(Image.registered_extensions())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
