@@ -41,9 +41,6 @@ def test_every_way_has_its_rate_and_its_ratios(softmaxce: Softmaxce, tmp_path: P
             assert 0 < low <= way["images_per_second"]["median"] <= high
             assert (way["to_ceiling"]["median"] == 1.0) == (name == "ceiling")
             assert (way["to_plain"]["median"] == 1.0) == (name == "plain")
-    # a PIL image, a tensor and a sum a picture cost more than the arithmetic of such small ones
-    assert found["evaluation"]["ceiling"]["to_plain"]["median"] > 1
-    assert found["evaluation"]["plain"]["to_ceiling"]["median"] < 1
 
 
 def test_an_epochs_parts_are_named_and_none_is_negative(softmaxce: Softmaxce, tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from softmaxce.build import load_source
 from softmaxce.data.splits import InMemory
 from softmaxce.errors import DataError
 from softmaxce.explain import pictures, trained
-from softmaxce.losses.cross_entropy import SoftmaxCrossEntropy
 
 from ..conftest import SMALL, Softmaxce
 from .conftest import Explain
@@ -265,7 +264,8 @@ def test_a_calibrated_run_is_explained_at_its_temperature_unless_told_otherwise(
 def test_a_class_that_the_loss_ignores_is_refused_with_its_name(linear_run: Path) -> None:
     run = trained.open_run(linear_run)
     image, label = trained.pick(run, "test", 0)
-    ignoring = replace(run, loss=SoftmaxCrossEntropy(ignore_index=label))
+    loss = replace(run.config.loss, arguments={"ignore_index": label})
+    ignoring = replace(run, config=replace(run.config, loss=loss))
     with pytest.raises(DataError, match=f"leaves the class {label} out of account"):
         trained.explain_image(ignoring, image, label, title="an image")
     trained.explain_image(ignoring, image, (label + 1) % 10, title="an image")
