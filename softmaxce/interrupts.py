@@ -80,13 +80,12 @@ class Pauses:
 
     def __init__(self, every: Every, signals: Signals) -> None:
         self.every = every
-        self.signals = signals
-        self.saved()
+        self.signals = signals  # one that has asked for a checkpoint already will have it after the first step
+        self.steps, self.since = 0, time.monotonic()
 
     def saved(self) -> None:
         """A checkpoint has just been written: count from here."""
-        self.steps = 0
-        self.since = time.monotonic()
+        self.steps, self.since = 0, time.monotonic()
         self.signals.save = False
 
     def after_step(self) -> bool:

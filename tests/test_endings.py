@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from softmaxce import checkpoint
+from softmaxce.interrupts import Every, Pauses, Signals
 
 from .conftest import Softmaxce
 
@@ -134,6 +135,15 @@ def test_sigusr1_saves_within_the_epoch_and_the_run_goes_on(
     status, lines = running[0].end()
     assert (status, lines) == (0, [])
     assert epochs_saved(tmp_path / "out") == 2
+
+
+def test_a_checkpoint_that_was_asked_for_before_the_first_step_is_saved_after_it() -> None:
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        pauses = Pauses(Every(), signals)
+        assert pauses.after_step()
+        pauses.saved()
+        assert not pauses.after_step()
 
 
 # -- a loss that is not finite ----------------------------------------------------------------------------------------
