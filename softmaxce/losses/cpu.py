@@ -591,8 +591,6 @@ def survey(job: Any, ids: Any, weight: Any) -> bool:
                 job.wrong_row = row
                 return False
             job.divisor += weight[y] if job.options & WEIGHT else weight.dtype.type(1)
-    if job.options & MEAN:
-        job.scale /= job.divisor
     return True
 
 
@@ -613,10 +611,13 @@ def walk_over(a_logit: Any, a_number: Any, short: bool) -> Callable[[Any], None]
         sums = carray(at(job.sums_, 0.0), (job.parts,))
         if job.options & SURVEY and not survey(job, ids, weight):
             return
-        step = Step(num_classes, job.ignore_index, job.options, job.spread, job.share, job.scale)
+        scale = job.scale / job.divisor if job.options & MEAN else job.scale
+        step = Step(num_classes, job.ignore_index, job.options, job.spread, job.share, scale)
         while True:
             part = take_part(job_)
             if part >= job.parts:
+                if job.parts == 1:  # nobody else is at it; it can be done again
+                    job.next_part = 0
                 return
             first, last = num_rows * part // job.parts, num_rows * (part + 1) // job.parts
             if short:  # known when this is compiled: the other branch is not
@@ -854,15 +855,12 @@ class UsualStep(torch.autograd.Function):
         ctx.gradient = gradient = empty_like(logits)
         ready = _READY.step
         dtype = logits.dtype
-        if logits.shape != ready.shape or dtype is not ready.dtype:
-            ready.expect(logits)
+        if logits.shape != ready.shape or dtype is not ready.dtype or ignore_index != ready.ignore_index:
+            ready.expect(logits, ignore_index)
         job = ready.job
-        job.next_part = 0
         job.logits_ = logits.data_ptr()
         job.ids_ = target.data_ptr()
         job.gradient_ = gradient.data_ptr()
-        job.ignore_index = ignore_index
-        job.scale = 1.0
         ready.function(ready.address)
         if job.wrong_row >= 0:
             job.wrong_row = -1
@@ -889,19 +887,22 @@ class UsualStep(torch.autograd.Function):
 class _ReadyStep:
     """A job for the usual step, made once: to fill in what changes takes a third of making one."""
 
-    __slots__ = ("address", "dtype", "function", "job", "shape", "total")
+    __slots__ = ("address", "dtype", "function", "ignore_index", "job", "shape", "total")
 
     def __init__(self) -> None:
         self.total = ctypes.c_double()
         sums_ = ctypes.addressof(self.total)
-        self.job = Job(options=SURVEY | MEAN | GRADIENT, share=1.0, sums_=sums_, parts=1, wrong_row=-1)
+        options = SURVEY | MEAN | GRADIENT
+        self.job = Job(options=options, scale=1.0, share=1.0, sums_=sums_, parts=1, wrong_row=-1)
         self.address = ctypes.addressof(self.job)
         self.shape: tuple[int, ...] = ()
         self.dtype: torch.dtype | None = None
+        self.ignore_index = 0
 
-    def expect(self, logits: Tensor) -> None:
-        """From now on they are of this shape and dtype."""
-        self.shape, self.dtype = logits.shape, logits.dtype
+    def expect(self, logits: Tensor, ignore_index: int) -> None:
+        """From now on they are of this shape and dtype, and this class does not count."""
+        self.shape, self.dtype, self.ignore_index = logits.shape, logits.dtype, ignore_index
+        self.job.ignore_index = ignore_index
         self.job.num_rows, self.job.num_classes = logits.shape
         self.job.stride = self.job.num_classes
         self.function = _compiled(logits.dtype, logits.shape[1] < FEW_CLASSES)
