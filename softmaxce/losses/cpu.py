@@ -438,28 +438,6 @@ def one_row(
 
 
 @njit(fastmath=CONTRACT, error_model="numpy")
-def long_rows(
-    logits: Any,
-    stride: Any,
-    ids: Any,
-    labels: Any,
-    weight: Any,
-    upstream: Any,
-    losses: Any,
-    gradient: Any,
-    first: Any,
-    last: Any,
-    step: Any,
-) -> float:
-    """The losses and the gradients of rows with any label, one by one. Returns the sum of the losses."""
-    e = np.empty(step.num_classes, dtype=weight.dtype)
-    total = 0.0
-    for row in range(first, last):
-        total += one_row(logits, stride, ids, labels, weight, upstream, losses, gradient, row, step, e)
-    return total
-
-
-@njit(fastmath=CONTRACT, error_model="numpy")
 def short_rows(
     logits: Any,
     stride: Any,
@@ -613,6 +591,7 @@ def walk_over(a_logit: Any, a_number: Any, short: bool) -> Callable[[Any], None]
             return
         scale = job.scale / job.divisor if job.options & MEAN else job.scale
         step = Step(num_classes, job.ignore_index, job.options, job.spread, job.share, scale)
+        e = np.empty(0 if short else num_classes, dtype=weight.dtype)
         while True:
             part = take_part(job_)
             if part >= job.parts:
@@ -623,9 +602,10 @@ def walk_over(a_logit: Any, a_number: Any, short: bool) -> Callable[[Any], None]
             if short:  # known when this is compiled: the other branch is not
                 sums[part] = short_rows(logits, job.stride, ids, weight, upstream, losses, gradient, first, last, step)
             else:
-                sums[part] = long_rows(
-                    logits, job.stride, ids, labels, weight, upstream, losses, gradient, first, last, step
-                )
+                total = 0.0
+                for row in range(first, last):
+                    total += one_row(logits, job.stride, ids, labels, weight, upstream, losses, gradient, row, step, e)
+                sums[part] = total
 
     return walk
 
