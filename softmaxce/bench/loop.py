@@ -253,21 +253,31 @@ class _Measurement:
 
     def _ceiling(self, count: int) -> float:
         run = self.run
-        take_step, clear = eager.stepper(run.optimizer), eager.clearer(run.optimizer)
+        take_step = self._step()
         run.model.train()
         began = self.clock()
         for _ in range(count):
             with autocast(run.device, run.precision):
                 loss = run.loss(run.model(self.images), self.labels).mean()
             run.scaler.scale(loss).backward()
+            take_step()
+        _wait(run.device)
+        return self.clock() - began
+
+    def _step(self) -> Callable[[], None]:
+        """What takes a step of the optimizer, as training does, and drops the gradients."""
+        run = self.run
+        step, clear = eager.stepper(run.optimizer), eager.clearer(run.optimizer)
+
+        def take_step() -> None:
             if run.scaler.is_enabled():
                 run.scaler.step(run.optimizer)
                 run.scaler.update()
             else:
-                take_step()
+                step()
             clear()
-        _wait(run.device)
-        return self.clock() - began
+
+        return take_step
 
     def _loop(self) -> float:
         self.number = self.number % self.run.config.epochs + 1
@@ -309,7 +319,7 @@ class _Measurement:
 
     def _parts(self, step: float) -> dict[str, float]:
         """Seconds an epoch of each part of a step, which takes `step` seconds in all; medians over a turn's batches."""
-        run, clock = self.run, _Clock(self.run.device)
+        run, clock, take_step = self.run, _Clock(self.run.device), self._step()
         run.model.train()
         batches = iter(itertools.islice(run.train.epoch(1), self.batches))
         taken: dict[str, list[float]] = {name: [] for name in ("data", "forward", "loss", "backward", "step")}
@@ -327,9 +337,7 @@ class _Measurement:
                 taken["loss"].append(clock.lap())
             run.scaler.scale(loss).backward()
             taken["backward"].append(clock.lap())
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-            run.optimizer.zero_grad()
+            take_step()
             taken["step"].append(clock.lap())
         parts = {name: sorted(found)[len(found) // 2] for name, found in taken.items()}
         parts["the rest"] = max(0.0, step - sum(parts.values()))  # schedule, checks, figures, bar

@@ -184,12 +184,51 @@ def fill(array: Any, first: Any, last: Any, number: Any) -> None:
         array[index] = number
 
 
+@njit(error_model="numpy", forceinline=True)
+def pool_square(
+    pixels: Any,
+    square: Any,
+    channels: Any,
+    line: Any,
+    pooled: Any,
+    places: Any,
+    to: Any,
+    end: Any,
+    infinity: Any,
+    relu: Any,
+) -> None:
+    """The maxima of a square's channels; nothing is written from `end` on."""
+    last = to + channels
+    while to < last:
+        if to + i64(LANES) <= end:
+            pool_lanes(pixels, square, channels, line, pooled, places, to, infinity, relu)
+            square, to = square + i64(LANES), to + i64(LANES)
+        else:
+            pool_one(pixels, square, channels, line, pooled, places, to, infinity, relu)
+            square, to = square + 1, to + 1
+
+
+@njit(error_model="numpy", forceinline=True)
+def spread_pixel(
+    pixels: Any, to: Any, end: Any, channels: Any, gradient: Any, places: Any, square: Any, all_squares: Any, place: Any
+) -> None:
+    """The gradient of a pixel's channels; nothing is written from `end` on, or read from `all_squares` on."""
+    last = to + channels
+    while to < last:
+        if to + i64(LANES) <= end and square + i64(LANES) <= all_squares:
+            spread_lanes(pixels, to, gradient, places, square, place)
+            square, to = square + i64(LANES), to + i64(LANES)
+        else:
+            spread_one(pixels, to, gradient, places, square, place)
+            square, to = square + 1, to + 1
+
+
 def pass_over(a_pixel: Any) -> Callable[[Any], None]:
     """The pass over pixels whose bits are of one width."""
 
     def walk(job_: Any) -> None:
         job = carray(job_, 1)[0]
-        channels, lanes, relu = job.channels, i64(LANES), job.relu != 0
+        channels, relu = job.channels, job.relu != 0
         rows, columns = job.height // 2, job.width // 2  # of squares
         line = job.width * channels
         all_pooled = job.images * rows * columns * channels
@@ -207,14 +246,8 @@ def pass_over(a_pixel: Any) -> Callable[[Any], None]:
                     image = row // rows
                     start = (image * job.height + 2 * (row - image * rows)) * line
                     for column in range(columns):
-                        square, to, c = start + 2 * column * channels, (row * columns + column) * channels, i64(0)
-                        while c < channels:
-                            if to + c + lanes <= end:
-                                pool_lanes(pixels, square + c, channels, line, pooled, places, to + c, infinity, relu)
-                                c += lanes
-                            else:
-                                pool_one(pixels, square + c, channels, line, pooled, places, to + c, infinity, relu)
-                                c += 1
+                        square, to = start + 2 * column * channels, (row * columns + column) * channels
+                        pool_square(pixels, square, channels, line, pooled, places, to, end, infinity, relu)
                 continue
             image = last // rows
             end = (image * job.height + 2 * (last - image * rows)) * line
@@ -224,14 +257,8 @@ def pass_over(a_pixel: Any) -> Callable[[Any], None]:
                 for down in range(2):
                     for column in range(2 * columns):
                         place = i8(2 * down + column % 2)
-                        to, square, c = start + column * channels, (row * columns + column // 2) * channels, i64(0)
-                        while c < channels:
-                            if to + c + lanes <= end and square + c + lanes <= all_pooled:
-                                spread_lanes(pixels, to + c, pooled, places, square + c, place)
-                                c += lanes
-                            else:
-                                spread_one(pixels, to + c, pooled, places, square + c, place)
-                                c += 1
+                        to, square = start + column * channels, (row * columns + column // 2) * channels
+                        spread_pixel(pixels, to, end, channels, pooled, places, square, all_pooled, place)
                     fill(array, start + 2 * columns * channels, start + line, a_pixel)  # a last odd column
                     start += line
                 if row - image * rows == rows - 1:
