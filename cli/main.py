@@ -23,6 +23,7 @@ from softmaxce.errors import (
 from softmaxce.interrupts import Terminated
 
 from .imports import imports
+from .values import read_plainly
 
 # name -> file, function or sub-app, and what --help says of it: the first line of its docstring.
 # A command's file is imported when that command is called.
@@ -85,8 +86,20 @@ if "OMP_WAIT_POLICY" not in os.environ:
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
 
 
+class Command(TyperCommand):
+    """A command whose plain values are read without pydantic."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Its arguments and options, --help included."""
+        return read_plainly(super().get_params(ctx))
+
+
 class Group(TyperGroup):
     """Imports a command when it is called; turns what it raises into one line and an exit status, not a traceback."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Its own options, --help included."""
+        return read_plainly(super().get_params(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All names, in the order in which --help shows them."""
@@ -118,7 +131,7 @@ class Group(TyperGroup):
         if isinstance(found, typer.Typer):
             around.add_typer(found, name=name)
         else:
-            around.command(name)(found)
+            around.command(name, cls=Command)(found)
         group = typer.main.get_command(around)
         assert isinstance(group, TyperGroup)
         self.commands[name] = group.commands[name]

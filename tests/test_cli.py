@@ -496,6 +496,7 @@ def test_help_imports_no_command(tmp_path: Path) -> None:
         "softmaxce_cli",
         "softmaxce_cli.imports",
         "softmaxce_cli.main",
+        "softmaxce_cli.values",
     ]
     assert done.stdout.splitlines()[-1] == str(names)
 
@@ -561,3 +562,48 @@ def test_a_file_of_nothing_but_mistakes_is_answered_in_a_page(softmaxce: Softmax
     assert len(lines) == 21
     assert max(map(len, lines)) < 700
     assert lines[-1] == "error: ... and 3984 more mistakes"
+
+
+def test_a_mistake_in_a_config_is_answered_without_pydantic(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("epochs: 0\ndata: {name: digits, batchsize: 64}\nmodel: linear\noptimizer: adam\n")
+    code = "import sys\nfrom softmaxce_cli.main import app\n"
+    code += "try:\n    app(['train', '--config', 'x.yaml', '--set', 'seed=1', '--verbose'])\n"
+    code += "finally:\n    print({'pydantic', 'pydantic_core', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == "set()\n"
+    assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        [
+            "--config",
+            "a b",
+            "--set",
+            "x=1",
+            "--set",
+            "",
+            "--seed",
+            "3",
+            "--output",
+            "there",
+            "--require",
+            "accuracy>=1",
+        ],
+        ["-c", "é", "--seeds", "4", "--epochs", "2", "--log", "tensorboard", "--json", "-q", "--device", "cpu"],
+        ["--resume", "auto", "--report", "--trust-code", "--dry-run", "-v"],
+    ],
+)
+def test_options_have_the_values_that_typer_itself_gives_them(app: typer.Typer, words: list[str]) -> None:
+    group: Any = typer.main.get_command(app)
+    group.load("train")
+    ours = group.commands["train"]
+    plain = typer.Typer()
+    plain.command()(ours.callback)
+    theirs: Any = typer.main.get_command(plain)
+    found, expected = (command.make_context("train", list(words)).params for command in (ours, theirs))
+    assert found == expected
+    assert {name: type(value) for name, value in found.items()} == {n: type(v) for n, v in expected.items()}

@@ -3,17 +3,19 @@
 import contextlib
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import jsonschema
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from softmaxce import menus, yamlfile
+from softmaxce import kinds, menus, yamlfile
 from softmaxce.config import Config, check, default_root, find, load, parse_override, recipes
 from softmaxce.errors import ConfigError
-from softmaxce.registry import target_of
+from softmaxce.registry import NAMES, fits, target_of
 from softmaxce.schema import MODELINE, commented_copy, headline, schema
 
 from .conftest import SMALL
@@ -24,6 +26,33 @@ RECIPES = sorted(CONFIGS.glob("*.yaml"))
 
 def read(text: str, *overrides: str) -> Config:
     return check(yamlfile.parse(text, "x.yaml"), [parse_override(override) for override in overrides])
+
+
+# -- a value ----------------------------------------------------------------------------------------------------------
+
+
+PLAIN = st.one_of(
+    *(st.none(), st.booleans(), st.floats(), st.integers(), st.integers(2**62, 2**70), st.text(max_size=3)),
+    *(st.sampled_from([10**400, "mean", "5 steps", "5 steps\n", "0 steps", "1.5 minutes", 1.0, 0.0, -1, 2**63]),),
+)
+
+
+@given(
+    value=PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.text(max_size=1), PLAIN, max_size=1),
+    type_=st.sampled_from([kind for name, kind in NAMES.items() if kind is not None])
+    | st.sampled_from(
+        [Any, None, list[int], list[kinds.PositiveFloat], int | None, list[float] | kinds.Probability, dict[str, int]]
+    )
+    | st.sampled_from([Literal["mean"], Literal[1, "auto"], Literal[True, "auto"], kinds.PositiveInt | Literal["all"]]),
+)
+def test_a_value_fits_a_type_where_pydantic_in_strict_mode_says_so(value: Any, type_: Any) -> None:
+    try:
+        TypeAdapter(type_).validate_python(value, strict=True)
+    except ValidationError:
+        expected = False
+    else:
+        expected = True
+    assert fits(value, type_) is expected
 
 
 # -- a config ---------------------------------------------------------------------------------------------------------
