@@ -43,7 +43,7 @@ PLAIN = st.one_of(
     | st.sampled_from(
         [Any, None, list[int], list[kinds.PositiveFloat], int | None, list[float] | kinds.Probability, dict[str, int]]
     )
-    | st.sampled_from([Literal["mean"], Literal[1, "auto"], Literal[True, "auto"], kinds.PositiveInt | Literal["all"]]),
+    | st.sampled_from([Literal["mean"], Literal["mean", "sum"], kinds.PositiveInt | Literal["all"]]),
 )
 def test_a_value_fits_a_type_where_pydantic_in_strict_mode_says_so(value: Any, type_: Any) -> None:
     try:
@@ -53,6 +53,12 @@ def test_a_value_fits_a_type_where_pydantic_in_strict_mode_says_so(value: Any, t
     else:
         expected = True
     assert fits(value, type_) is expected
+
+
+def test_one_is_not_true() -> None:
+    assert not fits(1, Literal[True, "auto"])
+    assert not fits(True, Literal[1, "auto"])
+    assert fits(True, Literal[True, "auto"])
 
 
 # -- a config ---------------------------------------------------------------------------------------------------------
