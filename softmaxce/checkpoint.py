@@ -327,6 +327,8 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):  # as pairs: JSON would turn the optimizer's integer keys into text
         return {"dict": [[key, _flatten(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
+        if all(type(item) is int for item in value):  # a generator's state has hundreds
+            return list(value)
         return [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
     return value
 

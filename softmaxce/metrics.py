@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+WAITING = 1 << 16  # logits that may wait to be looked at
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -30,22 +32,51 @@ class Scores:
 class Tally:
     """Running sums of loss and hits. They stay on the device; `scores` is the only place that waits for it.
 
+    On the CPU batches are added up some at a time: alone, each would cost more in calls than in sums.
+
     Attributes:
-        loss: nats, of all images [].
-        hits: images whose largest logit is their label's [].
         images: how many; the caller counts them, as a CUDA graph that calls `add` cannot.
+        room: so many logits may wait for that; 0 where what they lie in is written over by the next batch.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), device=device)
-        self.hits = torch.zeros((), dtype=torch.int64, device=device)
         self.images = 0
+        self.room = WAITING if device.type == "cpu" else 0
+        self._loss = torch.zeros((), device=device)
+        self._hits = torch.zeros((), dtype=torch.int64, device=device)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits, targets
+        self._numbers = 0  # of these logits
+
+    @property
+    def loss(self) -> Tensor:
+        """Nats, of all images []; always the same tensor."""
+        self._add_up()
+        return self._loss
+
+    @property
+    def hits(self) -> Tensor:
+        """Images whose largest logit is their label's []; always the same tensor."""
+        self._add_up()
+        return self._hits
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Add up one batch: its mean loss (scalar), logits [B, K], targets [B] ids or [B, K] probabilities."""
+        self._waiting.append((loss.detach(), logits.detach(), targets))
+        self._numbers += logits.numel()
+        if self._numbers > self.room:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        if not self._waiting:
+            return
+        losses, *pairs = zip(*self._waiting, strict=True)
+        for loss, targets in zip(losses, pairs[1], strict=True):
+            self._loss.add_(loss, alpha=len(targets))
+        logits, targets = (torch.cat(batches) if len(batches) > 1 else batches[0] for batches in pairs)
         ids = targets if targets.ndim == 1 else targets.argmax(1)
-        self.loss.add_(loss.detach(), alpha=len(ids))
-        self.hits.add_((logits.argmax(1) == ids).sum())
+        self._hits.add_((logits.argmax(1) == ids).sum())
+        self._waiting.clear()
+        self._numbers = 0
 
     def clear(self) -> None:
         """Begin anew, in the same place."""

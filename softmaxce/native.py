@@ -14,6 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic as _intrinsic
 from platformdirs import user_cache_dir
@@ -21,7 +22,7 @@ from platformdirs import user_cache_dir
 intrinsic: Any = _intrinsic
 pointer: Any = types.CPointer
 
-PART = 1 << 15  # about so many numbers make a part; waking a thread takes as long as some thousands
+PART = 1 << 14  # about so many numbers make a part; waking a thread takes as long as some thousands
 
 
 def compiled(function: Callable[[Any], None], job: type[ctypes.Structure], fastmath: set[str]) -> Callable[[int], None]:
@@ -66,6 +67,22 @@ def take_part(typing: Any, job_: Any) -> Any:
         return builder.atomic_rmw("add", next_part, whole(1), "monotonic")
 
     return types.int64(job_), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """Have the cache line that holds this number on its way, to be read soon."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), byte)
+        builder.call(function, [place, number(0), number(3), number(1)])  # to read; all caches; data
+        return context.get_dummy_value()
+
+    return types.void(array, index), code
 
 
 def run(function: Callable[[int], None], job: Any) -> None:

@@ -6,13 +6,16 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import TrainingError
 from .runtime import autocast
+
+if TYPE_CHECKING:
+    from .nonfinite_cpu import Watch
 
 IN_FLIGHT = 2  # steps that a GPU may be ahead of the check
 
@@ -84,11 +87,13 @@ class Guard:
         self.scaled = scaler.is_enabled()  # the scaler looks at the gradients itself, and leaves such steps out
         self.deferred = deferred
         self.gated = device.type == "cuda" and not self.scaled and bool(optimizer.defaults.get("fused"))
-        self.parameters = list(model.parameters())
+        self.parameters: list[Tensor] = list(model.parameters())
+        self.watch = None if self.deferred or self.scaled else _watch(self.parameters)
         self.bad: Tensor | None = None
         self.taken: deque[_Taken] = deque()
         self.buffers = [b for b in model.buffers() if b.is_floating_point()] if skipping else []
         self.kept = [buffer.clone() for buffer in self.buffers]
+        self.follows = deferred or skipping  # whether there is anything to do after a step
 
     def check_loss(self, loss: Tensor, index: int, images: Tensor, targets: Tensor) -> None:
         """Look at a batch's loss, before its backward pass. Raises: NonFiniteError."""
@@ -115,10 +120,14 @@ class Guard:
             return
         if self.scaled:
             return
-        gradients = [gradient for p in self.parameters if (gradient := p.grad) is not None]
-        # A norm is not finite where a gradient is not; that of finite gradients may lie beyond float32.
-        norm = nn.utils.get_total_norm(gradients) if norm is None else norm
-        if not math.isfinite(norm.item()) and not all(torch.isfinite(g).all().item() for g in gradients):
+        if norm is None and self.watch is not None:
+            finite = self.watch.all_finite()
+        else:
+            gradients = [gradient for p in self.parameters if (gradient := p.grad) is not None]
+            # A norm is not finite where a gradient is not; that of finite gradients may lie beyond float32.
+            norm = nn.utils.get_total_norm(gradients) if norm is None else norm
+            finite = math.isfinite(norm.item()) or all(torch.isfinite(g).all().item() for g in gradients)
+        if not finite:
             self._fail("a gradient is not finite", index, self._rate(), images, targets)
 
     def after_step(self) -> None:
@@ -158,6 +167,17 @@ class Guard:
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
+
+
+def _watch(parameters: list[Tensor]) -> "Watch | None":
+    """What looks at gradients fast, where it can."""
+    if not all(type(p) is nn.Parameter and p.is_cpu and p.dtype is torch.float32 for p in parameters):
+        return None
+    try:
+        from .nonfinite_cpu import Watch
+    except ImportError:
+        return None
+    return Watch(parameters)
 
 
 def is_bad(loss: Tensor) -> Tensor:

@@ -318,7 +318,8 @@ def _train_epoch(run: Run, number: int, pauses: Pauses, track: Track) -> Iterato
             if run.average is not None and step % config.model_ema_steps == 0:
                 run.average.update_parameters(run.model)
             progress.batch = index + 1
-            guard.after_step()
+            if guard.follows:
+                guard.after_step()
             if pauses.after_step() and index + 1 < batches:
                 guard.settle()
                 check_class_ids()
@@ -368,6 +369,7 @@ def make_static_step(run: Run) -> StaticStep:
     Raises: NoGraphError with the reason, if a CUDA graph cannot be had.
     """
     size, device = run.config.data.batch_size, run.device
+    run.tally.room = 0
     before = random_state()
     try:
         pixels = torch.randint(256, (size, *run.preprocessing.shape), dtype=torch.uint8, device=device)
@@ -494,20 +496,19 @@ def _predict_until(
 ) -> tuple[Tensor, Tensor] | None:
     was_training = model.training
     model.eval()
-    logits, done = torch.empty(0), 0
-    labels = torch.empty(batches.num_images, dtype=torch.int64, device=batches.device)
+    logits, labels, done = torch.empty(0), [], 0
     with autocast(batches.device, precision):
         for images, ids in batches.epoch(0):
             found = model(images)  # [B, K]
             if not done:  # one piece from the start: many small ones would lie between the batches and scatter memory
                 logits = torch.empty(batches.num_images, found.shape[1], device=batches.device)
             logits[done : done + len(ids)] = found
-            labels[done : done + len(ids)] = ids
+            labels.append(ids)
             done += len(ids)
             if stop():
                 break
     model.train(was_training)
-    return None if stop() else (logits[:done], labels[:done])
+    return None if stop() else (logits[:done], torch.cat(labels))
 
 
 @torch.inference_mode()

@@ -65,3 +65,16 @@ def test_a_tally_weighs_batches_by_their_images() -> None:
     tally.images = 4
     scores = tally.scores()
     assert (scores.loss, scores.accuracy, scores.images) == ((3 * 1.0 + 5.0) / 4, 3 / 4, 4)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_tally_that_waits_has_the_sums_of_one_that_does_not(soft: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    waiting, prompt = Tally(torch.device("cpu")), Tally(torch.device("cpu"))
+    prompt.room, waiting.room = 0, 60
+    for size in (7, 7, 7, 3):
+        logits, labels = torch.randn(2, size, 4, generator=generator)
+        for tally in (waiting, prompt):
+            tally.add(logits.sum(), logits, labels if soft else labels.argmax(1))
+    assert waiting.loss.equal(prompt.loss)
+    assert waiting.hits.equal(prompt.hits)

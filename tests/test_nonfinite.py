@@ -1,13 +1,17 @@
 """A loss or a gradient that is not finite: noticed before the step, named, and passed over if asked."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from softmaxce.build import build_run
 from softmaxce.nonfinite import NonFiniteError
+from softmaxce.nonfinite_cpu import Watch
 from softmaxce.train import Epoch, Run, fit
 
 from .test_train import config
@@ -42,6 +46,29 @@ def test_an_infinity_and_its_opposite_do_not_hide_each_other() -> None:
     run.model.get_parameter("1.bias").register_hook(lambda gradient: sign * torch.inf)
     with pytest.raises(NonFiniteError, match=r"gradient of '1.bias'"):
         list(fit(run))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40_000), min_size=1, max_size=4),
+    where=st.floats(0, 1, exclude_max=True),
+    value=st.sampled_from([math.nan, math.inf, -math.inf, -math.nan, 3.4e38, -3.4e38, 0.0, 1e-45]),
+    missing=st.booleans(),
+)
+def test_one_pass_over_the_gradients_sees_what_isfinite_sees(
+    sizes: list[int], where: float, value: float, missing: bool
+) -> None:
+    parameters = [torch.zeros(size, requires_grad=True) for size in sizes]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 3e38)
+    chosen = parameters[int(where * len(sizes))]
+    assert chosen.grad is not None
+    chosen.grad[int(where * chosen.numel())] = value
+    if missing:
+        parameters[0].grad = None
+    expected = all(torch.isfinite(p.grad).all() for p in parameters if p.grad is not None)
+    watch = Watch(parameters)
+    assert watch.all_finite() is expected
+    assert watch.all_finite() is expected
 
 
 class NanOnce:

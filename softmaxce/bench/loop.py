@@ -318,7 +318,10 @@ class _Measurement:
     # -- where the time goes
 
     def _parts(self, step: float) -> dict[str, float]:
-        """Seconds an epoch of each part of a step, which takes `step` seconds in all; medians over a turn's batches."""
+        """Seconds an epoch of each part of a step, which takes `step` seconds in all.
+
+        Medians over a turn's batches; of the data, which come some batches at a time, the mean.
+        """
         run, clock, take_step = self.run, _Clock(self.run.device), self._step()
         run.model.train()
         batches = iter(itertools.islice(run.train.epoch(1), self.batches))
@@ -340,6 +343,7 @@ class _Measurement:
             take_step()
             taken["step"].append(clock.lap())
         parts = {name: sorted(found)[len(found) // 2] for name, found in taken.items()}
+        parts["data"] = sum(taken["data"]) / self.batches
         parts["the rest"] = max(0.0, step - sum(parts.values()))  # schedule, checks, figures, bar
         return {name: seconds * len(run.train) for name, seconds in parts.items()}
 

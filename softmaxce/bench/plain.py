@@ -101,7 +101,9 @@ class Plain:
     def _augmentations(self, size: tuple[int, int]) -> list[Any]:
         found = []
         for component in self.config.augment:
-            arguments = component.arguments
+            arguments = dict(component.arguments)
+            if arguments.pop("alternate", False):  # torchvision's flips are at random
+                self.left_out.append("alternate")
             if component.name == "random_crop":
                 fill = arguments.get("padding_mode", "constant")
                 fill = "edge" if fill == "replicate" else fill

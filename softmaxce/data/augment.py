@@ -1,7 +1,9 @@
 """Augmentations on batches, on the batch's own device; each image draws its own randomness.
 
 They take and give images [B, C, H, W], float in [0, 1], before normalisation. The draws come from torch's global
-generator of the device, so that a run's seed and a checkpoint's random state cover them.
+generator of the device, so that a run's seed and a checkpoint's random state cover them. One that has a method
+`place(epoch, chosen)` is told before each batch which epoch it is, from 1, and which images of the split it holds: [B]
+int64.
 """
 
 import math
@@ -12,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..kinds import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+
+SCATTER = 0x1E3779B97F4A7C15  # an odd number without a pattern: what is multiplied by it is spread over all bits
 
 
 class RandomCrop:
@@ -42,15 +46,31 @@ class RandomHorizontalFlip:
 
     Args:
         p: how often, in [0, 1].
+        alternate: mirror an image in every second epoch, half of the images in the first, instead of at random: so in
+            any two epochs each is seen both ways (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds"). p is then 0.5.
+    Raises: ValueError if alternate is set with another p.
     """
 
-    def __init__(self, p: Probability = 0.5) -> None:
+    def __init__(self, p: Probability = 0.5, alternate: bool = False) -> None:
+        if alternate and p != 0.5:
+            raise ValueError(f"alternate mirrors each image in every second epoch: p must be 0.5, got {p}")
         self.p = p
+        self.alternate = alternate
+        self.mirrored: Tensor | None = None  # [B] of the next batch, where its place is known
+
+    def place(self, epoch: int, chosen: Tensor) -> None:
+        """Be told which images come next: chosen [B], in this epoch."""
+        if self.alternate:
+            scattered = chosen * SCATTER  # modulo 2^64
+            scattered = (scattered ^ (scattered >> 32)) * SCATTER
+            self.mirrored = ((scattered >> 40) + epoch) % 2 == 1
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> the same shape."""
-        flips = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
-        return torch.where(flips, images.flip(3), images)
+        flips, self.mirrored = self.mirrored, None
+        if flips is None:
+            flips = torch.rand(len(images), device=images.device) < self.p
+        return torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 class RandomAffine:

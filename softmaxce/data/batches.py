@@ -1,9 +1,11 @@
 """From a split to batches on the device: chosen, augmented and normalised there, a batch at a time."""
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import DataError, MemoryRanOutError, SoftmaxceError, WorkerError, in_one_line, ran_out_of_memory
 from .splits import InMemory, OnDisk, Split
 
+if TYPE_CHECKING:
+    from .batch_cpu import Taker
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+AT_ONCE = 1 << 22  # numbers: 16 MB
 STATISTICS_FROM = 5000  # images of a split on disk that its mean and deviation are taken from
 
 Failure = DataError | MemoryRanOutError
@@ -62,7 +68,7 @@ class Batches:
         preprocessing: their shape and normalisation.
         batch_size: B; the last batch may be smaller.
         device: where batches are made and wanted.
-        augment: applied in this order, to images in [0, 1].
+        augment: applied in this order, to images in [0, 1]; see augment.py.
         shuffle_seed: the order is drawn from it and the epoch's number; None keeps the split's order.
     """
 
@@ -86,6 +92,9 @@ class Batches:
         self.mean_of_bytes, self.scale_of_bytes = self.mean * 255, 1 / (self.std * 255)
         self.labels = split.labels.to(device)
         self.images = split.images.to(device) if isinstance(split, InMemory) else None
+        self.taker = None
+        if self.images is not None and self.images.is_cpu and self.images.is_contiguous() and not self.augment:
+            self.taker = _taker(self.images, self.mean_of_bytes, self.scale_of_bytes)
 
     @property
     def num_images(self) -> int:
@@ -94,33 +103,50 @@ class Batches:
 
     def __len__(self) -> int:
         """How many batches an epoch has."""
-        return len(self._chunks(torch.arange(self.num_images)))
+        return -(-len(self._whole(torch.arange(self.num_images))) // self.batch_size)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from the one at `start` on.
 
         The same number gives the same order, whatever was drawn before.
         """
+        size = self.batch_size
         if self.shuffle_seed is None and self.images is not None:
-            for first in range(start * self.batch_size, self.num_images, self.batch_size):
-                here = slice(first, first + self.batch_size)
-                yield self.prepared(self.images[here]), self.labels[here]
+            step = size * self._at_once()
+            for first in range(start * size, self.num_images, step):
+                here = slice(first, first + step)
+                yield from zip(self._taken(here).split(size), self.labels[here].split(size), strict=True)
             return
         if self.shuffle_seed is None:
             order = torch.arange(self.num_images)
         else:
             generator = torch.Generator().manual_seed((self.shuffle_seed * 1_000_003 + number) % 2**63)
             order = torch.randperm(self.num_images, generator=generator)
-        chunks = self._chunks(order)[start:]
-        if not chunks:
+        order = self._whole(order)[start * size :]
+        if not len(order):
             return
-        on_device = self._chunks(order.to(self.device))[start:]  # at once: each copy would wait for the device
+        on_device = order.to(self.device)  # at once: each copy would wait for the device
         if self.images is not None:
-            for chosen in on_device:
-                yield self.prepared(self.images.index_select(0, chosen)), self.labels.index_select(0, chosen)
+            for chosen in on_device.split(size * self._at_once()):
+                self._place(number, chosen)
+                images, labels = self._taken(chosen), self.labels.index_select(0, chosen)
+                yield from zip(images.split(size), labels.split(size), strict=True)
         else:
-            for chosen, images in zip(on_device, self._decoded(chunks), strict=True):
+            for chosen, images in zip(on_device.split(size), self._decoded(order), strict=True):
+                self._place(number, chosen)
                 yield self.prepared(images.to(self.device, non_blocking=True)), self.labels.index_select(0, chosen)
+
+    def _place(self, epoch: int, chosen: Tensor) -> None:
+        for augmentation in self.augment:
+            if (place := getattr(augmentation, "place", None)) is not None:
+                place(epoch, chosen)
+
+    def _taken(self, chosen: Tensor | slice) -> Tensor:
+        """The chosen images of those in memory, prepared."""
+        assert self.images is not None
+        if self.taker is not None:
+            return self.taker.normalized(chosen)
+        return self.prepared(self.images[chosen] if isinstance(chosen, slice) else self.images.index_select(0, chosen))
 
     def sample(self, count: int) -> Tensor:
         """Up to `count` of the split's images, evenly spread over it, normalised and not augmented."""
@@ -128,20 +154,28 @@ class Batches:
         if self.images is not None:
             images = self.images.index_select(0, chosen.to(self.device))
         else:
-            images = torch.cat(list(self._decoded(list(chosen.split(self.batch_size))))).to(self.device)
+            images = torch.cat(list(self._decoded(chosen))).to(self.device)
         return self._normalized(images.float().div_(255))
 
-    def _chunks(self, order: Tensor) -> list[Tensor]:
-        chunks = list(order.split(self.batch_size))
-        if self.shuffle_seed is not None and len(chunks) > 1 and len(chunks[-1]) == 1:
-            chunks.pop()  # batch normalisation cannot train on a single image; the next epoch draws another
-        return chunks
+    def _whole(self, order: Tensor) -> Tensor:
+        """What an epoch takes of an order of all images."""
+        if self.shuffle_seed is not None and len(order) > self.batch_size and len(order) % self.batch_size == 1:
+            return order[:-1]  # batch normalisation cannot train on a single image; the next epoch draws another
+        return order
 
-    def _decoded(self, chunks: list[Tensor]) -> Iterator[Tensor]:
+    def _at_once(self) -> int:
+        """How many batches are made at once: some small ones, where each would wait longer for its start than it takes.
+
+        One, where an augmentation draws a batch's random numbers.
+        """
+        numbers = self.batch_size * math.prod(self.split.shape)
+        return max(1, AT_ONCE // numbers) if self.taker is not None else 1
+
+    def _decoded(self, order: Tensor) -> Iterator[Tensor]:
         assert isinstance(self.split, OnDisk)
         loader = DataLoader(
             _Files(self.split),
-            batch_sampler=[chunk.tolist() for chunk in chunks],
+            batch_sampler=[chunk.tolist() for chunk in order.split(self.batch_size)],
             num_workers=self.split.workers,
             collate_fn=_stacked,
             pin_memory=self.device.type == "cuda",
@@ -174,6 +208,15 @@ class Batches:
     def _normalized(self, images: Tensor) -> Tensor:
         normalised = (images - self.mean).div_(self.std)
         return normalised.contiguous(memory_format=torch.channels_last)
+
+
+def _taker(images: Tensor, mean: Tensor, scale: Tensor) -> "Taker | None":
+    """What takes and normalises images on the CPU in one pass, to what `Batches.prepared` gives; None without Numba."""
+    try:
+        from .batch_cpu import Taker
+    except ImportError:
+        return None
+    return Taker(images, mean, scale)
 
 
 class _Files(Dataset[Tensor | Failure]):

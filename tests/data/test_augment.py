@@ -32,6 +32,7 @@ def photographs(batch: int = 6, channels: int = 3, height: int = 12, width: int 
 EVERY: list[Augmentation] = [
     RandomCrop(),
     RandomHorizontalFlip(),
+    RandomHorizontalFlip(alternate=True),
     RandomAffine(15, [0.1, 0.2], [0.8, 1.2]),
     Cutout(4),
     ColorJitter(0.3, 0.3, 0.3, 0.1),
@@ -123,6 +124,32 @@ def test_a_flip_mirrors_about_half_of_the_images_and_p_decides() -> None:
     assert 150 < sum(mirrored) < 250
     assert RandomHorizontalFlip(1.0)(images).equal(tv.horizontal_flip(images))
     assert RandomHorizontalFlip(0.0)(images).equal(images)
+
+
+def test_an_alternating_flip_mirrors_half_of_the_images_and_in_the_next_epoch_the_others() -> None:
+    augmentation = RandomHorizontalFlip(alternate=True)
+    chosen = torch.randperm(10_000, generator=torch.Generator().manual_seed(1))
+    images = torch.zeros(10_000, 1, 1, 2)
+    images[..., 1] = 1  # a mirrored one has its 1 on the left
+    seen = []
+    for epoch in (1, 2, 3):
+        left = torch.empty(10_000)
+        for batch in chosen.split(700):
+            augmentation.place(epoch, batch)
+            left[batch] = augmentation(images[: len(batch)])[:, 0, 0, 0]
+        seen.append(left)
+    first, second, third = seen
+    assert (first + second).equal(torch.ones(10_000))
+    assert third.equal(first)
+    assert abs(first.mean().item() - 0.5) < 4 * 0.5 / 100  # four standard deviations of fair coins
+    assert (
+        abs((first[1:] == first[:-1]).double().mean().item() - 0.5) < 4 * 0.5 / 100
+    )  # neighbours know nothing of each other
+
+
+def test_an_alternating_flip_has_no_other_p() -> None:
+    with pytest.raises(ValueError, match=r"p must be 0\.5, got 0\.2"):
+        RandomHorizontalFlip(0.2, alternate=True)
 
 
 def test_cutout_blanks_a_square_with_the_images_own_mean_and_nothing_else() -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from softmaxce.data.batch_cpu import Taker
 from softmaxce.data.batches import Batches, Preprocessing, mean_and_std, mixing
 from softmaxce.data.decode import Decode
 from softmaxce.data.splits import InMemory, OnDisk
@@ -51,6 +52,44 @@ def test_bytes_normalised_at_once_are_what_two_steps_make_of_them_to_a_millionth
     for (images, _), (reference, _) in zip(at_once.epoch(1), stepwise.epoch(1), strict=True):
         torch.testing.assert_close(images, reference, rtol=1e-6, atol=1e-6)
         assert images.stride() == reference.stride()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 5, 3), (1, 1, 1)])
+def test_one_pass_over_the_bytes_has_the_bits_of_pytorchs_operations(shape: tuple[int, int, int], threads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (900, *shape), dtype=torch.uint8, generator=generator)
+    mean, scale = torch.rand(2, 1, shape[0], 1, 1, generator=generator)
+    chosen = torch.randint(900, (333,), generator=generator)
+    taker = Taker(images, mean * 255, scale)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for taken, bytes_ in (
+            (taker.normalized(chosen), images[chosen]),
+            (taker.normalized(slice(40, 500)), images[40:500]),
+            (taker.normalized(slice(800, 1000)), images[800:]),
+        ):
+            assert taken.equal(torch.sub(bytes_, mean * 255).mul_(scale))
+            assert taken.is_contiguous(memory_format=torch.channels_last)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+@pytest.mark.parametrize("shuffle_seed", [None, 0])
+def test_batches_made_several_at_once_are_those_made_one_by_one(
+    shuffle_seed: int | None, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Batches(SPLIT, PLAIN, batch_size=8, device=CPU, shuffle_seed=shuffle_seed)
+    at_once = list(batches.epoch(1, start))
+    monkeypatch.setattr("softmaxce.data.batches.AT_ONCE", 8 * 3 * 6 * 5 * 2)  # two
+    by_twos = list(batches.epoch(1, start))
+    batches.taker = None
+    one_by_one = list(batches.epoch(1, start))
+    assert len(at_once) == len(by_twos) == len(one_by_one) == 7 - start
+    for first, second, third in zip(at_once, by_twos, one_by_one, strict=True):
+        assert all(a.equal(b) and a.equal(c) for a, b, c in zip(first, second, third, strict=True))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
