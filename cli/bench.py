@@ -3,16 +3,21 @@
 import itertools
 import json as jsonlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from softmaxce import config as configs
-from softmaxce.errors import ConfigError, Problem
+from softmaxce.errors import ConfigError, DataError, Problem
 from softmaxce.registry import MENUS, Component, show, suggestion, target_of
 from softmaxce.report import console
+
+from .options import Device
+from .trust import TrustCode
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +150,33 @@ def bench_startup(
         found = startup.measure(config, (*(set_ or []), *one_step), rounds)
     told = speed.plain_startup(found) if json else partial(speed.print_startup, found)
     _tell(choose_device("cpu"), speed.notes_on_startup(), told)
+
+
+@app.command("predict")
+def bench_predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Image files, folders, quoted globs.")],
+    device: Device = None,
+    trust_code: TrustCode = False,
+    rounds: Annotated[int, typer.Option(min=2, help="How often each way has its turn.")] = 7,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Time a run's predictions from image files beside decoding the same files alone, taking turns."""
+    from softmaxce.data.paths import Unreadable, image_files
+
+    files = list(image_files(paths, sys.stdin))
+    if bad := next((file for file in files if isinstance(file, Unreadable)), None):
+        raise DataError(str(bad))
+
+    from softmaxce.bench import prediction
+    from softmaxce.predict import open_run
+    from softmaxce.report import speed
+
+    opened = open_run(run, device, trust_code=trust_code)
+    with console.stderr().status("decoding and predicting in turns"):
+        found = prediction.measure(opened, [str(file) for file in files], rounds)
+    told = speed.plain_predict(found) if json else partial(speed.print_predict, found)
+    _tell(opened.device, speed.notes_on_predict(found), told)
 
 
 def _tell(place: "torch.device", notes: Sequence[str], measured: dict[str, Any] | Callable[["Console"], None]) -> None:

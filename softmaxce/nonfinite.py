@@ -170,13 +170,12 @@ class Guard:
 
 
 def _watch(parameters: list[Tensor]) -> "Watch | None":
-    """What looks at gradients fast, where it can."""
-    if not all(type(p) is nn.Parameter and p.is_cpu and p.dtype is torch.float32 for p in parameters):
+    """What looks at gradients fast, where it can: on the CPU, if model or loss has brought Numba in."""
+    usual = all(type(p) is nn.Parameter and p.is_cpu and p.dtype is torch.float32 for p in parameters)
+    if not usual or "numba" not in sys.modules:
         return None
-    try:
-        from .nonfinite_cpu import Watch
-    except ImportError:
-        return None
+    from .nonfinite_cpu import Watch
+
     return Watch(parameters)
 
 

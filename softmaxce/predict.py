@@ -1,7 +1,6 @@
 """What a trained classifier says of image files: decoded in threads while the model works, in the order given."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,28 +67,21 @@ def predict(
 def classify(
     run: Evaluation, images: Ahead, *, temperature: float = 1.0, top: int = 1
 ) -> Iterator[Prediction | Unreadable]:
-    """As `predict`, of files whose decoding, to the model's shape, has begun already.
-
-    On the CPU decoding pauses while the model works, whose threads wait for each other: with others in their way they
-    would wait longer than those gain.
-    """
+    """As `predict`, of files whose decoding, to the model's shape, has begun already."""
     decoded = iter(images)
     while batch := list(islice(decoded, run.config.data.eval_batch_size)):
-        yield from _classified(
-            run, batch, images.paused() if run.device.type == "cpu" else nullcontext(), temperature, top
-        )
+        yield from _classified(run, batch, temperature, top)
 
 
 def _classified(
-    run: Evaluation, decoded: list[Decoded], alone: AbstractContextManager[None], temperature: float, top: int
+    run: Evaluation, decoded: list[Decoded], temperature: float, top: int
 ) -> Iterator[Prediction | Unreadable]:
     arrays = [item[1] for item in decoded if not isinstance(item, Unreadable)]
     rows: Iterator[tuple[list[float], list[int]]] = iter(())
     if arrays:
         images = torch.from_numpy(np.stack(arrays))
         split = InMemory(images, torch.zeros(len(images), dtype=torch.int64))  # nobody knows the labels
-        with alone:
-            logits, _ = outputs(run.model, run.batches(split), run.precision)
+        logits, _ = outputs(run.model, run.batches(split), run.precision)
         probabilities, ids = torch.softmax(logits.cpu().double() / temperature, 1).topk(min(top, len(run.classes)), 1)
         rows = zip(probabilities.tolist(), ids.tolist(), strict=True)
     for item in decoded:

@@ -52,7 +52,7 @@ FLOORS = [
     {"errors", "files", "interrupts", "kinds", "yamlfile", "menus", "processors"},
     {"registry", "config", "schema", "runfolder", "header", "runs", "grid", "requirements", "configs"},
     {"eager", "native", "watching"},
-    {"losses", "models", "data", "optim", "muon", "average", "views", "metrics", "runtime"},
+    {"losses", "models", "data", "optim", "muon", "average", "views", "metrics", "runtime", "nonfinite_cpu"},
     {"train", "cudagraph", "nonfinite", "checkpoint", "verify", "memory"},
     {"build", "provenance", "evaluate", "calibration", "predict", "compare"},
     {"explain", "bench", "laws"},

@@ -1,12 +1,10 @@
 """Image files decoded in threads while something else is done, in the order given. Needs no torch."""
 
-import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
-from threading import Event
 from types import TracebackType
 
 import numpy as np
@@ -52,8 +50,6 @@ class Ahead:
         self._waiting: deque[Future[list[Decoded]]] = deque()
         self._pool = ThreadPoolExecutor(decoding_threads(present[0]) if present else 1)
         self._closed = False
-        self._running = Event()
-        self._running.set()
         try:
             self._fill()
         except BaseException:  # a folder that may not be read, ctrl-C
@@ -72,19 +68,9 @@ class Ahead:
             self._fill()
             yield from group.result()
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Within, no further file is begun: the processors are left to somebody else's threads."""
-        self._running.clear()
-        try:
-            yield
-        finally:
-            self._running.set()
-
     def close(self) -> None:
         """Let the threads end: after the file that each is at."""
         self._closed = True
-        self._running.set()
         self._pool.shutdown(cancel_futures=True)
 
     def _fill(self) -> None:
@@ -94,7 +80,6 @@ class Ahead:
     def _decoded(self, files: list[str | Unreadable]) -> list[Decoded]:
         results: list[Decoded] = []
         for file in files:
-            self._running.wait()
             if self._closed:
                 break
             try:

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -211,11 +212,14 @@ class Batches:
 
 
 def _taker(images: Tensor, mean: Tensor, scale: Tensor) -> "Taker | None":
-    """What takes and normalises images on the CPU in one pass, to what `Batches.prepared` gives; None without Numba."""
-    try:
-        from .batch_cpu import Taker
-    except ImportError:
+    """What takes and normalises images on the CPU in one pass, to what `Batches.prepared` gives.
+
+    None where neither model nor loss has brought Numba in: a prediction would wait for it longer than it gains.
+    """
+    if "numba" not in sys.modules:
         return None
+    from .batch_cpu import Taker
+
     return Taker(images, mean, scale)
 
 

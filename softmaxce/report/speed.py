@@ -1,4 +1,4 @@
-"""How fast training goes, for a person and as JSON: the loop beside its ceiling and the plain way; the start."""
+"""How fast training and prediction go, for a person and as JSON: each beside what it cannot do without."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ from rich.console import Console
 
 from ..bench.clock import Spread
 from ..bench.loop import CEILING, MEANINGS, OURS, PLAIN, Loop, Ways
+from ..bench.prediction import DECODING, PREDICTING, Rates
 from ..bench.startup import BASE, MISTAKE, STEP, Start
 from ..config import Config
 from .benchmark import show_ratio, show_seconds, threads
@@ -118,3 +119,29 @@ def plain_startup(start: Start) -> dict[str, Any]:
     columns = {"seconds": start.seconds, "to_base": start.to_base}
     rows = {name: {key: plain_spread(found[name]) for key, found in columns.items()} for name in start.seconds}
     return {"startup": rows}
+
+
+def print_predict(found: Rates, console: Console) -> None:
+    """One table: a row a way."""
+    table = plain_table()
+    for heading in ("", "files/s", "to decoding alone"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for name, rate in found.rates.items():
+        table.add_row(name, f"{rate.median:,.0f}", show_ratio(found.to_decoding, 2) if name == PREDICTING else "")
+    console.print(table)
+    console.print()
+
+
+def notes_on_predict(found: Rates) -> list[str]:
+    """How the figures came about, a line a sentence."""
+    return [
+        "±: half the distance between the quartiles of the ratio, which is taken anew in every round",
+        f"{DECODING}: in the same threads and to the same size as for {PREDICTING}, and thrown away",
+        f"{found.files:,} files, {found.model}; start-up is not counted",
+    ]
+
+
+def plain_predict(found: Rates) -> dict[str, Any]:
+    """Everything that was measured."""
+    rates = {name: plain_spread(rate) for name, rate in found.rates.items()}
+    return {"predict": {"files": found.files, "rates": rates, "to_decoding": plain_spread(found.to_decoding)}}

@@ -89,17 +89,6 @@ def test_decoding_begins_before_anything_is_asked_for(files: list[str]) -> None:
     assert sorted(decode.asked) == files
 
 
-def test_while_it_is_paused_no_file_is_begun_and_afterwards_all_are(files: list[str]) -> None:
-    decode = Noted(3, (24, 24), [])
-    with Ahead(files * 20, decode, len(files) * 20) as ahead:
-        with ahead.paused():
-            time.sleep(0.2)  # what had begun has ended
-            before = len(decode.asked)
-            time.sleep(0.2)
-            assert len(decode.asked) == before < len(files) * 20
-        assert len(list(ahead)) == len(files) * 20
-
-
 def test_closed_it_begins_no_file_any_more(files: list[str]) -> None:
     decode = Noted(3, (24, 24), [])
     with Ahead(files * 20, decode, len(files) * 20):

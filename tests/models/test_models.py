@@ -152,6 +152,15 @@ def test_the_prepared_first_layer_whitens_the_patches() -> None:
     assert not model.whitening.weight.requires_grad
 
 
+def test_without_a_trained_first_layer_no_gradient_is_worked_out_for_what_comes_before_the_second() -> None:
+    model = Airbench(widths=[8], whitening_bias=False, in_channels=1, image_size=(8, 8), num_classes=2)
+    needed: list[bool] = []
+    model.whitening.register_forward_hook(lambda module, inputs, output: needed.append(output.requires_grad))
+    model(torch.randn(4, 1, 8, 8)).sum().backward()
+    assert needed == [False]
+    assert model.groups[1].weight.grad is not None
+
+
 def test_airbench_is_the_published_network() -> None:
     model = Airbench(**COLOUR).eval()
     state = model.state_dict()
