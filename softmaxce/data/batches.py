@@ -94,7 +94,7 @@ class Batches:
         self.labels = split.labels.to(device)
         self.images = split.images.to(device) if isinstance(split, InMemory) else None
         self.taker = None
-        if self.images is not None and self.images.is_cpu and self.images.is_contiguous() and not self.augment:
+        if self.images is not None and not self.augment:
             self.taker = _taker(self.images, self.mean_of_bytes, self.scale_of_bytes)
 
     @property
@@ -212,11 +212,12 @@ class Batches:
 
 
 def _taker(images: Tensor, mean: Tensor, scale: Tensor) -> "Taker | None":
-    """What takes and normalises images on the CPU in one pass, to what `Batches.prepared` gives.
+    """What takes and normalises images on the CPU in one pass, to what `Batches.prepared` gives, if it can.
 
     None where neither model nor loss has brought Numba in: a prediction would wait for it longer than it gains.
     """
-    if "numba" not in sys.modules:
+    usual = images.is_cpu and images.dtype is torch.uint8 and images.is_contiguous()
+    if not usual or "numba" not in sys.modules:
         return None
     from .batch_cpu import Taker
 
