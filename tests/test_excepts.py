@@ -58,7 +58,6 @@ SILENT = {
     "softmaxce/registry.py _literal: ValueError": "a default that is no literal; only running the code would tell",
     "softmaxce/registry.py _source_file: ValueError": "a module without a spec; told two lines on",
     "softmaxce/registry.py _type_of_text: SyntaxError": "an annotation that is no type takes any value",
-    "softmaxce/registry.py check_value: ValidationError": "told as the value that does not fit",
     "softmaxce/report/predictions.py write: ValueError": "JSON has no NaN; null is written",
     "softmaxce/requirements.py parse: ValueError": "told as no requirement",
     "softmaxce/runfolder.py create: FileExistsError": "the next number is tried",
