@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .batch_cpu import Taker
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-AT_ONCE = 1 << 22  # numbers: 16 MB
+AT_ONCE = 1 << 22  # numbers, 16 MB, of images taken from anywhere: starting again costs more than leaving the cache
+IN_ORDER = 1 << 19  # of images in their order
 STATISTICS_FROM = 5000  # images of a split on disk that its mean and deviation are taken from
 
 Failure = DataError | MemoryRanOutError
@@ -169,8 +170,9 @@ class Batches:
 
         One, where an augmentation draws a batch's random numbers.
         """
+        most = IN_ORDER if self.shuffle_seed is None else AT_ONCE
         numbers = self.batch_size * math.prod(self.split.shape)
-        return max(1, AT_ONCE // numbers) if self.taker is not None else 1
+        return max(1, most // numbers) if self.taker is not None else 1
 
     def _decoded(self, order: Tensor) -> Iterator[Tensor]:
         assert isinstance(self.split, OnDisk)
