@@ -167,6 +167,8 @@ def bench_predict(
     files = list(image_files(paths, sys.stdin))
     if bad := next((file for file in files if isinstance(file, Unreadable)), None):
         raise DataError(str(bad))
+    if not files:
+        raise DataError("there is no image among these paths")
 
     from softmaxce.bench import prediction
     from softmaxce.predict import open_run

@@ -96,7 +96,11 @@ def test_the_loss_is_softmaxces_own_unless_the_file_says_otherwise() -> None:
         ("optimizer.lr=3e-4", ("optimizer", "lr"), 3e-4),
         ("model=lenet", ("model", "name"), "lenet"),
         ("model={name: mlp, hidden: [5]}", ("model", "hidden"), [5]),
-        ("data.augment=[cutout]", ("data", "augment"), [{"name": "cutout", "size": 8}]),
+        (
+            "data.augment=[random_horizontal_flip]",
+            ("data", "augment"),
+            [{"name": "random_horizontal_flip", "p": 0.5, "alternate": False}],
+        ),
         ("loss.label_smoothing=0.1", ("loss", "label_smoothing"), 0.1),
         ("data.validation=null", ("data", "validation"), None),
         ("early_stopping.patience=3", ("early_stopping", "patience"), 3),

@@ -105,7 +105,7 @@ class Batches:
 
     def __len__(self) -> int:
         """How many batches an epoch has."""
-        return -(-len(self._whole(torch.arange(self.num_images))) // self.batch_size)
+        return -(-self._images_an_epoch() // self.batch_size)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from the one at `start` on.
@@ -124,7 +124,7 @@ class Batches:
         else:
             generator = torch.Generator().manual_seed((self.shuffle_seed * 1_000_003 + number) % 2**63)
             order = torch.randperm(self.num_images, generator=generator)
-        order = self._whole(order)[start * size :]
+        order = order[start * size : self._images_an_epoch()]
         if not len(order):
             return
         on_device = order.to(self.device)  # at once: each copy would wait for the device
@@ -159,11 +159,10 @@ class Batches:
             images = torch.cat(list(self._decoded(chosen))).to(self.device)
         return self._normalized(images.float().div_(255))
 
-    def _whole(self, order: Tensor) -> Tensor:
-        """What an epoch takes of an order of all images."""
-        if self.shuffle_seed is not None and len(order) > self.batch_size and len(order) % self.batch_size == 1:
-            return order[:-1]  # batch normalisation cannot train on a single image; the next epoch draws another
-        return order
+    def _images_an_epoch(self) -> int:
+        """All, but for a last batch of one: batch normalisation cannot train on it, and the next epoch's is another."""
+        alone = self.num_images > self.batch_size and self.num_images % self.batch_size == 1
+        return self.num_images - (alone and self.shuffle_seed is not None)
 
     def _at_once(self) -> int:
         """How many batches are made at once: some small ones, where each would wait longer for its start than it takes.

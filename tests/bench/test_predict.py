@@ -50,6 +50,7 @@ def test_predictions_have_a_rate_beside_decodings(softmaxce: Softmaxce, trained:
     ("arguments", "line"),
     [
         (["nowhere", "images"], "nowhere: there is no such run folder or checkpoint"),
+        (["run", "-"], "there is no image among these paths"),
         (["run", "imagse"], "imagse: there is no such file or folder"),
     ],
 )

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from softmaxce.data.augment import RandomHorizontalFlip
 from softmaxce.data.batch_cpu import Taker
 from softmaxce.data.batches import Batches, Preprocessing, mean_and_std, mixing
 from softmaxce.data.decode import Decode
@@ -74,6 +75,23 @@ def test_one_pass_over_the_bytes_has_the_bits_of_pytorchs_operations(shape: tupl
             assert taken.is_contiguous(memory_format=torch.channels_last)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["in memory", "on disk"])
+def test_an_alternating_flip_is_told_which_images_a_batch_holds(kind: str, on_disk: OnDisk) -> None:
+    split = SPLIT if kind == "in memory" else on_disk
+    flip = RandomHorizontalFlip(alternate=True)
+    batches = Batches(split, PLAIN, batch_size=16, device=CPU, augment=[flip], shuffle_seed=0)
+    seen = torch.empty(2, *IMAGES.shape)
+    for epoch in (1, 2):
+        for images, labels in batches.epoch(epoch):
+            seen[epoch - 1, labels] = images
+    original = IMAGES.float() / 255
+    mirrored = [(found == original.flip(3)).flatten(1).all(1) for found in seen]
+    kept = [(found == original).flatten(1).all(1) for found in seen]
+    assert mirrored[0].equal(kept[1])
+    assert mirrored[1].equal(kept[0])
+    assert 0 < mirrored[0].sum() < 50
 
 
 @pytest.mark.parametrize("start", [0, 1, 3])
