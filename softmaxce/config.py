@@ -154,6 +154,7 @@ class Config:
         cuda_graph: on CUDA, replay forward and backward pass of full batches as one CUDA graph: auto, where the run
             allows it, and else it says why not; true, or stop; false.
         keep_memory: keep freed memory in the process for the next batch (CPU, glibc); it changes no figure.
+            Under ulimit -v or strict overcommit memory is given back all the same: what is kept would count.
         deterministic: refuse operations whose result is not the same to the last bit each time; slower on a GPU.
         epochs: how many times every training image is seen.
         data: where the images come from and how they are batched.

@@ -76,13 +76,22 @@ def keep_freed_memory() -> bool:
 
     glibc takes large buffers from the kernel and gives them back when they are freed, and the next batch pays for fresh
     pages, some 0.25 us for each 4 KB. What is kept serves the next batch; the process does not shrink until it ends.
+
+    Not where memory has a limit that is counted in addresses: what is kept comes to lie in pieces, each a little too
+    small for the next batch, and counts.
     """
-    return _malloc_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
+    return not _addresses_are_counted() and _malloc_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
 
 
-def give_back_freed_memory() -> bool:
-    """From now on this process gives back the memory that it frees, and what it has kept, at once; whether it could."""
-    return _malloc_options({M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 * 1024}) and ctypes.CDLL(None).malloc_trim(0) >= 0
+def _addresses_are_counted() -> bool:
+    """Whether memory can run out that nobody has written to: `ulimit -v` or `-d`, or a strict vm.overcommit_memory."""
+    if sys.platform == "win32":
+        return False
+    import resource
+
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    strict = Path("/proc/sys/vm/overcommit_memory")
+    return any(limit != resource.RLIM_INFINITY for limit in limits) or (strict.exists() and strict.read_text() == "2\n")
 
 
 def _malloc_options(options: dict[int, int]) -> bool:

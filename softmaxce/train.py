@@ -24,7 +24,7 @@ from .memory import half_that_fits
 from .metrics import Scores, Tally
 from .nonfinite import Guard, NonFiniteError, is_bad
 from .optim import Schedule
-from .runtime import autocast, choose_precision, give_back_freed_memory, random_state, restore_random_state
+from .runtime import autocast, choose_precision, random_state, restore_random_state
 
 T = TypeVar("T")
 
@@ -404,14 +404,12 @@ def tell_no_graph(why: str) -> None:
 def smaller_steps(run: Run) -> str:
     """What to do when a training step did not fit into memory: smaller ones are tried, on blank images."""
     size = min(run.config.data.batch_size, run.train.num_images)
-    kept = run.config.keep_memory and run.device.type == "cpu" and give_back_freed_memory()  # it lies in pieces
     fits = half_that_fits(size, lambda fewer: try_step(run, fewer))
     if fits is None:
         return "no smaller batch fits either; take a smaller model or smaller images, or a machine with more memory"
     accumulated = -(-size // fits) * run.config.grad_accum_steps
     return (
-        f"a step of {fits} images, tried just now, fits: set data.batch_size: {fits}"
-        f"{', keep_memory: false' if kept else ''}, "
+        f"a step of {fits} images, tried just now, fits: set data.batch_size: {fits} "
         f"and grad_accum_steps: {accumulated} for as many images a step as before"
     )
 
@@ -474,12 +472,7 @@ def predict_until(
     """
     evaluate = within_memory("evaluating")(_predict_until)
     try:
-        try:
-            return evaluate(stop, model, batches, precision)
-        except MemoryRanOutError:
-            if batches.device.type != "cpu" or not give_back_freed_memory():
-                raise
-            return evaluate(stop, model, batches, precision)  # what had been kept may have lain in pieces
+        return evaluate(stop, model, batches, precision)
     except MemoryRanOutError as error:
         size = min(batches.batch_size, batches.num_images)
         fits = half_that_fits(size, lambda fewer: _try_batch(model, batches, precision, fewer))

@@ -71,12 +71,12 @@ def test_a_step_that_does_not_fit_is_one_line_with_the_batch_size_that_does(of: 
     train = ("train", "--config", "c.yaml", "--quiet", "--set", f"model.of={of}")
     line = told(limited(tmp_path, *train, "--output", "a"))
     assert line.startswith("error: epoch 1: memory ran out while training (")
-    found = re.search(r"data.batch_size: (\d+), keep_memory: false, and grad_accum_steps: (\d+) for as many", line)
+    found = re.search(r"data.batch_size: (\d+) and grad_accum_steps: (\d+) for as many", line)
     assert found is not None
     size, accumulated = map(int, found.groups())
     assert size * accumulated == 1024
     assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "failed"
-    smaller = [f"--set=data.batch_size={size}", f"--set=grad_accum_steps={accumulated}", "--set=keep_memory=false"]
+    smaller = [f"--set=data.batch_size={size}", f"--set=grad_accum_steps={accumulated}"]
     done = limited(tmp_path, *train, "--output", "b", *smaller)
     assert done.returncode == 0, done.stderr  # what is said to fit does
 

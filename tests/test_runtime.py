@@ -97,6 +97,7 @@ def test_a_run_on_one_processor_uses_one_thread() -> None:
 
 FAULTS = """\
 import resource, sys, torch
+resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
 from softmaxce.build import build_run
 from softmaxce import config, yamlfile
 text = '''
@@ -124,13 +125,14 @@ def has_glibc() -> bool:
 
 
 @pytest.mark.skipif(not has_glibc(), reason="only glibc can be told")
-def test_kept_memory_is_not_fetched_from_the_kernel_again_and_the_config_switches_that_off() -> None:
+def test_kept_memory_is_not_fetched_from_the_kernel_again_and_the_config_or_a_limit_switches_that_off() -> None:
     faults = {}
-    for keep in ("true", "false"):
-        code = FAULTS.format(keep=keep)
+    for keep, limit in (("true", -1), ("false", -1), ("true", 1 << 36)):
+        code = FAULTS.format(keep=keep, limit=limit)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        faults[keep] = int(done.stdout)
-    assert faults["true"] < faults["false"] / 10
+        faults[keep, limit] = int(done.stdout)
+    assert faults["true", -1] < faults["false", -1] / 10
+    assert faults["true", -1] < faults["true", 1 << 36] / 10  # pieces that are kept would count as taken
 
 
 def test_kept_memory_changes_no_bit_and_a_resumed_run_may_change_it(
