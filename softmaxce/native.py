@@ -22,7 +22,8 @@ from platformdirs import user_cache_dir
 intrinsic: Any = _intrinsic
 pointer: Any = types.CPointer
 
-PART = 1 << 14  # about so many numbers make a part; waking a thread takes as long as some thousands
+SHARE = 1 << 14  # numbers that are worth a thread: waking one takes as long as some thousands
+PART = 1 << 12  # numbers in a part: the thread that is done first takes another
 
 
 def compiled(function: Callable[[Any], None], job: type[ctypes.Structure], fastmath: set[str]) -> Callable[[int], None]:
@@ -85,9 +86,14 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
     return types.void(array, index), code
 
 
-def run(function: Callable[[int], None], job: Any) -> None:
-    """Do a job, in as many threads as PyTorch uses and the job has parts."""
-    threads = min(torch.get_num_threads(), job.parts)
+def parts_of(numbers: int, most: int) -> int:
+    """How many parts to share a job of so many numbers out in, at most `most`; one, where it is too small to share."""
+    return max(1, min(most, numbers // PART)) if numbers >= 2 * SHARE else 1
+
+
+def run(function: Callable[[int], None], job: Any, numbers: int) -> None:
+    """Do a job of so many numbers, in as many threads as PyTorch uses, as it has parts, and as are worth it."""
+    threads = min(torch.get_num_threads(), job.parts, numbers // SHARE)
     if threads < 2:
         function(ctypes.addressof(job))
     elif team := _team():

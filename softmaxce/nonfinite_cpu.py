@@ -9,7 +9,7 @@ import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 from torch import Tensor
 
-from .native import PART, at, compiled, run, take_part
+from .native import at, compiled, parts_of, run, take_part
 
 i32, i64 = np.int32, np.int64
 EXPONENT = i32(0x7F800000)  # float32's; all of its bits are set in infinity and in NaN
@@ -70,7 +70,8 @@ class Watch:
         self.table = table()
         self.table[2::2] = sizes
         address = ctypes.addressof(self.table)
-        self.job = Job(0, address, address + 8, len(sizes), max(1, sum(sizes) // PART))
+        self.numbers = sum(sizes)
+        self.job = Job(0, address, address + 8, len(sizes), parts_of(self.numbers, self.numbers))
         self.function = _compiled()
 
     def all_finite(self) -> bool:
@@ -78,5 +79,5 @@ class Watch:
         table = self.table
         table[1::2] = [0 if (found := parameter.grad) is None else found.data_ptr() for parameter in self.parameters]
         table[0] = self.job.next_part = 0
-        run(self.function, self.job)
+        run(self.function, self.job, self.numbers)
         return not table[0]

@@ -10,7 +10,7 @@ import torch
 from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
 
-from ..native import PART, at, compiled, prefetch, run, take_part
+from ..native import at, compiled, parts_of, prefetch, run, take_part
 
 f32, i64, u8 = np.float32, np.int64, np.uint8
 
@@ -97,6 +97,6 @@ class Taker:
             job.chosen_, job.first, size = chosen.data_ptr(), 0, len(chosen)
         batch = torch.empty((size, *self.shape), memory_format=torch.channels_last)
         job.size, job.batch_, job.next_part = size, batch.data_ptr(), 0
-        job.parts = max(1, min(size, batch.numel() // PART))
-        run(self.function, job)
+        job.parts = parts_of(batch.numel(), size)
+        run(self.function, job, batch.numel())
         return batch

@@ -33,7 +33,7 @@ from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import overload
 from torch import Tensor, bfloat16, empty_like, is_grad_enabled, scalar_tensor
 
-from ..native import PART, at, compiled, run, take_part
+from ..native import at, compiled, parts_of, run, take_part
 
 f32, f64, i16, i32, i64, u16, u32 = np.float32, np.float64, np.int16, np.int32, np.int64, np.uint16, np.uint32
 
@@ -362,6 +362,21 @@ def minus_log_softmax(rest: Any, e_y: Any, x_y: Any, offset: Any, lowest: Any, k
 
 
 @njit(error_model="numpy", forceinline=True)
+def spread_loss(
+    total: Any, label_y: Any, product: Any, loss_y: Any, x_y: Any, origin: Any, sum_of_e: Any, offset: Any, k: Any
+) -> Any:
+    """T (-log S_y) - sum_i Q_i (x_i - x_y), where the label Q sums to T and `product` is the sum with the origin for x_y.
+
+    The origin is x_y, unless that is -infinity: then a label that asks for it loses infinitely, and one that does not
+    has the same sum about any origin.
+    """
+    if x_y == origin:
+        return total * loss_y - product
+    from_origin = math.log(sum_of_e) + (k - headroom(x_y)) * LN_2 + (offset - origin)
+    return total * from_origin - product if label_y == 0 else np.inf
+
+
+@njit(error_model="numpy", forceinline=True)
 def one_row(
     logits: Any,
     stride: Any,
@@ -417,10 +432,8 @@ def one_row(
     else:
         total, label_y = f64(weight_y), weight_y
         product = 0.0
-    if x_y == origin:
-        loss = total * loss_y - product
-    elif options & (SMOOTH | SOFT):
-        loss = total * (loss_y - (origin - x_y)) - product if label_y == 0 else np.inf
+    if options & (SMOOTH | SOFT):
+        loss = spread_loss(total, label_y, product, loss_y, x_y, origin, rest + e_y, offset, k)
     else:
         loss = total * loss_y if total != 0 else 0.0
     if options & LOSSES:
@@ -450,13 +463,20 @@ def short_rows(
     last: Any,
     step: Any,
 ) -> float:
-    """The same for rows of a few classes with a one-hot label: each loop takes one class of many rows."""
+    """The same for rows of a few classes with a one-hot or smoothed label: each loop takes one class of many rows."""
     as_number = weight.dtype.type
     num_classes, options = step.num_classes, step.options
+    spread, share = step.spread, step.share
     kind = order(as_number(0))
     width = min(ABREAST, last - first)
-    room = np.empty((num_classes + 4, width), dtype=weight.dtype)
-    e, offsets, lowests, rests, factors = room[4:], room[0], room[1], room[2], room[3]
+    room = np.empty((num_classes + 5, width), dtype=weight.dtype)
+    e, offsets, lowests, rests, factors, evens = room[5:], room[0], room[1], room[2], room[3], room[4]
+    wide = np.empty((2, width if options & SMOOTH else 0))
+    origins, products = wide[0], wide[1]
+    even = 0.0  # the sum of a smoothed label without the true class's share
+    if options & SMOOTH:
+        for i in range(num_classes):
+            even += weight[i] * spread
     keys = np.full((3, width), kind)
     largest, smallest, ks = keys[0], keys[1], keys[2]
     sum_of_losses = 0.0
@@ -475,6 +495,16 @@ def short_rows(
             offsets[j], lowests[j], ks[j] = as_number(0), as_number(0), kind
             if is_finite(largest[j], smallest[j], as_number):
                 offsets[j], lowests[j], ks[j] = scaling(unorder(largest[j]))
+        if options & SMOOTH:
+            for j in range(rows):
+                y = ids[start + j]
+                x_y = e[0 if y == step.ignore_index else y, j]
+                origins[j], products[j] = x_y if x_y > -np.inf else unorder(largest[j]), 0
+            for i in range(num_classes):
+                column, label = e[i], weight[i] * spread
+                if label != 0:
+                    for j in range(rows):
+                        products[j] += label * (f64(column[j]) - origins[j])
         for i in range(num_classes):
             column = e[i]
             for j in range(rows):
@@ -494,24 +524,29 @@ def short_rows(
             row = start + j
             y = ids[row]
             rest, e_y = f64(rests[j]), f64(factors[j])
-            loss = size = 0.0
+            loss = total = label_y = size = 0.0
             if y == step.ignore_index:
                 y = 0
             elif not is_finite(largest[j], smallest[j], as_number):
-                loss = size = np.nan
+                loss = total = size = np.nan
             else:
                 x_y = widen(logits[row * stride + y])
-                weight_y = f64(weight[y]) if options & WEIGHT else 1.0
-                if weight_y != 0:
-                    loss = weight_y * minus_log_softmax(rest, e_y, x_y, offsets[j], lowests[j], ks[j])
-                size = weight_y * step.scale
-                if options & UPSTREAM:
-                    size *= upstream[row]
+                total = label_y = f64(weight[y]) if options & WEIGHT else 1.0
+                size = step.scale * upstream[row] if options & UPSTREAM else step.scale
+                loss_y = minus_log_softmax(rest, e_y, x_y, offsets[j], lowests[j], ks[j])
+                if options & SMOOTH:
+                    total, label_y = even + total * share, label_y * (spread + share)
+                    loss = spread_loss(
+                        total, label_y, products[j], loss_y, x_y, origins[j], rest + e_y, offsets[j], ks[j]
+                    )
+                elif total != 0:
+                    loss = total * loss_y
             sum_of_losses += loss
             if options & LOSSES:
                 losses[row] = loss
-            factors[j] = as_number(size / (rest + e_y))
-            rests[j] = as_number(-(size / (rest + e_y)) * rest)
+            per_sum = total * size / (rest + e_y)
+            factors[j], evens[j] = as_number(per_sum), as_number(size * spread)
+            rests[j] = as_number((total - label_y) * size - per_sum * rest)
         if options & GRADIENT:
             for j in range(rows):
                 g = gradient[(start + j) * num_classes : (start + j + 1) * num_classes]
@@ -519,8 +554,12 @@ def short_rows(
                 if y == step.ignore_index:
                     g[:] = narrow(as_number(0), g)
                     continue
-                for i in range(num_classes):
-                    g[i] = narrow(e[i, j] * factors[j], g)
+                if options & SMOOTH:
+                    for i in range(num_classes):
+                        g[i] = narrow(e[i, j] * factors[j] - weight[i] * evens[j], g)
+                else:
+                    for i in range(num_classes):
+                        g[i] = narrow(e[i, j] * factors[j], g)
                 g[y] = narrow(rests[j], g)
     return sum_of_losses
 
@@ -652,7 +691,7 @@ class Walk:
         if labels is not None and weight is None:
             weight = torch.ones(num_classes, dtype=number)
         self.options = options
-        short = num_classes < FEW_CLASSES and not options & (SMOOTH | SOFT)
+        short = num_classes < FEW_CLASSES and not options & SOFT
         self.function = _compiled(logits.dtype, short)
         self.kept = target, labels, weight  # addresses are good as long as their tensors
         self.addresses = target.data_ptr(), _address(labels), _address(weight)
@@ -672,7 +711,7 @@ class Walk:
         Raises: IndexError if there is a SURVEY and a class id is outside [0, K).
         """
         num_rows, num_classes = logits.shape
-        parts = max(1, min(num_rows, logits.numel() // PART))
+        parts = parts_of(logits.numel(), num_rows)
         sums = (ctypes.c_double * parts)()
         job = Job(
             0,
@@ -698,7 +737,7 @@ class Walk:
             self.function(ctypes.addressof(job))
             job.next_part, job.options = 0, job.options & ~SURVEY
         if job.wrong_row < 0:
-            run(self.function, job)
+            run(self.function, job, logits.numel())
         if job.wrong_row >= 0:
             raise IndexError("a class id is out of range")
         total = sum(sums)
@@ -826,17 +865,18 @@ def _backward(ctx: Any, upstream: Tensor) -> Tensor:
 class UsualStep(torch.autograd.Function):
     """The same for a training step's usual call: class ids, a plain mean, and so few logits that one thread takes them.
 
-    With 128 images of 10 classes the loss takes as long as twenty lines of Python do, so there are few here.
+    The labels may be smoothed: what is left out is 0. With 128 images of 10 classes the loss takes as long as twenty lines of Python do, so there are few here.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float = 0.0) -> Tensor:
         """(contiguous logits [N, K], class ids [N]) -> scalar. Raises: IndexError if an id is outside [0, K)."""
         ctx.gradient = gradient = empty_like(logits)
         ready = _READY.step
         dtype = logits.dtype
-        if logits.shape != ready.shape or dtype is not ready.dtype or ignore_index != ready.ignore_index:
-            ready.expect(logits, ignore_index)
+        same = logits.shape == ready.shape and dtype is ready.dtype
+        if not same or ignore_index != ready.ignore_index or label_smoothing != ready.label_smoothing:
+            ready.expect(logits, target, ignore_index, label_smoothing)
         job = ready.job
         job.logits_ = logits.data_ptr()
         job.ids_ = target.data_ptr()
@@ -846,7 +886,7 @@ class UsualStep(torch.autograd.Function):
             job.wrong_row = -1
             raise IndexError("a class id is out of range")
         divisor = job.divisor or math.nan
-        ctx.kept = ignore_index, divisor
+        ctx.kept = ignore_index, label_smoothing, divisor
         ctx.save_for_backward(logits, target, None)
         if dtype is bfloat16 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
@@ -858,34 +898,36 @@ class UsualStep(torch.autograd.Function):
         gradient: Tensor | None = ctx.gradient
         if gradient is not None and upstream.item() == 1.0 and not is_grad_enabled():
             ctx.gradient = None  # handed over: whoever gets it may change it
-            return gradient, None, None
-        ignore_index, divisor = ctx.kept
-        ctx.arguments, ctx.scale = (ignore_index, "mean", 0.0), 1.0 / divisor
-        return _backward(ctx, upstream), None, None
+            return gradient, None, None, None
+        ignore_index, label_smoothing, divisor = ctx.kept
+        ctx.arguments, ctx.scale = (ignore_index, "mean", label_smoothing), 1.0 / divisor
+        return _backward(ctx, upstream), None, None, None
 
 
 class _ReadyStep:
     """A job for the usual step, made once: to fill in what changes takes a third of making one."""
 
-    __slots__ = ("address", "dtype", "function", "ignore_index", "job", "shape", "total")
+    __slots__ = ("address", "dtype", "function", "ignore_index", "job", "kept", "label_smoothing", "shape", "total")
 
     def __init__(self) -> None:
         self.total = ctypes.c_double()
-        sums_ = ctypes.addressof(self.total)
-        options = SURVEY | MEAN | GRADIENT
-        self.job = Job(options=options, scale=1.0, share=1.0, sums_=sums_, parts=1, wrong_row=-1)
+        self.job = Job(scale=1.0, sums_=ctypes.addressof(self.total), parts=1, wrong_row=-1)
         self.address = ctypes.addressof(self.job)
         self.shape: tuple[int, ...] = ()
         self.dtype: torch.dtype | None = None
-        self.ignore_index = 0
+        self.ignore_index, self.label_smoothing = 0, 0.0
 
-    def expect(self, logits: Tensor, ignore_index: int) -> None:
-        """From now on they are of this shape and dtype, and this class does not count."""
-        self.shape, self.dtype, self.ignore_index = logits.shape, logits.dtype, ignore_index
-        self.job.ignore_index = ignore_index
-        self.job.num_rows, self.job.num_classes = logits.shape
-        self.job.stride = self.job.num_classes
-        self.function = _compiled(logits.dtype, logits.shape[1] < FEW_CLASSES)
+    def expect(self, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float) -> None:
+        """From now on all are like these."""
+        self.shape, self.dtype = logits.shape, logits.dtype
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+        walk, job = Walk(logits, target, None, ignore_index, label_smoothing), self.job
+        self.function, (_, *self.kept) = walk.function, walk.kept
+        _, job.labels_, job.weight_ = walk.addresses
+        job.options = SURVEY | MEAN | GRADIENT | walk.options
+        job.spread, job.share, job.ignore_index = walk.spread, walk.share, ignore_index
+        job.num_rows, job.num_classes = logits.shape
+        job.stride = job.num_classes
 
 
 class _Ready(threading.local):

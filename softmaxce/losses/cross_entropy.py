@@ -180,13 +180,15 @@ def cross_entropy(
     if (
         weight is None
         and reduction == "mean"
-        and label_smoothing == 0.0
+        and (label_smoothing == 0.0 or (type(label_smoothing) is float and 0.0 < label_smoothing <= 1.0))
         and size_average is None
         and reduce is None
         and _is_usual_step(input, target)
     ):
         try:
-            return cpu.usual_step(input, target, ignore_index)  # type: ignore[no-any-return]
+            if label_smoothing == 0.0:
+                return cpu.usual_step(input, target, ignore_index)  # type: ignore[no-any-return]
+            return cpu.usual_step(input, target, ignore_index, label_smoothing)  # type: ignore[no-any-return]
         except IndexError:
             _check_ids(target, input.shape[1], ignore_index)  # raises, with the place
             raise

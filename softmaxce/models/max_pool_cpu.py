@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import carray, njit, types  # type: ignore[attr-defined]
 from torch import Tensor
 
-from ..native import PART, at, compiled, intrinsic, run, take_part
+from ..native import at, compiled, intrinsic, parts_of, run, take_part
 
 i8, i16, i32, i64 = np.int8, np.int16, np.int32, np.int64
 
@@ -275,9 +275,10 @@ def _compiled(dtype: torch.dtype) -> Callable[[int], None]:
 def _go(pixels: Tensor, pooled: Tensor, places: Tensor, *, relu: bool = False, spread: bool = False) -> None:
     images, channels, height, width = pixels.shape
     addresses = pixels.data_ptr(), pooled.data_ptr(), places.data_ptr()
-    parts = max(1, min(images * (height // 2), pixels.numel() // PART))
+    parts = parts_of(pixels.numel(), images * (height // 2))
     sizes = images, height, width, channels
-    run(_compiled(pixels.dtype), Job(0, *addresses, *sizes, KINDS[pixels.dtype][1], relu, spread, parts))
+    job = Job(0, *addresses, *sizes, KINDS[pixels.dtype][1], relu, spread, parts)
+    run(_compiled(pixels.dtype), job, pixels.numel())
 
 
 def pool(images: Tensor, relu: bool) -> tuple[Tensor, Tensor]:

@@ -84,6 +84,23 @@ def test_a_class_ruled_out_by_minus_infinity_costs_nothing() -> None:
     assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("classes", [3, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_class_of_weight_0_ruled_out_by_minus_infinity_costs_nothing_where_labels_are_smoothed(
+    dtype: torch.dtype, classes: int
+) -> None:
+    logits = torch.full((2, classes), -50.0, dtype=dtype)
+    logits[:, :3] = torch.tensor([-math.inf, 1, 2])
+    weight = torch.arange(classes, dtype=dtype)
+    leaf = logits.requires_grad_()
+    loss = cross_entropy(leaf, torch.tensor([0, 0]), weight, reduction="sum", label_smoothing=0.1)
+    loss.backward()
+    label = 0.1 / classes * weight.double()  # Q: for the true class 0, as its weight is
+    by_hand = label.sum() * math.log(math.exp(1) + math.exp(2)) - (label[1:] * logits.detach()[0, 1:].double()).sum()
+    assert loss.item() == pytest.approx(2 * by_hand.item(), rel=1e-6)
+    assert torch.isfinite(leaf.grad).all()  # type: ignore[arg-type]
+
+
 OPTIONS = [
     {},
     {"label_smoothing": 0.1},
@@ -194,7 +211,7 @@ def test_machine_code_is_kept_once_in_the_users_cache_and_not_beside_the_package
     call = (
         "import torch, softmaxce; from softmaxce.models.max_pool import MaxPool2x2;"
         "softmaxce.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]));"
-        "softmaxce.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), label_smoothing=0.1);"
+        "softmaxce.cross_entropy(torch.zeros(2, 40), torch.tensor([0, 1]));"
         "MaxPool2x2()(torch.zeros(1, 1, 2, 2).to(memory_format=torch.channels_last))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}

@@ -134,7 +134,9 @@ def test_what_torch_refuses_is_refused_with_an_error_of_the_same_kind(name: str)
         cross_entropy(*args, **kwargs)
 
 
-SHAPES = st.sampled_from([(5,), (1, 1), (3, 5), (4, 1), (2, 5, 3), (2, 3, 2, 4), (1, 4, 2, 1, 2), (0, 5), (2, 5, 0)])
+SHAPES = st.sampled_from(
+    [(5,), (1, 1), (3, 5), (4, 1), (2, 5, 3), (2, 3, 2, 4), (1, 4, 2, 1, 2), (0, 5), (2, 5, 0), (260, 3), (3, 40)]
+)
 
 
 @settings(deadline=None, max_examples=150)
@@ -203,10 +205,11 @@ def test_soft_targets_can_be_differentiated_too(batch: tuple[Tensor, Tensor]) ->
     assert torch.autograd.gradcheck(cross_entropy, (batch[0].requires_grad_(), soft))
 
 
-def test_a_second_backward_pass_gives_the_same_gradient(batch: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_second_backward_pass_gives_the_same_gradient(batch: tuple[Tensor, Tensor], smoothing: float) -> None:
     for scale in (1.0, 3.0):
         leaf = batch[0].clone().requires_grad_()
-        loss = cross_entropy(leaf * 1, batch[1])
+        loss = cross_entropy(leaf * 1, batch[1], label_smoothing=smoothing)
         (first,) = torch.autograd.grad(loss, leaf, torch.tensor(scale, dtype=loss.dtype), retain_graph=True)
         first = first.clone()
         (second,) = torch.autograd.grad(loss, leaf, torch.tensor(scale, dtype=loss.dtype))
