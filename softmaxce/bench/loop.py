@@ -23,7 +23,7 @@ from ..errors import RunError
 from ..interrupts import Every, Pauses, Signals
 from ..metrics import Scores
 from ..runtime import autocast
-from ..train import Epoch, Run, score, train_epoch
+from ..train import Epoch, Run, mean_of, score, train_epoch
 from .clock import Spread, clock_for, ratios, turns
 from .memory import peak_resident
 
@@ -217,7 +217,7 @@ class _Measurement:
         rates[OURS] = [images * share / (a * share + b) for a, b in zip(seconds[OURS], seconds["end"], strict=True)]
         again = max(1, round(TURN / 2 / self._evaluation()))  # a few batches are over in a moment
         calls = {
-            CEILING: lambda: self._shown(chosen * again) / again,
+            CEILING: lambda: sum(self._shown(chosen) for _ in range(again)) / again,
             OURS: lambda: sum(self._evaluation() for _ in range(again)) / again,
             PLAIN: lambda: float(self.plain.answer({"evaluate": chosen})["seconds"]),
         }
@@ -258,7 +258,7 @@ class _Measurement:
         began = self.clock()
         for _ in range(count):
             with autocast(run.device, run.precision):
-                loss = run.loss(run.model(self.images), self.labels).mean()
+                loss = mean_of(run.loss(run.model(self.images), self.labels))
             run.scaler.scale(loss).backward()
             take_step()
         _wait(run.device)
@@ -336,7 +336,7 @@ class _Measurement:
             with autocast(run.device, run.precision):
                 logits = run.model(images)
                 taken["forward"].append(clock.lap())
-                loss = run.loss(logits, targets).mean()
+                loss = mean_of(run.loss(logits, targets))
                 taken["loss"].append(clock.lap())
             run.scaler.scale(loss).backward()
             taken["backward"].append(clock.lap())

@@ -85,6 +85,7 @@ class Taker:
         self.shape = channels, height, width
         addresses = {"images_": images.data_ptr(), "mean_": mean.data_ptr(), "scale_": scale.data_ptr()}
         self.job = Job(**addresses, channels=channels, pixels=height * width)
+        self.numbers = 0  # of a batch of the job's size
         self.function = _compiled()
 
     def normalized(self, chosen: Tensor | slice) -> Tensor:
@@ -96,7 +97,9 @@ class Taker:
         else:
             job.chosen_, job.first, size = chosen.data_ptr(), 0, len(chosen)
         batch = torch.empty((size, *self.shape), memory_format=torch.channels_last)
-        job.size, job.batch_, job.next_part = size, batch.data_ptr(), 0
-        job.parts = parts_of(batch.numel(), size)
-        run(self.function, job, batch.numel())
+        if size != job.size:
+            job.size, self.numbers = size, batch.numel()
+            job.parts = parts_of(self.numbers, size)
+        job.batch_, job.next_part = batch.data_ptr(), 0
+        run(self.function, job, self.numbers)
         return batch

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AT_ONCE = 1 << 22  # numbers, 16 MB, of images taken from anywhere: starting again costs more than leaving the cache
-IN_ORDER = 1 << 19  # of images in their order
 STATISTICS_FROM = 5000  # images of a split on disk that its mean and deviation are taken from
 
 Failure = DataError | MemoryRanOutError
@@ -114,10 +113,9 @@ class Batches:
         """
         size = self.batch_size
         if self.shuffle_seed is None and self.images is not None:
-            step = size * self._at_once()
-            for first in range(start * size, self.num_images, step):
-                here = slice(first, first + step)
-                yield from zip(self._taken(here).split(size), self.labels[here].split(size), strict=True)
+            for first in range(start * size, self.num_images, size):
+                here = slice(first, first + size)
+                yield self._taken(here), self.labels[here]
             return
         if self.shuffle_seed is None:
             order = torch.arange(self.num_images)
@@ -165,13 +163,12 @@ class Batches:
         return self.num_images - (alone and self.shuffle_seed is not None)
 
     def _at_once(self) -> int:
-        """How many batches are made at once: some small ones, where each would wait longer for its start than it takes.
+        """How many shuffled batches are made at once: some small ones, each of which would wait for its start.
 
         One, where an augmentation draws a batch's random numbers.
         """
-        most = IN_ORDER if self.shuffle_seed is None else AT_ONCE
         numbers = self.batch_size * math.prod(self.split.shape)
-        return max(1, most // numbers) if self.taker is not None else 1
+        return max(1, AT_ONCE // numbers) if self.taker is not None else 1
 
     def _decoded(self, order: Tensor) -> Iterator[Tensor]:
         assert isinstance(self.split, OnDisk)

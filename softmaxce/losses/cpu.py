@@ -24,7 +24,7 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -365,10 +365,10 @@ def minus_log_softmax(rest: Any, e_y: Any, x_y: Any, offset: Any, lowest: Any, k
 def spread_loss(
     total: Any, label_y: Any, product: Any, loss_y: Any, x_y: Any, origin: Any, sum_of_e: Any, offset: Any, k: Any
 ) -> Any:
-    """T (-log S_y) - sum_i Q_i (x_i - x_y), where the label Q sums to T and `product` is the sum with the origin for x_y.
+    """T (-log S_y) - sum_i Q_i (x_i - x_y), where Q sums to T, and `product` is the second sum with `origin` for x_y.
 
-    The origin is x_y, unless that is -infinity: then a label that asks for it loses infinitely, and one that does not
-    has the same sum about any origin.
+    The origin is x_y, unless that is -infinity: then a label that asks for the class loses infinitely, and to one that
+    does not any origin is the same.
     """
     if x_y == origin:
         return total * loss_y - product
@@ -687,9 +687,9 @@ class Walk:
             target = target.contiguous()
             if label_smoothing > 0:
                 options |= SMOOTH
-                labels = torch.zeros(num_classes, dtype=number)
+                labels = _constant(0, num_classes, number)
         if labels is not None and weight is None:
-            weight = torch.ones(num_classes, dtype=number)
+            weight = _constant(1, num_classes, number)
         self.options = options
         short = num_classes < FEW_CLASSES and not options & SOFT
         self.function = _compiled(logits.dtype, short)
@@ -742,6 +742,12 @@ class Walk:
             raise IndexError("a class id is out of range")
         total = sum(sums)
         return total / (job.divisor or math.nan) if options & MEAN else total, job.divisor
+
+
+@lru_cache(16)
+def _constant(value: int, size: int, dtype: torch.dtype) -> Tensor:
+    """[size], each the value; only read."""
+    return torch.full((size,), value, dtype=dtype)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -865,7 +871,7 @@ def _backward(ctx: Any, upstream: Tensor) -> Tensor:
 class UsualStep(torch.autograd.Function):
     """The same for a training step's usual call: class ids, a plain mean, and so few logits that one thread takes them.
 
-    The labels may be smoothed: what is left out is 0. With 128 images of 10 classes the loss takes as long as twenty lines of Python do, so there are few here.
+    With 128 images of 10 classes the loss takes as long as twenty lines of Python do, so there are few here.
     """
 
     @staticmethod
