@@ -507,7 +507,7 @@ def _predict_until(
             if stop():
                 break
     model.train(was_training)
-    return None if stop() else (logits, torch.cat(labels))
+    return None if stop() else (logits[: sum(map(len, labels))], torch.cat(labels))
 
 
 @torch.inference_mode()

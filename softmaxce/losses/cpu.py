@@ -747,7 +747,7 @@ class Walk:
 @lru_cache(16)
 def _constant(value: int, size: int, dtype: torch.dtype) -> Tensor:
     """[size], each the value; only read."""
-    return torch.full((size,), value, dtype=dtype)
+    return torch.full((size,), value, dtype=dtype, device="cpu")
 
 
 def _address(tensor: Tensor | None) -> int:
