@@ -160,7 +160,7 @@ def _settle(file: Path, place: Path, sha256: str) -> bool:
 
 
 def _check_finite(run: Run) -> None:
-    for model in (run.model, run.evaluated):
+    for model in dict.fromkeys((run.model, run.evaluated)):  # often the same
         for name, tensor in model.state_dict(keep_vars=True).items():
             learnt = name.endswith((".running_mean", ".running_var")) or isinstance(tensor, torch.nn.Parameter)
             if learnt and not torch.isfinite(tensor).all():

@@ -22,10 +22,13 @@ class Job(ctypes.Structure):
         next_part: the first part that no thread has taken yet.
         found_: int64, set to 1 if a number is not finite.
         tensors_: [tensors, 2] int64, each one's address, 0 if there is none, and how many numbers it has.
-        parts: each tensor is shared out in so many.
+        numbers: of all tensors.
+        parts: these are shared out in so many, one tensor after the other.
     """
 
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("next_part", "found_", "tensors_", "tensors", "parts"))
+    _fields_ = tuple(
+        (name, ctypes.c_int64) for name in ("next_part", "found_", "tensors_", "tensors", "numbers", "parts")
+    )
 
 
 @njit(error_model="numpy", forceinline=True)
@@ -45,11 +48,12 @@ def walk(job_: Any) -> None:
         part = take_part(job_)
         if part >= job.parts:
             return
+        first, last = job.numbers * part // job.parts, job.numbers * (part + 1) // job.parts
         for index in range(job.tensors):
-            numbers = tensors[2 * index + 1]
-            first, last = numbers * part // job.parts, numbers * (part + 1) // job.parts
-            if tensors[2 * index] != 0 and count(at(tensors[2 * index], i32(0)), first, last) > 0:
+            address, numbers = tensors[2 * index], tensors[2 * index + 1]
+            if address != 0 and count(at(address, i32(0)), max(first, 0), min(last, numbers)) > 0:
                 found[0] = 1
+            first, last = first - numbers, last - numbers  # from the next tensor's start
 
 
 @cache
@@ -71,7 +75,8 @@ class Watch:
         self.table[2::2] = sizes
         address = ctypes.addressof(self.table)
         self.numbers = sum(sizes)
-        self.job = Job(0, address, address + 8, len(sizes), parts_of(self.numbers, self.numbers))
+        parts = parts_of(self.numbers, self.numbers)
+        self.job = Job(0, address, address + 8, len(sizes), self.numbers, parts)
         self.function = _compiled()
 
     def all_finite(self) -> bool:

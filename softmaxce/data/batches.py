@@ -1,6 +1,5 @@
 """From a split to batches on the device: chosen, augmented and normalised there, a batch at a time."""
 
-import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from .batch_cpu import Taker
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-AT_ONCE = 1 << 22  # numbers, 16 MB, of images taken from anywhere: starting again costs more than leaving the cache
 STATISTICS_FROM = 5000  # images of a split on disk that its mean and deviation are taken from
 
 Failure = DataError | MemoryRanOutError
@@ -126,15 +124,16 @@ class Batches:
         if not len(order):
             return
         on_device = order.to(self.device)  # at once: each copy would wait for the device
+        labels = self.labels.index_select(0, on_device)
+        parts = zip(on_device.split(size), labels.split(size), strict=True)
         if self.images is not None:
-            for chosen in on_device.split(size * self._at_once()):
+            for chosen, ids in parts:
                 self._place(number, chosen)
-                images, labels = self._taken(chosen), self.labels.index_select(0, chosen)
-                yield from zip(images.split(size), labels.split(size), strict=True)
+                yield self._taken(chosen), ids
         else:
-            for chosen, images in zip(on_device.split(size), self._decoded(order), strict=True):
+            for (chosen, ids), images in zip(parts, self._decoded(order), strict=True):
                 self._place(number, chosen)
-                yield self.prepared(images.to(self.device, non_blocking=True)), self.labels.index_select(0, chosen)
+                yield self.prepared(images.to(self.device, non_blocking=True)), ids
 
     def _place(self, epoch: int, chosen: Tensor) -> None:
         for augmentation in self.augment:
@@ -161,14 +160,6 @@ class Batches:
         """All, but for a last batch of one: batch normalisation cannot train on it, and the next epoch's is another."""
         alone = self.num_images > self.batch_size and self.num_images % self.batch_size == 1
         return self.num_images - (alone and self.shuffle_seed is not None)
-
-    def _at_once(self) -> int:
-        """How many shuffled batches are made at once: some small ones, each of which would wait for its start.
-
-        One, where an augmentation draws a batch's random numbers.
-        """
-        numbers = self.batch_size * math.prod(self.split.shape)
-        return max(1, AT_ONCE // numbers) if self.taker is not None else 1
 
     def _decoded(self, order: Tensor) -> Iterator[Tensor]:
         assert isinstance(self.split, OnDisk)

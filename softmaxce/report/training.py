@@ -109,7 +109,7 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
 
 # -- a terminal -------------------------------------------------------------------------------------------------------
 
-EVERY = 0.2  # seconds between two pictures of the bar: a step may take less time than drawing it
+EVERY = 0.5  # seconds between two pictures of the bar: a small model's step takes little longer than drawing it
 WIDTHS = (7, 8, 10, 9, 9, 8, 8, 6, 4)
 
 
@@ -144,7 +144,7 @@ class GrowingTable:
         """Draw a bar while the batches pass."""
         task = self.progress.add_task("", total=self.images, completed=done, label=f"{epoch}/{self.epochs}")
         self.progress.start()
-        drawn = 0.0
+        drawn = time.monotonic()
         try:
             for batch in batches:
                 yield batch
