@@ -23,7 +23,8 @@ intrinsic: Any = _intrinsic
 pointer: Any = types.CPointer
 
 SHARE = 1 << 14  # numbers that are worth a thread: waking one takes as long as some thousands
-PART = 1 << 12  # numbers in a part: the thread that is done first takes another
+PART = 1 << 12  # numbers in a part, at least
+PARTS_A_THREAD = 4  # who is done first takes another; for each the cores pass a line of memory to and fro, for 0.2 us
 
 
 def compiled(function: Callable[[Any], None], job: type[ctypes.Structure], fastmath: set[str]) -> Callable[[int], None]:
@@ -86,9 +87,16 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
     return types.void(array, index), code
 
 
-def parts_of(numbers: int, most: int) -> int:
-    """How many parts to share a job of so many numbers out in, at most `most`; one, where it is too small to share."""
-    return max(1, min(most, numbers // PART)) if numbers >= 2 * SHARE else 1
+def parts_of(numbers: int, most: int, *, whatever_the_threads: bool = False) -> int:
+    """How many parts to share a job of so many numbers out in, at most `most`; one, where it is too small to share.
+
+    With `whatever_the_threads` it is the same for any number of them, as a result that is summed up by parts needs it:
+    enough for eight, and for more where parts are large.
+    """
+    if numbers < 2 * SHARE:
+        return 1
+    threads = max(8, numbers // (64 * PART)) if whatever_the_threads else torch.get_num_threads()
+    return max(1, min(most, numbers // PART, PARTS_A_THREAD * threads))
 
 
 def run(function: Callable[[int], None], job: Any, numbers: int) -> None:

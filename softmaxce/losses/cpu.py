@@ -711,7 +711,7 @@ class Walk:
         Raises: IndexError if there is a SURVEY and a class id is outside [0, K).
         """
         num_rows, num_classes = logits.shape
-        parts = parts_of(logits.numel(), num_rows)
+        parts = parts_of(logits.numel(), num_rows, whatever_the_threads=True)
         sums = (ctypes.c_double * parts)()
         job = Job(
             0,
