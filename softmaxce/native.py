@@ -91,7 +91,7 @@ def parts_of(numbers: int, most: int, *, whatever_the_threads: bool = False) -> 
     """How many parts to share a job of so many numbers out in, at most `most`; one, where it is too small to share.
 
     With `whatever_the_threads` it is the same for any number of them, as a result that is summed up by parts needs it:
-    enough for eight, and for more where parts are large.
+    enough for eight, and for more where the parts are large anyway.
     """
     if numbers < 2 * SHARE:
         return 1

@@ -98,6 +98,7 @@ def test_an_alternating_flip_is_told_which_images_a_batch_holds(kind: str, on_di
 @pytest.mark.parametrize("shuffle_seed", [None, 0])
 def test_batches_made_in_one_pass_are_those_made_in_two(shuffle_seed: int | None, start: int) -> None:
     batches = Batches(SPLIT, PLAIN, batch_size=8, device=CPU, shuffle_seed=shuffle_seed)
+    assert batches.taker is not None
     in_one_pass = list(batches.epoch(1, start))
     batches.taker = None
     in_two = list(batches.epoch(1, start))
