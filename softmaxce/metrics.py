@@ -74,7 +74,7 @@ class Tally:
             self._loss.add_(loss, alpha=len(targets))
         logits, targets = (torch.cat(batches) if len(batches) > 1 else batches[0] for batches in pairs)
         ids = targets if targets.ndim == 1 else targets.argmax(1)
-        self._hits.add_((logits.max(1).indices == ids).sum())  # as argmax, twice as fast
+        self._hits.add_((logits.argmax(1) == ids).sum())
         self._waiting.clear()
         self._numbers = 0
 
