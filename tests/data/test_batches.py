@@ -107,6 +107,20 @@ def test_batches_made_in_one_pass_are_those_made_in_two(shuffle_seed: int | None
         assert all(a.equal(b) for a, b in zip(first, second, strict=True))
 
 
+def test_a_batch_that_several_threads_make_in_parts_is_the_one_made_in_two_passes() -> None:
+    images = torch.randint(256, (700, 3, 6, 5), dtype=torch.uint8)
+    split = InMemory(images, torch.arange(700))
+    batches = Batches(split, PLAIN, batch_size=600, device=CPU, shuffle_seed=0)
+    assert batches.taker is not None
+    first_batch = next(iter(batches.epoch(1)))
+    assert batches.taker.job.parts > 1
+    assert first_batch[0].shape == (600, 3, 6, 5)
+    in_parts = list(batches.epoch(1))
+    batches.taker = None
+    for first, second in zip(in_parts, batches.epoch(1), strict=True):
+        assert all(a.equal(b) for a, b in zip(first, second, strict=True))
+
+
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     first, same, other = (Batches(SPLIT, PLAIN, batch_size=16, device=CPU, shuffle_seed=seed) for seed in (0, 0, 1))
     second = labels_of(first, 2)
