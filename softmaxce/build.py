@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from . import eager, yamlfile
 from .average import MovingAverage
 from .checkpoint import Checkpoint, load_weights
-from .config import NEEDS_VALIDATION, Config, check, refuse_users_code
+from .config import NEEDS_VALIDATION, Config, as_recorded, check, refuse_users_code
 from .data.batches import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Batches, Preprocessing, mean_and_std, mixing
-from .data.splits import InMemory, OnDisk, Source, Split, stratified
+from .data.splits import InMemory, OnDisk, Side, Source, Split, split_by_name, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.make import Loss, make_loss, refuse_unfit
 from .registry import build
@@ -129,6 +129,8 @@ def _check_split(source: str, name: str, split: Split, num_classes: int) -> None
     images = len(split.images) if isinstance(split, InMemory) else len(split.files)
     if images != len(split.labels):
         raise DataError(f"{source}: the {name} split has {images} images and {len(split.labels)} labels")
+    if split.names is not None and len(split.names) != images:
+        raise DataError(f"{source}: the {name} split has {images} images and {len(split.names)} names")
     if len(split) == 0:
         raise DataError(f"{source}: the {name} split has no images")
     low, high = split.labels.min().item(), split.labels.max().item()
@@ -141,25 +143,40 @@ def _check_split(source: str, name: str, split: Split, num_classes: int) -> None
 
 
 def hold_out(source: Source, config: Config) -> Source:
-    """The source with the config's validation split held out of its training images, and these cut to train_limit."""
+    """The source with the config's validation split held out of its training images, and these cut to train_limit.
+
+    Both are chosen by the seed and the images' names where they have some, else by the seed and their order. Neither
+    leaves a class without a training image. Raises: ConfigError.
+    """
     generator = torch.Generator().manual_seed(config.seed)
+    by_shuffle = config.source.arguments.get("split_by") == "shuffle"  # as earlier versions, to the last image
     train, validation = source.train, source.validation
     if (asked := config.data.validation) is not None:
-        count = asked if isinstance(asked, int) else max(1, round(asked * len(train)))
-        rest, chosen = _stratified(train, count, generator, "data.validation")
+        size = asked if isinstance(asked, int) or train.names is not None else max(1, round(asked * len(train)))
+        most = len(train) - len(train.labels.unique())
+        if not by_shuffle and isinstance(size, int) and most < size < len(train):
+            message = f"{size} of {len(train)} images would leave a class without training images; {most} is the most"
+            raise ConfigError([Problem("data.validation", message)])
+        keep: tuple[Side, ...] = ("rest", "chosen") if train.names is not None else ("rest",)
+        rest, chosen = _cut(train, size, generator, config.seed, "data.validation", () if by_shuffle else keep)
         train, validation = train.take(rest), train.take(chosen)
     limit = config.data.train_limit
     if limit is not None and limit < len(train):
-        _, chosen = _stratified(train, limit, generator, "data.train_limit")
+        _, chosen = _cut(train, limit, generator, config.seed, "data.train_limit", () if by_shuffle else ("chosen",))
         train = train.take(chosen)
     if config.early_stopping is not None and validation is None:
         raise ConfigError([Problem("", NEEDS_VALIDATION)])
     return replace(source, train=train, validation=validation)
 
 
-def _stratified(split: Split, count: int, generator: torch.Generator, key: str) -> tuple[Tensor, Tensor]:
+def _cut(
+    split: Split, size: float, generator: torch.Generator, seed: int, key: str, keep: tuple[Side, ...]
+) -> tuple[Tensor, Tensor]:
+    """The indices of a split's two parts; `size` is a count, or a fraction where the images have names."""
     try:
-        return stratified(split.labels, count, generator)
+        if split.names is not None:
+            return split_by_name(split.names, split.labels, size, f"{key} {seed}", keep)
+        return stratified(split.labels, int(size), generator, keep)
     except ValueError as error:
         raise ConfigError([Problem(key, str(error))]) from None
 
@@ -337,7 +354,7 @@ def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, 
 
     Raises: ConfigError if it is none; RunError if it names `module:Name` and that code is not to be trusted.
     """
-    plain = dict(checkpoint.header["config"])
+    plain = as_recorded(checkpoint.header["config"])
     for key, value in (changes or {}).items():
         section, _, name = key.rpartition(".")
         if section:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -25,6 +25,7 @@ from .registry import (
     target_of,
     whole_numbers,
 )
+from .runfolder import LAST
 
 # What softmaxce passes to a component that takes it, so that a file never has to.
 SUPPLIED = {
@@ -126,7 +127,8 @@ class Data:
         eval_batch_size: images at once in evaluation; it does not change a figure.
         augment: what is done to training images, in this order.
         normalize: auto (the training images' own mean and deviation), imagenet, none, or {mean: [..], std: [..]}.
-        validation: how much of the training images to hold out, a count or a fraction; stratified, by the seed.
+        validation: how much of the training images to hold out, a count (100) or a fraction (0.1); stratified, by the
+            seed.
         train_limit: use only this many training images; stratified, by the seed.
     """
 
@@ -351,7 +353,22 @@ def load(config: str, overrides: Sequence[Override] = ()) -> Config:
     Raises: ConfigError with every mistake found, each with its place.
     """
     file, name = find(config)
-    return check(yamlfile.read(file, name), overrides, recipe=file.stem)
+    document = yamlfile.read(file, name)
+    if file.name == "config.yaml" and any((file.parent / beside).is_file() for beside in ("run.json", LAST)):
+        document = replace(document, data=as_recorded(document.data))
+    return check(document, overrides, recipe=file.stem)
+
+
+def as_recorded(data: Any) -> Any:
+    """A run's config as it meant what it says: keys that came later, and whose default is another than what was before.
+
+    Args:
+        data: what a run folder's config.yaml or a checkpoint's header holds; it is left as it is.
+    """
+    section = data.get("data") if isinstance(data, dict) else None
+    if isinstance(section, dict) and section.get("name") == "image_folder" and "split_by" not in section:
+        return {**data, "data": {**section, "split_by": "shuffle"}}
+    return dict(data) if isinstance(data, dict) else data
 
 
 def check(document: yamlfile.Document, overrides: Sequence[Override] = (), recipe: str = "run") -> Config:
@@ -443,6 +460,10 @@ class _Checker:
         own = {entry.name for entry in fields(Data)}
         common = {key: value for key, value in raw.items() if key in own}
         common = whole_numbers(common, signature_of_section(Data))
+        asked = raw.get("validation")
+        if isinstance(asked, float) and asked >= 1 and asked.is_integer():  # nan and inf are answered with the others
+            message = f"validation must be a fraction between 0 and 1 or a whole number of images, got {show(asked)}"
+            self._problem((*path, "validation"), f"{message}; for so many images write {int(asked)}", of_value=True)
         arguments = {key: value for key, value in raw.items() if key not in own}
         sound = self._section(Data, common, path, None, "data")
         source = None

@@ -108,6 +108,7 @@ MISTAKES = {
     "precision unknown": edit("seed: 0", "precision: fp15", "1:12: precision must be one of float32, bf16, fp16, auto, got 'fp15'"),
     "device unknown": edit("seed: 0", "device: gpu", "1:9: device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
     "validation zero": edit("batch_size: 32", "validation: 0", "5:15: validation must be"),
+    "validation of one whole": edit("batch_size: 32", "validation: 1.0", "5:15: validation must be a fraction between 0 and 1 or a whole number of images, got 1.0; for so many images write 1"),
     "validation above one": edit("batch_size: 32", "validation: 1.5", "5:15: validation must be"),
     "normalize half given": edit("batch_size: 32", "normalize: {mean: [0.5]}", "5:3: normalize needs 'std'"),
     "augmentation misspelt": edit(

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..errors import DataError
 from ..kinds import Fraction, NonNegativeInt, PositiveInt
@@ -19,7 +20,7 @@ from ..processors import processors
 from . import cache as decoded_images
 from . import decode as decoding
 from .decode import Decode, decoding_threads, is_image
-from .splits import InMemory, OnDisk, Source, Split, stratified
+from .splits import InMemory, OnDisk, Source, Split, split_by_name, stratified
 
 VALIDATION_NAMES = ("val", "valid", "validation")
 SHOWN = 10  # files named in one message
@@ -33,6 +34,7 @@ def image_folder(
     in_memory: bool | None = None,
     workers: NonNegativeInt = 2,
     cache: bool = True,
+    split_by: Literal["name", "shuffle"] = "name",
     *,
     root: str,
 ) -> Source:
@@ -42,12 +44,15 @@ def image_folder(
         size: height and width in pixels: the shorter side is resized to it and the centre cut out; null takes the
             images as they are, which must then be of one size.
         channels: 3 for colour, 1 for grey.
-        test_fraction: what a single folder gives to the test split; always the same images, whatever the seed.
+        test_fraction: what a single folder gives to the test split, of each class; the same images whatever the seed.
         skip_bad: leave out, with a warning, what cannot be decoded; else it is an error. Where images do not fit in
             memory, it takes a first pass over all files.
         in_memory: keep all images decoded in memory; null decides by the machine's memory.
         workers: processes that decode where images do not fit in memory.
         cache: keep decoded images in the user's cache, and take them from there as long as the files are the same.
+        split_by: name, by a hash of CLASS/FILE: images keep their side (test, validation, training) when others are
+            added or removed, but for one of the class at most; a class of one image stays in training. shuffle, as
+            versions without this key did and their runs still do: one image more, and any image may change sides.
         root: the folder. A sub-folder val, valid or validation is used as the validation split.
     Raises: DataError if there are no images, a class is missing in training, or a file cannot be decoded.
     """
@@ -57,14 +62,13 @@ def image_folder(
     parts = {entry.name: entry for entry in _folders(top)}
     split_up = "train" in parts
     classes = tuple(folder.name for folder in _folders(parts["train"] if split_up else top))
-    listing = _Listing(classes, size, channels, skip_bad, in_memory, workers, cache)
+    listing = _Listing(classes, size, channels, skip_bad, in_memory, workers, cache, named=split_by == "name")
     if not split_up:
         train, shape = listing.read(top, None)
         if not test_fraction:
             return Source(train, None, classes)
-        count = max(1, round(test_fraction * len(train)))
-        kept, tested = stratified(train.labels, count, torch.Generator().manual_seed(0))
-        return Source(train.take(kept), train.take(tested), classes)
+        rest, tested = _test_split(train, test_fraction)
+        return Source(train.take(rest), train.take(tested), classes)
     train, shape = listing.read(parts["train"], None)
     validation = next((parts[name] for name in VALIDATION_NAMES if name in parts), None)
     return Source(
@@ -73,6 +77,19 @@ def image_folder(
         classes,
         listing.read(validation, shape)[0] if validation is not None else None,
     )
+
+
+def _test_split(whole: Split, fraction: float) -> tuple[Tensor, Tensor]:
+    """The indices of a single folder's training and test images. Raises: DataError if none can be spared."""
+    try:
+        if whole.names is not None:
+            return split_by_name(whole.names, whole.labels, fraction, "test")
+        count = max(1, round(fraction * len(whole)))
+        return stratified(whole.labels, count, torch.Generator().manual_seed(0))
+    except ValueError as error:
+        raise DataError(
+            f"data.test_fraction: {error}; add images, or set it to 0 to train without a test split"
+        ) from None
 
 
 def read_folder(root: str, classes: tuple[str, ...], shape: tuple[int, int, int]) -> Split:
@@ -103,9 +120,13 @@ class _Listing:
     in_memory: bool | None
     workers: int
     cache: bool = False
+    named: bool = False
 
     def read(self, folder: Path, shape: tuple[int, int, int] | None) -> tuple[Split, tuple[int, int, int]]:
-        """A folder's split, and the (C, H, W) of its images; `shape` is what they must have, if it is known."""
+        """A folder's split, and the (C, H, W) of its images; `shape` is what they must have, if it is known.
+
+        Its images' names, if they are to have some, are their files' paths from the folder, CLASS/FILE, with slashes.
+        """
         files, labels = self._files(folder)
         if shape is not None:
             wanted: tuple[int, int] | None = shape[1:]
@@ -124,12 +145,12 @@ class _Listing:
         keep = self.in_memory
         if keep is None:
             keep = len(files) * self.channels * wanted[0] * wanted[1] <= _memory_for_images()
+        names = tuple(Path(file).relative_to(folder).as_posix() for file in files) if self.named else None
         if keep:
-            return self._in_memory(files, labels, decode, shape), shape
+            return self._in_memory(files, labels, names, decode, shape), shape
         same_size = Decode(self.channels, wanted)
-        if self.skip_bad:
-            files, labels = self._decodable(files, labels, same_size)
-        return OnDisk(tuple(files), torch.tensor(labels), shape, same_size, self.workers), shape
+        split = OnDisk(tuple(files), torch.tensor(labels), shape, same_size, self.workers, names)
+        return self._decodable(split) if self.skip_bad else split, shape
 
     def _files(self, folder: Path) -> tuple[list[str], list[int]]:
         found = _folders(folder)
@@ -150,20 +171,27 @@ class _Listing:
             labels += [self.classes.index(entry.name)] * len(images)
         return files, labels
 
-    def _in_memory(self, files: list[str], labels: list[int], decode: Decode, shape: tuple[int, int, int]) -> InMemory:
+    def _in_memory(
+        self,
+        files: list[str],
+        labels: list[int],
+        names: tuple[str, ...] | None,
+        decode: Decode,
+        shape: tuple[int, int, int],
+    ) -> InMemory:
         """Every file's image: those kept in the cache, if they are of the same files as they are now, else decoded.
 
         Where some cannot be decoded, nothing is kept.
         """
         if not self.cache:
-            return self._decoded(files, labels, decode, shape)
+            return self._decoded(files, labels, names, decode, shape)
         program = hashlib.sha256(Path(decoding.__file__).read_bytes()).hexdigest()
         how = (decode.size, shape, program)
         key = decoded_images.key_of(files, *how)
         kept = decoded_images.read(key, (len(files), *shape)) if key is not None else None
         if kept is not None:
-            return InMemory(torch.from_numpy(kept), torch.tensor(labels))
-        whole = self._decoded(files, labels, decode, shape)
+            return InMemory(torch.from_numpy(kept), torch.tensor(labels), names)
+        whole = self._decoded(files, labels, names, decode, shape)
         unchanged = key is not None and key == decoded_images.key_of(files, *how)
         if key is not None and unchanged and len(whole) == len(files):
             try:
@@ -176,7 +204,14 @@ class _Listing:
                 )
         return whole
 
-    def _decoded(self, files: list[str], labels: list[int], decode: Decode, shape: tuple[int, int, int]) -> InMemory:
+    def _decoded(
+        self,
+        files: list[str],
+        labels: list[int],
+        names: tuple[str, ...] | None,
+        decode: Decode,
+        shape: tuple[int, int, int],
+    ) -> InMemory:
         """Every file decoded into one array; what cannot be is named."""
         images = np.empty((len(files), *shape), np.uint8)
         bad: dict[int, str] = {}
@@ -202,30 +237,30 @@ class _Listing:
             for future in [pool.submit(fill, chunk) for chunk in chunks]:
                 future.result()
         kept = torch.tensor([index for index in range(len(files)) if index not in bad])
-        whole = InMemory(torch.from_numpy(images), torch.tensor(labels))
+        whole = InMemory(torch.from_numpy(images), torch.tensor(labels), names)
         if not bad:
             return whole
         self._tell(bad, files)
         return whole.take(kept)
 
-    def _decodable(self, files: list[str], labels: list[int], decode: Decode) -> tuple[list[str], list[int]]:
-        """The files that can be decoded, found by decoding each once, and their labels."""
+    def _decodable(self, split: OnDisk) -> OnDisk:
+        """The images that can be decoded, which decoding each once shows."""
         bad: dict[int, str] = {}
 
         def attempt(index: int) -> None:
             try:
-                decode.array(files[index])
+                split.decode(split.files[index])
             except DataError as error:
                 bad[index] = str(error)
 
         with ThreadPoolExecutor(processors()) as pool:
-            list(pool.map(attempt, range(len(files))))
-        if bad:
-            self._tell(bad, files)
-        kept = [index for index in range(len(files)) if index not in bad]
-        return [files[index] for index in kept], [labels[index] for index in kept]
+            list(pool.map(attempt, range(len(split))))
+        if not bad:
+            return split
+        self._tell(bad, split.files)
+        return split.take(torch.tensor([index for index in range(len(split)) if index not in bad]))
 
-    def _tell(self, bad: dict[int, str], files: list[str]) -> None:
+    def _tell(self, bad: dict[int, str], files: Sequence[str]) -> None:
         """Name the files that cannot be decoded. Raises: DataError unless they are to be skipped."""
         told = [bad[index] for index in sorted(bad)]
         lines = "\n".join(f"  {line}" for line in told[:SHOWN])

@@ -1,7 +1,11 @@
-"""The records that data comes in: a split of images, and the splits of one data set."""
+"""The records that data comes in: a split of images, the splits of one data set, and how one split is cut in two."""
 
-from collections.abc import Callable
+import math
+import unicodedata
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,10 +18,13 @@ class InMemory:
     Attributes:
         images: [N, C, H, W] uint8.
         labels: [N] int64 class ids.
+        names: N names that stay the same when other images are added or removed; None if they have none. A split whose
+            images have names is cut by them (`split_by_name`), one without by its order (`stratified`).
     """
 
     images: Tensor
     labels: Tensor
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -30,7 +37,7 @@ class InMemory:
 
     def take(self, indices: Tensor) -> "InMemory":
         """The images at `indices` ([M] int64), in that order."""
-        return InMemory(self.images[indices], self.labels[indices])
+        return InMemory(self.images[indices], self.labels[indices], _at(self.names, indices))
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class OnDisk:
         shape: (C, H, W) that `decode` gives.
         decode: path -> [C, H, W] uint8; it must be picklable, worker processes call it.
         workers: how many processes decode beside the training one.
+        names: as in InMemory.
     """
 
     files: tuple[str, ...]
@@ -50,6 +58,7 @@ class OnDisk:
     shape: tuple[int, int, int]
     decode: Callable[[str], Tensor]
     workers: int = 2
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -57,10 +66,15 @@ class OnDisk:
     def take(self, indices: Tensor) -> "OnDisk":
         """The images at `indices` ([M] int64), in that order."""
         files = tuple(self.files[i] for i in indices.tolist())
-        return OnDisk(files, self.labels[indices], self.shape, self.decode, self.workers)
+        names = _at(self.names, indices)
+        return OnDisk(files, self.labels[indices], self.shape, self.decode, self.workers, names)
 
 
 Split = InMemory | OnDisk
+
+
+def _at(names: tuple[str, ...] | None, indices: Tensor) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names[i] for i in indices.tolist())
 
 
 @dataclass(frozen=True)
@@ -76,28 +90,120 @@ class Source:
     validation: Split | None = None
 
 
-def stratified(labels: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split indices in two so that each class keeps its share in both.
+Side = Literal["rest", "chosen"]
+
+
+def stratified(
+    labels: Tensor, count: int, generator: torch.Generator, keep: Collection[Side] = ()
+) -> tuple[Tensor, Tensor]:
+    """Split indices in two so that each class has its share in both, by a shuffle: for data sets that do not change.
 
     Args:
         labels: [N] int64.
         count: how many indices the second part gets, 0 < count < N.
         generator: decides which.
+        keep: the parts in which every class must have an image, as far as `count` allows.
     Returns: (rest, chosen), [N - count] and [count] int64, each sorted.
+    Raises: ValueError if a part would be empty.
 
     The seats of each class are dealt by largest remainder (Hamilton's method), ties to the lower class id.
     """
+    seats = _seats(torch.bincount(labels), count, keep)
     n = len(labels)
-    if not 0 < count < n:
-        raise ValueError(f"cannot choose {count} of {n} images; choose between 1 and {n - 1}")
     order = torch.randperm(n, generator=generator)
-    totals = torch.bincount(labels)
-    exact = totals.double() * count / n
-    seats = exact.floor().long()
-    missing = count - int(seats.sum())
-    seats[torch.argsort(exact - seats, descending=True, stable=True)[:missing]] += 1
     chosen = torch.zeros(n, dtype=torch.bool)
     shuffled = labels[order]
     for label, seat in enumerate(seats.tolist()):
         chosen[order[shuffled == label][:seat]] = True
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+SLACK = 0.25  # how far a class's part of a fraction may be from its exact share before it is cut to measure
+
+
+def split_by_name(
+    names: Sequence[str], labels: Tensor, size: float, salt: str, keep: Collection[Side] = ("rest", "chosen")
+) -> tuple[Tensor, Tensor]:
+    """Split indices in two by a hash of each image's name, so that images keep their side when others come or go.
+
+    Args:
+        names: N names, the class included; composed and decomposed letters (Unicode NFC and NFD) are the same.
+        labels: [N] int64 class ids.
+        size: a fraction in (0, 1) of each class, or a count over all classes, 0 < count < N.
+        salt: with the name, decides the hash: another salt, another split.
+        keep: for a count, the parts in which every class must have an image, as far as it allows.
+    Returns: (rest, chosen), int64 indices, each sorted. Their order and the classes' ids do not matter.
+    Raises: ValueError if a part would be empty.
+
+    The hash is a number in [0, 1), and the second part of a class are its lowest hashes.
+
+    A fraction is a threshold on the hash, so a name alone decides its side, and the number chosen of a class varies
+    around its share as coin tosses do. Only where it would be more than a quarter off (which chance does to small
+    classes), it is the nearest number that is not; a class of two or more images has one on each side, and a class of
+    one stays in the rest. One image more or less therefore moves at most one other, of its own class, and none where
+    the class is within that quarter.
+
+    A count is exact, and dealt to the classes as `stratified` does. One image more or less moves at most one other of
+    its class, and one of each other class whose share of the count is rounded otherwise then.
+    """
+    hashes = [_hash(name, salt) for name in names]
+    totals = torch.bincount(labels)
+    seats = None if isinstance(size, float) else _seats(totals, size, keep).tolist()
+    members: list[list[int]] = [[] for _ in totals]
+    for index, label in enumerate(labels.tolist()):
+        members[label].append(index)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, indices in enumerate(members):
+        indices.sort(key=lambda index: (hashes[index], names[index]))
+        if seats is not None:
+            number = seats[label]
+        else:
+            below = sum(hashes[index] < size for index in indices)
+            number = _near_share(below, size, len(indices))
+        chosen[indices[:number]] = True
+    if not chosen.any():
+        raise ValueError("no class has two images, one for each side")
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+def _hash(name: str, salt: str) -> float:
+    """A name's number in [0, 1), of 53 bits: the same on every machine."""
+    text = f"{salt}\0{unicodedata.normalize('NFC', name)}"
+    digest = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def _near_share(below: int, fraction: float, total: int) -> int:
+    """How many of a class's `total` images are chosen, if `below` have a hash below the fraction.
+
+    It grows by 0 or 1 with one image more, as all that it is made of does.
+    """
+    if total < 2:
+        return 0
+    share = fraction * total
+    low = max(1, min(math.ceil((1 - SLACK) * share), round(share)))
+    high = min(total - 1, max(1, math.floor((1 + SLACK) * share), round(share)))
+    return min(max(below, low), high)
+
+
+def _seats(totals: Tensor, count: int, keep: Collection[Side]) -> Tensor:
+    """How many of each class are chosen, [K] int64, for `totals` [K] images a class. Raises: ValueError.
+
+    Hamilton's method within bounds: `keep` has classes lose nothing that is their last, as far as `count` allows.
+    """
+    n = int(totals.sum())
+    if not 0 < count < n:
+        raise ValueError(f"cannot choose {count} of {n} images; choose between 1 and {n - 1}")
+    low, high = torch.zeros_like(totals), totals
+    if "rest" in keep and count <= int((totals - 1).clamp(min=0).sum()):
+        high = (totals - 1).clamp(min=0)
+    if "chosen" in keep and count >= int(high.clamp(max=1).sum()):
+        low = high.clamp(max=1)
+    exact = totals.double() * count / n
+    seats = torch.minimum(torch.maximum(exact.floor().long(), low), high)
+    while (missing := count - int(seats.sum())) != 0:
+        step = 1 if missing > 0 else -1
+        room = seats < high if step > 0 else seats > low
+        owed = ((exact - seats) * step).masked_fill(~room, -math.inf)
+        seats[torch.argsort(owed, descending=True, stable=True)[: min(abs(missing), int(room.sum()))]] += step
+    return seats
