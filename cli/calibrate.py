@@ -7,7 +7,7 @@ import typer
 
 from softmaxce.errors import RunError
 
-from .options import Device
+from .options import AllowChangedData, Device
 from .trust import TrustCode
 
 
@@ -17,6 +17,7 @@ def calibrate(
     ] = None,
     device: Device = None,
     trust_code: TrustCode = False,
+    allow_changed_data: AllowChangedData = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
     """Fit a run's softmax temperature on its validation split; eval, predict and report then use it.
@@ -33,7 +34,7 @@ def calibrate(
     from softmaxce.calibration import calibrate as fit
     from softmaxce.report import calibration, console
 
-    fitted = fit(chosen, device, trust_code=trust_code)
+    fitted = fit(chosen, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
     if json:
         import json as jsonlib
 

@@ -8,7 +8,7 @@ import typer
 from softmaxce.errors import ConfigError, Problem
 
 from .eval import SplitName
-from .options import Device
+from .options import AllowChangedData, Device
 from .trust import TrustCode
 
 
@@ -20,6 +20,7 @@ def compare(
     ] = None,
     device: Device = None,
     trust_code: TrustCode = False,
+    allow_changed_data: AllowChangedData = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
     """Compare runs: the config keys that differ, the figures, and whether the difference is larger than chance.
@@ -32,7 +33,7 @@ def compare(
     from softmaxce.compare import compare as measure
     from softmaxce.report import comparison, console
 
-    found = measure(runs, split.value, device, trust_code=trust_code)
+    found = measure(runs, split.value, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
     if html is not None:
         from softmaxce.report.comparison_page import write_page
 

@@ -10,7 +10,7 @@ from softmaxce import requirements
 from softmaxce.errors import FAILED, RunError
 
 from .imports import imports
-from .options import Device, Temperature
+from .options import AllowChangedData, Device, Temperature
 from .trust import TrustCode
 
 
@@ -50,6 +50,7 @@ def evaluate(
         typer.Option(help="Average the logits of several views of each image; the run's own if left out."),
     ] = None,
     trust_code: TrustCode = False,
+    allow_changed_data: AllowChangedData = False,
     require: Annotated[
         list[str] | None,
         typer.Option(metavar="FIGURE>=N", help="Demand a figure, e.g. 'accuracy>=0.99'; exit 1 if not met."),
@@ -73,7 +74,17 @@ def evaluate(
     if temperature is None:
         temperature = temperature_of(chosen)
     file, views = find_checkpoint(chosen), tta.value if tta is not None else None
-    evaluated = measure(file, split.value, data, device, temperature, batch_size, tta=views, trust_code=trust_code)
+    evaluated = measure(
+        file,
+        split.value,
+        data,
+        device,
+        temperature,
+        batch_size,
+        tta=views,
+        trust_code=trust_code,
+        allow_changed_data=allow_changed_data,
+    )
     if evaluated.differs:
         place = evaluated.checkpoint.parent
         typer.echo(f"warning: {place}: this run was trained with {'; '.join(evaluated.differs)}", err=True)

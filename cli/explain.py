@@ -9,7 +9,7 @@ import typer
 from softmaxce.errors import ConfigError, Problem, RunError
 
 from .eval import SplitName
-from .options import Temperature
+from .options import AllowChangedData, Temperature
 from .trust import TrustCode
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def explain(
     ] = None,
     temperature: Temperature = None,
     trust_code: TrustCode = False,
+    allow_changed_data: AllowChangedData = False,
     digits: Annotated[int, typer.Option(min=2, max=12, help="Decimals of the numbers printed.")] = 4,
     html: Annotated[
         Path | None,
@@ -71,7 +72,7 @@ def explain(
         for option, value in given.items():
             if value is not None:
                 raise _mistake(option, "goes with --logits; a run has its own")
-        explanation = _of_run(run, image, index, split, mix, label, temperature, trust_code)
+        explanation = _of_run(run, image, index, split, mix, label, temperature, trust_code, allow_changed_data)
     if html is not None:
         from softmaxce.explain.page import write_page
 
@@ -129,6 +130,7 @@ def _of_run(
     label: str | None,
     temperature: float | None,
     trust_code: bool,
+    allow_changed_data: bool,
 ) -> "Explanation":
     if (image is None) == (index is None):
         what = "either IMAGE or --index, not both" if image is not None else "an image: IMAGE, or --index N"
@@ -154,11 +156,14 @@ def _of_run(
         temperature = temperature_of(chosen)
     target: int | torch.Tensor | None = None
     if index is not None:
-        pixels, target = trained.pick(opened, split.value, index)
         title = f"{split.value} image {index} of {opened.config.source.name}"
-        if blend is not None:
+        if blend is None:
+            pixels, target = trained.pick(opened, split.value, index, allow_changed_data=allow_changed_data)
+        else:
             other, share = blend
-            pixels, target = trained.blend(opened, split.value, index, other, share)
+            pixels, target = trained.blend(
+                opened, split.value, index, other, share, allow_changed_data=allow_changed_data
+            )
             title += f" blended with {share:g} of image {other}"
         title += f", by {chosen}"
     else:

@@ -22,3 +22,10 @@ Temperature = Annotated[
         show_default=False,
     ),
 ]
+AllowChangedData = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changed-data",
+        help="Use the images there are now, though the run was trained with others; else refused.",
+    ),
+]

@@ -8,6 +8,7 @@ import typer
 from softmaxce.errors import RunError
 
 from .eval import SplitName
+from .options import AllowChangedData
 from .trust import TrustCode
 
 
@@ -23,6 +24,7 @@ def report(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
     trust_code: TrustCode = False,
+    allow_changed_data: AllowChangedData = False,
 ) -> None:
     """Write a run's report: one HTML page that needs nothing beside it, and pictures as SVG and PNG."""
     from softmaxce.runfolder import newest, read_record
@@ -35,6 +37,7 @@ def report(
 
     from softmaxce.report.write import write_report
 
-    written = write_report(folder, output, split.value if split else None, device, trust_code=trust_code)
+    name = split.value if split else None
+    written = write_report(folder, output, name, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
     typer.echo(f"page: {written.page}")
     typer.echo(f"pictures: {written.pictures}", err=True)

@@ -1,23 +1,24 @@
 """Several runs one after the other, for `train --seeds` and `sweep`: started, gone on with, or found finished."""
 
 import json as jsonlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from softmaxce import grid, runfolder
+from softmaxce import runfolder
 from softmaxce.errors import FAILED, ConfigError, Problem, RunError, TrainingError
 from softmaxce.grid import Point
-from softmaxce.requirements import Requirement
+from softmaxce.requirements import Requirement, judge
+from softmaxce.resume import is_finished
 from softmaxce.runs import read_run
 
-if TYPE_CHECKING:
-    from softmaxce.report.training import Outcome
+from .plans import ImagesOnDisk, Plan, plan_to_resume
 
-    from .train import Plan, Telling
+if TYPE_CHECKING:
+    from .train import Telling
 
 
 @dataclass(frozen=True)
@@ -38,40 +39,70 @@ def check_options(resume: str | None, dry_run: bool) -> None:
         raise ConfigError([Problem("--dry-run", "tries one config; leave the several runs out")])
 
 
-def make_plans(points: Sequence[Point], output: Path | None, resume: bool) -> list["Plan"]:
-    """Where each run goes, or goes on. Raises: RunError if a folder is in use."""
-    from .train import Plan, resumed
+def make_plans(
+    points: Sequence[Point], output: Path | None, resume: bool, *, allow_changed_data: bool = False
+) -> list[Plan]:
+    """Where each run goes, or goes on.
 
+    Raises: RunError if a folder is in use, or holds a run on other images; DataError if images cannot be read.
+    """
     plans = []
+    images = ImagesOnDisk()
     for point in points:
         wanted = output / point.folder_name if output is not None else None
-        if not resume:
-            if wanted is not None and wanted.exists() and any(wanted.iterdir()):
-                raise RunError(f"{wanted}: the folder is not empty; choose another --output, or add --resume auto")
-            plans.append(Plan(point.config, None, wanted))
+        if resume:
+            plan = plan_to_resume(point.config, wanted, images, allow_changed_data=allow_changed_data)
+            if wanted is not None:
+                _check_finished(plan, images)
+            plans.append(plan)
             continue
-        found = wanted if wanted is not None else grid.find_run(point.config, Path("runs", point.config.recipe))
-        if found is not None and (found / "config.yaml").is_file():
-            plans.append(Plan(resumed(found, point.config), found, None))
-        else:
-            plans.append(Plan(point.config, None, wanted))
+        if wanted is not None and wanted.exists() and any(wanted.iterdir()):
+            raise RunError(f"{wanted}: the folder is not empty; choose another --output, or add --resume auto")
+        plans.append(Plan(point.config, None, wanted))
     return plans
 
 
+def _check_finished(plan: Plan, images: ImagesOnDisk) -> None:
+    """Refuse to count a finished run on other images; one that is not finished is checked when it is resumed."""
+    if plan.resume is None or not _is_over(plan):
+        return
+    now = images(plan.config).fingerprints
+    from softmaxce.provenance import check_images
+
+    record = runfolder.read_record(plan.resume)
+    check_images(plan.resume, record, now, allow_changed_data=plan.allow_changed_data)
+
+
 def train_each(
-    points: Sequence[Point], plans: Sequence["Plan"], train_one: Callable[["Plan"], "Outcome"]
+    points: Sequence[Point],
+    plans: Sequence[Plan],
+    demands: list[Requirement],
+    telling: "Telling",
 ) -> list[Finished]:
-    """Train every run that is not finished already. One that fails does not keep the others from being trained."""
+    """Train every run that is not finished already. One that fails does not keep the others from being trained.
+
+    Requirements are judged for every run: by its recorded figures if it is finished, which is evaluated anew if these
+    are not enough.
+    """
+    from .train import train_one
+
     ended = []
     for number, (point, plan) in enumerate(zip(points, plans, strict=True), 1):
         head = f"[{number}/{len(points)}] {point.label}"
         if plan.resume is not None and _is_over(plan):
             typer.echo(f"{head}: finished already in {plan.resume}", err=True)
-            ended.append(Finished(point, plan.resume, runfolder.read_record(plan.resume), met=True))
-            continue
-        typer.echo(head, err=True)
+            record = runfolder.read_record(plan.resume)
+            figures = record.get("test", record.get("validation", {}))
+            if all(demand.figure in figures for demand in demands):
+                verdicts = judge(demands, figures)
+                for verdict in verdicts:
+                    typer.echo(verdict, err=telling.json)
+                ended.append(Finished(point, plan.resume, record, all(verdict.met for verdict in verdicts)))
+                continue
+        else:
+            typer.echo(head, err=True)
         try:
-            outcome = train_one(plan)
+            outcome = train_one(plan, demands, telling)
         except TrainingError as error:
             typer.echo(f"{head}: failed: {error}", err=True)
             continue
@@ -92,13 +123,17 @@ def split_of(ended: Sequence[Finished]) -> str:
 
 
 def train_seeds(
-    points: Sequence[Point], output: Path | None, resume: bool, demands: list[Requirement], telling: "Telling"
+    points: Sequence[Point],
+    output: Path | None,
+    resume: bool,
+    demands: list[Requirement],
+    telling: "Telling",
+    *,
+    allow_changed_data: bool = False,
 ) -> None:
     """Train one config under several seeds, and tell what their figures come to."""
-    from .train import train_one
-
-    plans = make_plans(points, output, resume)
-    ended = train_each(points, plans, lambda plan: train_one(plan, demands, telling))
+    plans = make_plans(points, output, resume, allow_changed_data=allow_changed_data)
+    ended = train_each(points, plans, demands, telling)
     split = split_of(ended)
     rows = [(entry.point.label, entry.folder, entry.record[split]) for entry in ended if split in entry.record]
     if len(rows) > 1:
@@ -113,6 +148,8 @@ def train_seeds(
         raise typer.Exit(FAILED)
 
 
-def _is_over(plan: "Plan") -> bool:
+def _is_over(plan: Plan) -> bool:
     assert plan.resume is not None
-    return grid.is_finished(plan.resume) and read_run(plan.resume).epochs == plan.config.epochs
+    if not (plan.resume / "run.json").is_file():  # killed before it had begun
+        return False
+    return is_finished(runfolder.read_record(plan.resume)) and read_run(plan.resume).epochs == plan.config.epochs

@@ -9,7 +9,7 @@ from softmaxce import requirements
 from softmaxce.config import Override
 from softmaxce.errors import FAILED
 
-from .options import Device
+from .options import AllowChangedData, Device
 
 
 def sweep(
@@ -26,6 +26,7 @@ def sweep(
     resume: Annotated[
         str | None, typer.Option(metavar="auto", help="auto: go on with the runs that are there; start the others.")
     ] = None,
+    allow_changed_data: AllowChangedData = False,
     require: Annotated[
         list[str] | None,
         typer.Option(metavar="FIGURE>=N", help="Demand a final figure of every run; exit 1 if one does not meet it."),
@@ -40,23 +41,31 @@ def sweep(
     from softmaxce.grid import grid
 
     from .several import check_options, make_plans, split_of, train_each
-    from .train import Telling, train_one
+    from .train import Telling
 
     check_options(resume, dry_run=False)
     flags = (("device", device), ("epochs", epochs))
     overrides = [Override((name,), value, f"--{name}") for name, value in flags if value is not None]
     demands = requirements.parse(require or [])
     points = grid(config, set_, overrides)
-    plans = make_plans(points, output, resume == "auto")
+    plans = make_plans(points, output, resume == "auto", allow_changed_data=allow_changed_data)
     telling = Telling(json=json, quiet=quiet)
-    ended = train_each(points, plans, lambda plan: train_one(plan, demands, telling))
+    ended = train_each(points, plans, demands, telling)
     if len(ended) > 1:
         from softmaxce.compare import compare
         from softmaxce.report import comparison, console
         from softmaxce.runs import best_first
 
+        roots = {entry.folder: entry.point.config.root for entry in ended}  # a finished run's data may have moved
         folders = best_first([entry.folder for entry in ended])
-        found = compare(folders, split_of(ended), device, trust_code=True)
+        found = compare(
+            folders,
+            split_of(ended),
+            device,
+            roots=[roots[folder] for folder in folders],
+            trust_code=True,
+            allow_changed_data=allow_changed_data,
+        )
         if json:
             import json as jsonlib
 

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ import typer
 
 from softmaxce import config as configs
 from softmaxce import requirements
-from softmaxce.config import Config, Override
+from softmaxce.config import Override
 from softmaxce.errors import (
     FAILED,
     ConfigError,
@@ -32,18 +33,14 @@ from softmaxce.errors import (
 from softmaxce.interrupts import Pauses, Signals, Terminated, every
 
 from .imports import imports
+from .options import AllowChangedData
+from .plans import Plan, make_plan, needed
 from .trust import TrustCode
 
 if TYPE_CHECKING:
     from softmaxce.nonfinite import NonFiniteError
     from softmaxce.report.training import Outcome, Reporter
     from softmaxce.train import Run
-
-# What a resumed run may change: where things are and how long it goes on, not what is computed.
-MAY_CHANGE = (
-    *("epochs", "device", "data.root", "data.download", "data.eval_batch_size"),
-    *("checkpoint_every", "on_nonfinite", "max_nonfinite", "keep_memory", "cuda_graph"),
-)
 
 
 class LogName(enum.StrEnum):
@@ -61,15 +58,6 @@ class Telling:
     verbose: bool = False
     report: bool = False
     tensorboard: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a command line asks for: the config, and the folder to go on in or to start."""
-
-    config: Config
-    resume: Path | None
-    output: Path | None
 
 
 def train(
@@ -94,6 +82,7 @@ def train(
         typer.Option(metavar="auto|RUN", help="Go on with a run folder; auto: where this run stopped, or start it."),
     ] = None,
     trust_code: TrustCode = False,
+    allow_changed_data: AllowChangedData = False,
     require: Annotated[
         list[str] | None,
         typer.Option(metavar="FIGURE>=N", help="Demand a final figure, e.g. 'accuracy>=0.99'; exit 1 if not met."),
@@ -121,10 +110,10 @@ def train(
         from .several import check_options, train_seeds
 
         check_options(resume, dry_run)
-        asked = under_seeds(_needed(config), seeds, overrides)
-        train_seeds(asked, output, resume == "auto", demands, telling)
+        asked = under_seeds(needed(config), seeds, overrides)
+        train_seeds(asked, output, resume == "auto", demands, telling, allow_changed_data=allow_changed_data)
         return
-    plan = make_plan(config, overrides, output, resume)
+    plan = make_plan(config, overrides, output, resume, allow_changed_data=allow_changed_data)
     if resume is not None and config is None and not trust_code:  # the config lay in the run folder
         configs.refuse_users_code(plan.config, f"--resume {resume}")
     if dry_run:
@@ -133,7 +122,7 @@ def train(
             from softmaxce.report.summary import print_summary
 
         run = build_run(plan.config)
-        requirements.check_classes(demands, run.classes)
+        _check_demands(demands, run)
         print_summary(run, as_json=json)
         return
     outcome = train_one(plan, demands, telling)
@@ -156,7 +145,7 @@ def _train_one(plan: Plan, demands: list[requirements.Requirement], telling: Tel
 
     started = time.perf_counter()
     run = build_run(plan.config)
-    requirements.check_classes(demands, run.classes)
+    _check_demands(demands, run)
     if telling.verbose:
         _print_details(run)
     teller = reporter(as_json=telling.json, quiet=telling.quiet)
@@ -174,28 +163,6 @@ def _train_one(plan: Plan, demands: list[requirements.Requirement], telling: Tel
     return outcome
 
 
-# -- what is asked for ------------------------------------------------------------------------------------------------
-
-
-def make_plan(config: str | None, overrides: list[Override], output: Path | None, resume: str | None) -> Plan:
-    """Decide what to train and where, without torch. Raises: ConfigError, RunError."""
-    if resume is None:
-        return Plan(configs.load(_needed(config), overrides), None, output)
-    if resume != "auto":
-        if output is not None and output.resolve() != Path(resume).resolve():
-            raise ConfigError([Problem("--output", "a resumed run stays in its own folder; leave --output out")])
-        folder = Path(resume)
-        if not (folder / "config.yaml").is_file():
-            raise RunError(f"--resume {resume}: there is no run in this folder (no config.yaml)")
-        asked = configs.load(config if config is not None else str(folder / "config.yaml"), overrides)
-        return Plan(resumed(folder, asked), folder, None)
-    asked = configs.load(_needed(config), overrides)
-    folder_ = output if output is not None else _unfinished(asked.recipe)
-    if folder_ is not None and (folder_ / "config.yaml").is_file():
-        return Plan(resumed(folder_, asked), folder_, None)
-    return Plan(asked, None, output)
-
-
 def need_tensorboard() -> None:
     """Refuse `--log tensorboard` where the optional extra is missing, before training. Raises: ConfigError."""
     if importlib.util.find_spec("tensorboard") is None:
@@ -203,41 +170,12 @@ def need_tensorboard() -> None:
         raise ConfigError([Problem("--log tensorboard", message)])
 
 
-def _needed(config: str | None) -> str:
-    if config is None:
-        message = "is needed: a YAML file or a recipe's name, for example --config digits"
-        raise ConfigError([Problem("--config", message)])
-    return config
-
-
-def _unfinished(recipe: str) -> Path | None:
-    """The newest run of a recipe, if it did not come to its end."""
-    from softmaxce.runfolder import newest, read_record
-
-    folder = newest(recipe=recipe)
-    return (
-        folder
-        if folder is not None and read_record(folder).get("status") not in ("completed", "stopped_early")
-        else None
-    )
-
-
-def resumed(folder: Path, asked: Config) -> Config:
-    """The config to go on with: the run's own, changed only where a resumed run may be. Raises: RunError."""
-    recorded = configs.load(str(folder / "config.yaml"))
-    before, after = _flat(recorded.plain()), _flat(asked.plain())
-    differing = [key for key in {**before, **after} if before.get(key) != after.get(key) and key not in MAY_CHANGE]
-    if differing:
-        told = [f"{key} was {before.get(key)!r} and is now {after.get(key)!r}" for key in differing[:5]]
-        raise RunError(f"{folder}: a resumed run keeps its config, but {'; '.join(told)}. Start a new run for that")
-    return asked
-
-
-def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in plain.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def _check_demands(demands: list[requirements.Requirement], run: "Run") -> None:
+    """Refuse a requirement that this run cannot answer, before it is trained. Raises: ConfigError."""
+    requirements.check_classes(demands, run.classes)
+    if demands and run.test is None and run.validation is None:
+        message = "there is no test or validation split to judge by; set data.validation, to 0.1 for example"
+        raise ConfigError([Problem(f"--require {demands[0]}", message)])
 
 
 # -- carrying it out --------------------------------------------------------------------------------------------------
@@ -261,7 +199,7 @@ def carry_out(
 
     folder = plan.resume if plan.resume is not None else runfolder.create(plan.config.recipe, plan.output)
     with runfolder.held(folder, new=plan.resume is None):
-        record = _begin(run, folder, quiet=quiet)
+        record = _begin(run, folder, quiet=quiet, allow_changed_data=plan.allow_changed_data)
         earlier_seconds = record.get("seconds", 0.0)
 
         def finish(status: str, message: str = "", *, told: bool = True, **results: Any) -> Outcome:
@@ -319,8 +257,11 @@ def carry_out(
         return finish(status, split=split, scores=scores, verdicts=verdicts)
 
 
-def _begin(run: "Run", folder: Path, *, quiet: bool) -> dict[str, Any]:
-    """Bring the run to where its folder says, and the folder to where the run is; the record, as written."""
+def _begin(run: "Run", folder: Path, *, quiet: bool, allow_changed_data: bool) -> dict[str, Any]:
+    """Bring the run to where its folder says, and the folder to where the run is; the record, as written.
+
+    Raises: RunError if the folder's run was trained with other images or class names than this one has.
+    """
     from softmaxce import checkpoint, provenance, runfolder
 
     stands_on = provenance.of_run(run)
@@ -332,22 +273,45 @@ def _begin(run: "Run", folder: Path, *, quiet: bool) -> dict[str, Any]:
         for line in told:
             typer.echo(f"warning: {line}", err=True)
         if found is not None:
+            _check_data(run, folder, found.header["classes"], record, stands_on, allow_changed_data=allow_changed_data)
             checkpoint.restore(run, found)
             before = record.get("environment")
             earlier = record.get("earlier_environments", [])
-            if isinstance(before, dict) and (changed := provenance.differences(before, stands_on)):
-                typer.echo(f"warning: {folder}: this run was trained with {'; '.join(changed)}", err=True)
-                record["earlier_environments"] = [*earlier, before]
+            if isinstance(before, dict):
+                if changed := provenance.differences(before, stands_on):
+                    typer.echo(f"warning: {folder}: this run was trained with {'; '.join(changed)}", err=True)
+                if changed or before.get("data", stands_on["data"]) != stands_on["data"]:
+                    record["earlier_environments"] = [*earlier, before]
             if not quiet:
                 typer.echo(f"going on from {found.file}, {_place(run)}", err=True)
         runfolder.cut_metrics(folder, run.progress.epoch)
         runfolder.clear_temporary(folder)
-    record |= {"status": "running", "environment": stands_on}
+    record |= {"status": "running", "environment": stands_on, "classes": list(run.classes)}
     record["commands"] = [*record.get("commands", []), sys.argv]
     record["started"] = record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     runfolder.write_config(folder, run.config.plain())
     runfolder.write_record(folder, record)
     return record
+
+
+def _check_data(
+    run: "Run",
+    folder: Path,
+    classes: list[str],
+    record: dict[str, Any],
+    stands_on: dict[str, Any],
+    *,
+    allow_changed_data: bool,
+) -> None:
+    """Refuse to go on with other images or class names than the checkpoint's. Raises: RunError."""
+    from softmaxce import provenance
+
+    if list(run.classes) != classes:
+        old, new = next(pair for pair in zip_longest(classes, run.classes) if pair[0] != pair[1])
+        raise RunError(
+            f"{folder}: the data has other classes than this run was trained on: {old!r} was, {new!r} is now"
+        )
+    provenance.check_images(folder, record, stands_on["data"], allow_changed_data=allow_changed_data)
 
 
 def _again(run: "Run", folder: Path) -> str:

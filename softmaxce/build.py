@@ -13,6 +13,7 @@ from .average import MovingAverage
 from .checkpoint import Checkpoint, load_weights
 from .config import NEEDS_VALIDATION, Config, as_recorded, check, refuse_users_code
 from .data.batches import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Batches, Preprocessing, mean_and_std, mixing
+from .data.fingerprint import fingerprint
 from .data.splits import InMemory, OnDisk, Side, Source, Split, split_by_name, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.make import Loss, make_loss, refuse_unfit
@@ -45,7 +46,10 @@ def build_run(config: Config) -> Run:
     torch.backends.cudnn.benchmark = not config.deterministic  # all batches of an epoch but its last have one shape
     seed_everything(config.seed)
     with within_memory("reading the data set", FEWER_IMAGES):
-        source = hold_out(load_source(config), config)
+        data_set = load_source(config)
+        source = hold_out(data_set, config)
+        whole = None if source.train is data_set.train else fingerprint(data_set.train)
+        del data_set
         preprocessing = preprocessing_for(config, source.train)
     class_counts = torch.bincount(source.train.labels, minlength=len(source.classes)).tolist()
     model = build_model(config, preprocessing, len(source.classes), device)
@@ -91,6 +95,7 @@ def build_run(config: Config) -> Run:
         average=average,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         graph_wanted=wants_graph(config, train.num_images, device),
+        all_train_images=whole,
     )
 
 

@@ -23,6 +23,7 @@ from .errors import DataError, RunError
 from .files import replace_file
 from .header import find_checkpoint, read_header
 from .metrics import expected_calibration_error
+from .provenance import check_split
 from .runfolder import CALIBRATION
 from .train import predict
 
@@ -67,13 +68,16 @@ class Calibration:
         return {**asdict(self), "checkpoint": self.checkpoint.name}
 
 
-def calibrate(run: Path, device: str | None = None, *, trust_code: bool = False) -> Calibration:
+def calibrate(
+    run: Path, device: str | None = None, *, trust_code: bool = False, allow_changed_data: bool = False
+) -> Calibration:
     """Fit a run's temperature on its validation split, and keep it in the run folder.
 
     Args:
         run: a run folder or a checkpoint in one.
         device: where to compute; None for auto.
         trust_code: run the user's code that the checkpoint names.
+        allow_changed_data: use the run's splits although their images are others than at training.
     Raises: RunError, ConfigError, DataError, if there is no checkpoint, no data or no validation split, or nothing to
         fit on.
     """
@@ -88,8 +92,9 @@ def calibrate(run: Path, device: str | None = None, *, trust_code: bool = False)
         )
 
     def outputs(name: str) -> tuple[Tensor, Tensor]:
-        batches = evaluation.batches(split_of(evaluation, name, source))
-        logits, labels = predict(evaluation.model, batches, evaluation.precision)
+        split = split_of(evaluation, name, source)
+        check_split(loaded.file, name, split, allow_changed_data=allow_changed_data)
+        logits, labels = predict(evaluation.model, evaluation.batches(split), evaluation.precision)
         return logits.double().cpu(), labels.cpu()
 
     logits, labels = outputs("validation")

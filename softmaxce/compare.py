@@ -1,6 +1,5 @@
 """Runs beside each other: what differs in their configs, what differs in their figures, and whether that is chance."""
 
-import hashlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from . import checkpoint, runfolder
 from .build import build_evaluation, config_of, source_of, split_of
 from .calibration import temperature_of
 from .config import Config
-from .data.splits import InMemory, Split
+from .data.fingerprint import fingerprint
 from .errors import RunError
 from .header import find_checkpoint
 from .metrics import measure
-from .runs import WHEREABOUTS, differing
+from .provenance import check_split
+from .registry import takes
+from .resume import TrainedRun, differ_by_seed_alone, rule_of, same_data_set
+from .runs import differing
 from .train import loss_of, predict
 
 FIGURES = ("accuracy", "nll", "brier", "ece")
@@ -38,7 +39,9 @@ class Measured:
         images: how many.
         figures: accuracy, nll, brier and ece, at the run's temperature.
         hits: [N] bool, which images it gets right.
-        digests: of the labels, and of the images.
+        labels: [N] int64.
+        fingerprint: of the images and labels.
+        record: its run.json.
     """
 
     folder: Path
@@ -48,7 +51,9 @@ class Measured:
     images: int
     figures: dict[str, float]
     hits: NDArray[np.bool_]
-    digests: tuple[str, str]
+    labels: NDArray[np.int64]
+    fingerprint: str
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class Comparison:
         tests: for each run but the first, McNemar's test against the first; None where the images are not the same
             ones, or the two differ by seed alone.
         significant: whether that difference is larger than chance, by Holm's correction over all tests, at 0.05.
+        other_data: places of the runs whose `data` keys are the first's and whose data set was another.
     """
 
     split: str
@@ -99,6 +105,7 @@ class Comparison:
     seeds: tuple[Seeds, ...]
     tests: tuple[McNemar | None, ...]
     significant: tuple[bool | None, ...]
+    other_data: tuple[int, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As one JSON object."""
@@ -117,7 +124,13 @@ class Comparison:
 
 
 def compare(
-    folders: Sequence[Path], split: str = "test", device: str | None = None, *, trust_code: bool = False
+    folders: Sequence[Path],
+    split: str = "test",
+    device: str | None = None,
+    *,
+    roots: Sequence[Path | None] | None = None,
+    trust_code: bool = False,
+    allow_changed_data: bool = False,
 ) -> Comparison:
     """Measure each run's kept weights on the split and set them beside each other.
 
@@ -125,11 +138,17 @@ def compare(
         folders: two run folders or more.
         split: test, validation or train.
         device: where to compute; None for auto.
+        roots: for each run the folder where its data is now; None for where it was at training.
         trust_code: run the user's code that the checkpoints name.
+        allow_changed_data: measure the runs' splits although their images are others than at training.
     Raises: RunError, ConfigError, DataError, if one cannot be measured.
     """
-    runs = tuple(measured(folder, split, device, trust_code=trust_code) for folder in folders)
-    groups = by_seed([run.config.plain() for run in runs])
+    runs = tuple(
+        measured(folder, split, device, root=root, trust_code=trust_code, allow_changed_data=allow_changed_data)
+        for folder, root in zip(folders, roots or [None] * len(folders), strict=True)
+    )
+    trained = [TrainedRun(run.config, run.record) for run in runs]
+    groups = by_seed(trained)
     together = next(group for group in groups if 0 in group)
     tests = [
         mcnemar(runs[0].hits, run.hits) if index not in together and same_images(runs[0], run) else None
@@ -142,17 +161,28 @@ def compare(
         seeds=tuple(Seeds(tuple(group), _spread([runs[i] for i in group])) for group in groups if len(group) > 1),
         tests=tuple(tests),
         significant=tuple(holm([test.p if test else None for test in tests])),
+        other_data=tuple(index for index, run in enumerate(trained) if _other_data(trained[0], run)),
     )
 
 
-def measured(folder: Path, split: str, device: str | None = None, *, trust_code: bool = False) -> Measured:
+def measured(
+    folder: Path,
+    split: str,
+    device: str | None = None,
+    *,
+    root: Path | None = None,
+    trust_code: bool = False,
+    allow_changed_data: bool = False,
+) -> Measured:
     """One run's part of a comparison."""
     if not folder.is_dir():
         raise RunError(f"{folder}: there is no such run folder")
     loaded = checkpoint.load(find_checkpoint(folder))
-    config = config_of(loaded, {"device": device or "auto"}, trust_code=trust_code)
+    where = {} if root is None else {"data.root": str(root)}
+    config = config_of(loaded, {"device": device or "auto", **where}, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     images = split_of(evaluation, split, source_of(evaluation))
+    check_split(loaded.file, split, images, allow_changed_data=allow_changed_data)
     logits, labels = predict(evaluation.model, evaluation.batches(images), evaluation.precision)
     figures = measure(
         logits.cpu().double() / temperature_of(folder),
@@ -162,13 +192,15 @@ def measured(folder: Path, split: str, device: str | None = None, *, trust_code:
     )
     return Measured(
         folder=folder,
-        config=config_of(loaded, trust_code=trust_code),
+        config=config_of(loaded, where, trust_code=trust_code),
         epochs=runfolder.read_metrics(folder),
         epoch=loaded.header["epoch"],
         images=len(labels),
         figures={name: getattr(figures, name) for name in FIGURES},
         hits=(logits.argmax(1) == labels).cpu().numpy(),
-        digests=_digests(images),
+        labels=labels.cpu().numpy(),
+        fingerprint=fingerprint(images),
+        record=runfolder.read_record(folder) if (folder / "run.json").is_file() else {},
     )
 
 
@@ -206,12 +238,12 @@ def holm(values: Sequence[float | None], level: float = LEVEL) -> list[bool | No
     return verdicts
 
 
-def by_seed(configs: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """The runs' places, in groups whose configs differ in nothing but the seed (and in where data and device are)."""
+def by_seed(runs: Sequence[TrainedRun]) -> list[list[int]]:
+    """The runs' places, in groups that differ in nothing that changes metrics but the seed."""
     groups: list[list[int]] = []
-    for index, config in enumerate(configs):
+    for index, run in enumerate(runs):
         for group in groups:
-            if set(differing([configs[group[0]], config])) <= {"seed", *WHEREABOUTS}:
+            if differ_by_seed_alone(runs[group[0]], run):
                 group.append(index)
                 break
         else:
@@ -221,13 +253,27 @@ def by_seed(configs: Sequence[dict[str, Any]]) -> list[list[int]]:
 
 def same_images(first: Measured, second: Measured) -> bool:
     """Whether two runs were measured on the same images: the same pixels, or the same files at another size."""
-    if first.digests == second.digests:
+    if first.fingerprint == second.fingerprint:
         return True
-    sizes = {"data.size", "data.channels", *WHEREABOUTS}
-    plain = [{"data": run.config.plain()["data"]} for run in (first, second)]
-    sources = {key for key in differing(plain) if key not in sizes}
-    resized = {"data.size", "data.channels"} & set(differing(plain))
-    return bool(first.digests[0] == second.digests[0] and resized and not sources)
+    if first.config.root.resolve() != second.config.root.resolve() or not np.array_equal(first.labels, second.labels):
+        return False
+    if first.config.seed != second.config.seed and takes(first.config.source, "seed"):
+        return False
+    sizes = {"data.size", "data.channels"}
+    keys = _data_keys(first.config, second.config)
+    return bool(sizes & keys) and keys <= sizes
+
+
+def _data_keys(first: Config, second: Config) -> set[str]:
+    """The keys of the `data` section in which two configs differ and that change metrics."""
+    name = first.source.name
+    keys = differing([{"data": one.plain()["data"]} for one in (first, second)])
+    return {key for key in keys if rule_of(key, name).changes_metrics}
+
+
+def _other_data(first: TrainedRun, second: TrainedRun) -> bool:
+    """Whether two runs were trained on other data sets, which their configs do not show."""
+    return not _data_keys(first.config, second.config) and not same_data_set(first, second)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float, float]:
@@ -237,14 +283,3 @@ def spread(values: Sequence[float]) -> tuple[float, float, float, float]:
 
 def _spread(runs: Sequence[Measured]) -> dict[str, tuple[float, float, float, float]]:
     return {name: spread([run.figures[name] for run in runs]) for name in FIGURES}
-
-
-def _digests(split: Split) -> tuple[str, str]:
-    labels = hashlib.sha256(split.labels.to(torch.int64).numpy().tobytes()).hexdigest()
-    if isinstance(split, InMemory):
-        images = hashlib.sha256(repr(tuple(split.images.shape)).encode())
-        for chunk in split.images.split(4096):
-            images.update(chunk.contiguous().numpy().tobytes())
-    else:
-        images = hashlib.sha256("\n".join(split.files).encode(errors="surrogateescape"))
-    return labels, images.hexdigest()

@@ -74,18 +74,20 @@ def evaluate(
     *,
     tta: str | None = None,
     trust_code: bool = False,
+    allow_changed_data: bool = False,
 ) -> Evaluated:
     """Measure a checkpoint's model.
 
     Args:
         file: the checkpoint.
-        split: test, validation or train: the split that the run used.
+        split: test, validation or train: the split that the run used. Its images must be those of the training.
         data: another folder: of images, one sub-folder a class; or, if it has none, the data set's root.
         device: where to compute; None for the run's own, if this machine has it, else auto.
         temperature: what the logits are divided by; calibration.temperature_of(run) gives a run's own.
         batch_size: images at once; None for the run's data.eval_batch_size.
         tta: the test-time augmentation, as in a config; None for the run's own.
         trust_code: run the user's code that the checkpoint names.
+        allow_changed_data: measure the run's own split although its images are others than at training.
     Raises: RunError, ConfigError, DataError.
     """
     loaded = checkpoint.load(file)
@@ -101,13 +103,13 @@ def evaluate(
     config = config_of(loaded, changes, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     chosen: Split = folder_split(evaluation, data) if data is not None and as_images else split_of(evaluation, split)
+    if data is None:
+        provenance.check_split(file, split, chosen, allow_changed_data=allow_changed_data)
     logits, labels = predict(evaluation.model, evaluation.batches(chosen), evaluation.precision)
     loss = loss_of(evaluation.loss, logits, labels)
     figures = measure(logits.cpu().double() / temperature, labels.cpu(), loss, evaluation.classes)
     where = str(data) if as_images else split
     now = provenance.of_machine(evaluation.device, evaluation.precision)
-    if not as_images:
-        now["data"] = {split: provenance.fingerprint(chosen)}
     differs = tuple(provenance.differences(_recorded(file), now))
     return Evaluated(file, loaded.header["epoch"], where, config, temperature, figures, differs)
 

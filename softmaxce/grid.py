@@ -5,17 +5,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 from . import config as configs
 from . import yamlfile
 from .config import Config, Override
-from .errors import ConfigError, Problem, SoftmaxceError
+from .errors import ConfigError, Problem
 from .registry import show
-from .runfolder import read_record
-from .runs import WHEREABOUTS, differing
 
-FINISHED = ("completed", "stopped_early")
 MOST = 1000  # runs; more are a slip of the hand
 
 
@@ -90,29 +86,6 @@ def seeds(config: str, count: int, overrides: Sequence[Override] = ()) -> list[P
         asked = configs.load(config, [*overrides, Override(("seed",), seed, f"--seeds {count}")])
         points.append(Point(f"seed-{seed}", asked))
     return points
-
-
-def find_run(config: Config, parent: Path) -> Path | None:
-    """The run folder in `parent` whose config is this one, but for where data and device are.
-
-    A finished one before an unfinished one, and of these the newest; None if there is none.
-    """
-    plain = config.plain()
-    same = []
-    for file in sorted(parent.glob("*/config.yaml")):
-        try:
-            recorded = configs.load(str(file)).plain()
-            finished = is_finished(file.parent)
-        except SoftmaxceError:  # another version's, or code that is gone: not this run, whatever it is
-            continue
-        if set(differing([plain, recorded])) <= set(WHEREABOUTS):
-            same.append((finished, (file.parent / "run.json").stat().st_mtime, file.parent))
-    return max(same)[2] if same else None
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a run came to its end. Raises: RunError if there is none."""
-    return read_record(folder).get("status") in FINISHED
 
 
 def _text(value: object) -> str:

@@ -1,13 +1,20 @@
 """What a run stands on beside its config: versions, machine, data; and what of it is not the same elsewhere."""
 
-import hashlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .data.splits import InMemory, Split
+from .build import FEWER_IMAGES, hold_out, load_source
+from .config import Config
+from .data.fingerprint import fingerprint, fingerprints
+from .data.splits import Source, Split
+from .errors import RunError, within_memory
+from .registry import takes
+from .resume import Images, changed_splits, recorded_images, unknown_splits
+from .runfolder import read_record
 from .runtime import environment, git_commit
 from .train import Run
 
@@ -31,10 +38,17 @@ PHRASES = {
 
 
 def of_run(run: Run) -> dict[str, Any]:
-    """All that run.json says a run stands on."""
+    """All that run.json says a run stands on.
+
+    Among it `data`, the fingerprints of the splits trained and measured on, and `data_set`, those of the data set
+    before the seed held images out: runs under several seeds have that in common.
+    """
     splits = {"train": run.train, "validation": run.validation, "test": run.test}
     data = {name: fingerprint(batches.split) for name, batches in splits.items() if batches is not None}
-    return {**of_machine(run.device, run.precision), "git_commit": git_commit(), "data": data}
+    data_set = {**data, "train": run.all_train_images or data["train"]}
+    if run.config.data.validation is not None:
+        del data_set["validation"]
+    return {**of_machine(run.device, run.precision), "git_commit": git_commit(), "data": data, "data_set": data_set}
 
 
 def of_machine(device: torch.device, precision: str) -> dict[str, Any]:
@@ -42,35 +56,12 @@ def of_machine(device: torch.device, precision: str) -> dict[str, Any]:
     return {**environment(device), "precision": precision}
 
 
-def fingerprint(split: Split) -> str:
-    """A split's images and labels in 16 hexadecimal digits.
-
-    `pixels:` where the split lies decoded in memory; `files:` where it is read from the disk as it is needed, and then
-    of the files' names and sizes, not of what is in them.
-    """
-    digest = hashlib.blake2b(repr((len(split), split.shape)).encode(), digest_size=8)
-    digest.update(split.labels.cpu().contiguous().numpy().data)
-    if isinstance(split, InMemory):
-        digest.update(split.images.cpu().contiguous().numpy().data)
-        return f"pixels:{digest.hexdigest()}"
-    for file in split.files:
-        digest.update(f"{Path(file).parent.name}/{Path(file).name} {_size(file)}\n".encode())
-    return f"files:{digest.hexdigest()}"
-
-
-def _size(file: str) -> int:
-    try:
-        return Path(file).stat().st_size
-    except OSError:  # gone since it was listed: another fingerprint, and an error when a batch needs it
-        return -1
-
-
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a run stood on that is not so now: `torch 2.14.1, now 2.15`; what only one of the two says is left out.
 
     Args:
         before: what of_run gave when it was trained, as run.json holds it.
-        now: what of_run or of_machine gives now; its `data` may name some of the splits.
+        now: what of_run or of_machine gives now.
     """
     told = []
     for key, phrase in PHRASES.items():
@@ -78,11 +69,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if old is not None and new is not None and old != new:
             text = phrase.format(old)
             told.append(f"{text[:-1] if text == '1 threads' else text}, now {new}")
-    recorded = before.get("data")
-    for name, new in now.get("data", {}).items():
-        old = recorded.get(name) if isinstance(recorded, Mapping) else None
-        if isinstance(old, str) and old != new and old.partition(":")[0] == new.partition(":")[0]:
-            told.append(f"other {name} images")
     return told
 
 
@@ -95,3 +81,78 @@ def _shown(key: str, value: Any) -> str | None:
     if key == "device" and text.startswith("cpu"):
         return "cpu"  # its threads are told of their own
     return text
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+
+
+class ImagesNow:
+    """Reads the images that configs name, as they are now; the data set read last serves the next that names it."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._source: Source | None = None
+
+    def __call__(self, config: Config) -> Images:
+        """A config's images. Raises: DataError, ConfigError as build_run."""
+        seed = config.seed if takes(config.source, "seed") else None
+        key = (config.source, config.root, seed)
+        with within_memory("reading the data set", FEWER_IMAGES):
+            if self._source is None or self._key != key:
+                self._key, self._source = key, load_source(config)
+            used = hold_out(self._source, config)
+        return Images(used.classes, fingerprints(used))
+
+
+def check_images(run: Path, record: Mapping[str, Any], now: Mapping[str, str], *, allow_changed_data: bool) -> None:
+    """Refuse to go on with a run on other images than it was trained with; warn on stderr where that is not known.
+
+    Args:
+        run: its folder.
+        record: its run.json.
+        now: the fingerprints of all its splits as they are now.
+        allow_changed_data: the user insists; what differs is then a warning.
+    Raises: RunError, with the splits that differ and the option that insists.
+    """
+    before = recorded_images(record)
+    if before:
+        _answer(run, changed_splits(before, now), unknown_splits(before, now), allow_changed_data=allow_changed_data)
+    else:
+        _warn(run, list(now), "run.json holds no fingerprints of them")
+
+
+def check_split(file: Path, name: str, split: Split, *, allow_changed_data: bool) -> None:
+    """Refuse to measure a run on another split than its own; warn on stderr where that is not known.
+
+    Args:
+        file: the run's checkpoint; run.json lies beside it.
+        name: of the split.
+        split: its images as they are now.
+        allow_changed_data: the user insists; what differs is then a warning.
+    Raises: RunError, with the split and the option that insists.
+    """
+    record = read_record(file.parent) if (file.parent / "run.json").is_file() else None
+    before = recorded_images(record or {})
+    if not before:
+        why = "run.json holds no fingerprints of them" if record is not None else "there is no run.json beside it"
+        _warn(file.parent if record is not None else file, [name], why)
+        return
+    before, now = {key: text for key, text in before.items() if key == name}, {name: fingerprint(split)}
+    _answer(
+        file.parent, changed_splits(before, now), unknown_splits(before, now), allow_changed_data=allow_changed_data
+    )
+
+
+def _answer(run: Path, changed: list[str], unknown: list[str], *, allow_changed_data: bool) -> None:
+    if changed:
+        message = f"{run}: the {' and '.join(changed)} images are not those that this run was trained with"
+        if not allow_changed_data:
+            raise RunError(f"{message}; put those back, or add --allow-changed-data to use the ones there are now")
+        print(f"warning: {message}", file=sys.stderr)
+    if unknown:
+        _warn(run, unknown, "they were decoded in memory then and are read from disk now, or the other way round")
+
+
+def _warn(run: Path, splits: list[str], why: str) -> None:
+    names = " and ".join(splits)
+    print(f"warning: {run}: whether the {names} images are those of the training is not known: {why}", file=sys.stderr)

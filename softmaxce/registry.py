@@ -178,6 +178,18 @@ def signature_of(component: Callable[..., Any]) -> Signature:
     return Signature(tuple(arguments), inspect.getdoc(component) or "", takes_any, leading)
 
 
+def takes(component: Component, name: str) -> bool:
+    """Whether a component has an argument of this name. Raises: ConfigError if its code cannot be read."""
+    try:
+        try:
+            signature = read_signature(component.target)
+        except NotStatic:
+            signature = signature_of(load_object(component.target))
+    except (ValueError, TypeError) as error:
+        raise ConfigError([Problem(component.place, str(error))]) from error
+    return name in signature.names()
+
+
 def _source_file(module: str) -> Path:
     if module.endswith(".py"):
         file = Path(module)

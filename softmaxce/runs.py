@@ -10,7 +10,6 @@ from typing import Any
 from . import runfolder, yamlfile
 from .errors import ConfigError, RunError
 
-WHEREABOUTS = ("device", "data.root", "data.download", "data.eval_batch_size")  # keys that change no figure
 DEEPEST = 4  # levels below the folder in which runs are looked for
 
 

@@ -79,6 +79,8 @@ class Run:
         progress: how far the run has come.
         tally: the sums of the epoch in progress; always the same one.
         graph_wanted: whether full batches are to go through a CUDA graph.
+        all_train_images: the fingerprint of the data set's training images before any were held out or left out; None
+            where `train` has them all.
         step: what full batches go through, once it is made.
     """
 
@@ -100,6 +102,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     tally: Tally = field(init=False)
     graph_wanted: bool = False
+    all_train_images: str | None = None
     step: StaticStep | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:

@@ -12,8 +12,10 @@ from sklearn.metrics import accuracy_score
 from typer.testing import CliRunner
 
 from softmaxce.compare import by_seed, compare, holm, mcnemar, spread
+from softmaxce.config import Override, load
 from softmaxce.report.comparison import conclusions
 from softmaxce.report.comparison_page import html
+from softmaxce.resume import TrainedRun
 from softmaxce.runs import differing, list_runs
 
 from .browser import Browser
@@ -88,11 +90,16 @@ def test_only_the_keys_that_differ_are_told() -> None:
     assert differing([a, b]) == {"model.name": ["mlp", "linear"], "model.hidden": [[16], None]}
 
 
-def test_groups_differ_by_seed_and_whereabouts_alone() -> None:
-    base = {"seed": 0, "device": "cpu", "data": {"name": "digits", "root": None}, "epochs": 3}
-    again = {**base, "seed": 1, "device": "cuda", "data": {"name": "digits", "root": "/data"}}
-    longer = {**base, "epochs": 4}
-    assert by_seed([base, longer, again, {**longer, "seed": 9}]) == [[0, 2], [1, 3]]
+def test_groups_differ_by_seed_and_what_changes_no_metrics_alone(tmp_path: Path) -> None:
+    def trained(data_set: str, **changes: object) -> TrainedRun:
+        overrides = [Override(tuple(key.split("__")), value, key) for key, value in changes.items()]
+        record = {"environment": {"data_set": {"train": data_set, "test": "pixels:t"}}}
+        return TrainedRun(load("digits", overrides), record)
+
+    base, longer = trained("pixels:1"), trained("pixels:1", epochs=4)
+    again = trained("pixels:1", seed=1, device="cuda", data__root="/data", keep_memory=False)
+    other_images = trained("pixels:2", seed=2)
+    assert by_seed([base, longer, again, trained("pixels:1", epochs=4, seed=9), other_images]) == [[0, 2], [1, 3], [4]]
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------

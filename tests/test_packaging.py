@@ -50,7 +50,7 @@ def test_the_wheel_holds_the_recipes_and_claims_two_names_only(tmp_path: Path) -
 # The floors: a file imports from floors below its own, so that a loss cannot reach a model nor a model read a config.
 FLOORS = [
     {"errors", "files", "interrupts", "kinds", "yamlfile", "menus", "processors"},
-    {"registry", "config", "schema", "runfolder", "header", "runs", "grid", "requirements", "configs"},
+    {"registry", "config", "schema", "runfolder", "header", "runs", "resume", "grid", "requirements", "configs"},
     {"eager", "native", "watching"},
     {"losses", "models", "data", "optim", "muon", "average", "views", "metrics", "runtime", "nonfinite_cpu"},
     {"train", "cudagraph", "nonfinite", "checkpoint", "verify", "memory"},
@@ -95,7 +95,9 @@ def test_a_file_imports_only_from_floors_below_its_own(file: Path) -> None:
             if other != part:
                 low = floor_of(other) < floor_of(part) or (
                     floor_of(other) == floor_of(part)
-                    and part in TORCH_FREE | {"train", "checkpoint", "evaluate", "calibration", "predict", "compare"}
+                    and part
+                    in TORCH_FREE
+                    | {"train", "checkpoint", "evaluate", "calibration", "predict", "compare", "provenance"}
                 )
                 assert low, f"{part} imports {other}"
         if part in TORCH_FREE:

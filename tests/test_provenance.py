@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from softmaxce.data.fingerprint import fingerprint
 from softmaxce.data.splits import InMemory, OnDisk
-from softmaxce.provenance import differences, fingerprint
+from softmaxce.provenance import differences
+from softmaxce.resume import same_fingerprint
 
 from .conftest import Softmaxce
 
@@ -30,26 +32,31 @@ def test_one_pixel_one_label_or_one_shape_makes_another_fingerprint() -> None:
     assert fingerprint(split()) == fingerprint(split())
 
 
-def test_files_are_told_apart_by_name_and_size_wherever_they_lie(tmp_path: Path) -> None:
+def test_files_are_told_apart_by_name_size_and_content_wherever_they_lie(tmp_path: Path) -> None:
     def on_disk(top: str, name: str, content: bytes) -> str:
         file = tmp_path / top / "cat" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
         return fingerprint(OnDisk((str(file),), torch.tensor([0]), (1, 2, 2), torch.load))
 
-    assert on_disk("here", "a.png", b"12") == on_disk("there", "a.png", b"34")
-    assert len({on_disk("here", "a.png", b"12"), on_disk("x", "b.png", b"12"), on_disk("y", "a.png", b"123")}) == 3
+    first = on_disk("here", "a.png", b"12")
+    assert first == on_disk("there", "a.png", b"12")
+    others = [on_disk("x", "b.png", b"12"), on_disk("y", "a.png", b"123"), on_disk("z", "a.png", b"34")]
+    assert len({first, *others}) == 4
+    assert [same_fingerprint(first, other) for other in others] == [False] * 3
+
+
+def test_fingerprints_are_compared_as_far_as_they_say_the_same_things() -> None:
+    assert same_fingerprint("pixels:1", "pixels:1") is True
+    assert same_fingerprint("pixels:1", "files:1:2") is None  # decoded in memory there, read from the disk here
+    assert same_fingerprint("files:1", "files:1:2") is True  # an earlier version recorded no contents
+    assert same_fingerprint("files:0", "files:1:2") is False
 
 
 def test_what_differs_is_told_in_words_and_what_one_side_does_not_know_is_not() -> None:
     before = {"torch": "2.14.1", "threads": 1, "device": "cpu (1 threads)", "numpy": "2.0", "git_commit": "a" * 40}
     now = {"torch": "2.15", "threads": 4, "device": "cpu (4 threads)", "git_commit": None, "cuda": "13.0"}
     assert differences(before, now) == ["torch 2.14.1, now 2.15", "1 thread, now 4"]
-    assert differences({**before, "data": {"test": "pixels:1"}}, {"data": {"test": "pixels:2"}}) == [
-        "other test images"
-    ]
-    # decoded in memory there, read from the disk here: nothing can be said
-    assert differences({"data": {"test": "pixels:1"}}, {"data": {"test": "files:2"}}) == []
 
 
 def test_resume_says_in_one_line_what_is_not_as_it_was(softmaxce: Softmaxce, small: Path, tmp_path: Path) -> None:
@@ -87,7 +94,12 @@ def test_eval_says_so_too_and_knows_that_the_images_are_others(softmaxce: Softma
     as_it_was = softmaxce("eval", "out", "--json", OMP_NUM_THREADS="1")
     assert (as_it_was.returncode, as_it_was.stderr) == (0, "")
     Image.new("L", (8, 8), 200).save(tmp_path / "photos/test/light/0.png")
-    elsewhere = softmaxce("eval", "out", "--json", OMP_NUM_THREADS="2")
+    refused = softmaxce("eval", "out", "--json", OMP_NUM_THREADS="2")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    elsewhere = softmaxce("eval", "out", "--json", "--allow-changed-data", OMP_NUM_THREADS="2")
     assert elsewhere.returncode == 0
-    assert elsewhere.stderr == "warning: out: this run was trained with 1 thread, now 2; other test images\n"
+    assert elsewhere.stderr.splitlines() == [
+        "warning: out: the test images are not those that this run was trained with",
+        "warning: out: this run was trained with 1 thread, now 2",
+    ]
     assert json.loads(elsewhere.stdout)["images"] == 6

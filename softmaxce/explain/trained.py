@@ -13,6 +13,7 @@ from ..data.splits import InMemory, Split
 from ..errors import DataError, RunError, in_one_line, ran_out_of_memory
 from ..header import find_checkpoint
 from ..losses.cross_entropy import SoftmaxCrossEntropy
+from ..provenance import check_split
 from ..train import predict
 from .explanation import Contributions, Explanation, OwnLoss
 from .numerics import compare_formats
@@ -41,26 +42,37 @@ def read_image(run: Evaluation, file: Path) -> Tensor:
     return Decode(channels, (height, width))(str(file))
 
 
-def pick(run: Evaluation, split: str, index: int) -> tuple[Tensor, int]:
-    """An image [C, H, W] uint8 of a split of the run's data, and its class id. Raises: DataError."""
-    return _take(split_of(run, split), split, index)
+def pick(run: Evaluation, split: str, index: int, *, allow_changed_data: bool = False) -> tuple[Tensor, int]:
+    """An image [C, H, W] uint8 of a split of the run's data, and its class id.
+
+    Raises: DataError; RunError if the split's images are others than at training and that is not allowed.
+    """
+    return _take(_own_split(run, split, allow_changed_data=allow_changed_data), split, index)
 
 
-def blend(run: Evaluation, split: str, index: int, other: int, share: float) -> tuple[Tensor, Tensor]:
+def blend(
+    run: Evaluation, split: str, index: int, other: int, share: float, *, allow_changed_data: bool = False
+) -> tuple[Tensor, Tensor]:
     """Two images of a split as one, as mixup makes them in training: (1 - share) of the first, `share` of the other.
 
     Returns: the image [C, H, W] uint8 (rounded to whole levels), and its soft label [K].
-    Raises: DataError.
+    Raises: as pick.
 
     Zhang et al. 2018, "mixup: Beyond empirical risk minimization", section 2.
     """
-    chosen = split_of(run, split)
+    chosen = _own_split(run, split, allow_changed_data=allow_changed_data)
     (first, label), (second, other_label) = _take(chosen, split, index), _take(chosen, split, other)
     image = ((1 - share) * first.double() + share * second.double()).round().to(torch.uint8)
     labels = torch.zeros(len(run.classes), dtype=torch.float64)
     labels[label] += 1 - share
     labels[other_label] += share
     return image, labels
+
+
+def _own_split(run: Evaluation, name: str, *, allow_changed_data: bool) -> Split:
+    split = split_of(run, name)
+    check_split(run.file, name, split, allow_changed_data=allow_changed_data)
+    return split
 
 
 def _take(chosen: Split, split: str, index: int) -> tuple[Tensor, int]:

@@ -43,6 +43,7 @@ def conclusions(found: Comparison) -> list[str]:
             f"McNemar's exact test on the same {found.runs[0].images:,} images, level {LEVEL}{corrected}. It judges "
             "these weights; whether another seed would agree, several seeds tell."
         )
+    lines += [f"{index + 1} was trained on other images than 1." for index in found.other_data]
     for group in found.seeds:
         mean, deviation, low, high = group.figures["accuracy"]
         numbers = ", ".join(str(index + 1) for index in group.runs)

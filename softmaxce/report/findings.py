@@ -14,6 +14,7 @@ from ..config import Config
 from ..data.splits import InMemory, Source, Split
 from ..header import find_checkpoint
 from ..metrics import Figures, ReliabilityBin, measure, reliability
+from ..provenance import check_split
 from ..train import loss_of, predict
 
 GALLERY = 24  # images
@@ -112,7 +113,14 @@ class Findings:
         return [row.name for row in self.judged[0].figures.classes]
 
 
-def find(folder: Path, split: str | None = None, device: str | None = None, *, trust_code: bool = False) -> Findings:
+def find(
+    folder: Path,
+    split: str | None = None,
+    device: str | None = None,
+    *,
+    trust_code: bool = False,
+    allow_changed_data: bool = False,
+) -> Findings:
     """Read a run folder and measure its model.
 
     Args:
@@ -120,6 +128,7 @@ def find(folder: Path, split: str | None = None, device: str | None = None, *, t
         split: test, validation or train; None for the first of these that the run has.
         device: where to compute; None for auto.
         trust_code: run the user's code that the checkpoint names.
+        allow_changed_data: use the run's splits although their images are others than at training.
     Raises: RunError if the folder holds no run or no checkpoint; DataError, ConfigError as `softmaxce eval`.
     """
     record = runfolder.read_record(folder)
@@ -129,12 +138,13 @@ def find(folder: Path, split: str | None = None, device: str | None = None, *, t
     source = source_of(evaluation)
     name = split or ("test" if source.test is not None else "validation" if source.validation is not None else "train")
     chosen = split_of(evaluation, name, source)
+    check_split(loaded.file, name, chosen, allow_changed_data=allow_changed_data)
     logits, labels = predict(evaluation.model, evaluation.batches(chosen), evaluation.precision)
     temperature = temperature_of(folder)
     calibrated, unfitted = temperature != 1, ""
     if not calibrated:
         try:
-            temperature = _fitting_temperature(evaluation, source, name)
+            temperature = _fitting_temperature(evaluation, source, name, allow_changed_data=allow_changed_data)
         except ValueError as error:
             unfitted = str(error)
     judged = [_judge(logits, labels, evaluation, t) for t in dict.fromkeys([1.0, temperature])]
@@ -158,12 +168,13 @@ def find(folder: Path, split: str | None = None, device: str | None = None, *, t
     )
 
 
-def _fitting_temperature(evaluation: Evaluation, source: Source, measured: str) -> float:
+def _fitting_temperature(evaluation: Evaluation, source: Source, measured: str, *, allow_changed_data: bool) -> float:
     """The temperature that fits the validation split. Raises: ValueError if there is none, or it would judge itself."""
     if source.validation is None:
         raise ValueError("the run held out no validation split to fit one on")
     if measured == "validation":
         raise ValueError("it would be fitted on the very images that it is judged by")
+    check_split(evaluation.file, "validation", source.validation, allow_changed_data=allow_changed_data)
     logits, labels = predict(evaluation.model, evaluation.batches(source.validation), evaluation.precision)
     return fit_temperature(logits.cpu(), labels.cpu())
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from ..data.batches import Batch
 from ..metrics import Scores
 from ..requirements import Verdict
+from ..resume import FINISHED
 from ..runtime import describe_device
 from ..train import Epoch, Run
 from . import console
@@ -309,7 +310,7 @@ def summary(outcome: Outcome) -> list[str]:
             f"{outcome.split} loss {scores.loss:.4f} accuracy {scores.accuracy:.4f} ({scores.images:,} images)"
         )
     lines += map(str, outcome.verdicts)
-    if outcome.status in ("completed", "stopped_early"):
+    if outcome.status in FINISHED:
         lines.append(f"run folder: {outcome.folder} ({outcome.seconds:.1f} s)")
         lines.append(f"next: softmaxce eval {outcome.folder}")
     return lines

@@ -36,6 +36,7 @@ def write_report(
     device: str | None = None,
     *,
     trust_code: bool = False,
+    allow_changed_data: bool = False,
 ) -> Written:
     """Measure a run's model and write its report.
 
@@ -46,12 +47,13 @@ def write_report(
         split: test, validation or train; None for the first of these that the run has.
         device: where to compute; None for auto.
         trust_code: run the user's code that the checkpoint names.
+        allow_changed_data: use the run's splits although their images are others than at training.
     Raises: RunError, ConfigError, DataError; OSError if a file cannot be written.
     """
     page = output if output is not None else folder / PAGE
     if page.is_dir():
         raise RunError(f"--output {page}: is a folder; name the page's file, for example {page / PAGE}")
-    findings = find(folder, split, device, trust_code=trust_code)
+    findings = find(folder, split, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
     page.parent.mkdir(parents=True, exist_ok=True)
     explanations = page.with_suffix("") if page.suffix else page.with_name(page.name + "-explained")
     pages = write_explanations(findings, explanations)

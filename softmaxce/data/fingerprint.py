@@ -1,0 +1,57 @@
+"""Fingerprints of images: equal where two splits hold the same ones, wherever they lie. resume.py compares them."""
+
+import hashlib
+from pathlib import Path
+
+from .splits import InMemory, OnDisk, Source, Split
+
+SPLITS = ("train", "validation", "test")
+SAMPLED_FILES = 256  # of an on-disk split, evenly spaced, are read
+SAMPLED_BYTES = 1 << 16  # from the start of each
+
+
+def fingerprint(split: Split) -> str:
+    """A split's images and labels as a kind and 16 hexadecimal digits.
+
+    `pixels:DIGITS` where the images are decoded in memory: every pixel counts. `files:DIGITS:DIGITS` where they are
+    read from disk as they are needed: the first digits are of all files' names and sizes, the second of the contents
+    of up to 256 of them, because reading all would take as long as an epoch.
+    """
+    digest = hashlib.blake2b(repr((len(split), split.shape)).encode(), digest_size=8)
+    digest.update(split.labels.cpu().contiguous().numpy().data)
+    if isinstance(split, InMemory):
+        digest.update(split.images.cpu().contiguous().numpy().data)
+        return f"pixels:{digest.hexdigest()}"
+    for file in split.files:
+        digest.update(f"{_name(file)} {_size(file)}\n".encode(errors="surrogateescape"))
+    return f"files:{digest.hexdigest()}:{_contents(split)}"
+
+
+def fingerprints(source: Source) -> dict[str, str]:
+    """The fingerprint of each split that a data set has, by its name."""
+    splits = {name: getattr(source, name) for name in SPLITS}
+    return {name: fingerprint(split) for name, split in splits.items() if split is not None}
+
+
+def _name(file: str) -> str:
+    return f"{Path(file).parent.name}/{Path(file).name}"
+
+
+def _size(file: str) -> int:
+    try:
+        return Path(file).stat().st_size
+    except OSError:  # removed since it was listed: another fingerprint, and an error when a batch needs it
+        return -1
+
+
+def _contents(split: OnDisk) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    count = min(SAMPLED_FILES, len(split.files))
+    for number in range(count):
+        file = split.files[number * len(split.files) // count]
+        try:
+            with Path(file).open("rb") as stream:
+                digest.update(stream.read(SAMPLED_BYTES))
+        except OSError:  # as in _size
+            digest.update(b"?")
+    return digest.hexdigest()

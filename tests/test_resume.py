@@ -1,0 +1,341 @@
+"""Which run is the same run: the config keys that count, the images, and requirements judged each time."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from softmaxce.config import Config, Data, signature_of_section
+from softmaxce.data.folder import image_folder
+from softmaxce.registry import signature_of
+from softmaxce.resume import DATA_SET_RULES, RULES, rule_of
+
+SYNTHETIC = """\
+epochs: 1
+data: {name: synthetic, train: 96, test: 60, noise: 0.8, batch_size: 32, validation: 0.25}
+model: {name: mlp, hidden: [8]}
+optimizer: {name: sgd, lr: 0.05}
+"""
+PHOTOS = """\
+epochs: 1
+data: {name: image_folder, root: photos, channels: 1, batch_size: 8, validation: 0.3, cache: false}
+model: linear
+optimizer: {name: sgd, lr: 0.1}
+"""
+REFUSAL = "add --allow-changed-data to use the ones there are now"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "c.yaml").write_text(SYNTHETIC)
+    (tmp_path / "p.yaml").write_text(PHOTOS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def photos(folder: Path, seed: int = 0, kind: str = "png") -> None:
+    """Two classes of 8x8 grey noise that overlap, so that no model is right about all."""
+    chance = np.random.default_rng(seed)
+    for part, count in (("train", 20), ("test", 8)):
+        for name, low in (("dark", 0), ("light", 12)):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = chance.integers(low, low + 128, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{number:02}.{kind}")
+
+
+def run(app: typer.Typer, *arguments: str, status: int = 0) -> Any:
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == status, done.output
+    return done
+
+
+def last_event(done: Any) -> dict[str, Any]:
+    event: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return event
+
+
+# -- the table of keys ------------------------------------------------------------------------------------------------
+
+
+def test_every_config_key_has_a_rule() -> None:
+    fields = {argument.name for argument in signature_of_section(Config).arguments} - {"source", "augment", "recipe"}
+    data = {f"data.{argument.name}" for argument in signature_of_section(Data).arguments}
+    assert set(RULES) == fields | data
+
+
+def test_the_data_sets_rules_name_arguments_that_they_take() -> None:
+    assert {key.removeprefix("data.") for key in DATA_SET_RULES["image_folder"]} <= set(
+        signature_of(image_folder).names()
+    )
+    assert rule_of("data.workers", "image_folder").may_change
+    assert not rule_of("data.workers", "mylab.py:photos").may_change  # what it means there, its author knows
+    assert rule_of("data.noise", "synthetic") == rule_of("model.hidden") == RULES["model"]
+
+
+FREE = [
+    *("keep_memory=false", "checkpoint_every=1 steps", "cuda_graph=false", "data.eval_batch_size=7"),
+    *("data.download=true", "device=cpu", "data.root=elsewhere"),
+]
+
+
+def test_a_key_that_changes_no_metrics_changes_no_weight_and_makes_no_other_run(app: typer.Typer, here: Path) -> None:
+    assert {text.split("=")[0] for text in FREE} == {key for key, rule in RULES.items() if not rule.changes_metrics}
+    run(app, "train", "-c", "c.yaml", "--seeds", "2", "-q")
+    run(app, "sweep", "-c", "c.yaml", "--set", "seed=0,1", "-q", "--output", "grid")
+    weights = load_file(here / "runs/c/1/best.safetensors")
+    for number, text in enumerate(FREE):
+        again = run(app, "train", "-c", "c.yaml", "--seeds", "2", "-q", "--resume", "auto", "--set", text)
+        assert again.stderr.count("finished already") == 2, text
+        again = run(
+            app, "sweep", "-c", "c.yaml", "--set", "seed=0,1", "--set", text, "--output", "grid", "--resume", "auto"
+        )
+        assert again.stderr.count("finished already") == 2, text
+        run(app, "train", "-c", "c.yaml", "--set", text, "--output", f"free-{number}", "-q")
+        other = load_file(here / f"free-{number}/best.safetensors")
+        assert all((weights[name] == other[name]).all() for name in weights), text
+    assert len(list((here / "runs/c").iterdir())) == 2
+    every = ",".join(text for text in FREE if not text.startswith("data.root"))
+    options = [word for text in every.split(",") for word in ("--set", text)]
+    run(app, "train", "-c", "c.yaml", "--seed", "2", "-q", *options)
+    found = last_event(run(app, "compare", "runs/c/1", "runs/c/2", "runs/c/3", "--json"))
+    assert [group["runs"] for group in found["seeds"]] == [["runs/c/1", "runs/c/2", "runs/c/3"]]
+
+
+# -- requirements -----------------------------------------------------------------------------------------------------
+
+DIGITS = ("-c", "digits", "--set", "model=linear", "--set", "data.train_limit=200", "--epochs", "1")
+SEVERAL = {
+    "seeds": ("train", *DIGITS, "--seeds", "2"),
+    "sweep": ("sweep", *DIGITS, "--set", "optimizer.lr=0.001,0.002"),
+    "seeds in a folder": ("train", *DIGITS, "--seeds", "2", "--output", "s"),
+    "one run": ("train", *DIGITS),
+    "one run in a folder": ("train", *DIGITS, "--output", "s"),
+}
+
+
+@pytest.mark.parametrize("line", SEVERAL.values(), ids=SEVERAL)
+@pytest.mark.parametrize("figure", ["accuracy", "ece"])  # recorded in run.json; to be evaluated anew
+def test_a_finished_run_meets_a_requirement_no_more_than_a_fresh_one(
+    app: typer.Typer, here: Path, line: tuple[str, ...], figure: str
+) -> None:
+    impossible, easy = f"{figure}>=0.9999", f"{figure}>=0"
+    run(app, *line, "-q", "--require", impossible, status=1)
+    folders = sorted(file.parent for file in here.rglob("run.json"))
+    weights = [(folder / "last.safetensors").read_bytes() for folder in folders]
+    again = run(app, *line, "-q", "--resume", "auto", "--require", impossible, status=1)
+    answers = [text for text in again.output.splitlines() if text.startswith("require")]
+    assert len(answers) == len(folders)
+    assert all("NOT met" in answer for answer in answers)
+    run(app, *line, "-q", "--resume", "auto", "--require", easy)
+    assert sorted(file.parent for file in here.rglob("run.json")) == folders
+    assert [(folder / "last.safetensors").read_bytes() for folder in folders] == weights
+
+
+def test_a_requirement_that_no_split_can_answer_is_refused_before_training(app: typer.Typer, here: Path) -> None:
+    photos(here / "photos")
+    shutil.rmtree(here / "photos/test")
+    line = ("train", "-c", "p.yaml", "--set", "data.validation=null", "--require", "accuracy>=0.5")
+    done = run(app, *line, status=2)
+    (told,) = done.stderr.splitlines()
+    assert told.startswith(
+        "error: --require accuracy>=0.5: there is no test or validation split to judge by; set data."
+    )
+    assert not (here / "runs").exists()
+
+
+# -- the same images --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "several", [("train", "--seeds", "2"), ("sweep", "--set", "seed=0,1")], ids=lambda words: words[0]
+)
+def test_a_moved_folder_is_the_same_data_and_another_folder_is_not(
+    app: typer.Typer, here: Path, several: tuple[str, ...]
+) -> None:
+    photos(here / "photos")
+    photos(here / "others", seed=1)
+    line = (several[0], "-c", "p.yaml", *several[1:], "--resume", "auto")
+    run(app, *line)
+    other = run(app, *line, "--set", "data.root=others")
+    assert "finished already" not in other.stderr
+    assert "runs/p/1: has this config, but its train and validation and test images are others" in other.stderr
+    assert len(list((here / "runs/p").iterdir())) == 4
+    (here / "photos").rename(here / "moved")
+    moved = run(app, *line, "--set", "data.root=moved", "--require", "accuracy>=0")
+    assert moved.stderr.count("finished already") == 2
+    assert "finished already in runs/p/1" in moved.stderr
+    assert len(list((here / "runs/p").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    "several",
+    [("train", "--seeds", "2"), ("sweep", "--set", "seed=0,1"), ("train", "--epochs", "1")],
+    ids=["seeds", "sweep", "train"],
+)
+def test_a_finished_run_on_other_images_is_refused_where_its_folder_is_named(
+    app: typer.Typer, here: Path, several: tuple[str, ...]
+) -> None:
+    photos(here / "photos")
+    line = (several[0], "-c", "p.yaml", *several[1:], "--output", "s", "--resume", "auto", "-q")
+    run(app, *line)
+    Image.new("L", (8, 8), 200).save(here / "photos/test/light/00.png")
+    before = {file: file.read_bytes() for file in here.rglob("s/**/*") if file.is_file()}
+    done = run(app, *line, status=2)
+    (told,) = done.stderr.splitlines()
+    assert "the test images are not those that this run was trained with" in told
+    assert REFUSAL in told
+    assert {file: file.read_bytes() for file in before} == before
+    run(app, *line, "--allow-changed-data")
+
+
+def test_a_resumed_run_on_other_images_is_refused_unless_the_user_insists(app: typer.Typer, here: Path) -> None:
+    photos(here / "photos")
+    run(app, "train", "-c", "p.yaml", "--output", "out", "-q")
+    shutil.copy(here / "photos/train/dark/00.png", here / "photos/train/dark/20.png")
+    record = (here / "out/run.json").read_text()
+    for require in ([], ["--require", "accuracy>=0"]):
+        done = run(app, "train", "--resume", "out", "--epochs", "2", "-q", *require, status=2)
+        (told,) = done.stderr.splitlines()
+        assert told.startswith("error: out: the train and validation images are not those that this run was trained")
+        assert REFUSAL in told
+    assert (here / "out/run.json").read_text() == record
+    done = run(app, "train", "--resume", "out", "--epochs", "2", "-q", "--allow-changed-data")
+    assert "warning: out: the train and validation images are not those" in done.stderr
+    assert json.loads((here / "out/run.json").read_text())["earlier_environments"][0]["data"]
+    assert "warning" not in run(app, "train", "--resume", "out", "--epochs", "3", "-q").stderr  # it is these by now
+
+
+def test_classes_of_other_names_are_other_data(app: typer.Typer, here: Path) -> None:
+    photos(here / "photos")
+    run(app, "train", "-c", "p.yaml", "--seeds", "2", "-q")
+    for part in ("train", "test"):
+        (here / "photos" / part / "light").rename(here / "photos" / part / "pale")
+    done = run(app, "train", "--resume", "runs/p/1", "--epochs", "2", status=2)
+    assert "other classes than this run was trained on: 'light' was, 'pale' is now" in done.stderr
+    again = run(app, "train", "-c", "p.yaml", "--seeds", "2", "-q", "--resume", "auto")
+    assert "finished already" not in again.stderr
+
+
+def test_files_of_the_same_names_and_sizes_are_other_data_if_their_contents_are(app: typer.Typer, here: Path) -> None:
+    photos(here / "photos", kind="bmp")
+    photos(here / "others", seed=1, kind="bmp")
+    line = (
+        "train",
+        "-c",
+        "p.yaml",
+        "--set",
+        "data.in_memory=false",
+        "--set",
+        "data.workers=0",
+        "-q",
+        "--resume",
+        "auto",
+    )
+    run(app, *line)
+    assert "has this config, but" in run(app, *line, "--set", "data.root=others").stderr
+    assert len(list((here / "runs/p").iterdir())) == 2
+
+
+COMMANDS = {
+    "eval": ("eval", "out"),
+    "eval of a checkpoint": ("eval", "out/best.safetensors"),
+    "eval with a requirement": ("eval", "out", "--require", "accuracy>=0"),
+    "calibrate": ("calibrate", "out"),
+    "compare": ("compare", "out", "out"),
+    "report": ("report", "out"),
+    "explain": ("explain", "out", "--index", "0"),
+    "explain a blend": ("explain", "out", "--index", "0", "--mix", "1"),
+}
+
+
+def test_no_command_measures_a_run_on_other_images_than_its_own_unless_the_user_insists(
+    app: typer.Typer, here: Path
+) -> None:
+    photos(here / "photos")
+    run(app, "train", "-c", "p.yaml", "--output", "out", "-q")
+    for line in COMMANDS.values():
+        assert "warning" not in run(app, *line).stderr, line
+    shutil.rmtree(here / "out/report", ignore_errors=True)
+    for name in ("calibration.json", "report.html"):
+        (here / "out" / name).unlink()
+    before = sorted(here.rglob("out/*"))
+    shutil.copy(here / "photos/test/dark/00.png", here / "photos/test/dark/08.png")
+    for line in COMMANDS.values():
+        done = run(app, *line, status=2)
+        (told,) = done.stderr.splitlines()
+        assert told.startswith("error: out: the test images are not those that this run was trained with"), line
+        assert REFUSAL in told
+        assert done.stdout == ""
+    assert sorted(here.rglob("out/*")) == before
+    for line in COMMANDS.values():
+        insisting = run(app, *line, "--allow-changed-data")
+        assert "warning: out: the test images are not those that this run was trained with\n" in insisting.stderr, line
+    # the split that did not change is measured as ever, and so is a folder that the user names
+    assert run(app, "eval", "out", "--split", "train").stderr == ""
+    assert run(app, "eval", "out", "--data", "photos").stderr == ""
+
+
+def test_a_split_that_is_gone_or_new_is_other_data(app: typer.Typer, here: Path) -> None:
+    photos(here / "photos")
+    (here / "photos/test").rename(here / "kept")
+    run(app, "train", "-c", "p.yaml", "--output", "out", "-q")
+    (here / "kept").rename(here / "photos/test")
+    assert "the test images are not those" in run(app, "eval", "out", status=2).stderr
+    done = run(app, "train", "--resume", "out", "--epochs", "2", "-q", status=2)
+    assert "the test images are not those" in done.stderr
+
+
+def test_a_run_made_before_fingerprints_were_recorded_is_used_with_a_warning(app: typer.Typer, here: Path) -> None:
+    photos(here / "photos")
+    run(app, "train", "-c", "p.yaml", "-q")
+    file = here / "runs/p/1/run.json"
+    record = json.loads(file.read_text())
+    del record["environment"]["data"], record["environment"]["data_set"]
+    file.write_text(json.dumps(record))
+    known = "images are those of the training is not known: run.json holds no fingerprints of them"
+    assert f"warning: runs/p/1: whether the test {known}" in run(app, "eval").stderr
+    again = run(app, "train", "-c", "p.yaml", "--resume", "auto", "-q")
+    assert f"whether the train and validation and test {known}" in again.stderr
+    assert [file.name for file in (here / "runs/p").iterdir()] == ["1"]
+    shutil.copy(here / "runs/p/1/best.safetensors", here / "alone.safetensors")
+    alone = run(app, "eval", "alone.safetensors")
+    assert "there is no run.json beside it" in alone.stderr
+
+
+def test_only_runs_on_the_same_data_set_differ_by_seed_alone(app: typer.Typer, here: Path) -> None:
+    photos(here / "photos")
+    photos(here / "others", seed=1)
+    shutil.rmtree(here / "others/test")
+    shutil.copytree(here / "photos/test", here / "others/test")  # the same test images, to be compared on
+    shutil.copytree(here / "photos", here / "copied")
+    for name, seed, root in (("a", 0, "photos"), ("b", 1, "others"), ("c", 2, "copied"), ("d", 0, "others")):
+        run(app, "train", "-c", "p.yaml", "--seed", str(seed), "--set", f"data.root={root}", "--output", name, "-q")
+    found = last_event(run(app, "compare", "a", "b", "c", "d", "--json"))
+    assert [group["runs"] for group in found["seeds"]] == [["a", "c"], ["b", "d"]]
+    assert [row.get("mcnemar") is None for row in found["runs"][1:]] == [False, True, False]
+    assert "2 was trained on other images than 1." in run(app, "compare", "a", "b").stdout
+
+
+def test_other_photos_in_two_folders_are_never_the_same_files_at_another_size(app: typer.Typer, here: Path) -> None:
+    photos(here / "photos")
+    photos(here / "others", seed=1)
+    for name, root, size in (("a", "photos", 8), ("b", "others", 6), ("c", "photos", 6)):
+        options = ("--set", f"data.root={root}", "--set", f"data.size={size}")
+        run(app, "train", "-c", "p.yaml", *options, "--output", name, "-q")
+    found = last_event(run(app, "compare", "a", "b", "c", "--json"))
+    assert found["runs"][1]["mcnemar"] is None
+    assert found["runs"][2]["mcnemar"] is not None
+
+
+def test_seeds_whose_data_set_is_drawn_by_the_seed_differ_by_seed_alone(app: typer.Typer, here: Path) -> None:
+    run(app, "train", "-c", "c.yaml", "--seeds", "2", "-q")
+    found = last_event(run(app, "compare", "runs/c/1", "runs/c/2", "--json"))
+    assert len(found["seeds"]) == 1
