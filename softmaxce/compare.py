@@ -13,7 +13,6 @@ from . import checkpoint, runfolder
 from .build import build_evaluation, config_of, source_of, split_of
 from .calibration import temperature_of
 from .config import Config
-from .data.fingerprint import fingerprint
 from .errors import RunError
 from .header import find_checkpoint
 from .metrics import measure
@@ -182,7 +181,7 @@ def measured(
     config = config_of(loaded, {"device": device or "auto", **where}, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     images = split_of(evaluation, split, source_of(evaluation))
-    check_split(loaded.file, split, images, allow_changed_data=allow_changed_data)
+    digits = check_split(loaded.file, split, images, allow_changed_data=allow_changed_data)
     logits, labels = predict(evaluation.model, evaluation.batches(images), evaluation.precision)
     figures = measure(
         logits.cpu().double() / temperature_of(folder),
@@ -199,7 +198,7 @@ def measured(
         figures={name: getattr(figures, name) for name in FIGURES},
         hits=(logits.argmax(1) == labels).cpu().numpy(),
         labels=labels.cpu().numpy(),
-        fingerprint=fingerprint(images),
+        fingerprint=digits,
         record=runfolder.read_record(folder) if (folder / "run.json").is_file() else {},
     )
 

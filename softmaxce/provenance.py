@@ -121,7 +121,7 @@ def check_images(run: Path, record: Mapping[str, Any], now: Mapping[str, str], *
         _warn(run, list(now), "run.json holds no fingerprints of them")
 
 
-def check_split(file: Path, name: str, split: Split, *, allow_changed_data: bool) -> None:
+def check_split(file: Path, name: str, split: Split, *, allow_changed_data: bool) -> str:
     """Refuse to measure a run on another split than its own; warn on stderr where that is not known.
 
     Args:
@@ -129,18 +129,20 @@ def check_split(file: Path, name: str, split: Split, *, allow_changed_data: bool
         name: of the split.
         split: its images as they are now.
         allow_changed_data: the user insists; what differs is then a warning.
+    Returns: the split's fingerprint.
     Raises: RunError, with the split and the option that insists.
     """
+    now = fingerprint(split)
     record = read_record(file.parent) if (file.parent / "run.json").is_file() else None
     before = recorded_images(record or {})
     if not before:
         why = "run.json holds no fingerprints of them" if record is not None else "there is no run.json beside it"
         _warn(file.parent if record is not None else file, [name], why)
-        return
-    before, now = {key: text for key, text in before.items() if key == name}, {name: fingerprint(split)}
-    _answer(
-        file.parent, changed_splits(before, now), unknown_splits(before, now), allow_changed_data=allow_changed_data
-    )
+        return now
+    own, current = {key: text for key, text in before.items() if key == name}, {name: now}
+    changed, unknown = changed_splits(own, current), unknown_splits(own, current)
+    _answer(file.parent, changed, unknown, allow_changed_data=allow_changed_data)
+    return now
 
 
 def _answer(run: Path, changed: list[str], unknown: list[str], *, allow_changed_data: bool) -> None:

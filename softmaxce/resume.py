@@ -195,22 +195,28 @@ def find_run(
     now = images(config)
     notes: list[str] = []
     for _, _, folder, recorded, record in runs:
-        why = _why_other_images(record, recorded, config, now)
-        if not why:
+        before = recorded_images(record)
+        unknown = not before or bool(unknown_splits(before, now.fingerprints))
+        if why := _why_other_images(record, before, now, config):
+            notes.append(f"{folder}: has this config, but {why}; it is not resumed")
+        elif unknown and not _same_root(recorded, config):
+            notes.append(f"{folder}: has this config, but whether its images are these is not known; it is not resumed")
+        else:
+            if unknown:
+                notes.append(
+                    f"warning: {folder}: whether its images are these is not known; they are taken to be, because the "
+                    f"folder is the same: {config.root}"
+                )
             return folder, notes
-        notes.append(f"{folder}: has this config, but {why}; it is not resumed")
     return None, notes
 
 
-def _why_other_images(record: Mapping[str, Any], recorded: Config, config: Config, now: Images) -> str:
-    """Why a run was trained on other images than there are now, or may have been; empty if it was not."""
-    before = recorded_images(record)
+def _why_other_images(record: Mapping[str, Any], before: Mapping[str, str], now: Images, config: Config) -> str:
+    """How the images of a run are known to differ from those there are now; empty if they are not."""
     if record.get("classes", list(now.classes)) != list(now.classes):
         return "its classes have other names"
     if before and (changed := changed_splits(before, now.fingerprints)):
         return f"its {' and '.join(changed)} images are others than those in {config.root}"
-    if (not before or unknown_splits(before, now.fingerprints)) and not _same_root(recorded, config):
-        return f"whether its images are those in {config.root} is not known"
     return ""
 
 

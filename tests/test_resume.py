@@ -291,6 +291,11 @@ def test_a_split_that_is_gone_or_new_is_other_data(app: typer.Typer, here: Path)
     assert "the test images are not those" in run(app, "eval", "out", status=2).stderr
     done = run(app, "train", "--resume", "out", "--epochs", "2", "-q", status=2)
     assert "the test images are not those" in done.stderr
+    run(app, "train", "-c", "p.yaml", "--output", "whole", "-q")
+    shutil.rmtree(here / "photos/test")
+    for command in ("eval", "report"):  # neither takes another split for it
+        assert "this run has no test split" in run(app, command, "whole", status=2).stderr
+    assert "the test images are not those" in run(app, "train", "--resume", "whole", status=2).stderr
 
 
 def test_a_run_made_before_fingerprints_were_recorded_is_used_with_a_warning(app: typer.Typer, here: Path) -> None:
@@ -301,10 +306,13 @@ def test_a_run_made_before_fingerprints_were_recorded_is_used_with_a_warning(app
     del record["environment"]["data"], record["environment"]["data_set"]
     file.write_text(json.dumps(record))
     known = "images are those of the training is not known: run.json holds no fingerprints of them"
-    assert f"warning: runs/p/1: whether the test {known}" in run(app, "eval").stderr
+    assert f"warning: runs/p/1: whether the test {known}" in run(app, "eval", "runs/p/1").stderr
+    several = run(app, "train", "-c", "p.yaml", "--seeds", "2", "--resume", "auto", "-q")
+    assert "warning: runs/p/1: whether its images are these is not known" in several.stderr
+    assert "[1/2] seed-0: finished already in runs/p/1" in several.stderr
     again = run(app, "train", "-c", "p.yaml", "--resume", "auto", "-q")
     assert f"whether the train and validation and test {known}" in again.stderr
-    assert [file.name for file in (here / "runs/p").iterdir()] == ["1"]
+    assert sorted(file.name for file in (here / "runs/p").iterdir()) == ["1", "2"]
     shutil.copy(here / "runs/p/1/best.safetensors", here / "alone.safetensors")
     alone = run(app, "eval", "alone.safetensors")
     assert "there is no run.json beside it" in alone.stderr

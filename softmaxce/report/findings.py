@@ -15,6 +15,7 @@ from ..data.splits import InMemory, Source, Split
 from ..header import find_checkpoint
 from ..metrics import Figures, ReliabilityBin, measure, reliability
 from ..provenance import check_split
+from ..resume import recorded_images
 from ..train import loss_of, predict
 
 GALLERY = 24  # images
@@ -136,7 +137,8 @@ def find(
     config = config_of(loaded, {"device": device or "auto"}, trust_code=trust_code)
     evaluation = build_evaluation(loaded, config)
     source = source_of(evaluation)
-    name = split or ("test" if source.test is not None else "validation" if source.validation is not None else "train")
+    own = {} if allow_changed_data else recorded_images(record)  # a split that is gone is missed, not passed over
+    name = split or next(name for name in ("test", "validation", "train") if getattr(source, name) or name in own)
     chosen = split_of(evaluation, name, source)
     check_split(loaded.file, name, chosen, allow_changed_data=allow_changed_data)
     logits, labels = predict(evaluation.model, evaluation.batches(chosen), evaluation.precision)
