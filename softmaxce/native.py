@@ -6,8 +6,9 @@ A job is a ctypes structure that says what to do, numbers and addresses alone. I
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
 
@@ -30,22 +31,35 @@ PARTS_A_THREAD = 4  # who is done first takes another; for each the cores pass a
 def compiled(function: Callable[[Any], None], job: type[ctypes.Structure], fastmath: set[str]) -> Callable[[int], None]:
     """A function of a pointer to a job as a C function of its address. Calling it releases Python's lock.
 
+    It is compiled in a thread of its own, where no ctrl-C arrives: interrupted half-way, Numba may be of no more use to
+    the process. Who waits for it is interrupted at once.
+
     The machine code is kept in the user's cache (or in $NUMBA_CACHE_DIR), not beside the source, where numba would put
     it: pip would leave it behind, and what is left of a package hides the one that is installed in its place.
     """
+    executor = ThreadPoolExecutor(1, "softmaxce compiles")
+    result = executor.submit(_compile, function, job, fastmath)
+    executor.shutdown(wait=False)
+    return result.result()
+
+
+def _compile(function: Callable[[Any], None], job: type[ctypes.Structure], fastmath: set[str]) -> Callable[[int], None]:
     signature = types.void(pointer(numba.from_dtype(np.dtype(job))))
     settings: Any = numba.config
-    asked, settings.CACHE_DIR = settings.CACHE_DIR, settings.CACHE_DIR or user_cache_dir("softmaxce")
-    try:
-        found = numba.cfunc(signature, cache=True, fastmath=fastmath, error_model="numpy")(function)
-    except RuntimeError:  # there is no folder to keep it in
-        found = numba.cfunc(signature, fastmath=fastmath, error_model="numpy")(function)
-    finally:
-        settings.CACHE_DIR = asked
+    with _SETTING:  # of the process, so that no thread takes another's setting for the user's
+        asked = settings.CACHE_DIR
+        try:
+            settings.CACHE_DIR = asked or user_cache_dir("softmaxce")
+            found = numba.cfunc(signature, cache=True, fastmath=fastmath, error_model="numpy")(function)
+        except RuntimeError:  # there is no folder to keep it in
+            found = numba.cfunc(signature, fastmath=fastmath, error_model="numpy")(function)
+        finally:
+            settings.CACHE_DIR = asked
     _KEPT.append(found)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(int(found.address or 0))
 
 
+_SETTING = threading.RLock()
 _KEPT: list[Any] = []  # machine code lives as long as its object
 
 
@@ -107,10 +121,27 @@ def run(function: Callable[[int], None], job: Any, numbers: int) -> None:
     elif team := _team():
         team(function, ctypes.addressof(job), threads, 0)
     else:
-        others = [_pool().submit(function, ctypes.addressof(job)) for _ in range(threads - 1)]
+        _run_in_pool(function, job, threads)
+
+
+def _run_in_pool(function: Callable[[int], None], job: Any, threads: int) -> None:
+    """Do a job in this thread and others. Whatever interrupts it is raised when all have left the job's memory."""
+    others: list[Future[None]] = []
+    try:
+        pool = _pool()
+        for _ in range(threads - 1):
+            others.append(pool.submit(function, ctypes.addressof(job)))
         function(ctypes.addressof(job))
-        for other in others:
-            other.result()
+    finally:
+        _wait_for_all(others)
+
+
+def _wait_for_all(others: list["Future[None]"]) -> None:
+    try:
+        wait(others)
+    except BaseException:  # a ctrl-C
+        _wait_for_all(others)
+        raise
 
 
 @cache
@@ -137,3 +168,5 @@ _PROCESS = os.getpid()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_team.cache_clear)
     os.register_at_fork(after_in_child=_pool.cache_clear)
+    # No fork while another thread compiles: the child would have the compiler's locks, held by nobody.
+    os.register_at_fork(before=_SETTING.acquire, after_in_parent=_SETTING.release, after_in_child=_SETTING.release)

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from numba import carray, njit  # type: ignore[attr-defined]
 from torch import Tensor
 
@@ -62,27 +63,47 @@ def _compiled() -> Callable[[int], None]:
 
 
 class Watch:
-    """Looks at the gradients of parameters, which are float32 and on the CPU.
+    """Looks at the gradients of parameters on the CPU.
 
-    A gradient that autograd has made is dense, of its parameter's dtype and size; where there is none, none is read.
+    Nearly every gradient that autograd has made is dense and float32: these are read in one pass. Any other (sparse,
+    expanded, of another dtype) is left to PyTorch.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = parameters
-        sizes = [parameter.numel() for parameter in parameters]
-        table: Any = ctypes.c_int64 * (1 + 2 * len(sizes))
-        self.table = table()
-        self.table[2::2] = sizes
-        address = ctypes.addressof(self.table)
-        self.numbers = sum(sizes)
-        parts = parts_of(self.numbers, self.numbers)
-        self.job = Job(0, address, address + 8, len(sizes), self.numbers, parts)
         self.function = _compiled()
 
     def all_finite(self) -> bool:
         """Whether every number of every gradient is finite."""
-        table = self.table
-        table[1::2] = [0 if (found := parameter.grad) is None else found.data_ptr() for parameter in self.parameters]
-        table[0] = self.job.next_part = 0
-        run(self.function, self.job, self.numbers)
+        addresses_and_sizes, numbers = [0], 0  # the first is where the answer goes
+        for parameter in self.parameters:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if not _is_readable(gradient):
+                if not _is_finite(gradient):
+                    return False
+                continue
+            size = gradient.numel()
+            addresses_and_sizes += (gradient.data_ptr(), size)
+            numbers += size
+        table = (ctypes.c_int64 * len(addresses_and_sizes))(*addresses_and_sizes)
+        found_ = ctypes.addressof(table)
+        job = Job(0, found_, found_ + 8, len(table) // 2, numbers, parts_of(numbers, numbers))
+        run(self.function, job, numbers)
         return not table[0]
+
+
+def _is_readable(gradient: Tensor) -> bool:
+    """Whether its numbers are float32 and lie one after the other; in which order is all the same."""
+    return (
+        gradient.layout is torch.strided
+        and gradient.dtype is torch.float32
+        and gradient.is_cpu
+        and (gradient.is_contiguous() or gradient.is_contiguous(memory_format=torch.channels_last))
+    )
+
+
+def _is_finite(gradient: Tensor) -> bool:
+    numbers = gradient.coalesce().values() if gradient.layout is torch.sparse_coo else gradient
+    return bool(torch.isfinite(numbers).all())

@@ -11,6 +11,7 @@ from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
 
 from ..native import at, compiled, parts_of, prefetch, run, take_part
+from ..tensor_memory import address, dense
 
 f32, i64, u8 = np.float32, np.int64, np.uint8
 
@@ -24,6 +25,7 @@ class Job(ctypes.Structure):
         next_part: the first part that no thread has taken yet.
         images_: [all, channels, pixels] uint8.
         chosen_: [batch] int64, which of them; 0 for those from `first` on.
+        outside: written: 1 if one of them is none of the images; it is then left out.
         mean_, scale_: [channels] float32; a byte becomes (byte - mean) * scale.
         batch_: [batch, pixels, channels] float32, written.
         parts: the images are shared out in so many.
@@ -33,7 +35,7 @@ class Job(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("next_part", "images_", "chosen_", "first", "mean_", "scale_", "batch_"),
-            *("size", "channels", "pixels", "parts"),
+            *("all", "size", "channels", "pixels", "parts", "outside"),
         )
     )
 
@@ -50,7 +52,11 @@ def walk(job_: Any) -> None:
             return
         last = job.size * (part + 1) // job.parts
         for index in range(job.size * part // job.parts, last):
-            source = (chosen[index] if job.chosen_ else job.first + index) * channels * pixels
+            image = chosen[index] if job.chosen_ else job.first + index
+            if image < 0 or image >= job.all:
+                job.outside = 1
+                continue
+            source = image * channels * pixels
             if job.chosen_ and index + AHEAD < last:
                 for line in range(0, channels * pixels, LINE):
                     prefetch(images, chosen[index + AHEAD] * channels * pixels + line)
@@ -76,30 +82,39 @@ class Taker:
 
     Args:
         images: all of them, [N, C, H, W] uint8, contiguous.
-        mean, scale: C numbers, float32 and contiguous; a byte becomes (byte - mean) * scale.
+        mean, scale: C numbers each; a byte becomes (byte - mean) * scale.
+    Raises: ValueError if they are not as many or not float32, or the images not dense.
     """
 
     def __init__(self, images: Tensor, mean: Tensor, scale: Tensor) -> None:
         self.images, self.mean, self.scale = images, mean, scale  # they live as long as their addresses
-        _, channels, height, width = images.shape
+        count, channels, height, width = images.shape
         self.shape = channels, height, width
-        addresses = {"images_": images.data_ptr(), "mean_": mean.data_ptr(), "scale_": scale.data_ptr()}
-        self.job = Job(**addresses, channels=channels, pixels=height * width)
-        self.numbers = 0  # of a batch of the job's size
+        self.fixed = {
+            "images_": address(images, torch.uint8, images.numel()),
+            "mean_": address(mean, torch.float32, channels),
+            "scale_": address(scale, torch.float32, channels),
+            "all": count,
+            "channels": channels,
+            "pixels": height * width,
+        }
         self.function = _compiled()
 
     def normalized(self, chosen: Tensor | slice) -> Tensor:
-        """The images chosen, by [B] int64, each less than N, or a slice: [B, C, H, W] float32 in channels_last."""
-        job = self.job
+        """The images chosen, by [B] int64 or a slice: [B, C, H, W] float32 in channels_last.
+
+        Raises: IndexError if one is outside [0, N).
+        """
         if isinstance(chosen, slice):
-            job.chosen_, (job.first, end, _) = 0, chosen.indices(len(self.images))
-            size = end - job.first
+            first, end, _ = chosen.indices(len(self.images))
+            chosen_, size = 0, max(end - first, 0)
         else:
-            job.chosen_, job.first, size = chosen.data_ptr(), 0, len(chosen)
-        batch = torch.empty((size, *self.shape), memory_format=torch.channels_last)
-        if size != job.size:
-            job.size, self.numbers = size, batch.numel()
-            job.parts = parts_of(self.numbers, size)
-        job.batch_, job.next_part = batch.data_ptr(), 0
-        run(self.function, job, self.numbers)
+            chosen, first, size = dense(chosen), 0, len(chosen)
+            chosen_ = address(chosen, torch.int64, size)
+        batch = torch.empty((size, *self.shape), dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
+        parts = parts_of(batch.numel(), size)
+        job = Job(**self.fixed, chosen_=chosen_, first=first, batch_=batch.data_ptr(), size=size, parts=parts)
+        run(self.function, job, batch.numel())
+        if job.outside:
+            raise IndexError(f"an image is chosen that is none of the {len(self.images)}")
         return batch

@@ -205,7 +205,10 @@ def _taker(images: Tensor, mean: Tensor, scale: Tensor) -> "Taker | None":
 
     None where neither model nor loss has brought Numba in: a prediction would wait for it longer than it gains.
     """
-    usual = images.is_cpu and images.dtype is torch.uint8 and images.is_contiguous()
+    usual = images.is_cpu and images.dtype is torch.uint8 and images.is_contiguous() and not images.is_neg()
+    channels = images.shape[1]
+    # One mean for several channels is broadcast, and under another default dtype the means are not float32.
+    usual &= all(each.dtype is torch.float32 and each.numel() == channels for each in (mean, scale))
     if not usual or "numba" not in sys.modules:
         return None
     from .batch_cpu import Taker

@@ -22,7 +22,6 @@ code on disk: only a machine's first run waits for it.
 
 import ctypes
 import math
-import threading
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -34,6 +33,7 @@ from numba.extending import overload
 from torch import Tensor, bfloat16, empty_like, is_grad_enabled, scalar_tensor
 
 from ..native import at, compiled, parts_of, run, take_part
+from ..tensor_memory import address, dense, rows
 
 f32, f64, i16, i32, i64, u16, u32 = np.float32, np.float64, np.int16, np.int32, np.int64, np.uint16, np.uint32
 
@@ -446,7 +446,8 @@ def one_row(
             label_gradient(e, as_number(per_sum), q, weight, as_number(size * spread), q_share, g)
         else:
             scaled(e, as_number(per_sum), g)
-        g[y] = narrow(as_number((total - label_y) * size - per_sum * rest), g)
+        slope = per_sum * e_y if label_y == 0 else (total - label_y) * size - per_sum * rest
+        g[y] = narrow(as_number(slope), g)
     return f64(loss)
 
 
@@ -546,7 +547,8 @@ def short_rows(
                 losses[row] = loss
             per_sum = total * size / (rest + e_y)
             factors[j], evens[j] = as_number(per_sum), as_number(size * spread)
-            rests[j] = as_number((total - label_y) * size - per_sum * rest)
+            slope = per_sum * e_y if label_y == 0 else (total - label_y) * size - per_sum * rest
+            rests[j] = as_number(slope)
         if options & GRADIENT:
             for j in range(rows):
                 g = gradient[(start + j) * num_classes : (start + j + 1) * num_classes]
@@ -657,7 +659,7 @@ def _compiled(dtype: torch.dtype, short: bool) -> Callable[[int], None]:
 
 
 class Walk:
-    """A walk that is ready to go: what it needs to know of the targets, once for the forward and the backward pass.
+    """A walk that is ready to go: the logits and targets as the kernel reads them.
 
     Args:
         logits: [N, K].
@@ -665,26 +667,31 @@ class Walk:
         weight: [K] or None.
         ignore_index: rows with this class id do not count.
         label_smoothing: in [0, 1].
+    Raises: ValueError if the targets or weights are not as many as the logits need.
     """
 
-    __slots__ = ("addresses", "function", "ignore_index", "kept", "number", "options", "share", "spread")
+    __slots__ = (
+        *("addresses", "function", "ignore_index", "kept", "logits", "number", "options"),
+        *("share", "spread", "stride"),
+    )
 
     def __init__(
         self, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
     ) -> None:
-        num_classes = logits.shape[1]
+        num_rows, num_classes = logits.shape
+        self.logits, self.stride = rows(logits)
         self.number = number = ACCUMULATE[logits.dtype]
         self.ignore_index = ignore_index
         self.spread, self.share = label_smoothing / num_classes, 1.0 - label_smoothing
         options, labels = 0, None
         if weight is not None:
             options = WEIGHT
-            weight = weight.to(number).contiguous()
+            weight = dense(weight.to(number))
         if target.ndim == 2:
             options |= SOFT
-            target = labels = target.to(number).contiguous()
+            target = labels = dense(target.to(number))
         else:
-            target = target.contiguous()
+            target = dense(target)
             if label_smoothing > 0:
                 options |= SMOOTH
                 labels = _constant(0, num_classes, number)
@@ -694,11 +701,13 @@ class Walk:
         short = num_classes < FEW_CLASSES and not options & SOFT
         self.function = _compiled(logits.dtype, short)
         self.kept = target, labels, weight  # addresses are good as long as their tensors
-        self.addresses = target.data_ptr(), _address(labels), _address(weight)
+        of_target = address(target, *((torch.int64, num_rows) if labels is not target else (number, logits.numel())))
+        of_weight = 0 if weight is None else address(weight, number, num_classes)
+        of_labels = 0 if labels is None else labels.data_ptr()
+        self.addresses = of_target, of_labels, of_weight
 
     def go(
         self,
-        logits: Tensor,
         options: int,
         scale: float = 1.0,
         upstream: Tensor | None = None,
@@ -710,17 +719,18 @@ class Walk:
         Returns: the sum of the losses, with MEAN their mean; and with SURVEY what the mean divides by.
         Raises: IndexError if there is a SURVEY and a class id is outside [0, K).
         """
-        num_rows, num_classes = logits.shape
-        parts = parts_of(logits.numel(), num_rows, whatever_the_threads=True)
+        num_rows, num_classes = self.logits.shape
+        size = num_rows * num_classes
+        parts = parts_of(size, num_rows, whatever_the_threads=True)
         sums = (ctypes.c_double * parts)()
         job = Job(
             0,
-            logits.data_ptr(),
-            logits.stride(0),
+            self.logits.data_ptr(),
+            self.stride,
             *self.addresses,
-            _address(upstream),
-            _address(losses),
-            _address(gradient),
+            0 if upstream is None else address(upstream, self.number, num_rows),
+            0 if losses is None else address(losses, self.number, num_rows),
+            0 if gradient is None else address(gradient, self.logits.dtype, size),
             num_rows,
             num_classes,
             self.ignore_index,
@@ -737,21 +747,20 @@ class Walk:
             self.function(ctypes.addressof(job))
             job.next_part, job.options = 0, job.options & ~SURVEY
         if job.wrong_row < 0:
-            run(self.function, job, logits.numel())
+            run(self.function, job, size)
         if job.wrong_row >= 0:
             raise IndexError("a class id is out of range")
         total = sum(sums)
         return total / (job.divisor or math.nan) if options & MEAN else total, job.divisor
 
 
+CPU = torch.device("cpu")  # said wherever a tensor is made, as torch.set_default_device may say another
+
+
 @lru_cache(16)
 def _constant(value: int, size: int, dtype: torch.dtype) -> Tensor:
     """[size], each the value; only read."""
     return torch.full((size,), value, dtype=dtype, device="cpu")
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 # -- for autograd -----------------------------------------------------------------------------------------------------
@@ -790,13 +799,11 @@ def _forward(
     make_gradient: bool,
 ) -> tuple[Tensor, float, Tensor | None]:
     """The loss, the factor its reduction puts on the gradient, and the gradient for an upstream gradient of 1."""
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
     walk = Walk(logits, target, weight, ignore_index, label_smoothing)
     options = SURVEY if target.ndim == 1 else 0
     if reduction == "none":
-        losses = torch.empty(len(logits), dtype=walk.number)
-        walk.go(logits, options | LOSSES, losses=losses)
+        losses = torch.empty(len(logits), dtype=walk.number, device=CPU)
+        walk.go(options | LOSSES, losses=losses)
         return losses.to(dtype), 1.0, None
     scale = 1.0
     if reduction == "mean":
@@ -807,11 +814,16 @@ def _forward(
     gradient = None
     if make_gradient:
         options |= GRADIENT
-        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    total, divisor = walk.go(logits, options, scale, gradient=gradient)
+        gradient = torch.empty(logits.shape, dtype=logits.dtype, device=CPU)
+    total, divisor = walk.go(options, scale, gradient=gradient)
     if options & MEAN:
-        return torch.scalar_tensor(total, dtype=dtype), 1.0 / (divisor or math.nan), gradient
-    return torch.scalar_tensor(total * scale, dtype=dtype), scale, gradient
+        return _scalar(total, dtype), 1.0 / (divisor or math.nan), gradient
+    return _scalar(total * scale, dtype), scale, gradient
+
+
+def _scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """[] of this dtype, rounded: infinite beyond its largest number, where scalar_tensor raises an error."""
+    return scalar_tensor(value, dtype=torch.float64, device=CPU).to(dtype)
 
 
 class _Fused(torch.autograd.Function):
@@ -846,10 +858,10 @@ class _Fused(torch.autograd.Function):
 
 def _backward(ctx: Any, upstream: Tensor) -> Tensor:
     """The gradient with respect to the logits."""
-    gradient: Tensor | None = ctx.gradient
-    if gradient is not None and not torch.is_grad_enabled() and upstream.item() == 1.0:
-        ctx.gradient = None  # handed over: whoever gets it may change it
-        return gradient
+    if ctx.gradient is not None and not torch.is_grad_enabled() and upstream.item() == 1.0:
+        gradient = _handed_over(ctx)
+        if gradient is not None:
+            return gradient
     logits, target, weight = ctx.saved_tensors
     if torch.is_grad_enabled():  # somebody will differentiate the gradient
         from .cross_entropy import definition
@@ -858,14 +870,22 @@ def _backward(ctx: Any, upstream: Tensor) -> Tensor:
         result: Tensor = torch.autograd.grad(loss, logits, upstream.to(loss.dtype), create_graph=True)[0]
         return result
     ignore_index, _, label_smoothing = ctx.arguments
-    logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    result = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    result = torch.empty(logits.shape, dtype=logits.dtype, device=CPU)
     walk = Walk(logits, target, weight, ignore_index, label_smoothing)
+    # The ids are checked again: NumPy and `.data` change a tensor without autograd noticing.
+    options = GRADIENT | (SURVEY if target.ndim == 1 else 0)
     if upstream.ndim:
-        walk.go(logits, GRADIENT | UPSTREAM, upstream=upstream.to(walk.number).contiguous(), gradient=result)
+        walk.go(options | UPSTREAM, upstream=dense(upstream.to(walk.number)), gradient=result)
     else:
-        walk.go(logits, GRADIENT, ctx.scale * upstream.item(), gradient=result)
+        walk.go(options, ctx.scale * upstream.item(), gradient=result)
     return result
+
+
+def _handed_over(ctx: Any) -> Tensor | None:
+    """The gradient that the forward pass has made, for one caller only, who may then change it; None for any other."""
+    gradient: Tensor | None = ctx.__dict__.pop("gradient", None)  # in one step, so that no two threads get it
+    ctx.gradient = None
+    return gradient
 
 
 class UsualStep(torch.autograd.Function):
@@ -878,72 +898,85 @@ class UsualStep(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float = 0.0) -> Tensor:
         """(contiguous logits [N, K], class ids [N]) -> scalar. Raises: IndexError if an id is outside [0, K)."""
         ctx.gradient = gradient = empty_like(logits)
-        ready = _READY.step
+        logits_, ids_ = logits.data_ptr(), target.data_ptr()
+        if not (logits_ and ids_):  # PyTorch's zero tensors have no memory
+            logits, target = dense(logits), dense(target)
+            logits_, ids_ = address(logits, logits.dtype, gradient.numel()), address(target, torch.int64, len(logits))
         dtype = logits.dtype
-        same = logits.shape == ready.shape and dtype is ready.dtype
-        if not same or ignore_index != ready.ignore_index or label_smoothing != ready.label_smoothing:
-            ready.expect(logits, target, ignore_index, label_smoothing)
+        key = logits.shape, dtype, ignore_index, label_smoothing
+        ready = _READY.pop(key, None) or _ReadyStep(logits, target, ignore_index, label_smoothing)
         job = ready.job
-        job.logits_ = logits.data_ptr()
-        job.ids_ = target.data_ptr()
+        job.logits_ = logits_
+        job.ids_ = ids_
         job.gradient_ = gradient.data_ptr()
         ready.function(ready.address)
-        if job.wrong_row >= 0:
-            job.wrong_row = -1
+        wrong, divisor, total = job.wrong_row, job.divisor or math.nan, ready.total.value
+        if wrong >= 0:
             raise IndexError("a class id is out of range")
-        divisor = job.divisor or math.nan
+        _READY[key] = ready
         ctx.kept = ignore_index, label_smoothing, divisor
         ctx.save_for_backward(logits, target, None)
         if dtype is bfloat16 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
-        return scalar_tensor(ready.total.value / divisor, dtype=dtype)
+        try:
+            return scalar_tensor(total / divisor, dtype=dtype, device=CPU)
+        except RuntimeError:  # it is beyond the dtype's largest number
+            return _scalar(total / divisor, dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient, for the logits alone."""
-        gradient: Tensor | None = ctx.gradient
-        if gradient is not None and upstream.item() == 1.0 and not is_grad_enabled():
-            ctx.gradient = None  # handed over: whoever gets it may change it
-            return gradient, None, None, None
+        if ctx.gradient is not None and upstream.item() == 1.0 and not is_grad_enabled():
+            gradient = _handed_over(ctx)
+            if gradient is not None:
+                return gradient, None, None, None
         ignore_index, label_smoothing, divisor = ctx.kept
         ctx.arguments, ctx.scale = (ignore_index, "mean", label_smoothing), 1.0 / divisor
         return _backward(ctx, upstream), None, None, None
 
 
 class _ReadyStep:
-    """A job for the usual step, made once: to fill in what changes takes a third of making one."""
+    """A job for the usual step of one shape: to fill in what changes takes a third of making one.
 
-    __slots__ = ("address", "dtype", "function", "ignore_index", "job", "kept", "label_smoothing", "shape", "total")
+    It is complete when it is made and does not change but for the addresses of a call.
+    """
 
-    def __init__(self) -> None:
-        self.total = ctypes.c_double()
-        self.job = Job(scale=1.0, sums_=ctypes.addressof(self.total), parts=1, wrong_row=-1)
+    __slots__ = ("address", "function", "job", "kept", "total")
+
+    def __init__(self, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float) -> None:
+        if not INT64.min <= ignore_index <= INT64.max:
+            raise OverflowError(f"ignore_index {ignore_index} does not fit in int64")  # ctypes would cut it off
+        walk = Walk(logits, target, None, ignore_index, label_smoothing)
+        _, *self.kept = walk.kept  # addresses are good as long as their tensors
+        _, labels_, weight_ = walk.addresses
+        self.function, self.total = walk.function, ctypes.c_double()
+        num_rows, num_classes = logits.shape
+        self.job = Job(
+            stride=num_classes,
+            labels_=labels_,
+            weight_=weight_,
+            num_rows=num_rows,
+            num_classes=num_classes,
+            ignore_index=ignore_index,
+            options=SURVEY | MEAN | GRADIENT | walk.options,
+            spread=walk.spread,
+            share=walk.share,
+            scale=1.0,
+            sums_=ctypes.addressof(self.total),
+            parts=1,
+            wrong_row=-1,
+        )
         self.address = ctypes.addressof(self.job)
-        self.shape: tuple[int, ...] = ()
-        self.dtype: torch.dtype | None = None
-        self.ignore_index, self.label_smoothing = 0, 0.0
-
-    def expect(self, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float) -> None:
-        """From now on all are like these."""
-        self.shape, self.dtype = logits.shape, logits.dtype
-        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
-        walk, job = Walk(logits, target, None, ignore_index, label_smoothing), self.job
-        self.function, (_, *self.kept) = walk.function, walk.kept
-        _, job.labels_, job.weight_ = walk.addresses
-        job.options = SURVEY | MEAN | GRADIENT | walk.options
-        job.spread, job.share, job.ignore_index = walk.spread, walk.share, ignore_index
-        job.num_rows, job.num_classes = logits.shape
-        job.stride = job.num_classes
+        if len(_READY) >= MOST_READY:
+            _READY.clear()
 
 
-class _Ready(threading.local):
-    """One for each thread."""
-
-    def __init__(self) -> None:
-        self.step = _ReadyStep()
-
-
-_READY = _Ready()
+# Jobs that nobody is using, by what they are for. A call takes one out and puts it back when it is done, so another
+# thread, a signal handler or a finalizer that calls the loss meanwhile makes its own, and one that a refused id or an
+# interruption has left half-way is not met again.
+_READY: dict[Any, _ReadyStep] = {}
+MOST_READY = 64  # shapes
+INT64 = torch.iinfo(torch.int64)
 
 
 usual_step = UsualStep.apply  # found once, not at every step

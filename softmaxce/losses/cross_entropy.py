@@ -30,6 +30,7 @@ wherever PyTorch must see the single operations: under torch.compile, torch.func
 Bridle 1990, "Probabilistic interpretation of feedforward classification network outputs".
 """
 
+import operator
 from types import ModuleType
 
 import torch
@@ -165,7 +166,7 @@ def cross_entropy(
         IndexError: if a class id is outside [0, K). On CUDA this would cost the program a wait for the device, and
             PyTorch's kernel kills the process; here the row's loss is NaN, and fused.check_class_ids() raises the error
             when it is called: training does at the end of each epoch, when it waits for the device anyway.
-        TypeError: if `input` or `target` is no tensor.
+        TypeError: if `input` or `target` is no tensor, or `ignore_index` no whole number.
 
     Bridle 1990; label smoothing: Szegedy et al. 2016, section 7. The gradient is softmax(input) - one_hot(target).
 
@@ -183,6 +184,7 @@ def cross_entropy(
         and (label_smoothing == 0.0 or (type(label_smoothing) is float and 0.0 < label_smoothing <= 1.0))
         and size_average is None
         and reduce is None
+        and type(ignore_index) is int
         and _is_usual_step(input, target)
     ):
         try:
@@ -192,6 +194,8 @@ def cross_entropy(
         except IndexError:
             _check_ids(target, input.shape[1], ignore_index)  # raises, with the place
             raise
+        except OverflowError:
+            pass  # ignore_index does not fit in int64; refused below
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
             cross_entropy,
@@ -207,6 +211,7 @@ def cross_entropy(
         )
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
+    ignore_index = as_int64("ignore_index", ignore_index)
     _check(input, target, weight, ignore_index, reduction, label_smoothing)
     kernels = _kernels(input, target, weight)
     if kernels is None:
@@ -314,6 +319,7 @@ def _check(
     for name, value in (("input", input), ("target", target)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    ignore_index = as_int64("ignore_index", ignore_index)
     if reduction not in ("mean", "sum", "none"):
         raise InvalidArgumentError(f"reduction must be mean, sum or none, got {reduction!r}")
     if not 0 <= label_smoothing <= 1:
@@ -356,6 +362,23 @@ def _check(
                 )
 
 
+def as_int64(name: str, value: object) -> int:
+    """A whole number that PyTorch takes as one: an int, a NumPy integer or a tensor with one; not a bool or a float.
+
+    Raises: TypeError; InvalidArgumentError if it does not fit in int64.
+    """
+    if type(value) is not int:
+        if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):
+            raise TypeError(f"{name} must be an int, got the bool {value}")
+        try:
+            value = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if not -(2**63) <= value < 2**63:
+        raise InvalidArgumentError(f"{name} must fit in int64, got {value}")
+    return value
+
+
 def _check_ids(target: Tensor, num_classes: int, ignore_index: int | None) -> None:
     """Raises: IndexError if a class id is outside [0, num_classes). On another device looking would be a wait."""
     if target.device.type != "cpu" or not target.numel() or _is_transformed(target):
@@ -390,6 +413,8 @@ def _is_usual_step(input: Tensor, target: Tensor) -> bool:
         and target.dtype is int64
         and input.is_contiguous()
         and target.is_contiguous()
+        and not input.is_neg()
+        and not target.is_neg()
         and not (is_compiling() or forward_ad._current_level >= 0 or is_functorch_active() or num_modes())
     )
 
@@ -410,6 +435,7 @@ def _kernels(input: Tensor, target: Tensor, weight: Tensor | None) -> ModuleType
         or target.requires_grad
         or (weight is not None and weight.requires_grad)
         or not input.numel()
+        or input.layout != torch.strided
     ):
         return None
     if input.is_cpu:
@@ -435,11 +461,12 @@ class SoftmaxCrossEntropy(nn.CrossEntropyLoss):
             self._buffers.get("weight", self) is None  # as self.weight is; nn.Module takes its time to find that
             and self.reduction == "mean"
             and self.label_smoothing == 0.0
+            and type(self.ignore_index) is int
             and _is_usual_step(input, target)
         ):  # as there, without the call
             try:
                 return cpu.usual_step(input, target, self.ignore_index)  # type: ignore[no-any-return]
-            except IndexError:
+            except (IndexError, OverflowError):
                 pass  # said there, with the place
         return cross_entropy(
             input,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ran_out_of_memory
+from ..tensor_memory import dense, rows
 
 TILE = 4096  # so many logits a program takes at a time
 SAVED = 6  # numbers that the forward pass leaves to the backward pass, a row
@@ -85,6 +86,7 @@ def _work(device: torch.device, dtype: torch.dtype) -> bool:
     """Compute a loss and its gradient, twice, and compare with the definition."""
     from .cross_entropy import definition
 
+    had_notes = device in _wrong
     try:
         with torch.inference_mode(False), torch.enable_grad():
             logits = torch.linspace(-2, 3, 20, device=device).view(2, 10).to(dtype).requires_grad_()
@@ -100,7 +102,8 @@ def _work(device: torch.device, dtype: torch.dtype) -> bool:
     except Exception as error:  # no Triton, no compiler for its launcher, a GPU it does not know, ...
         if ran_out_of_memory(error):
             raise
-        _wrong.pop(device, None)  # nobody will note anything there
+        if not had_notes:  # else the kernels work there for another dtype
+            _wrong.pop(device, None)
         return False
     return True
 
@@ -113,7 +116,7 @@ _wrong: dict[torch.device, Tensor] = {}  # for each device [an id that is no cla
 def _wrong_ids(device: torch.device) -> Tensor:
     if device not in _wrong:
         with torch.inference_mode(False):  # it outlives the mode that is on now
-            _wrong[device] = torch.zeros(2, dtype=torch.int64, device=device)
+            _wrong.setdefault(device, torch.zeros(2, dtype=torch.int64, device=device))  # another thread's stays
     return _wrong[device]
 
 
@@ -170,20 +173,18 @@ class _Launch(NamedTuple):
     labels: Tensor
     weight: Tensor | None
     constants: dict[str, Any]
+    strides: tuple[int, int]  # of the logits' rows and the labels'
     spread: float
     share: float
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        return self.logits.stride(0), self.labels.stride(0)
 
 
 def _launch(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str, label_smoothing: float) -> _Launch:
     from . import triton_kernels as kernels
 
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
-    labels = target.contiguous()
+    num_rows, num_classes = logits.shape
+    logits, stride = rows(logits)
+    labels, label_stride = rows(target) if target.ndim == 2 else (dense(target), 1)
+    _check_sizes(num_rows, num_classes, labels, weight)
     kind = kernels.SOFT if target.ndim == 2 else kernels.SMOOTH if label_smoothing > 0 else kernels.IDS
     constants = {
         "KIND": kind.value,
@@ -191,8 +192,20 @@ def _launch(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: st
         "EXACT": logits.dtype == torch.float32,
         "REDUCED": reduction != "none",
     }
-    weight = None if weight is None else weight.contiguous()
-    return _Launch(logits, labels, weight, constants, label_smoothing / logits.shape[1], 1.0 - label_smoothing)
+    weight = None if weight is None else dense(weight)
+    strides = stride, label_stride
+    return _Launch(logits, labels, weight, constants, strides, label_smoothing / num_classes, 1.0 - label_smoothing)
+
+
+def _check_sizes(num_rows: int, num_classes: int, labels: Tensor, weight: Tensor | None) -> None:
+    """Raises: ValueError if labels or weights are not as many as the kernels would read."""
+    if labels.shape not in ((num_rows,), (num_rows, num_classes)) or (
+        weight is not None and len(weight) != num_classes
+    ):
+        raise ValueError(
+            f"the kernels expect targets and weights for logits {[num_rows, num_classes]}, got targets "
+            f"{list(labels.shape)}; a tensor that autograd has saved must not be resized before the backward pass"
+        )
 
 
 class _Fused(torch.autograd.Function):
@@ -261,7 +274,9 @@ class _Fused(torch.autograd.Function):
         launch = _launch(logits, target, weight, reduction, label_smoothing)
         num_rows, num_classes = logits.shape
         cut = plan(num_rows, num_classes)
-        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        if upstream.ndim:
+            upstream = dense(upstream)
+        gradient = logits.new_empty(logits.shape)
         with torch.cuda.device_of(logits):
             kernels.backward[(cut.programs, cut.blocks)](
                 launch.logits,
@@ -274,7 +289,7 @@ class _Fused(torch.autograd.Function):
                 num_rows,
                 num_classes,
                 *launch.strides,
-                upstream.stride(0) if upstream.ndim else 0,
+                1 if upstream.ndim else 0,
                 launch.spread,
                 launch.share,
                 **launch.constants,

@@ -35,6 +35,7 @@ from .cross_entropy import (
     _is_transformed,
     _kernels,
     _result_dtype,
+    as_int64,
     cross_entropy,
     definition,
 )
@@ -96,7 +97,8 @@ def linear_cross_entropy(
     shape = _shape_of_logits(input, linear_weight, target, linear_bias)
     if target.shape == shape and ignore_index is not None:
         raise InvalidArgumentError(f"ignore_index {ignore_index} goes with class ids, not with probabilities")
-    arguments = weight, -100 if ignore_index is None else ignore_index, reduction, label_smoothing
+    ignored_id = -100 if ignore_index is None else as_int64("ignore_index", ignore_index)
+    arguments = weight, ignored_id, reduction, label_smoothing
     _check(input.new_empty(()).expand(shape), target, *arguments)
     if (
         any(tensor is not None and _is_transformed(tensor) for tensor in tensors)

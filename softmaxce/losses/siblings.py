@@ -77,7 +77,7 @@ class Sibling(nn.Module):
             )
         dtype = _result_dtype(input, target, None)
         wide = _arithmetic(dtype)
-        return input.to(wide), None if self.weight is None else self.weight.to(wide), dtype
+        return input.resolve_neg().to(wide), None if self.weight is None else self.weight.to(wide), dtype
 
 
 class Adjusted(Sibling):

@@ -56,6 +56,8 @@ def _is_usual(images: Tensor) -> bool:
         and min(images.shape[2:]) >= 2
         and not is_watched()
         and images.is_contiguous(memory_format=torch.channels_last)
+        and not images.is_neg()
+        and not images._is_zerotensor()
     )
 
 

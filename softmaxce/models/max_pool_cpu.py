@@ -22,6 +22,7 @@ from numba import carray, njit, types  # type: ignore[attr-defined]
 from torch import Tensor
 
 from ..native import at, compiled, intrinsic, parts_of, run, take_part
+from ..tensor_memory import address, dense
 
 i8, i16, i32, i64 = np.int8, np.int16, np.int32, np.int64
 
@@ -273,8 +274,14 @@ def _compiled(dtype: torch.dtype) -> Callable[[int], None]:
 
 
 def _go(pixels: Tensor, pooled: Tensor, places: Tensor, *, relu: bool = False, spread: bool = False) -> None:
+    """Do a pass over channels_last tensors. Raises: ValueError if a size or dtype does not fit."""
     images, channels, height, width = pixels.shape
-    addresses = pixels.data_ptr(), pooled.data_ptr(), places.data_ptr()
+    squares = images * channels * (height // 2) * (width // 2)
+    addresses = (
+        address(pixels, pixels.dtype, pixels.numel(), torch.channels_last),
+        address(pooled, pixels.dtype, squares, torch.channels_last),
+        address(places, torch.int8, squares, torch.channels_last),
+    )
     parts = parts_of(pixels.numel(), images * (height // 2))
     sizes = images, height, width, channels
     job = Job(0, *addresses, *sizes, KINDS[pixels.dtype][1], relu, spread, parts)
@@ -288,14 +295,14 @@ def pool(images: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """
     batch, channels, height, width = images.shape
     shape = batch, channels, height // 2, width // 2
-    pooled = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)
-    places = torch.empty(shape, dtype=torch.int8, memory_format=torch.channels_last)
+    pooled = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
+    places = torch.empty(shape, dtype=torch.int8, device=images.device, memory_format=torch.channels_last)
     _go(images, pooled, places, relu=relu)
     return pooled, places
 
 
 def spread(gradient: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     """The gradient with respect to images of this shape, from that with respect to their maxima and the places."""
-    pixels = torch.empty(shape, dtype=gradient.dtype, memory_format=torch.channels_last)
-    _go(pixels, gradient.contiguous(memory_format=torch.channels_last), places, spread=True)
+    pixels = torch.empty(shape, dtype=gradient.dtype, device=places.device, memory_format=torch.channels_last)
+    _go(pixels, dense(gradient, torch.channels_last), places, spread=True)
     return pixels

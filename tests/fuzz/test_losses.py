@@ -1,0 +1,32 @@
+"""The short forms of the losses' fuzzing: some hundred rounds, and every kernel between forbidden pages."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import losses
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_losses_are_the_formulas_whatever_the_shape_dtype_layout_and_options() -> None:
+    findings = [finding for seed in range(1_000_000, 1_000_300) if (finding := losses.attempt(seed)) is not None]
+    assert findings == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is protected in Linux's way")
+def test_no_kernel_reads_or_writes_outside_its_tensors() -> None:
+    command = [sys.executable, "-m", "tests.fuzz.guards"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, f"status {done.returncode}\n{done.stderr[-2000:]}"
+    assert "nothing was touched outside" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is protected in Linux's way")
+def test_one_number_read_outside_is_a_crash_there() -> None:
+    command = [sys.executable, "-m", "tests.fuzz.guards", "trap"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=300)
+    assert done.returncode == -signal.SIGSEGV
