@@ -158,7 +158,7 @@ class Group(TyperGroup):
             place = f"{error.filename}: " if error.filename else ""
             _tell(f"{place}{error.strerror or error}")
             raise typer.Exit(FAILED) from None
-        except Exception as error:
+        except Exception as error:  # any command may run the user's code; if it was not that, the error goes on
             told = f"memory ran out: {in_one_line(error)}" if ran_out_of_memory(error) else in_users_code(error)
             if told is None:
                 raise

@@ -223,7 +223,7 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
         model.eval()
         try:
             logits = model(images)
-        except Exception as error:
+        except Exception as error:  # the user's model; told with its line
             if ran_out_of_memory(error):
                 raise
             message = f"{config.model.name} cannot take images {list(images.shape)}: {in_one_line(error)}"
@@ -246,7 +246,7 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
     try:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
         model.compile()
-    except Exception as error:
+    except Exception as error:  # torch.compile, on anybody's machine; told
         if ran_out_of_memory(error):
             raise
         message = f"torch.compile does not work here: {in_one_line(error)}"

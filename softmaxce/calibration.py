@@ -160,7 +160,7 @@ def temperature_of(run: Path) -> float:
     try:
         record = json.loads(stored.read_text(encoding="utf-8"))
         temperature, epoch = float(record["temperature"]), int(record["epoch"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):  # refused three lines on
         temperature, epoch = math.nan, 0
     if not 0 < temperature < math.inf:
         raise RunError(f"{stored}: is damaged; fit it anew: softmaxce calibrate {file.parent}")

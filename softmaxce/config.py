@@ -508,7 +508,7 @@ class _Checker:
             target, implied = target_of(name, menu)
             component = Component(name, target, arguments, implied, self._place(path, of_value=False))
             signature = read_signature(target)
-        except NotStatic:
+        except NotStatic:  # only the object itself tells its signature; build reads that
             return component
         except ValueError as error:
             self._problem(named_at, str(error), of_value=True)
@@ -589,7 +589,7 @@ def named(section: str, name: str, overrides: Sequence[Override] = (), option: s
         target, implied = target_of(name, COMPONENTS[section])
         component = Component(name, target, arguments, implied, option)
         signature = read_signature(target)
-    except NotStatic:
+    except NotStatic:  # the same
         return component
     except ValueError as error:
         raise ConfigError([Problem(option, str(error))]) from None

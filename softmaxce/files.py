@@ -43,7 +43,7 @@ def replace_file(file: Path, content: bytes) -> None:
 def keep_as(file: Path, other: Path) -> None:
     """Make `other` a second name of `file`'s content, at once; `file` stays. No flush."""
     staged = other.with_name(other.name + TEMPORARY)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):  # there is nothing to remove
         staged.unlink()
     try:
         os.link(file, staged)
@@ -52,7 +52,7 @@ def keep_as(file: Path, other: Path) -> None:
             raise
         stage(other, file.read_bytes())  # a file system without hard links
     staged.replace(other)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):  # there is nothing to remove
         staged.unlink()  # it is still there if both were names of one file already
 
 

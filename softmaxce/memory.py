@@ -18,9 +18,9 @@ def half_that_fits(size: int, attempt: Callable[[int], None]) -> int | None:
         try:
             with within_memory("trying"):
                 attempt(size)
-        except MemoryRanOutError:
+        except MemoryRanOutError:  # the answer to the attempt; half of it comes next
             continue
-        except Exception as error:
+        except Exception as error:  # the user's model or loss, on a batch tried; that memory ran out is told
             if ran_out_of_memory(error):
                 raise
             return None  # it takes no batch as small as this; what the caller tells is that memory ran out

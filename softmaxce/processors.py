@@ -21,12 +21,12 @@ def _share(root: Path) -> float | None:
     """The processors' worth of time that a cgroup v2, or one above it, allows."""
     try:
         (line,) = [text for text in (root / "proc/self/cgroup").read_text().split() if text.startswith("0::")]
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # no cgroup v2; all processors may be used
         return None
     folder = root / "sys/fs/cgroup" / line.removeprefix("0::").lstrip("/")
     shares = []
     for level in (folder, *folder.parents):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # no cgroup v2; all processors may be used
             quota, period = (level / "cpu.max").read_text().split()
             shares += [] if quota == "max" else [int(quota) / int(period)]
     return min(shares, default=None)
@@ -37,6 +37,6 @@ def _share_v1(root: Path) -> float | None:
     folder = root / "sys/fs/cgroup/cpu"
     try:
         quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # no cgroup v1; all processors may be used
         return None
     return quota / period if quota > 0 else None

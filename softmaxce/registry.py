@@ -183,7 +183,7 @@ def takes(component: Component, name: str) -> bool:
     try:
         try:
             signature = read_signature(component.target)
-        except NotStatic:
+        except NotStatic:  # the object itself is asked
             signature = signature_of(load_object(component.target))
     except (ValueError, TypeError) as error:
         raise ConfigError([Problem(component.place, str(error))]) from error
@@ -247,7 +247,7 @@ def _literal(node: ast.expr | None) -> Any:
         return REQUIRED
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except ValueError:  # a default that is no literal; only running the code would tell
         return ...  # it has a default, but only running the code would tell which
 
 
@@ -271,7 +271,7 @@ NAMES: dict[str, Any] = {
 def _type_of_text(text: str) -> Any:
     try:
         return _type_of(ast.parse(text, mode="eval").body)
-    except SyntaxError:
+    except SyntaxError:  # an annotation that is no type takes any value
         return Any
 
 
@@ -496,7 +496,7 @@ def load_object(target: str) -> Any:
             module = sys.modules[unique]
         else:
             module = importlib.import_module(module_name)
-    except Exception as error:
+    except Exception as error:  # importing the user's module; told
         sys.modules.pop(f"softmaxce_user_{Path(module_name).stem}", None)
         if ran_out_of_memory(error):
             raise
@@ -537,7 +537,7 @@ def build(component: Component, supplied: Mapping[str, Any], called_with: int = 
         return found(**arguments)
     except SoftmaxceError:
         raise
-    except Exception as error:
+    except Exception as error:  # the user's constructor; told with its line
         if ran_out_of_memory(error):
             raise
         raise ConfigError([Problem(component.place, f"{component.name}: {in_one_line(error)}")]) from error

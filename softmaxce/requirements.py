@@ -58,7 +58,7 @@ def parse(texts: Sequence[str]) -> list[Requirement]:
         match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*(%?)\s*", text)
         try:
             limit = float(match[3]) if match else 0.0
-        except ValueError:
+        except ValueError:  # told as no requirement
             match = None
         if match is None:
             problems.append(Problem(place, "write it as figure>=number, for example accuracy>=0.99 (also <=, >, <)"))

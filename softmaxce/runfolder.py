@@ -157,13 +157,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The epochs in metrics.jsonl; a half-written last line is passed over."""
     try:
         lines = (folder / METRICS).read_bytes().splitlines()
-    except FileNotFoundError:
+    except FileNotFoundError:  # no epoch is done yet
         return []
     epochs = []
     for line in lines:
         try:
             epoch = json.loads(line)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # half a line, left by an older version
             break
         if not _is_epoch(epoch):
             break

@@ -82,7 +82,7 @@ def read_run(folder: Path) -> RunRow:
     lines = runfolder.read_metrics(folder)
     try:
         data = yamlfile.read(folder / "config.yaml").data
-    except ConfigError:
+    except ConfigError:  # listed all the same, without what its config says
         data = None
     config: dict[str, Any] = data if isinstance(data, dict) else {}
     best = next((line for line in lines if line.get("epoch") == record.get("best_epoch")), None)
@@ -139,5 +139,5 @@ def _name(config: dict[str, Any], section: str) -> str:
 def _when(row: RunRow) -> float:
     try:
         return datetime.fromisoformat(row.started).timestamp()
-    except ValueError:
+    except ValueError:  # no date; the file's own is taken
         return (row.folder / "run.json").stat().st_mtime

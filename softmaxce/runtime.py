@@ -66,7 +66,7 @@ def cpu_flags() -> frozenset[str]:
     """The instruction sets of this machine's processors, by Linux's names for them; empty where it does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    except OSError:  # a system that does not tell them; none are known
         return frozenset()
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
@@ -198,6 +198,6 @@ def git_commit() -> str | None:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         done = subprocess.run(command, cwd=Path.cwd(), capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):  # no commit is known
         return None
     return done.stdout.strip()

@@ -42,7 +42,7 @@ def key_of(files: Sequence[str], *decoding: object) -> str | None:
     for file in files:
         try:
             found = os.stat(file)  # noqa: PTH116 - of many thousand files
-        except OSError:
+        except OSError:  # a file is gone: nothing is kept, and reading it tells
             return None
         changed = (found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
         digest.update(f"{os.path.abspath(file)}\0{changed}\n".encode("utf-8", "surrogateescape"))  # noqa: PTH100
@@ -58,11 +58,11 @@ def read(key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
                 return None
             checksum, images = stream.read(DIGEST), np.empty(shape, np.uint8)
             complete = stream.readinto(images.data.cast("B")) == images.nbytes
-    except OSError:
+    except OSError:  # nothing is kept; the images are decoded
         return None
     if not complete or checksum != _checksum(images):
         return None
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # nothing is kept; the images are decoded
         os.utime(file)  # it was of use just now
     return images
 
@@ -84,7 +84,7 @@ def write(key: str, images: NDArray[np.uint8]) -> None:
             stream.write(images.data.cast("B"))
         Path(staged).replace(place / (key + SUFFIX))
     except BaseException:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # removing what is half written; the error that left it so is raised
             Path(staged).unlink()
         raise
 
@@ -103,7 +103,7 @@ def _make_room(place: Path, size: int) -> None:
     for _, bytes_, file in sorted(kept):
         if total + size <= LIMIT:
             break
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # another process has removed it in this moment
             file.unlink()
         total -= bytes_
 

@@ -36,7 +36,7 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray[tuple[int, ...], np.dtyp
             if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, 8, dimensions)):
                 return None
             values = np.fromfile(stream, np.uint8)
-    except OSError:
+    except OSError:  # torchvision's reader is asked, and tells
         return None
     shape = tuple(np.frombuffer(header, ">i4", offset=4).tolist())
     fits = min(shape) >= 0 and int(np.prod(shape, dtype=np.float64)) == len(values)

@@ -234,7 +234,7 @@ def _damaged_idx(folder: Path) -> str:
     for file in sorted(folder.glob("*-ubyte")):
         try:
             read_sn3_pascalvincent_tensor(str(file))
-        except DAMAGED:
+        except DAMAGED:  # it looks for the file that cannot be read, and tells it
             return str(file)
     return ""
 

@@ -169,7 +169,7 @@ def _peak_linux(step: Callable[[], Any]) -> float | None:
         before = _kilobytes(status, "VmRSS")
         step()
         return 1024.0 * (_kilobytes(status, "VmHWM") - before)
-    except (OSError, StopIteration):
+    except (OSError, StopIteration):  # a system that does not count; told as not known
         return None
 
 

@@ -194,7 +194,7 @@ def cross_entropy(
         except IndexError:
             _check_ids(target, input.shape[1], ignore_index)  # raises, with the place
             raise
-        except OverflowError:
+        except OverflowError:  # ignore_index is refused some lines below
             pass  # ignore_index does not fit in int64; refused below
     if has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
@@ -466,7 +466,7 @@ class SoftmaxCrossEntropy(nn.CrossEntropyLoss):
         ):  # as there, without the call
             try:
                 return cpu.usual_step(input, target, self.ignore_index)  # type: ignore[no-any-return]
-            except (IndexError, OverflowError):
+            except (IndexError, OverflowError):  # the call below refuses it, with the place
                 pass  # said there, with the place
         return cross_entropy(
             input,

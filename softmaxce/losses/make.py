@@ -47,7 +47,7 @@ def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: tor
         targets = nn.functional.one_hot(targets, num_classes).float()
     try:
         value = loss(logits, targets)
-    except Exception as error:
+    except Exception as error:  # the user's loss; told with its line
         if ran_out_of_memory(error):
             raise
         kind = "probabilities [B, K], as mixup makes them," if soft else "class ids [B]"

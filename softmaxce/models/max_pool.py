@@ -10,7 +10,7 @@ from ..watching import is_watched
 
 try:
     from . import max_pool_cpu as cpu
-except ImportError:
+except ImportError:  # no Numba here; PyTorch's operations do the work
     cpu = None  # type: ignore[assignment]
 
 
