@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from softmaxce import config as configs
+from softmaxce.config import reader as configs
+from softmaxce.config.components import MENUS, Component, show, suggestion, target_of
 from softmaxce.errors import ConfigError, DataError, Problem
-from softmaxce.registry import MENUS, Component, show, suggestion, target_of
 from softmaxce.report import console
 
 from .options import Device
@@ -68,24 +68,24 @@ def bench_loss(
     others = [_component(name, "losses", "LOSSES") for name in losses or []]
 
     from softmaxce.bench.allocator import never_trim
-    from softmaxce.report import benchmark
-    from softmaxce.runtime import choose_device
+    from softmaxce.report import bench_loss as benchmark
+    from softmaxce.runtime.device import choose_device
 
     place = choose_device(device)
     notes = [never_trim()]
     if models:
-        from softmaxce.bench import training
+        from softmaxce.bench import loss_in_training
 
         steps = list(itertools.product(counts, models, sizes))
         trainings = [
-            training.compare(model, size, count, place, rounds)
+            loss_in_training.compare(model, size, count, place, rounds)
             for count, model, size in _tracked(steps, lambda step: f"{step[1]}, batch {step[2]}")
         ]
         told = benchmark.plain_training(trainings) if json else partial(benchmark.print_training, trainings)
     else:
-        from softmaxce.bench import contestants, loss
+        from softmaxce.bench import candidates, loss
 
-        why_not = contestants.why_not_compiled(place)
+        why_not = candidates.why_not_compiled(place)
         if why_not is not None:
             notes.append(f"torch.compile does not work here, so it is left out: {why_not}")
         cells = list(loss.grid(grid, kinds, counts, place))
@@ -115,15 +115,15 @@ def bench_train(
 
     from rich.console import Console
 
-    from softmaxce.bench import loop
-    from softmaxce.report import speed
+    from softmaxce.bench import throughput
+    from softmaxce.report import bench_throughput
     from softmaxce.report.training import GrowingTable
 
     table = GrowingTable(Console(file=io.StringIO(), force_terminal=True, width=80))  # drawn in full, shown to nobody
     with console.stderr().status(f"{asked.recipe}: training in turns"):
-        found = loop.measure(asked, table.track, table.expect, table.epoch, rounds)
-    told = speed.plain_loop(asked, found) if json else partial(speed.print_loop, found)
-    _tell(found.device, speed.notes_on_loop(found), told)
+        found = throughput.measure(asked, table.track, table.expect, table.epoch, rounds)
+    told = bench_throughput.plain_loop(asked, found) if json else partial(bench_throughput.print_loop, found)
+    _tell(found.device, bench_throughput.notes_on_loop(found), told)
 
 
 @app.command("startup")
@@ -143,13 +143,13 @@ def bench_startup(
     one_step = ("epochs=1", f"data.train_limit={size}", "data.validation=null", "early_stopping=null")
 
     from softmaxce.bench import startup
-    from softmaxce.report import speed
-    from softmaxce.runtime import choose_device
+    from softmaxce.report import bench_throughput
+    from softmaxce.runtime.device import choose_device
 
     with console.stderr().status("starting processes in turns"):
         found = startup.measure(config, (*(set_ or []), *one_step), rounds)
-    told = speed.plain_startup(found) if json else partial(speed.print_startup, found)
-    _tell(choose_device("cpu"), speed.notes_on_startup(), told)
+    told = bench_throughput.plain_startup(found) if json else partial(bench_throughput.print_startup, found)
+    _tell(choose_device("cpu"), bench_throughput.notes_on_startup(), told)
 
 
 @app.command("predict")
@@ -171,20 +171,20 @@ def bench_predict(
         raise DataError("there is no image among these paths")
 
     from softmaxce.bench import prediction
-    from softmaxce.predict import open_run
-    from softmaxce.report import speed
+    from softmaxce.inference.predict import open_run
+    from softmaxce.report import bench_throughput
 
     opened = open_run(run, device, trust_code=trust_code)
     with console.stderr().status("decoding and predicting in turns"):
         found = prediction.measure(opened, [str(file) for file in files], rounds)
-    told = speed.plain_predict(found) if json else partial(speed.print_predict, found)
-    _tell(opened.device, speed.notes_on_predict(found), told)
+    told = bench_throughput.plain_predict(found) if json else partial(bench_throughput.print_predict, found)
+    _tell(opened.device, bench_throughput.notes_on_predict(found), told)
 
 
 def _tell(place: "torch.device", notes: Sequence[str], measured: dict[str, Any] | Callable[["Console"], None]) -> None:
     """Print what was measured, a JSON object or what prints itself, with notes on how and where."""
-    from softmaxce.report import benchmark
-    from softmaxce.runtime import environment
+    from softmaxce.report import bench_loss as benchmark
+    from softmaxce.runtime.device import environment
 
     notes = [*notes, *benchmark.busy()]
     if isinstance(measured, dict):

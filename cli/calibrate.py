@@ -25,13 +25,13 @@ def calibrate(
     Dividing the logits by one number changes no prediction, only how sure of it the model says to be
     (Guo et al. 2017). It is kept in the run folder as calibration.json; delete that file to forget it.
     """
-    from softmaxce.runfolder import newest
+    from softmaxce.runs.folder import newest
 
     chosen = run if run is not None else newest()
     if chosen is None:
         raise RunError("there is no run under runs/ here; train one, or name a run folder: softmaxce calibrate RUN")
 
-    from softmaxce.calibration import calibrate as fit
+    from softmaxce.inference.calibration import calibrate as fit
     from softmaxce.report import calibration, console
 
     fitted = fit(chosen, device, trust_code=trust_code, allow_changed_data=allow_changed_data)

@@ -8,10 +8,10 @@ from typing import Annotated
 import platformdirs
 import typer
 
-from softmaxce import config, menus
+from softmaxce.config import reader, registry
 from softmaxce.errors import FAILED
 
-LawName = enum.StrEnum("LawName", {name: name for name in menus.LAWS})  # type: ignore[misc]
+LawName = enum.StrEnum("LawName", {name: name for name in registry.LAWS})  # type: ignore[misc]
 
 
 def check_loss(
@@ -39,8 +39,8 @@ def check_loss(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
     """Try a loss on the laws of a sound one; show the smallest input that breaks each, and what the loss costs."""
-    component = config.named("loss", target, [config.parse_override(text) for text in set_ or []])
-    named_reference = config.named("loss", reference, option="--reference") if reference else None
+    component = reader.named("loss", target, [reader.parse_override(text) for text in set_ or []])
+    named_reference = reader.named("loss", reference, option="--reference") if reference else None
 
     # hypothesis notes what it has read of one's code; not in the folder where one stands
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(platformdirs.user_cache_dir("softmaxce"), "laws")))
@@ -48,12 +48,12 @@ def check_loss(
     from softmaxce.laws.examine import examine
     from softmaxce.laws.subject import Subject, referring
     from softmaxce.report import console, laws
-    from softmaxce.runtime import choose_device
+    from softmaxce.runtime.device import choose_device
 
     where = choose_device(device)
     truth = Subject(referring(named_reference, component), where, classes) if named_reference else None
     subject = Subject(component, where, classes, truth, seed)
-    verdicts = laws.watched(examine(subject, skip or (), only or ()), len(only or menus.LAWS))
+    verdicts = laws.watched(examine(subject, skip or (), only or ()), len(only or registry.LAWS))
     costs = None if only else cost.measure(subject)
     if json:
         import json as jsonlib

@@ -30,12 +30,12 @@ def compare(
     """
     if len(runs) < 2:
         raise ConfigError([Problem("compare", "takes two runs or more: softmaxce compare runs/mnist/1 runs/mnist/2")])
-    from softmaxce.compare import compare as measure
+    from softmaxce.inference.compare import compare as measure
     from softmaxce.report import comparison, console
 
     found = measure(runs, split.value, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
     if html is not None:
-        from softmaxce.report.comparison_page import write_page
+        from softmaxce.report.html.comparison_page import write_page
 
         write_page(found, html)
         typer.echo(f"page: {html}", err=True)

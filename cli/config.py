@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from softmaxce import config as configs
-from softmaxce import schema as schemas
+from softmaxce.config import reader as configs
+from softmaxce.config import schema as schemas
 from softmaxce.errors import ConfigError, Problem
 from softmaxce.report import console
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from softmaxce import requirements
 from softmaxce.errors import FAILED, RunError
+from softmaxce.inference import requirements
 
 from .imports import imports
 from .options import AllowChangedData, Device, Temperature
@@ -59,17 +59,17 @@ def evaluate(
 ) -> None:
     """Evaluate a trained classifier: accuracy, a row a class, confusions, calibration."""
     demands = requirements.parse(require or [])
-    from softmaxce.runfolder import newest
+    from softmaxce.runs.folder import newest
 
     chosen = run if run is not None else newest()
     if chosen is None:
         raise RunError("there is no run under runs/ here; train one, or name a run folder: softmaxce eval RUN")
 
     with imports():
-        from softmaxce.calibration import temperature_of
-        from softmaxce.evaluate import evaluate as measure
-        from softmaxce.header import find_checkpoint
+        from softmaxce.inference.calibration import temperature_of
+        from softmaxce.inference.evaluate import evaluate as measure
         from softmaxce.report import console, evaluation, step_summary
+        from softmaxce.runs.header import find_checkpoint
 
     if temperature is None:
         temperature = temperature_of(chosen)

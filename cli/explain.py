@@ -74,7 +74,7 @@ def explain(
                 raise _mistake(option, "goes with --logits; a run has its own")
         explanation = _of_run(run, image, index, split, mix, label, temperature, trust_code, allow_changed_data)
     if html is not None:
-        from softmaxce.explain.page import write_page
+        from softmaxce.report.html.explanation_page import write_page
 
         write_page(explanation, html)
         typer.echo(f"page: {html}", err=json)
@@ -84,8 +84,8 @@ def explain(
         typer.echo(jsonlib.dumps(explanation.plain(), allow_nan=False))
     if json or html is not None:
         return
-    from softmaxce.explain.text import print_explanation
     from softmaxce.report import console
+    from softmaxce.report.explanation import print_explanation
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # an encoding without bars and arrows shows ? for them
@@ -95,14 +95,14 @@ def explain(
 def _of_logits(
     logits: str, label: str | None, classes: str | None, weight: str | None, label_smoothing: float, temperature: float
 ) -> "Explanation":
-    from softmaxce.explain import arguments
+    from softmaxce_cli import explain_arguments
 
-    row = arguments.logits(logits)
-    names = arguments.class_names(classes, len(row))
+    row = explain_arguments.logits(logits)
+    names = explain_arguments.class_names(classes, len(row))
     if label is None:
         raise _mistake("--label", "is needed with --logits: the true class, by name or number")
-    target = arguments.label(label, names)
-    factors = None if weight is None else arguments.weights(weight, len(row))
+    target = explain_arguments.label(label, names)
+    factors = None if weight is None else explain_arguments.weights(weight, len(row))
 
     import torch
 
@@ -137,10 +137,11 @@ def _of_run(
         raise _mistake("explain", f"needs {what}; or --logits 2.0,1.0,0.1 --label 0, which needs no run")
     if mix is not None and index is None:
         raise _mistake("--mix", "goes with --index: it blends two images of a split")
-    from softmaxce.explain import arguments
-    from softmaxce.runfolder import newest
+    from softmaxce_cli import explain_arguments
 
-    blend = None if mix is None else arguments.mix(mix)
+    from softmaxce.runs.folder import newest
+
+    blend = None if mix is None else explain_arguments.mix(mix)
 
     chosen = run if run is not None else newest()
     if chosen is None:
@@ -148,8 +149,8 @@ def _of_run(
 
     import torch
 
-    from softmaxce.calibration import temperature_of
     from softmaxce.explain import trained
+    from softmaxce.inference.calibration import temperature_of
 
     opened = trained.open_run(chosen, trust_code=trust_code)
     if temperature is None:
@@ -170,7 +171,7 @@ def _of_run(
         assert image is not None
         pixels, title = trained.read_image(opened, image), f"{image}, by {chosen}"
     if label is not None:
-        found = arguments.label(label, opened.classes)
+        found = explain_arguments.label(label, opened.classes)
         target = found if isinstance(found, int) else torch.tensor(found, dtype=torch.float64)
     return trained.explain_image(opened, pixels, target, title=title, temperature=temperature)
 

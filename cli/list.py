@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from softmaxce.config import SUPPLIED
-from softmaxce.registry import MENUS, TORCHVISION, Signature, describe, read_signature, show
+from softmaxce.config.components import MENUS, TORCHVISION, Signature, describe, read_signature, show
+from softmaxce.config.reader import SUPPLIED
 from softmaxce.report import console
 
 MenuName = enum.StrEnum("MenuName", {name: name for name in MENUS})  # type: ignore[misc]

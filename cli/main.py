@@ -20,7 +20,7 @@ from softmaxce.errors import (
     in_users_code,
     ran_out_of_memory,
 )
-from softmaxce.interrupts import Terminated
+from softmaxce.runtime.signals import Terminated
 
 from .imports import imports
 from .values import read_plainly

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import typer
 
-from softmaxce import config as configs
-from softmaxce.config import Config, Override
+from softmaxce.config import reader as configs
+from softmaxce.config.reader import Config, Override
 from softmaxce.errors import ConfigError, Problem, RunError
-from softmaxce.resume import Images, check_resumable, find_run
+from softmaxce.runs.resume import Images, check_resumable, find_run
 
 from .imports import imports
 
@@ -41,7 +41,7 @@ class ImagesOnDisk:
         """A config's images as they are now. Raises: DataError, ConfigError."""
         if self._read is None:
             with imports():
-                from softmaxce.provenance import ImagesNow
+                from softmaxce.runs.provenance import ImagesNow
 
             self._read = ImagesNow()
         return self._read(config)

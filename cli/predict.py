@@ -42,9 +42,9 @@ def predict(
     """
     if json and csv:
         raise ConfigError([Problem("--json and --csv", "ask for two formats; choose one")])
-    from softmaxce.data.ahead import Ahead, decode_to
     from softmaxce.data.paths import Unreadable, image_files
-    from softmaxce.header import find_checkpoint, read_header
+    from softmaxce.data.prefetch import Ahead, decode_to
+    from softmaxce.runs.header import find_checkpoint, read_header
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # file names need not be UTF-8
         if hasattr(stream, "reconfigure"):
@@ -54,8 +54,8 @@ def predict(
     bad = images = 0
     with Ahead(image_files(paths, sys.stdin), decode_to(shape), ahead) as decoded:  # while torch is imported
         with imports():
-            from softmaxce.calibration import temperature_of
-            from softmaxce.predict import classify, open_run
+            from softmaxce.inference.calibration import temperature_of
+            from softmaxce.inference.predict import classify, open_run
             from softmaxce.report.predictions import writer
 
         opened = open_run(run, device, batch_size, trust_code=trust_code)

@@ -27,7 +27,7 @@ def report(
     allow_changed_data: AllowChangedData = False,
 ) -> None:
     """Write a run's report: one HTML page that needs nothing beside it, and pictures as SVG and PNG."""
-    from softmaxce.runfolder import newest, read_record
+    from softmaxce.runs.folder import newest, read_record
 
     folder = run if run is not None else newest()
     if folder is None:
@@ -35,7 +35,7 @@ def report(
 
     read_record(folder)  # what is no run is said so before torch is loaded
 
-    from softmaxce.report.write import write_report
+    from softmaxce.report.html.write import write_report
 
     name = split.value if split else None
     written = write_report(folder, output, name, device, trust_code=trust_code, allow_changed_data=allow_changed_data)

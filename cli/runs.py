@@ -12,7 +12,7 @@ def runs(
 ) -> None:
     """List runs, the newest first: model, loss, epochs, accuracy, time and status."""
     from softmaxce.report import console
-    from softmaxce.runs import list_runs
+    from softmaxce.runs.listing import list_runs
 
     rows, wrong = list_runs(folder)
     for error in wrong:

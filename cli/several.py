@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from softmaxce import runfolder
+from softmaxce.config.sweep import Point
 from softmaxce.errors import FAILED, ConfigError, Problem, RunError, TrainingError
-from softmaxce.grid import Point
-from softmaxce.requirements import Requirement, judge
-from softmaxce.resume import is_finished
-from softmaxce.runs import read_run
+from softmaxce.inference.requirements import Requirement, judge
+from softmaxce.runs import folder as runfolder
+from softmaxce.runs.listing import read_run
+from softmaxce.runs.resume import is_finished
 
 from .plans import ImagesOnDisk, Plan, plan_to_resume
 
@@ -67,7 +67,7 @@ def _check_finished(plan: Plan, images: ImagesOnDisk) -> None:
     if plan.resume is None or not _is_over(plan):
         return
     now = images(plan.config).fingerprints
-    from softmaxce.provenance import check_images
+    from softmaxce.runs.provenance import check_images
 
     record = runfolder.read_record(plan.resume)
     check_images(plan.resume, record, now, allow_changed_data=plan.allow_changed_data)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from softmaxce import requirements
-from softmaxce.config import Override
+from softmaxce.config.reader import Override
 from softmaxce.errors import FAILED
+from softmaxce.inference import requirements
 
 from .options import AllowChangedData, Device
 
@@ -38,7 +38,7 @@ def sweep(
 
     Every combination is checked before the first is trained. Each run keeps its own run folder.
     """
-    from softmaxce.grid import grid
+    from softmaxce.config.sweep import grid
 
     from .several import check_options, make_plans, split_of, train_each
     from .train import Telling
@@ -52,9 +52,9 @@ def sweep(
     telling = Telling(json=json, quiet=quiet)
     ended = train_each(points, plans, demands, telling)
     if len(ended) > 1:
-        from softmaxce.compare import compare
+        from softmaxce.inference.compare import compare
         from softmaxce.report import comparison, console
-        from softmaxce.runs import best_first
+        from softmaxce.runs.listing import best_first
 
         roots = {entry.folder: entry.point.config.root for entry in ended}  # a finished run's data may have moved
         folders = best_first([entry.folder for entry in ended])

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softmaxce import config as configs
-from softmaxce import requirements
-from softmaxce.config import Override
+from softmaxce.config import reader as configs
+from softmaxce.config.reader import Override
 from softmaxce.errors import (
     FAILED,
     ConfigError,
@@ -30,7 +29,8 @@ from softmaxce.errors import (
     ran_out_of_memory,
     within_memory,
 )
-from softmaxce.interrupts import Pauses, Signals, Terminated, every
+from softmaxce.inference import requirements
+from softmaxce.runtime.signals import Pauses, Signals, Terminated, every
 
 from .imports import imports
 from .options import AllowChangedData
@@ -38,9 +38,9 @@ from .plans import Plan, make_plan, needed
 from .trust import TrustCode
 
 if TYPE_CHECKING:
-    from softmaxce.nonfinite import NonFiniteError
     from softmaxce.report.training import Outcome, Reporter
-    from softmaxce.train import Run
+    from softmaxce.training.loop import Run
+    from softmaxce.training.nonfinite import NonFiniteError
 
 
 class LogName(enum.StrEnum):
@@ -105,7 +105,7 @@ def train(
         need_tensorboard()
     telling = Telling(json, quiet, verbose, report, tensorboard=bool(log))
     if seeds is not None:
-        from softmaxce.grid import seeds as under_seeds
+        from softmaxce.config.sweep import seeds as under_seeds
 
         from .several import check_options, train_seeds
 
@@ -155,7 +155,7 @@ def _train_one(plan: Plan, demands: list[requirements.Requirement], telling: Tel
         teller = TensorBoard(teller)
     outcome = carry_out(run, plan, demands, teller, signals, started, quiet=telling.quiet)
     if telling.report and outcome.status != "failed":
-        from softmaxce.report.write import write_report
+        from softmaxce.report.html.write import write_report
 
         # the code it names is what was just trained with
         written = write_report(outcome.folder, device=str(run.device), trust_code=True)
@@ -192,10 +192,10 @@ def carry_out(
     quiet: bool,
 ) -> "Outcome":
     """Train, save, evaluate, in a run folder held for this process alone."""
-    from softmaxce import runfolder
-    from softmaxce.evaluate import final_evaluation
+    from softmaxce.inference.evaluate import final_evaluation
     from softmaxce.report import step_summary
     from softmaxce.report.training import Outcome
+    from softmaxce.runs import folder as runfolder
 
     folder = plan.resume if plan.resume is not None else runfolder.create(plan.config.recipe, plan.output)
     with runfolder.held(folder, new=plan.resume is None):
@@ -262,7 +262,8 @@ def _begin(run: "Run", folder: Path, *, quiet: bool, allow_changed_data: bool) -
 
     Raises: RunError if the folder's run was trained with other images or class names than this one has.
     """
-    from softmaxce import checkpoint, provenance, runfolder
+    from softmaxce.runs import checkpoint, provenance
+    from softmaxce.runs import folder as runfolder
 
     stands_on = provenance.of_run(run)
     record: dict[str, Any] = {"recipe": run.config.recipe, "classes": list(run.classes)}
@@ -304,7 +305,7 @@ def _check_data(
     allow_changed_data: bool,
 ) -> None:
     """Refuse to go on with other images or class names than the checkpoint's. Raises: RunError."""
-    from softmaxce import provenance
+    from softmaxce.runs import provenance
 
     if list(run.classes) != classes:
         old, new = next(pair for pair in zip_longest(classes, run.classes) if pair[0] != pair[1])
@@ -342,9 +343,10 @@ def _place(run: "Run") -> str:
 
 def _train_and_save(run: "Run", folder: Path, reporter: "Reporter", signals: Signals) -> str:
     """Train to the end, and save whenever it is time; the run's status."""
-    from softmaxce import checkpoint, runfolder
-    from softmaxce.nonfinite import NonFiniteError
-    from softmaxce.train import Epoch, fit_with_pauses
+    from softmaxce.runs import checkpoint
+    from softmaxce.runs import folder as runfolder
+    from softmaxce.training.loop import Epoch, fit_with_pauses
+    from softmaxce.training.nonfinite import NonFiniteError
 
     stopping = run.config.early_stopping
     pauses = Pauses(every(run.config.checkpoint_every), signals)
@@ -382,7 +384,7 @@ def _train_and_save(run: "Run", folder: Path, reporter: "Reporter", signals: Sig
 
 def _go_on_after(error: "NonFiniteError", run: "Run", folder: Path) -> None:
     """Do what `on_nonfinite` says. Raises: TrainingError if that is to stop."""
-    from softmaxce import checkpoint
+    from softmaxce.runs import checkpoint
 
     batch = checkpoint.save_nonfinite(run, error, folder)
     allowed, count = run.config.max_nonfinite, run.progress.nonfinite
@@ -405,8 +407,8 @@ def _go_on_after(error: "NonFiniteError", run: "Run", folder: Path) -> None:
 
 
 def _print_details(run: "Run") -> None:
-    from softmaxce import yamlfile
-    from softmaxce.provenance import of_machine
+    from softmaxce.config import yamlfile
+    from softmaxce.runs.provenance import of_machine
 
     about = of_machine(run.device, run.precision)
     typer.echo(yamlfile.dump({"config": run.config.plain(), "environment": about}), err=True)

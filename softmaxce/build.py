@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import eager, yamlfile
-from .average import MovingAverage
-from .checkpoint import Checkpoint, load_weights
-from .config import NEEDS_VALIDATION, Config, as_recorded, check, refuse_users_code
+from .config import yamlfile
+from .config.components import build
+from .config.reader import NEEDS_VALIDATION, Config, as_recorded, check, refuse_users_code
 from .data.batches import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Batches, Preprocessing, mean_and_std, mixing
 from .data.fingerprint import fingerprint
 from .data.splits import InMemory, OnDisk, Side, Source, Split, split_by_name, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
-from .losses.make import Loss, make_loss, refuse_unfit
-from .registry import build
-from .runtime import (
+from .inference.tta import with_views
+from .losses.interface import Loss, make_loss, refuse_unfit
+from .optim import unwrapped
+from .runs.checkpoint import Checkpoint, load_weights
+from .runs.validation import check_weights
+from .runtime.device import (
     choose_device,
     choose_precision,
     keep_freed_memory,
@@ -26,9 +28,8 @@ from .runtime import (
     set_deterministic,
     share_processors,
 )
-from .train import Run, steps_per_epoch, tell_no_graph
-from .verify import check_weights
-from .views import with_views
+from .training.ema import MovingAverage
+from .training.loop import Run, steps_per_epoch, tell_no_graph
 
 FEWER_IMAGES = "a folder's images need less with data.size, and can stay on the disk: data.in_memory: false"
 
@@ -282,7 +283,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     can_fuse = can_fuse and not arguments.get("differentiable")
     if "fused" in arguments and arguments["fused"] is arguments.get("foreach") is None and can_fuse:
         arguments["fused"] = True
-    with eager.construction():
+    with unwrapped.construction():
         optimizer = build(replace(component, arguments=arguments), {"params": parameters, "model": model})
     if not isinstance(optimizer, torch.optim.Optimizer):
         message = f"{component.name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}"

@@ -3,8 +3,8 @@
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from softmaxce.average import MovingAverage
 from softmaxce.build import build_run
+from softmaxce.training.ema import MovingAverage
 
 from .test_train import config
 

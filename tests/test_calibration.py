@@ -11,10 +11,10 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 from typer.testing import CliRunner
 
-from softmaxce import checkpoint
 from softmaxce.build import build_evaluation, config_of, split_of
-from softmaxce.calibration import calibrate, fit_temperature, temperature_of
-from softmaxce.train import predict
+from softmaxce.inference.calibration import calibrate, fit_temperature, temperature_of
+from softmaxce.runs import checkpoint
+from softmaxce.training.loop import predict
 
 HARD = """\
 epochs: 6

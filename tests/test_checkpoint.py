@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from softmaxce import checkpoint
 from softmaxce.build import build_evaluation, build_run, config_of
 from softmaxce.errors import RunError
 from softmaxce.files import replace_file
-from softmaxce.runfolder import BEST, LAST, append_metrics, create, cut_metrics, newest, read_metrics
-from softmaxce.train import fit
+from softmaxce.runs import checkpoint
+from softmaxce.runs.folder import BEST, LAST, append_metrics, create, cut_metrics, newest, read_metrics
+from softmaxce.training.loop import fit
 
 from .test_train import config
 

@@ -447,10 +447,10 @@ def test_new_writes_a_copy_that_trains_and_never_overwrites(softmaxce: Softmaxce
 
 
 def test_list_names_everything_on_the_menus(softmaxce: Softmaxce) -> None:
-    from softmaxce import registry
+    from softmaxce.config import components
 
     listed = json.loads(softmaxce("list", "--json").stdout)
-    for menu, names in registry.MENUS.items():
+    for menu, names in components.MENUS.items():
         assert set(names) <= set(listed[menu])
         assert all(entry["doc"] for entry in listed[menu].values())
 
@@ -492,7 +492,7 @@ def test_help_imports_no_command(tmp_path: Path) -> None:
     names = [
         "softmaxce",
         "softmaxce.errors",
-        "softmaxce.interrupts",
+        "softmaxce.runtime.signals",
         "softmaxce_cli",
         "softmaxce_cli.imports",
         "softmaxce_cli.main",

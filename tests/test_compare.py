@@ -11,12 +11,12 @@ from scipy.stats import binom
 from sklearn.metrics import accuracy_score
 from typer.testing import CliRunner
 
-from softmaxce.compare import by_seed, compare, holm, mcnemar, spread
-from softmaxce.config import Override, load
+from softmaxce.config.reader import Override, load
+from softmaxce.inference.compare import by_seed, compare, holm, mcnemar, spread
 from softmaxce.report.comparison import conclusions
-from softmaxce.report.comparison_page import html
-from softmaxce.resume import TrainedRun
-from softmaxce.runs import differing, list_runs
+from softmaxce.report.html.comparison_page import html
+from softmaxce.runs.listing import differing, list_runs
+from softmaxce.runs.resume import TrainedRun
 
 from .browser import Browser
 from .conftest import Softmaxce

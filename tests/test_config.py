@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from softmaxce import kinds, menus, yamlfile
-from softmaxce.config import Config, check, default_root, find, load, parse_override, recipes
+from softmaxce import argument_types
+from softmaxce.config import registry, yamlfile
+from softmaxce.config.components import NAMES, fits, target_of
+from softmaxce.config.reader import Config, check, default_root, find, load, parse_override, recipes
+from softmaxce.config.schema import MODELINE, commented_copy, headline, schema
 from softmaxce.errors import ConfigError
-from softmaxce.registry import NAMES, fits, target_of
-from softmaxce.schema import MODELINE, commented_copy, headline, schema
 
 from .conftest import SMALL
 
@@ -41,9 +42,17 @@ PLAIN = st.one_of(
     value=PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.text(max_size=1), PLAIN, max_size=1),
     type_=st.sampled_from([kind for name, kind in NAMES.items() if kind is not None])
     | st.sampled_from(
-        [Any, None, list[int], list[kinds.PositiveFloat], int | None, list[float] | kinds.Probability, dict[str, int]]
+        [
+            Any,
+            None,
+            list[int],
+            list[argument_types.PositiveFloat],
+            int | None,
+            list[float] | argument_types.Probability,
+            dict[str, int],
+        ]
     )
-    | st.sampled_from([Literal["mean"], Literal["mean", "sum"], kinds.PositiveInt | Literal["all"]]),
+    | st.sampled_from([Literal["mean"], Literal["mean", "sum"], argument_types.PositiveInt | Literal["all"]]),
 )
 def test_a_value_fits_a_type_where_pydantic_in_strict_mode_says_so(value: Any, type_: Any) -> None:
     try:
@@ -281,7 +290,7 @@ def test_program_and_schema_agree_on_what_a_whole_number_is(value: object, key: 
 @pytest.mark.parametrize("as_mapping", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_program_and_schema_agree_on_what_can_name_code(name: str, as_mapping: bool) -> None:
-    for key, menu in {"model": menus.MODELS, "loss": menus.LOSSES}.items():
+    for key, menu in {"model": registry.MODELS, "loss": registry.LOSSES}.items():
         plain = {**yaml.safe_load(SMALL), key: {"name": name} if as_mapping else name}
         try:
             target_of(name, menu)
@@ -294,7 +303,7 @@ def test_program_and_schema_agree_on_what_can_name_code(name: str, as_mapping: b
 @pytest.mark.parametrize("menu", ["MODELS", "LOSSES", "OPTIMIZERS", "SCHEDULES"])
 def test_every_name_on_a_menu_passes_the_schema(menu: str) -> None:
     key = {"MODELS": "model", "LOSSES": "loss", "OPTIMIZERS": "optimizer", "SCHEDULES": "schedule"}[menu]
-    for name in getattr(menus, menu):
+    for name in getattr(registry, menu):
         jsonschema.validate({**yaml.safe_load(SMALL), key: name}, schema())
 
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from softmaxce.build import build_run, wants_graph
-from softmaxce.checkpoint import load, restore, save
-from softmaxce.cudagraph import NoGraphError, static_step
 from softmaxce.data.batches import Batch
 from softmaxce.errors import ConfigError, TrainingError
-from softmaxce.nonfinite import NonFiniteError, is_bad
-from softmaxce.runfolder import LAST
-from softmaxce.runtime import random_state
-from softmaxce.train import Epoch, Pause, Run, fit, fit_with_pauses, make_static_step
+from softmaxce.runs.checkpoint import load, restore, save
+from softmaxce.runs.folder import LAST
+from softmaxce.runtime.device import random_state
+from softmaxce.training.cuda_graph import NoGraphError, static_step
+from softmaxce.training.loop import Epoch, Pause, Run, fit, fit_with_pauses, make_static_step
+from softmaxce.training.nonfinite import NonFiniteError, is_bad
 
 from .test_train import VARIANTS, config, figures
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from softmaxce import eager
 from softmaxce.build import build_run
-from softmaxce.train import fit
+from softmaxce.optim import unwrapped
+from softmaxce.training.loop import fit
 
 from .test_train import config
 
@@ -32,7 +32,7 @@ def weights(run: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_beneath_the_wrappers_is_the_same_bits(name: str) -> None:
     one, other = (build_run(config(optimizer={"name": name, **OPTIMIZERS[name]})) for _ in range(2))
-    step, clear = eager.stepper(one.optimizer), eager.clearer(one.optimizer)
+    step, clear = unwrapped.stepper(one.optimizer), unwrapped.clearer(one.optimizer)
     assert getattr(step, "__func__", None) is not type(one.optimizer).step  # it is another function
     for images, labels in list(one.train.epoch(1)) * 3:
         for run in (one, other):
@@ -44,7 +44,7 @@ def test_a_step_beneath_the_wrappers_is_the_same_bits(name: str) -> None:
         other.optimizer.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
     assert all(parameter.grad is None for parameter in one.model.parameters())
-    assert str(eager.state_dict(one.optimizer)) == str(other.optimizer.state_dict())
+    assert str(unwrapped.state_dict(one.optimizer)) == str(other.optimizer.state_dict())
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adagrad"])

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from softmaxce import checkpoint
-from softmaxce.interrupts import Every, Pauses, Signals
+from softmaxce.runs import checkpoint
+from softmaxce.runtime.signals import Every, Pauses, Signals
 
 from .conftest import Softmaxce
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from softmaxce import checkpoint, menus
 from softmaxce.build import build_run
+from softmaxce.config import registry
 from softmaxce.errors import RunError
 from softmaxce.files import locked
-from softmaxce.runfolder import BEST, LAST, LAST_BEFORE
-from softmaxce.train import Epoch, Pause, Progress, Run, fit, fit_with_pauses
+from softmaxce.runs import checkpoint
+from softmaxce.runs.folder import BEST, LAST, LAST_BEFORE
+from softmaxce.training.loop import Epoch, Pause, Progress, Run, fit, fit_with_pauses
 
 from .test_train import VARIANTS, config, figures
 
@@ -285,7 +286,7 @@ def test_a_training_state_that_does_not_fit_says_where_and_changes_nothing(what:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in run.model.state_dict().items())
 
 
-@pytest.mark.parametrize("optimizer", menus.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", registry.OPTIMIZERS)
 def test_the_state_of_every_optimizer_on_the_menu_fits_a_run_of_its_own(optimizer: str, tmp_path: Path) -> None:
     asked = {"name": optimizer, "lr": 0.01} | ({"momentum": 0.9} if optimizer in ("sgd", "rmsprop") else {})
     changes = {
@@ -358,7 +359,7 @@ def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path: 
 
 
 def test_metrics_are_whole_lines_at_any_instant(tmp_path: Path) -> None:
-    from softmaxce.runfolder import append_metrics
+    from softmaxce.runs.folder import append_metrics
 
     for number in range(1, 4):
         append_metrics(tmp_path, {"epoch": number})

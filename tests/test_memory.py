@@ -12,8 +12,8 @@ import torch
 
 from softmaxce.build import build_run
 from softmaxce.errors import MemoryRanOutError, ran_out_of_memory, within_memory
-from softmaxce.memory import half_that_fits
-from softmaxce.train import fit
+from softmaxce.training.loop import fit
+from softmaxce.training.memory import half_that_fits
 
 from .test_train import config
 

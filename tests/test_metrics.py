@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn import metrics as reference
 
-from softmaxce.metrics import Tally, expected_calibration_error, measure
+from softmaxce.inference.metrics import Tally, expected_calibration_error, measure
 
 NAMES = tuple("abcdefg")
 

@@ -215,8 +215,8 @@ def test_a_mistake_is_answered_with_its_place_and_a_remedy(
 
 
 def test_the_config_they_start_from_is_sound(tmp_path: Path) -> None:
-    from softmaxce import config
+    from softmaxce.config import reader
 
     file = tmp_path / "good.yaml"
     file.write_text(GOOD)
-    assert config.load(str(file)).epochs == 2
+    assert reader.load(str(file)).epochs == 2

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from softmaxce.build import build_run
-from softmaxce.checkpoint import load, restore, save
 from softmaxce.errors import ConfigError
 from softmaxce.models.airbench import Airbench
 from softmaxce.models.resnet import resnet18
-from softmaxce.muon import Muon, hidden_weights, orthogonalized
-from softmaxce.runfolder import LAST
-from softmaxce.train import fit
+from softmaxce.optim.muon import Muon, hidden_weights, orthogonalized
+from softmaxce.runs.checkpoint import load, restore, save
+from softmaxce.runs.folder import LAST
+from softmaxce.training.loop import fit
 
 from .test_train import config, figures
 

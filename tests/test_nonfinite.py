@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from softmaxce.build import build_run
-from softmaxce.nonfinite import NonFiniteError
-from softmaxce.nonfinite_cpu import Watch
-from softmaxce.train import Epoch, Run, fit
+from softmaxce.kernels.all_finite import Watch
+from softmaxce.training.loop import Epoch, Run, fit
+from softmaxce.training.nonfinite import NonFiniteError
 
 from .test_train import config
 

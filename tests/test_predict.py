@@ -18,8 +18,8 @@ from scipy.special import softmax
 from typer.testing import CliRunner
 
 from softmaxce.data.paths import Unreadable, image_files
-from softmaxce.predict import Prediction, open_run, predict
-from softmaxce.train import predict as outputs
+from softmaxce.inference.predict import Prediction, open_run, predict
+from softmaxce.training.loop import predict as outputs
 
 CONFIG = """\
 epochs: 3
@@ -240,8 +240,8 @@ def test_paths_are_expanded_in_their_order(tmp_path: Path, monkeypatch: pytest.M
 def test_probabilities_of_a_broken_model_are_null_in_json(app: typer.Typer, here: Path) -> None:
     from safetensors.torch import load_file
 
-    from softmaxce import checkpoint
-    from softmaxce.header import read_header
+    from softmaxce.runs import checkpoint
+    from softmaxce.runs.header import read_header
 
     sound = here / "run/best.safetensors"
     broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(sound).items()}

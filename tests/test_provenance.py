@@ -9,8 +9,8 @@ from PIL import Image
 
 from softmaxce.data.fingerprint import fingerprint
 from softmaxce.data.splits import InMemory, OnDisk
-from softmaxce.provenance import differences
-from softmaxce.resume import same_fingerprint
+from softmaxce.runs.provenance import differences
+from softmaxce.runs.resume import same_fingerprint
 
 from .conftest import Softmaxce
 

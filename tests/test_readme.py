@@ -12,8 +12,8 @@ import pytest
 import typer
 import yaml
 
-from softmaxce import menus
-from softmaxce.config import Config, Data, recipes, signature_of_section
+from softmaxce.config import registry
+from softmaxce.config.reader import Config, Data, recipes, signature_of_section
 from softmaxce.errors import DONE, FAILED, INTERRUPTED, TERMINATED, USAGE
 
 from .conftest import Softmaxce
@@ -121,7 +121,7 @@ def test_the_defaults_in_the_reference_are_the_defaults() -> None:
 
 
 def test_every_model_and_every_loss_is_named() -> None:
-    for name in (*menus.MODELS, *menus.LOSSES):
+    for name in (*registry.MODELS, *registry.LOSSES):
         assert f"`{name}`" in README
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from softmaxce import config as configs
 from softmaxce.build import build_run
-from softmaxce.config import Config, Override
+from softmaxce.config import reader as configs
+from softmaxce.config.reader import Config, Override
 from softmaxce.errors import ConfigError
-from softmaxce.train import Pause, Run, fit_with_pauses
+from softmaxce.training.loop import Pause, Run, fit_with_pauses
 
 from .conftest import Softmaxce
 from .test_train import config

@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from softmaxce.config import Config, Data, signature_of_section
+from softmaxce.config.components import signature_of
+from softmaxce.config.reader import Config, Data, signature_of_section
 from softmaxce.data.folder import image_folder
-from softmaxce.registry import signature_of
-from softmaxce.resume import DATA_SET_RULES, RULES, rule_of
+from softmaxce.runs.resume import DATA_SET_RULES, RULES, rule_of
 
 SYNTHETIC = """\
 epochs: 1

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from softmaxce import runtime
 from softmaxce.build import build_run
-from softmaxce.processors import processors
-from softmaxce.runtime import choose_precision
-from softmaxce.train import fit
+from softmaxce.runtime import device
+from softmaxce.runtime.device import choose_precision
+from softmaxce.runtime.processors import processors
+from softmaxce.training.loop import fit
 
 from .conftest import Softmaxce
 from .test_train import config
@@ -30,7 +30,7 @@ HERE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.
 def test_auto_is_bf16_where_the_processor_has_instructions_for_it(
     flags: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(device, "cpu_flags", lambda: frozenset(flags.split()))
     assert choose_precision("auto", CPU) == precision
     assert [choose_precision(asked, CPU) for asked in ("float32", "bf16", "fp16")] == ["float32", "bf16", "fp16"]
 
@@ -38,8 +38,8 @@ def test_auto_is_bf16_where_the_processor_has_instructions_for_it(
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the processor's instructions are read on Linux")
 def test_the_flags_are_those_that_torch_finds() -> None:
     capability = torch.backends.cpu.get_cpu_capability()
-    assert ("avx2" in runtime.cpu_flags()) >= (capability in ("AVX2", "AVX512"))
-    assert ("avx512f" in runtime.cpu_flags()) >= (capability == "AVX512")
+    assert ("avx2" in device.cpu_flags()) >= (capability in ("AVX2", "AVX512"))
+    assert ("avx512f" in device.cpu_flags()) >= (capability == "AVX512")
 
 
 def test_the_run_records_the_precision_that_auto_came_to(softmaxce: Softmaxce, small: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_processors_are_what_affinity_and_the_cgroup_allow(files: dict[str, str]
 def test_a_run_on_one_processor_uses_one_thread() -> None:
     code = (
         "import os, torch\nos.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])\n"
-        "from softmaxce.runtime import share_processors\ntorch.set_num_threads(2)\nshare_processors()\n"
+        "from softmaxce.runtime.device import share_processors\ntorch.set_num_threads(2)\nshare_processors()\n"
         "print(torch.get_num_threads())"
     )
     for given, threads in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):  # the user's word counts

@@ -15,9 +15,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from softmaxce.config.sweep import grid, parse_choices
 from softmaxce.errors import ConfigError
-from softmaxce.grid import grid, parse_choices
-from softmaxce.runs import list_runs
+from softmaxce.runs.listing import list_runs
 
 CONFIG = """\
 epochs: 2

@@ -8,14 +8,14 @@ import torch
 import yaml
 from torch import nn
 
-from softmaxce import yamlfile
 from softmaxce.build import build_run
-from softmaxce.checkpoint import load, restore, save
-from softmaxce.config import Config, check
+from softmaxce.config import yamlfile
+from softmaxce.config.reader import Config, check
 from softmaxce.errors import ConfigError, DataError, TrainingError
-from softmaxce.losses import fused
-from softmaxce.runfolder import LAST
-from softmaxce.train import Run, fit, loss_of, predict, score
+from softmaxce.losses import cuda
+from softmaxce.runs.checkpoint import load, restore, save
+from softmaxce.runs.folder import LAST
+from softmaxce.training.loop import Run, fit, loss_of, predict, score
 
 from .conftest import SMALL
 
@@ -340,7 +340,7 @@ def test_one_class_alone_is_refused() -> None:
 
 def test_a_class_id_that_a_gpu_has_met_is_named_at_the_end_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     met = torch.tensor([12, 10])  # as a kernel notes it: the id, and the number of classes
-    monkeypatch.setitem(fused._wrong, torch.device("cpu"), met)
+    monkeypatch.setitem(cuda._wrong, torch.device("cpu"), met)
     with pytest.raises(IndexError, match="class id 12 is out of range: with 10 classes"):
         next(fit(build_run(config())))
     assert not met.any()

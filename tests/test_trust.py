@@ -9,9 +9,9 @@ import pytest
 import torch
 from torchvision.models import get_model_weights
 
-from softmaxce import checkpoint
 from softmaxce.errors import DataError
-from softmaxce.models.zoo import torchvision_model
+from softmaxce.models.torchvision_models import torchvision_model
+from softmaxce.runs import checkpoint
 
 from .conftest import SMALL, Softmaxce
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from softmaxce.build import build_evaluation, build_run, config_of
-from softmaxce.checkpoint import load, save
-from softmaxce.evaluate import evaluate, final_evaluation
-from softmaxce.runfolder import BEST
-from softmaxce.train import fit, predict
-from softmaxce.views import with_views
+from softmaxce.inference.evaluate import evaluate, final_evaluation
+from softmaxce.inference.tta import with_views
+from softmaxce.runs.checkpoint import load, save
+from softmaxce.runs.folder import BEST
+from softmaxce.training.loop import fit, predict
 
 from .conftest import Softmaxce
 from .test_train import config

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from softmaxce import yamlfile
+from softmaxce.config import yamlfile
 from softmaxce.errors import ConfigError
 
 

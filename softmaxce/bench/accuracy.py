@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .contestants import Loss
+from .candidates import Loss
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..config.components import Component
 from ..errors import RunError, ran_out_of_memory
-from ..losses.make import make_loss
-from ..registry import Component
+from ..losses.interface import make_loss
 from .accuracy import Errors, errors, truth
 from .allocator import reserve
+from .candidates import Loss, contestants
 from .clock import Timed, clock_for, race
-from .contestants import Loss, contestants
 from .memory import peak_bytes
 
 Shape = tuple[int, int]  # N rows of logits, C classes

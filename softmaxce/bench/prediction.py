@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..build import Evaluation
-from ..data.ahead import Ahead, decode_to
-from ..predict import AHEAD, predict
+from ..data.prefetch import Ahead, decode_to
+from ..inference.predict import AHEAD, predict
 from .clock import Spread, ratios, turns
 
 DECODING, PREDICTING = "decoding alone", "softmaxce predict"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..kinds import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+from ..argument_types import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 
 SCATTER = 0x1E3779B97F4A7C15  # an odd number without a pattern: what is multiplied by it is spread over all bits
 

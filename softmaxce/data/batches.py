@@ -15,7 +15,7 @@ from ..errors import DataError, MemoryRanOutError, SoftmaxceError, WorkerError, 
 from .splits import InMemory, OnDisk, Split
 
 if TYPE_CHECKING:
-    from .batch_cpu import Taker
+    from ..kernels.gather_normalize import Taker
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATISTICS_FROM = 5000  # images of a split on disk that its mean and deviation are taken from
@@ -211,7 +211,7 @@ def _taker(images: Tensor, mean: Tensor, scale: Tensor) -> "Taker | None":
     usual &= all(each.dtype is torch.float32 and each.numel() == channels for each in (mean, scale))
     if not usual or "numba" not in sys.modules:
         return None
-    from .batch_cpu import Taker
+    from ..kernels.gather_normalize import Taker
 
     return Taker(images, mean, scale)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
-from ..processors import processors
+from ..runtime.processors import processors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..argument_types import Fraction, NonNegativeInt, PositiveInt
 from ..errors import DataError
-from ..kinds import Fraction, NonNegativeInt, PositiveInt
-from ..processors import processors
+from ..runtime.processors import processors
 from . import cache as decoded_images
 from . import decode as decoding
 from .decode import Decode, decoding_threads, is_image

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint
 from ..build import Evaluation, build_evaluation, config_of, split_of
 from ..data.decode import Decode
 from ..data.splits import InMemory, Split
 from ..errors import DataError, RunError, in_one_line, ran_out_of_memory
-from ..header import find_checkpoint
 from ..losses.cross_entropy import SoftmaxCrossEntropy
-from ..provenance import check_split
-from ..train import predict
+from ..runs import checkpoint
+from ..runs.header import find_checkpoint
+from ..runs.provenance import check_split
+from ..training.loop import predict
 from .explanation import Contributions, Explanation, OwnLoss
 from .numerics import compare_formats
 from .steps import take_steps

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from ..errors import in_one_line, ran_out_of_memory
-from ..losses.make import Loss
+from ..losses.interface import Loss
 from .quiet import quiet
 from .subject import Subject, value_and_gradient
 

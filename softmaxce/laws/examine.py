@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Iterator
 
-from ..menus import LAWS
-from ..registry import load_object
+from ..config.components import load_object
+from ..config.registry import LAWS
 from .law import Law, Verdict, judge
 from .subject import Subject
 

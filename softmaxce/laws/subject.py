@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config.components import Component, load_object, signature_of, suggestion
+from ..config.registry import LAWS
 from ..errors import ConfigError, Problem
-from ..losses.make import Loss, make_loss, reduction_of, refuse_unfit
-from ..menus import LAWS
-from ..registry import Component, load_object, signature_of, suggestion
+from ..losses.interface import Loss, make_loss, reduction_of, refuse_unfit
 
 CLASSES = 3  # where a law needs no other number
 

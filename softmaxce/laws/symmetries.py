@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ..losses.make import Loss
+from ..losses.interface import Loss
 from .cases import Case, batches, mixed_batches, permuted_batches, shifted_batches, steps
 from .law import Law, compare, compare_one
 from .subject import Subject, class_weights_of, value_and_gradient

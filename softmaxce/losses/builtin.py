@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..kinds import Probability, Reduction
+from ..argument_types import Probability, Reduction
 from .cross_entropy import SoftmaxCrossEntropy
 
 

@@ -32,8 +32,8 @@ from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.extending import overload
 from torch import Tensor, bfloat16, empty_like, is_grad_enabled, scalar_tensor
 
-from ..native import at, compiled, parts_of, run, take_part
-from ..tensor_memory import address, dense, rows
+from ..kernels.numba_runtime import at, compiled, parts_of, run, take_part
+from ..kernels.tensor_memory import address, dense, rows
 
 f32, f64, i16, i32, i64, u16, u32 = np.float32, np.float64, np.int16, np.int32, np.int64, np.uint16, np.uint32
 

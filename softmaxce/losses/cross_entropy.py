@@ -38,8 +38,8 @@ from torch import Tensor, int64, nn
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..watching import forward_ad, is_compiling, is_functorch_active, is_watched, num_modes
-from . import fused
+from ..kernels.tracing import forward_ad, is_compiling, is_functorch_active, is_watched, num_modes
+from . import cuda
 
 try:
     from . import cpu
@@ -440,7 +440,7 @@ def _kernels(input: Tensor, target: Tensor, weight: Tensor | None) -> ModuleType
         return None
     if input.is_cpu:
         return cpu
-    return fused if input.is_cuda and fused.available(input.device, input.dtype) else None
+    return cuda if input.is_cuda and cuda.available(input.device, input.dtype) else None
 
 
 # -- as a module ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..kinds import PositiveFloat, PositiveInt
+from ..argument_types import PositiveFloat, PositiveInt
 from .max_pool import MaxPool2x2
 
 PATCH = 2  # the whitening layer's kernel, in pixels

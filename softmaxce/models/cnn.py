@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..kinds import Fraction, PositiveInt
+from ..argument_types import Fraction, PositiveInt
 from .max_pool import MaxPool2x2
 
 

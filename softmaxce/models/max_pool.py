@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..watching import is_watched
+from ..kernels.tracing import is_watched
 
 try:
-    from . import max_pool_cpu as cpu
+    from ..kernels import max_pool as cpu
 except ImportError:  # no Numba here; PyTorch's operations do the work
     cpu = None  # type: ignore[assignment]
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kinds import Fraction, PositiveInt
+from ..argument_types import Fraction, PositiveInt
 from .max_pool import MaxPool2x2
 
 

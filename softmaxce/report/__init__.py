@@ -1,1 +1,1 @@
-"""Rows of figures as a person or a program reads them."""
+"""Presentation: tables, lines, JSON, charts and pages. The only package that imports rich, jinja2 or matplotlib."""

@@ -4,7 +4,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..calibration import Calibration
+from ..inference.calibration import Calibration
 
 
 def print_calibration(fitted: Calibration, console: Console) -> None:

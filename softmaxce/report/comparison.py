@@ -4,8 +4,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ..compare import LEVEL, Comparison
-from ..registry import show
+from ..config.components import show
+from ..inference.compare import LEVEL, Comparison
 from .console import plain_table, print_table
 
 PRINTED = ("accuracy", "nll", "ece")  # with their differences they fill 80 columns

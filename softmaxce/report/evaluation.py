@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..evaluate import Evaluated
-from ..metrics import Figures
+from ..inference.evaluate import Evaluated
+from ..inference.metrics import Figures
 
 MEANINGS = {
     "loss": "nats an image: the loss the model was trained with",

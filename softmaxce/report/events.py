@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .. import yamlfile
+from ..config import yamlfile
 from ..data.batches import Batch
-from ..metrics import Scores
-from ..train import Epoch, Run
+from ..inference.metrics import Scores
+from ..training.loop import Epoch, Run
 from .training import Outcome, Reporter
 
 FOLDER = "tensorboard"  # in the run folder

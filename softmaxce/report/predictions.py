@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from rich.cells import cell_len
 
-from ..predict import Prediction
+from ..inference.predict import Prediction
 from . import console
 from .training import finite
 

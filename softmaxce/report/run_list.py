@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from ..runs import RunRow
+from ..runs.listing import RunRow
 from .console import plain_table, print_table
 
 

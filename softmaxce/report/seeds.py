@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..compare import spread
+from ..inference.compare import spread
 from .console import plain_table, print_table
 
 NAMES = ("mean", "deviation", "min", "max")

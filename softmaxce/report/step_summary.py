@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..evaluate import Evaluated
-from ..requirements import Verdict
+from ..inference.evaluate import Evaluated
+from ..inference.requirements import Verdict
 from .training import Outcome
 
 

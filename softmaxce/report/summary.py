@@ -9,8 +9,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ..errors import MemoryRanOutError, within_memory
-from ..runtime import autocast
-from ..train import Run, smaller_steps
+from ..runtime.device import autocast
+from ..training.loop import Run, smaller_steps
 from . import console
 from .training import introduction
 

@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.batches import Batch
-from ..metrics import Scores
-from ..requirements import Verdict
-from ..resume import FINISHED
-from ..runtime import describe_device
-from ..train import Epoch, Run
+from ..inference.metrics import Scores
+from ..inference.requirements import Verdict
+from ..runs.resume import FINISHED
+from ..runtime.device import describe_device
+from ..training.loop import Epoch, Run
 from . import console
 
 

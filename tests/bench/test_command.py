@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from softmaxce.bench import contestants
+from softmaxce.bench import candidates
 from softmaxce.bench.loss import Case, measure
-from softmaxce.bench.training import compare
+from softmaxce.bench.loss_in_training import compare
 from softmaxce.errors import ConfigError
-from softmaxce.report import benchmark, console
+from softmaxce.report import bench_loss, console
 
 from ..conftest import Softmaxce
 
@@ -36,11 +36,11 @@ def test_json_holds_every_cell_and_every_contestant(softmaxce: Softmaxce) -> Non
 
 
 def test_tables_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    losses = contestants.contestants(with_compiled=False)
+    losses = candidates.contestants(with_compiled=False)
     losses["compiled"] = losses["naive"]  # as wide, and compiled sooner
     cases = [Case(2, 128256, "bfloat16", torch.device("cpu"), 1), Case(32, 10, "bfloat16", torch.device("cpu"), 1)]
     results = [(case, measure(case, losses, 2)) for case in cases]
-    benchmark.print_loss(results, console.stdout())
+    bench_loss.print_loss(results, console.stdout())
     printed = capsys.readouterr().out
     assert max(map(len, printed.split("±:")[0].splitlines())) <= 80
     assert "…" not in printed

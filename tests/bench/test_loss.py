@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softmaxce import menus
-from softmaxce.bench import contestants
+from softmaxce.bench import candidates
 from softmaxce.bench.accuracy import errors, truth
 from softmaxce.bench.loss import Case, compare, inputs, measure
 from softmaxce.bench.memory import peak_bytes
-from softmaxce.registry import Component
+from softmaxce.config import registry
+from softmaxce.config.components import Component
 
 CPU = torch.device("cpu")
 
@@ -47,8 +47,8 @@ def test_a_loss_that_is_one_percent_too_large_has_an_error_of_one_percent() -> N
 def test_the_naive_loss_is_right_on_ordinary_logits_and_infinitely_wrong_on_hopeless_ones() -> None:
     targets = torch.tensor([0, 1])
     ordinary, hopeless = torch.randn(2, 5), torch.tensor([[0.0, 200.0], [0.0, 0.0]])
-    assert errors(contestants.naive, ordinary, targets, truth(ordinary, targets)).largest < 1e-5
-    assert errors(contestants.naive, hopeless, targets, truth(hopeless, targets)).largest == float("inf")
+    assert errors(candidates.naive, ordinary, targets, truth(ordinary, targets)).largest < 1e-5
+    assert errors(candidates.naive, hopeless, targets, truth(hopeless, targets)).largest == float("inf")
 
 
 def test_the_peak_is_the_most_that_was_alive_at_once() -> None:
@@ -81,7 +81,7 @@ def test_a_cell_has_each_contestants_times_memory_and_errors() -> None:
         return sum((functional.cross_entropy(logits, targets) for _ in range(8)), torch.tensor(0.0)) / 8
 
     case = Case(256, 100, "float32", CPU, 1)
-    found = measure(case, {**contestants.contestants(with_compiled=False), "slow": slow}, rounds=5)
+    found = measure(case, {**candidates.contestants(with_compiled=False), "slow": slow}, rounds=5)
     assert list(found) == ["torch", "ours", "naive", "slow"]
     assert found["slow"].both.ratio.median > 4
     assert found["slow"].forward.ratio.median > 4
@@ -112,10 +112,10 @@ def test_every_loss_on_the_menu_and_the_users_function_run_beside_them(tmp_path:
         "from torch.nn import functional\n\n\n"
         "def mine(logits, targets):\n    return functional.cross_entropy(logits, targets, reduction='none')\n"
     )
-    others = [Component(name, target, {}) for name, target in menus.LOSSES.items()]
+    others = [Component(name, target, {}) for name, target in registry.LOSSES.items()]
     others.append(Component("mine", f"{tmp_path / 'mine.py'}:mine", {}))
     found = compare(Case(16, 4, "float32", CPU, 1), rounds=2, with_compiled=False, others=others)
-    assert set(found) == {"torch", "ours", "naive", "mine", *menus.LOSSES}
+    assert set(found) == {"torch", "ours", "naive", "mine", *registry.LOSSES}
     assert found["torch_cross_entropy"].errors == found["torch"].errors
     assert found["mine"].errors.gradient == pytest.approx(found["torch"].errors.gradient, rel=1e-3)
     assert found["focal"].errors.largest > 0.1  # it is another loss

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from softmaxce.bench.clock import ratios, turns
-from softmaxce.bench.loop import Ways
+from softmaxce.bench.throughput import Ways
 
 from ..conftest import Softmaxce
 

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from softmaxce.data.ahead import Ahead, decode_to
 from softmaxce.data.decode import SMALL_FILE, Decode
 from softmaxce.data.paths import Unreadable
+from softmaxce.data.prefetch import Ahead, decode_to
 
 DECODE = Decode(3, (24, 24))
 
@@ -104,6 +104,6 @@ def test_no_files_are_no_images() -> None:
 
 
 def test_a_checkpoints_header_is_read_and_files_are_decoded_without_torch() -> None:
-    code = "import sys, softmaxce.header, softmaxce.data.ahead; print('torch' in sys.modules)"
+    code = "import sys, softmaxce.runs.header, softmaxce.data.prefetch; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

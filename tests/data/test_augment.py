@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from softmaxce.config.registry import AUGMENTATIONS
 from softmaxce.data.augment import (
     ColorJitter,
     Cutout,
@@ -22,7 +23,6 @@ from softmaxce.data.augment import (
     affine,
 )
 from softmaxce.data.batches import Augmentation
-from softmaxce.menus import AUGMENTATIONS
 
 
 def photographs(batch: int = 6, channels: int = 3, height: int = 12, width: int = 10) -> Tensor:

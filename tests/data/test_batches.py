@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from softmaxce import native
 from softmaxce.data.augment import RandomHorizontalFlip
-from softmaxce.data.batch_cpu import Taker
 from softmaxce.data.batches import Batches, Preprocessing, mean_and_std, mixing
 from softmaxce.data.decode import Decode
 from softmaxce.data.splits import InMemory, OnDisk
+from softmaxce.kernels import numba_runtime
+from softmaxce.kernels.gather_normalize import Taker
 
 CPU = torch.device("cpu")
 IMAGES = torch.randint(256, (50, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
@@ -114,7 +114,7 @@ def test_a_batch_that_several_threads_make_in_parts_is_the_one_made_in_two_passe
     batches = Batches(split, PLAIN, batch_size=600, device=CPU, shuffle_seed=0)
     assert batches.taker is not None
     first_batch = next(iter(batches.epoch(1)))
-    assert native.parts_of(first_batch[0].numel(), 600) > 1
+    assert numba_runtime.parts_of(first_batch[0].numel(), 600) > 1
     assert first_batch[0].shape == (600, 3, 6, 5)
     in_parts = list(batches.epoch(1))
     batches.taker = None

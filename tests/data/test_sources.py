@@ -14,9 +14,9 @@ import torch
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
-from softmaxce.data import sources
+from softmaxce.data import datasets as sources
+from softmaxce.data.datasets import FASHION, KANA
 from softmaxce.data.idx import read_idx
-from softmaxce.data.sources import FASHION, KANA
 from softmaxce.data.splits import InMemory, Source
 from softmaxce.errors import DataError
 

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from softmaxce import checkpoint, config
 from softmaxce.build import build_run, config_of, hold_out, load_source
-from softmaxce.config import Config
+from softmaxce.config import reader
+from softmaxce.config.reader import Config
 from softmaxce.data.folder import image_folder
 from softmaxce.data.splits import InMemory, Source, split_by_name, stratified
 from softmaxce.errors import ConfigError, DataError
+from softmaxce.runs import checkpoint
 from tests.conftest import Softmaxce
 
 NAMES = st.lists(
@@ -163,7 +164,7 @@ def numbers(split: object) -> set[int]:
 
 def asking(root: Path, *changes: str) -> Config:
     overrides = [f"data.root={json.dumps(str(root))}", "data.size=2", "model=linear", *changes]
-    return config.load("image_folder", [config.parse_override(text) for text in [*overrides, "data.augment=[]"]])
+    return reader.load("image_folder", [reader.parse_override(text) for text in [*overrides, "data.augment=[]"]])
 
 
 @pytest.fixture(scope="module")

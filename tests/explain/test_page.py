@@ -10,8 +10,8 @@ import torch
 
 from softmaxce.explain.explanation import explain_logits
 from softmaxce.explain.numerics import compare_formats
-from softmaxce.explain.page import html, write_page
 from softmaxce.explain.steps import Steps, take_steps
+from softmaxce.report.html.explanation_page import html, write_page
 
 from ..browser import Browser
 from .conftest import Explain

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from softmaxce.build import load_source
 from softmaxce.data.splits import InMemory
 from softmaxce.errors import DataError
-from softmaxce.explain import pictures, trained
+from softmaxce.explain import trained
+from softmaxce.report import terminal_art
 
 from ..conftest import SMALL, Softmaxce
 from .conftest import Explain
@@ -283,7 +284,7 @@ def test_a_run_with_mixup_says_how_a_blend_is_explained(linear_run: Path) -> Non
 
 def test_half_blocks_hold_two_rows_of_pixels_each() -> None:
     image = torch.arange(24 * 26 * 3, dtype=torch.int64).remainder(256).to(torch.uint8).view(3, 26, 24)
-    lines = pictures.picture(image, colour=True)
+    lines = terminal_art.picture(image, colour=True)
     assert len(lines) == 13
     for row, line in enumerate(lines):
         assert line.plain == "▀" * 24
@@ -293,23 +294,23 @@ def test_half_blocks_hold_two_rows_of_pixels_each() -> None:
 
 
 def test_a_large_image_is_made_to_fit() -> None:
-    lines = pictures.picture(torch.full((1, 300, 600), 255, dtype=torch.uint8), colour=False)
+    lines = terminal_art.picture(torch.full((1, 300, 600), 255, dtype=torch.uint8), colour=False)
     assert [line.plain for line in lines] == ["@" * 56] * 14
 
 
 def test_a_bar_is_as_long_as_its_number() -> None:
-    assert pictures.bar(1.0, 0.0, 1.0, 8) == "█" * 8
-    assert pictures.bar(0.5625, 0.0, 1.0, 8) == "████▌"
-    assert pictures.bar(-1.0, -1.0, 1.0, 8) == "████│"
-    assert pictures.bar(-0.625, -1.0, 1.0, 8) == " ▐██│"
-    assert pictures.bar(1.0, -1.0, 1.0, 8) == "    │████"
+    assert terminal_art.bar(1.0, 0.0, 1.0, 8) == "█" * 8
+    assert terminal_art.bar(0.5625, 0.0, 1.0, 8) == "████▌"
+    assert terminal_art.bar(-1.0, -1.0, 1.0, 8) == "████│"
+    assert terminal_art.bar(-0.625, -1.0, 1.0, 8) == " ▐██│"
+    assert terminal_art.bar(1.0, -1.0, 1.0, 8) == "    │████"
 
 
 def test_the_curve_marks_the_probability() -> None:
-    lines = [line.plain for line in pictures.curve(0.5, 0.6931, "S", "bold", width=40)]
+    lines = [line.plain for line in terminal_art.curve(0.5, 0.6931, "S", "bold", width=40)]
     assert lines[-1].index("▲") == 3 + 20
     heights = [
         sum(line[3 + column_] not in " " for line in lines[:7] if len(line) > 3 + column_) for column_ in range(40)
     ]
     assert heights == sorted(heights, reverse=True)
-    assert "out of this picture" in pictures.curve(0.0, 90.0, "S", "bold")[-1].plain
+    assert "out of this picture" in terminal_art.curve(0.0, 90.0, "S", "bold")[-1].plain

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from softmaxce import cross_entropy, linear_cross_entropy
-from softmaxce.data.batch_cpu import Taker
+from softmaxce.kernels import max_pool
+from softmaxce.kernels.all_finite import Watch
+from softmaxce.kernels.gather_normalize import Taker
 from softmaxce.losses import cpu
-from softmaxce.losses.focal import FocalLoss
-from softmaxce.losses.z_loss import ZLossCrossEntropy
-from softmaxce.models import max_pool_cpu
+from softmaxce.losses.variants.focal import FocalLoss
+from softmaxce.losses.variants.z_loss import ZLossCrossEntropy
 from softmaxce.models.max_pool import MaxPool2x2
-from softmaxce.nonfinite_cpu import Watch
 
 PAGE = mmap.PAGESIZE
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -96,9 +96,9 @@ def images(shape: tuple[int, int, int, int], dtype: torch.dtype, *, at_end: bool
     smaller = half[2] * half[3] * channels, 1, half[3] * channels, channels
     pooled = guarded(torch.zeros(half, dtype=dtype), at_end=at_end, strides=smaller)
     places = guarded(torch.zeros(half, dtype=torch.int8), at_end=at_end, strides=smaller)
-    if dtype in max_pool_cpu.KINDS and pooled.numel():
-        max_pool_cpu._go(pixels, pooled, places)
-        max_pool_cpu._go(pixels, pooled, places, spread=True)
+    if dtype in max_pool.KINDS and pooled.numel():
+        max_pool._go(pixels, pooled, places)
+        max_pool._go(pixels, pooled, places, spread=True)
     data = guarded(torch.randint(256, shape, dtype=torch.uint8), at_end=at_end)
     mean, scale = (guarded(torch.rand(channels), at_end=at_end) for _ in range(2))
     taker = Taker(data, mean, scale)

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from softmaxce import SoftmaxCrossEntropy, cross_entropy, linear_cross_entropy
-from softmaxce.losses.focal import FocalLoss
-from softmaxce.losses.generalized import GeneralizedCrossEntropy
-from softmaxce.losses.logit_adjusted import LogitAdjustedCrossEntropy
-from softmaxce.losses.poly import PolyLoss
-from softmaxce.losses.softcap import SoftcapCrossEntropy
-from softmaxce.losses.symmetric import SymmetricCrossEntropy
-from softmaxce.losses.temperature import TemperatureCrossEntropy
-from softmaxce.losses.z_loss import ZLossCrossEntropy
+from softmaxce.losses.variants.focal import FocalLoss
+from softmaxce.losses.variants.generalized import GeneralizedCrossEntropy
+from softmaxce.losses.variants.logit_adjusted import LogitAdjustedCrossEntropy
+from softmaxce.losses.variants.poly import PolyLoss
+from softmaxce.losses.variants.softcap import SoftcapCrossEntropy
+from softmaxce.losses.variants.symmetric import SymmetricCrossEntropy
+from softmaxce.losses.variants.temperature import TemperatureCrossEntropy
+from softmaxce.losses.variants.z_loss import ZLossCrossEntropy
 
 Array = np.ndarray[Any, np.dtype[np.longdouble]]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from softmaxce import config, yamlfile
+from softmaxce.config import reader, yamlfile
 from softmaxce.errors import ConfigError, SoftmaxceError
 
 from ..conftest import SMALL
@@ -39,7 +39,7 @@ def names_file(line: str, folder: Path) -> bool:
 
 def configs(folder: Path) -> Round:
     """Config files: spoilt bytes, spoilt data, and sound ones with a spoilt override."""
-    texts = [SMALL, *(file.read_text() for file in config.recipes().values())]
+    texts = [SMALL, *(file.read_text() for file in reader.recipes().values())]
     texts.append(
         SMALL + "loss: {name: 'trap.py:touch', weight: [1, 2]}\nearly_stopping: {patience: 3}\nclip_grad_norm: 1\n"
     )
@@ -64,10 +64,10 @@ def configs(folder: Path) -> Round:
                 )
                 value = spoil_bytes(rng.choice([b"1", b"[1, 2]", b"{name: x}", b"sgd"]), rng, TOKENS)
                 option = spoil_bytes(key.encode(), rng).decode(errors="replace") if rng.random() < 0.3 else key
-                overrides = [config.parse_override(f"{option}={value.decode(errors='replace')}")]
-        read = config.load(str(file), overrides)
+                overrides = [reader.parse_override(f"{option}={value.decode(errors='replace')}")]
+        read = reader.load(str(file), overrides)
         again = yamlfile.parse(yamlfile.dump(read.plain()), str(file))
-        if repr(config.check(again, recipe=read.recipe).plain()) != repr(read.plain()):
+        if repr(reader.check(again, recipe=read.recipe).plain()) != repr(read.plain()):
             return f"written and read again it is another config: {read.plain()}"
         return None
 
@@ -86,15 +86,16 @@ def checkpoints(folder: Path) -> Round:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    from softmaxce import checkpoint, runfolder
     from softmaxce.build import build_run
-    from softmaxce.evaluate import evaluate
-    from softmaxce.header import find_checkpoint
-    from softmaxce.runs import read_run
-    from softmaxce.train import fit
+    from softmaxce.inference.evaluate import evaluate
+    from softmaxce.runs import checkpoint
+    from softmaxce.runs import folder as runfolder
+    from softmaxce.runs.header import find_checkpoint
+    from softmaxce.runs.listing import read_run
+    from softmaxce.training.loop import fit
 
     (folder / "small.yaml").write_text(SMALL)
-    run = build_run(config.load(str(folder / "small.yaml")))
+    run = build_run(reader.load(str(folder / "small.yaml")))
     sound = runfolder.create("small", folder / "sound")
     for epoch in fit(run):
         checkpoint.save(run, sound, best=epoch.best)
@@ -143,7 +144,7 @@ def checkpoints(folder: Path) -> Round:
         else:
             (spoilt / name).write_bytes(spoil_bytes(files[name], rng, TOKENS))
         read_run(spoilt)
-        asked = config.load(str(spoilt / "config.yaml"))
+        asked = reader.load(str(spoilt / "config.yaml"))
         if rng.random() < 0.5:
             found, _ = checkpoint.newest(spoilt)
             assert found is not None
@@ -161,7 +162,7 @@ def checkpoints(folder: Path) -> Round:
 
 def _metadata(tensors: Any, header: object) -> dict[str, str]:
     """As softmaxce writes it, its checksum right: what is in the file has to be looked at."""
-    from softmaxce import checkpoint
+    from softmaxce.runs import checkpoint
 
     text = json.dumps(header)
     return {"softmaxce": f"{checkpoint._checksum(tensors, text)} {text}"}
@@ -175,7 +176,7 @@ def images(folder: Path) -> Round:
     import numpy as np
     import torch
 
-    from softmaxce.data import sources
+    from softmaxce.data import datasets
     from softmaxce.data.decode import Decode
 
     pictures = _pictures()
@@ -207,7 +208,7 @@ def images(folder: Path) -> Round:
                 stream = io.BytesIO()
                 torch.save((torch.zeros(4, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)), stream)
                 (root / "MNIST" / "processed" / name).write_bytes(spoil_bytes(stream.getvalue(), rng))
-        source = sources.mnist(root=str(root), download=False)
+        source = datasets.mnist(root=str(root), download=False)
         for split in (source.train, source.test):
             assert split is not None
             split.take(torch.arange(len(split)))

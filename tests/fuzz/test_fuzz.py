@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softmaxce import config, yamlfile
-from softmaxce.config import Config
+from softmaxce.config import reader, yamlfile
+from softmaxce.config.reader import Config
 from softmaxce.errors import ConfigError
 
 from . import targets, watchdog
@@ -49,12 +49,12 @@ values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(config.KEYS) | st.text(max_size=8), values, max_size=8))
+@given(st.dictionaries(st.sampled_from(reader.KEYS) | st.text(max_size=8), values, max_size=8))
 def test_any_plain_data_is_a_config_or_is_refused_with_its_places(data: dict[str, object]) -> None:
     document = yamlfile.Document("f.yaml", data, {}, {})
     problems: tuple[object, ...] = ()
     try:
-        assert isinstance(config.check(document), Config)
+        assert isinstance(reader.check(document), Config)
     except ConfigError as error:
         problems = error.problems or ("none told",)
     assert all(str(problem).startswith("f.yaml:1:1: ") for problem in problems)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from softmaxce import menus
+from softmaxce.config import registry
 
 from ..conftest import Softmaxce
 
@@ -45,7 +45,7 @@ def test_a_sound_loss_is_0_and_every_law_has_a_line(softmaxce: Softmaxce, tmp_pa
     done = softmaxce("check-loss", "softmax_cross_entropy", "--reference", "torch_cross_entropy", "--skip", "compile")
     assert (done.returncode, done.stderr) == (0, "")
     rows = [line.split() for line in done.stdout.splitlines()[2:]]
-    assert [row[0] for row in rows if row and row[0] in menus.LAWS] == list(menus.LAWS)
+    assert [row[0] for row in rows if row and row[0] in registry.LAWS] == list(registry.LAWS)
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "\x1b" not in done.stdout
     assert done.stdout.splitlines()[-1] == "softmax_cross_entropy keeps 15 of 15 laws tried"
@@ -64,12 +64,12 @@ def test_a_broken_law_is_1_with_the_smallest_input_and_a_hint(softmaxce: Softmax
 
 
 def test_json_holds_the_same(softmaxce: Softmaxce, own: Path) -> None:
-    skipped = (option for law in menus.LAWS if law not in ("finite", "shift", "value") for option in ("--skip", law))
+    skipped = (option for law in registry.LAWS if law not in ("finite", "shift", "value") for option in ("--skip", law))
     done = softmaxce("check-loss", "own.py:naive", "--json", *skipped)
     assert done.returncode == 1
     told = json.loads(done.stdout)
     laws = {line["law"]: line for line in told["laws"]}
-    assert list(laws) == list(menus.LAWS)
+    assert list(laws) == list(registry.LAWS)
     assert told["sound"] is False
     assert laws["finite"]["smallest_input"] == {"logits": [[0, 1e4]], "targets": [0]}
     assert laws["shift"]["verdict"] == "holds"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from softmaxce import config, menus
+from softmaxce.config import reader, registry
 from softmaxce.errors import ConfigError
 from softmaxce.laws import cost
 from softmaxce.laws.examine import examine, law_named
@@ -22,9 +22,9 @@ CPU = torch.device("cpu")
 
 
 def subject(name: str, reference: str | None = None, seed: int = 0, **arguments: object) -> Subject:
-    overrides = [config.Override((key,), value, key) for key, value in arguments.items()]
-    component = config.named("loss", name, overrides)
-    truth = Subject(referring(config.named("loss", reference), component), CPU) if reference else None
+    overrides = [reader.Override((key,), value, key) for key, value in arguments.items()]
+    component = reader.named("loss", name, overrides)
+    truth = Subject(referring(reader.named("loss", reference), component), CPU) if reference else None
     return Subject(component, CPU, reference=truth, seed=seed)
 
 
@@ -40,14 +40,14 @@ def broken(verdicts: Collection[Verdict]) -> dict[str, str]:
 # -- sound losses -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", menus.LOSSES)
+@pytest.mark.parametrize("name", registry.LOSSES)
 def test_a_loss_on_the_menu_keeps_every_law_it_claims(name: str) -> None:
     examined = subject(name)
     verdicts = list(examine(examined, skip=["compile"]))
     if "compile" not in examined.not_claimed:
         verdicts.append(compiled(examined))
     assert broken(verdicts) == {}
-    assert {v.law for v in verdicts} >= set(menus.LAWS) - {"compile"}
+    assert {v.law for v in verdicts} >= set(registry.LAWS) - {"compile"}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_the_exact_reference_is_torchs_in_float64_on_ordinary_logits() -> None:
 def test_a_mistake_breaks_the_laws_that_it_should_and_no_other(wrong: type[Wrong]) -> None:
     examined = subject(f"{wrong.__module__}:{wrong.__name__}", "softmax_cross_entropy", **wrong.arguments)
     verdicts = []
-    for name in sorted(set(menus.LAWS) - {"compile"}):
+    for name in sorted(set(registry.LAWS) - {"compile"}):
         law = law_named(name)  # a quarter of the examples is enough to find nothing: that was tried above
         verdicts.append(
             judge(name, law if name in wrong.breaks else replace(law, examples=max(1, law.examples // 4)), examined)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from softmaxce import cross_entropy, linear_cross_entropy
 from softmaxce.losses import cross_entropy as module_of_cross_entropy
-from softmaxce.losses import fused
+from softmaxce.losses import cuda
 from softmaxce.losses import linear_cross_entropy as module_of_linear_cross_entropy
 from softmaxce.losses.cross_entropy import definition
 
@@ -47,7 +47,7 @@ def ours(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """The kernels' loss, called as `cross_entropy` calls it."""
-    return fused.fused_cross_entropy(logits, target, weight, ignore_index, reduction, label_smoothing, logits.dtype)
+    return cuda.fused_cross_entropy(logits, target, weight, ignore_index, reduction, label_smoothing, logits.dtype)
 
 
 def on_device(value: Any, dtype: torch.dtype) -> Any:
@@ -113,11 +113,11 @@ def test_it_is_torchs_loss_with_every_option(name: str, shape: tuple[int, int], 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The public functions take the kernels: they do on a GPU, and in the interpreter are told to."""
-    assert fused._work(DEVICE, torch.float32)
+    assert cuda._work(DEVICE, torch.float32)
     if INTERPRETED:
         original = module_of_cross_entropy._kernels
         for module in (module_of_cross_entropy, module_of_linear_cross_entropy):
-            monkeypatch.setattr(module, "_kernels", lambda *given: original(*given) and fused)
+            monkeypatch.setattr(module, "_kernels", lambda *given: original(*given) and cuda)
         monkeypatch.setattr(module_of_cross_entropy, "_is_usual_step", lambda *given: False)
 
 
@@ -223,11 +223,11 @@ def test_a_class_at_minus_infinity_that_the_label_gives_nothing_costs_nothing() 
 
 
 def test_the_main_class_of_a_soft_label_may_come_in_any_block() -> None:
-    classes = fused.TILE * 2 + 100
+    classes = cuda.TILE * 2 + 100
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, classes, generator=generator).to(DEVICE)
     soft = torch.full((6, classes), 0.3 / classes)
-    for row, place in enumerate((0, 5, fused.TILE - 1, fused.TILE, 2 * fused.TILE, classes - 1)):
+    for row, place in enumerate((0, 5, cuda.TILE - 1, cuda.TILE, 2 * cuda.TILE, classes - 1)):
         soft[row, place] += 0.7
     soft[3, 7] += 0.2  # and is overtaken
     got, true = (
@@ -243,7 +243,7 @@ def test_upstream_gradients_are_folded_in_before_the_one_rounding() -> None:
     # divided by the number of rows alone, a sure row's gradient is 0 in float16; scaled by 2^16 it is not
     with torch.no_grad():
         logits[0, 0] = 12.0
-    loss = fused.fused_cross_entropy(logits, ids, None, -100, "mean", 0.0, torch.float32)
+    loss = cuda.fused_cross_entropy(logits, ids, None, -100, "mean", 0.0, torch.float32)
     (gradient,) = torch.autograd.grad(loss * 65536, logits)
     exact = value_and_gradient(definition, logits.double(), ids)[1] * 2  # that upstream gradient is 0.5
     torch.testing.assert_close(gradient.double(), exact * 65536, rtol=2.0**-11 * 1.01, atol=3e-8)
@@ -304,7 +304,7 @@ def test_an_ignored_row_reaches_nothing_even_if_it_is_nan() -> None:
 
 
 def test_a_class_id_out_of_range_makes_its_row_nan_and_is_named_when_asked() -> None:
-    fused.check_class_ids()
+    cuda.check_class_ids()
     logits = torch.randn(300, 10, generator=torch.Generator().manual_seed(0)).to(DEVICE).requires_grad_()
     for wrong in (10, -1, 2**40):
         ids = torch.arange(300, device=DEVICE) % 10
@@ -315,14 +315,14 @@ def test_a_class_id_out_of_range_makes_its_row_nan_and_is_named_when_asked() -> 
         assert gradient.isnan().any(1).nonzero().flatten().tolist() == [211]
         assert ours(logits, ids).isnan()
         with pytest.raises(IndexError, match=f"class id {wrong} is out of range: with 10 classes"):
-            fused.check_class_ids()
-        fused.check_class_ids()  # it is said once
+            cuda.check_class_ids()
+        cuda.check_class_ids()  # it is said once
 
 
 def test_float64_and_what_is_promoted_to_it_take_the_definition() -> None:
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     soft = torch.rand(3, 4, dtype=torch.float64, device=DEVICE)
-    loss = fused.fused_cross_entropy(logits, soft, None, -100, "mean", 0.0, torch.float64)
+    loss = cuda.fused_cross_entropy(logits, soft, None, -100, "mean", 0.0, torch.float64)
     torch.testing.assert_close(loss, functional.cross_entropy(logits.double(), soft))
 
 
@@ -358,9 +358,9 @@ def test_the_bytes_that_move_are_those_of_the_plan(
         logits = torch.randn(*shape).to(dtype).requires_grad_()
         target = torch.arange(shape[0]) % shape[1] if soft is None else torch.rand(*shape)
         moved.clear()
-        fused.fused_cross_entropy(logits, target, None, -100, "mean", 0.0, dtype).backward()
+        cuda.fused_cross_entropy(logits, target, None, -100, "mean", 0.0, dtype).backward()
         # besides, each id is looked at once to be noted if it is no class: none is, so nothing is stored
-        assert sum(moved) == fused.traffic(*shape, dtype, soft).moved
+        assert sum(moved) == cuda.traffic(*shape, dtype, soft).moved
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ def test_the_bytes_that_move_are_those_of_the_plan(
 )
 def test_little_more_moves_than_must(shape: tuple[int, int], bound: float) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        moved, least = fused.traffic(*shape, dtype)
+        moved, least = cuda.traffic(*shape, dtype)
         assert 1 <= moved / least < 1 + (bound - 1) * 4 / dtype.itemsize
 
 
@@ -380,7 +380,7 @@ def test_the_public_function_takes_the_kernels_on_a_gpu_and_never_waits_for_it()
     logits = torch.randn(64, 1000, device=DEVICE, requires_grad=True)
     ids = torch.arange(64, device=DEVICE)
     cross_entropy(logits, ids).backward()  # compiles
-    assert fused.available(logits.device, logits.dtype)
+    assert cuda.available(logits.device, logits.dtype)
     torch.cuda.set_sync_debug_mode("error")
     try:
         loss = cross_entropy(logits, ids)

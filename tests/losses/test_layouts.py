@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softmaxce import SoftmaxCrossEntropy, cross_entropy, linear_cross_entropy, native
-from softmaxce.data.batch_cpu import Taker
-from softmaxce.losses.focal import FocalLoss
+from softmaxce import SoftmaxCrossEntropy, cross_entropy, linear_cross_entropy
+from softmaxce.kernels import numba_runtime
+from softmaxce.kernels.all_finite import Watch
+from softmaxce.kernels.gather_normalize import Taker
+from softmaxce.losses.variants.focal import FocalLoss
 from softmaxce.models.max_pool import MaxPool2x2
-from softmaxce.nonfinite_cpu import Watch
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CLASSES = [1, 2, 10, 50]  # short rows and long ones
@@ -423,7 +424,7 @@ def test_a_job_that_is_interrupted_returns_when_all_threads_have_left_its_memory
     threading.Timer(0.3, lock.release).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            native._run_in_pool(part, Job(), 2)
+            numba_runtime._run_in_pool(part, Job(), 2)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert len(done) == len(running) - 1 > 0

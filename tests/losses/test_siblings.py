@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
-from softmaxce.losses.focal import FocalLoss
-from softmaxce.losses.generalized import GeneralizedCrossEntropy
-from softmaxce.losses.logit_adjusted import LogitAdjustedCrossEntropy
-from softmaxce.losses.poly import PolyLoss
-from softmaxce.losses.softcap import SoftcapCrossEntropy
-from softmaxce.losses.symmetric import SymmetricCrossEntropy
-from softmaxce.losses.temperature import TemperatureCrossEntropy
-from softmaxce.losses.z_loss import ZLossCrossEntropy
+from softmaxce.losses.variants.focal import FocalLoss
+from softmaxce.losses.variants.generalized import GeneralizedCrossEntropy
+from softmaxce.losses.variants.logit_adjusted import LogitAdjustedCrossEntropy
+from softmaxce.losses.variants.poly import PolyLoss
+from softmaxce.losses.variants.softcap import SoftcapCrossEntropy
+from softmaxce.losses.variants.symmetric import SymmetricCrossEntropy
+from softmaxce.losses.variants.temperature import TemperatureCrossEntropy
+from softmaxce.losses.variants.z_loss import ZLossCrossEntropy
 
 Loss = Callable[..., Any]  # (options) -> the module
 PRIORS = [1.0, 2.0, 3.0, 4.0, 10.0]

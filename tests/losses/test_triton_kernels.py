@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from softmaxce.losses import fused
+from softmaxce.losses import cuda
 
 ROOT = Path(__file__).parents[2]
 triton = pytest.importorskip("triton", minversion="3.3", reason="Triton 3.3 or later is not installed")
@@ -56,9 +56,9 @@ def assembly(kernel: Any, logits: str, warps: int, constants: dict[str, Any], gp
 def test_the_kernels_compile_keep_to_their_registers_and_move_16_bytes_at_a_time(
     logits: str, shape: tuple[int, int], gpu: int
 ) -> None:
-    from softmaxce.losses import triton_kernels as kernels
+    from softmaxce.kernels import triton_cross_entropy as kernels
 
-    cut = fused.plan(*shape)
+    cut = cuda.plan(*shape)
     constants = {"KIND": 0, "WEIGHTED": False, "EXACT": logits == "fp32", "REDUCED": True, "weight": None}
     constants |= {"ROWS": cut.rows, "BLOCK": cut.block, "losses": None}
     forward = assembly(kernels.forward, logits, cut.warps, constants, gpu)
@@ -113,7 +113,7 @@ def test_triton_takes_what_every_launch_gives_it_the_second_time_too(
 ) -> None:
     from triton.runtime import driver
 
-    from softmaxce.losses import triton_kernels as kernels
+    from softmaxce.kernels import triton_cross_entropy as kernels
 
     compiled = {name: Compiled(getattr(kernels, name)) for name in ("forward", "reduce", "backward")}
     for name, kernel in compiled.items():
@@ -125,12 +125,12 @@ def test_triton_takes_what_every_launch_gives_it_the_second_time_too(
         for _ in range(2):
             logits = torch.randn(8, 10).to(dtype).requires_grad_()
             target = torch.rand(8, 10) if soft else torch.arange(8)
-            loss = fused.fused_cross_entropy(logits, target, weight, -100, reduction, 0.1 * soft, dtype)
+            loss = cuda.fused_cross_entropy(logits, target, weight, -100, reduction, 0.1 * soft, dtype)
             loss.sum().backward()
     assert [kernel.times for kernel in compiled.values()] == [4, 2, 4]
 
 
 def test_where_the_kernels_cannot_run_they_say_so_and_do_not_raise() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert fused._work(torch.device("cuda"), dtype) == torch.cuda.is_available()
-        assert not fused._work(torch.device("meta"), dtype)
+        assert cuda._work(torch.device("cuda"), dtype) == torch.cuda.is_available()
+        assert not cuda._work(torch.device("meta"), dtype)

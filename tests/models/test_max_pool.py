@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from softmaxce import native
+from softmaxce.kernels import numba_runtime
 from softmaxce.models import max_pool
 from softmaxce.models.max_pool import MaxPool2x2
 
@@ -78,7 +78,7 @@ def test_many_parts_in_several_threads_leave_no_seam(channels: int, threads: int
     try:
         for height, width in ((28, 28), (27, 15)):
             images = torch.randn(64, channels, height, width).to(memory_format=torch.channels_last)
-            assert images.numel() >= 2 * native.SHARE or channels == 1
+            assert images.numel() >= 2 * numba_runtime.SHARE or channels == 1
             assert_same(images, relu=True)
     finally:
         torch.set_num_threads(before)

@@ -12,22 +12,22 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from softmaxce.build import build_evaluation, build_run, config_of
-from softmaxce.checkpoint import load, save
+from softmaxce.config.components import Component, build, check_component, read_signature
+from softmaxce.config.registry import MODELS, torchvision_names
 from softmaxce.data.batches import Batches, Preprocessing
 from softmaxce.data.folder import image_folder
 from softmaxce.data.splits import InMemory
 from softmaxce.errors import DataError
-from softmaxce.menus import MODELS, torchvision_names
 from softmaxce.models.airbench import Airbench
 from softmaxce.models.cnn import cnn
 from softmaxce.models.lenet import LeNet
 from softmaxce.models.linear import linear
 from softmaxce.models.mlp import mlp
 from softmaxce.models.resnet import resnet9, resnet18, resnet50, wide_resnet
-from softmaxce.models.zoo import torchvision_model
-from softmaxce.registry import Component, build, check_component, read_signature
-from softmaxce.runfolder import LAST
-from softmaxce.train import fit
+from softmaxce.models.torchvision_models import torchvision_model
+from softmaxce.runs.checkpoint import load, save
+from softmaxce.runs.folder import LAST
+from softmaxce.training.loop import fit
 
 from ..test_train import config
 

@@ -19,13 +19,13 @@ from PIL import Image
 from scipy.special import softmax
 from typer.testing import CliRunner
 
-from softmaxce import checkpoint
 from softmaxce.build import build_evaluation, config_of, split_of
-from softmaxce.metrics import reliability
-from softmaxce.report.findings import Findings, find
-from softmaxce.report.page import html, percent
-from softmaxce.report.pictures import DARK, LIGHT, PICTURES, render
-from softmaxce.report.write import write_report
+from softmaxce.inference.analysis import Findings, find
+from softmaxce.inference.metrics import reliability
+from softmaxce.report.html.figures import DARK, LIGHT, PICTURES, render
+from softmaxce.report.html.report_page import html, percent
+from softmaxce.report.html.write import write_report
+from softmaxce.runs import checkpoint
 
 from ..browser import Browser
 from ..conftest import Softmaxce

@@ -1,0 +1,1 @@
+"""Trained models in use: opening a run, its metrics, predictions, calibration and comparison."""

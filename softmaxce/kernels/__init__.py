@@ -1,0 +1,1 @@
+"""Compiled inner loops: addresses and numbers, no autograd and no nn.Module."""

@@ -1,0 +1,1 @@
+"""Losses derived from cross-entropy, one a file."""

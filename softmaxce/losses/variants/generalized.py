@@ -1,0 +1,46 @@
+"""Generalized cross-entropy, for noisy labels: between cross-entropy and the mean absolute error."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from ...argument_types import Probability, Reduction
+from .base import Transformed, complement
+
+
+class GeneralizedCrossEntropy(Transformed):
+    """Generalized cross-entropy: (1 - p^q) / q, which forgives labels that look wrong.
+
+    Towards q = 0 it becomes cross-entropy, which learns fast; at q = 1 it is 1 - p, half the mean absolute error, which
+    bears noisy labels.
+
+    Args:
+        q: in [0, 1]; 0 is the limit, cross-entropy itself.
+        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as softmax_cross_entropy's.
+    Raises: ValueError if an argument does not fit.
+
+    Zhang and Sabuncu 2018, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels", eq. 6.
+
+    >>> GeneralizedCrossEntropy(q=1.0)(torch.tensor([[2.0, 1.0, 0.1]]), torch.tensor([0]))  # 1 - 0.659
+    tensor(0.3410)
+    """
+
+    def __init__(
+        self,
+        q: Probability = 0.7,
+        weight: Tensor | list[float] | Literal["balanced"] | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: Probability = 0.0,
+        *,
+        class_counts: list[int] | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__(weight, ignore_index, reduction, label_smoothing, class_counts, num_classes)
+        if not 0 <= q <= 1:
+            raise ValueError(f"q must be in [0, 1], got {q}")
+        self.q = q
+
+    def term(self, surprisal: Tensor) -> Tensor:
+        """(1 - p^q) / q."""
+        return complement(self.q * surprisal) / self.q if self.q else surprisal

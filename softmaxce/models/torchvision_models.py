@@ -1,0 +1,151 @@
+"""Any of torchvision's classification models, as `torchvision:NAME`, from scratch or fine-tuned."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..argument_types import PositiveInt
+from ..errors import DataError
+
+
+def torchvision_model(
+    architecture: str,
+    weights: str | None = None,
+    freeze: Literal["none", "backbone"] = "none",
+    input_size: PositiveInt | None = None,
+    *,
+    in_channels: int,
+    num_classes: int,
+) -> nn.Module:
+    """A model of torchvision's by name, its head made for the data's classes.
+
+    Args:
+        architecture: what torchvision.models calls it.
+        weights: DEFAULT, or the name of one of its pretrained weights; None starts from scratch.
+        freeze: backbone trains the head alone and keeps batch normalisation's statistics.
+        input_size: images are resized to this height and width, in pixels, on the device.
+        in_channels: C; grey images are repeated to the three channels the model takes.
+        num_classes: K.
+    Returns: images [B, C, H, W] -> logits [B, K].
+    Raises:
+        ValueError: if there are no such weights.
+        DataError: if they are not on this machine and cannot be downloaded.
+    """
+    from torchvision.models import get_model
+
+    if weights is None:
+        options: dict[str, Any] = {}
+        if architecture in ("inception_v3", "googlenet"):  # no auxiliary heads: plain logits are wanted
+            options = {"aux_logits": False, "init_weights": False}
+        model = get_model(architecture, num_classes=num_classes, **options)
+        head = _head(model)[1]
+    else:
+        model = _pretrained(architecture, weights)
+        if hasattr(model, "aux_logits"):
+            model.aux_logits = False  # the auxiliary heads know the old classes only
+        head = _replace_head(model, num_classes)
+    return _Adapted(model, head, freeze == "backbone", in_channels, input_size)
+
+
+class _Adapted(nn.Module):
+    """A torchvision model behind what the data needs: three channels, another size, a frozen backbone."""
+
+    def __init__(
+        self, model: nn.Module, head: nn.Module, frozen: bool, in_channels: int, input_size: int | None
+    ) -> None:
+        super().__init__()
+        if in_channels not in (1, 3):
+            raise ValueError(f"torchvision's models take images of 1 or 3 channels, got {in_channels}")
+        self.model = model
+        self.frozen = frozen
+        self.input_size = input_size
+        self._head = [head]  # in a list, so that it is not registered a second time
+        if frozen:
+            model.requires_grad_(False)
+            head.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "_Adapted":
+        """Training mode; a frozen backbone stays in evaluation mode, its statistics untouched."""
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+            self._head[0].train(mode)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> logits [B, K]."""
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        if self.input_size is not None:
+            size = (self.input_size, self.input_size)
+            images = functional.interpolate(images, size, mode="bilinear", antialias=True)
+        return self.model(images)  # type: ignore[no-any-return]
+
+
+def _pretrained(architecture: str, weights: str) -> Any:
+    from torchvision.models import get_model, get_model_weights
+
+    choices = get_model_weights(architecture)
+    if weights not in choices.__members__:  # DEFAULT is among them
+        raise ValueError(f"weights must be one of {', '.join(choices.__members__)}, got '{weights}'")
+    chosen = choices[weights]
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(chosen.url).name)
+    try:
+        with _weights_only():
+            return get_model(architecture, weights=chosen)
+    except (URLError, OSError) as error:
+        raise DataError(
+            f"the weights {architecture}/{chosen.name} cannot be downloaded from {chosen.url} ({error}); "
+            f"put the file {file.name} into {file.parent}"
+        ) from None
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise DataError(
+            f"{file}: holds no weights of {architecture} ({reason}); delete it, and it is downloaded again"
+        ) from None
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Have torch.load unpickle tensors and nothing else.
+
+    torchvision's models load what lies in the cache without asking for it; torch reads this variable at each load.
+    """
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
+def _head(model: nn.Module) -> tuple[str, nn.Module]:
+    """The last layer that makes logits (a Linear, or squeezenet's 1x1 convolution), and its name."""
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and "aux" not in n.lower()]
+    layers = layers or [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
+    return layers[-1]
+
+
+def _replace_head(model: nn.Module, num_classes: int) -> nn.Module:
+    name, old = _head(model)
+    new: nn.Module
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, num_classes)
+    else:
+        assert isinstance(old, nn.Conv2d)
+        new = nn.Conv2d(old.in_channels, num_classes, 1)
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, new)
+    return new

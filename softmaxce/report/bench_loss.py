@@ -1,0 +1,198 @@
+"""A benchmark as a person reads it: a table a figure, a row a cell, PyTorch's in the first column; and as JSON."""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..bench.candidates import TORCH
+from ..bench.clock import Spread, Timed
+from ..bench.loss import Case, Result
+from ..bench.loss_in_training import Training
+from ..runtime.device import environment
+from .training import finite
+
+Results = Sequence[tuple[Case, Mapping[str, Result]]]
+
+NOTES = (
+    "±: half the distance between the quartiles of the ratio, which is taken anew in every round",
+    "inputs: normal logits; in every third row the target is ahead by 5 to 25, as in a trained model",
+)
+
+
+def print_loss(results: Results, console: Console) -> None:
+    """Four tables: two of time, with the geometric mean of the ratios, one of memory, one of errors."""
+    times = "torch's time, and the others' as multiples of it"
+    _print_table(results, f"forward and backward: {times}", _both, console, geometric_means(results, "both"))
+    _print_table(results, f"forward alone: {times}", _forward, console, geometric_means(results, "forward"))
+    _print_table(
+        results, "peak memory beyond the logits, gradient included, in multiples of their size", _memory, console
+    )
+    _print_table(results, "largest relative error of the loss and its gradient, against float64", _errors, console)
+    for note in (*NOTES, threads(case.threads for case, _ in results)):
+        console.print(Text(note, "dim"), soft_wrap=True)
+
+
+def _print_table(
+    results: Results,
+    title: str,
+    cell: Callable[[str, Result], str],
+    console: Console,
+    means: Mapping[str, float] | None = None,
+) -> None:
+    names = list(results[0][1])
+    console.print(title, style="bold", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    several = [""] if len({case.threads for case, _ in results}) > 1 else []
+    for heading in ("NxC", "dtype", *(["threads"] if several else []), *names):
+        table.add_column(heading, justify="left" if heading == "dtype" else "right", no_wrap=True)
+    for case, found in results:
+        cells = [cell(name, result) for name, result in found.items()]
+        count = [str(case.threads)] if several else []
+        table.add_row(f"{case.rows}x{case.classes}", case.dtype, *count, *cells)
+    if means and len(results) > 1:
+        cells = ["" if name == TORCH else f"{means[name]:.2f}      " for name in names]
+        table.add_row("geometric mean", "", *several, *cells, style="bold")
+    console.print(table)
+    console.print()
+
+
+def _both(name: str, result: Result) -> str:
+    return _time(name, result.both)
+
+
+def _forward(name: str, result: Result) -> str:
+    return _time(name, result.forward)
+
+
+def _memory(name: str, result: Result) -> str:
+    return f"{result.memory:.2f}"
+
+
+def _errors(name: str, result: Result) -> str:
+    return f"{result.errors.largest:.0e}"
+
+
+def _time(name: str, timed: Timed, digits: int = 2) -> str:
+    return show_seconds(timed.seconds.median) if name == TORCH else show_ratio(timed.ratio, digits)
+
+
+def show_ratio(ratio: Spread, digits: int) -> str:
+    """A ratio's median, and half the distance between its quartiles."""
+    digits = max(0, digits - len(str(int(ratio.median))) + 1)
+    return f"{ratio.median:.{digits}f} ±{(ratio.high - ratio.low) / 2:.{digits}f}"
+
+
+def show_seconds(seconds: float) -> str:
+    """In the unit in which it is a number of few digits."""
+    for unit, factor in (("us", 1e6), ("ms", 1e3)):
+        if seconds * factor < 999.5:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def geometric_means(results: Results, figure: str) -> dict[str, float]:
+    """Each contestant's geometric mean, over the cells, of its median ratio to torch in `both` or `forward`."""
+    means = {}
+    for name in results[0][1]:
+        logs = [math.log(getattr(found[name], figure).ratio.median) for _, found in results]
+        means[name] = math.exp(sum(logs) / len(logs))
+    return means
+
+
+def print_training(trainings: Sequence[Training], console: Console) -> None:
+    """One table: a row a model and batch size."""
+    console.print("a training step: its time with torch's loss, and with ours as a multiple of it", style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in ("model", "batch", "threads", *trainings[0].step):
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
+    for row in trainings:
+        times = [_time(name, timed, 3) for name, timed in row.step.items()]
+        table.add_row(row.model, str(row.batch_size), str(row.threads), *times)
+    console.print(table)
+
+
+def print_notes(notes: Sequence[str], console: Console) -> None:
+    """How the figures came about, a line a sentence."""
+    for note in notes:
+        console.print(Text(note, "dim"), soft_wrap=True)
+
+
+def threads(counts: Iterable[int]) -> str:
+    """How many CPU threads PyTorch was given, in words."""
+    found = sorted(set(counts))
+    return f"CPU threads: {', '.join(map(str, found))} (with 1, times are the processor's, else the clock's)"
+
+
+def busy() -> list[str]:
+    """A warning, if more runs on this machine than it has processors."""
+    load, processors = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if load <= processors:
+        return []
+    return [f"the machine is busy (load {load:.1f} on {processors} processors): a wide ± means little is known"]
+
+
+def machine(device: torch.device) -> str:
+    """What the figures hold for, in a line."""
+    found = environment(device)
+    name = str(device) if device.type == "cpu" else found["device"]
+    return f"{name}; torch {found['torch']}, softmaxce {found['softmaxce']}, {found['platform']}"
+
+
+# -- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def plain_loss(results: Results) -> dict[str, Any]:
+    """Everything that was measured. An error that is not finite is null."""
+    cells = [
+        {
+            "shape": [case.rows, case.classes],
+            "dtype": case.dtype,
+            "device": str(case.device),
+            "threads": case.threads,
+            "losses": {name: _plain_result(result) for name, result in found.items()},
+        }
+        for case, found in results
+    ]
+    means = {key: geometric_means(results, figure) for key, figure in FIGURES.items()}
+    return {"cells": cells, "geometric_mean_ratios": means}
+
+
+FIGURES = {"forward_and_backward": "both", "forward": "forward"}
+
+
+def _plain_result(result: Result) -> dict[str, Any]:
+    return {
+        **{key: plain_timed(getattr(result, figure)) for key, figure in FIGURES.items()},
+        "peak_memory_per_logits": result.memory,
+        "relative_error": finite(asdict(result.errors)),
+    }
+
+
+def plain_timed(timed: Timed) -> dict[str, Any]:
+    """Seconds a call and the ratio to torch's, each with its quartiles."""
+    return {
+        name: {"median": spread.median, "quartiles": [spread.low, spread.high]}
+        for name, spread in (("seconds", timed.seconds), ("ratio", timed.ratio))
+    }
+
+
+def plain_training(trainings: Sequence[Training]) -> dict[str, Any]:
+    """Everything that was measured."""
+    rows = [
+        {
+            "model": row.model,
+            "batch_size": row.batch_size,
+            "threads": row.threads,
+            "step": {name: plain_timed(timed) for name, timed in row.step.items()},
+        }
+        for row in trainings
+    ]
+    return {"training": rows}

@@ -1,0 +1,381 @@
+"""Checkpoints: weights and training state as tensors and JSON, never half-written, never unpickled.
+
+Weights lie under their own names, so `safetensors.torch.load_file("best.safetensors")` is a state dict. In
+last.safetensors the entries under training/ are all it takes to go on. Each file carries a checksum of all it says, and
+last.safetensors that of the best.safetensors it belongs with.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from ..errors import RunError, TrainingError
+from ..files import TEMPORARY, flush_folder, keep_as, replace_file, stage
+from ..optim import unwrapped
+from ..runtime.device import check_random_state, random_state, restore_random_state
+from ..training.loop import Progress, Run
+from ..training.nonfinite import NonFiniteError
+from .folder import BEST, BEST_BEFORE, LAST, LAST_BEFORE, NONFINITE
+from .header import FORMAT, read
+from .validation import check_progress, check_state, check_weights
+
+TRAINING = "training/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read.
+
+    Attributes:
+        file: where it was read.
+        weights: by name.
+        header: what header_of wrote.
+        training: what else it takes to go on; None in best.safetensors.
+        sha256: its checksum.
+    """
+
+    file: Path
+    weights: dict[str, Tensor]
+    header: dict[str, Any]
+    training: dict[str, Any] | None
+    sha256: str
+
+
+def save(run: Run, folder: Path, *, best: bool) -> None:
+    """Save where the run stands as last.safetensors and, if this epoch is the best, its weights as best.safetensors.
+
+    The checkpoint before stays as last.1.safetensors, with its best as best.1.safetensors if that was another. All is
+    written and flushed under temporary names first; the renaming of last.safetensors is what makes it count, and
+    `newest` puts in place what a process that died had not yet.
+
+    Raises: TrainingError if weights are not finite: the checkpoint before then stays the newest. OSError.
+    """
+    _check_finite(run)
+    weights = {name: _own(tensor) for name, tensor in run.evaluated.state_dict().items()}
+    header = header_of(run)
+    staged_last, staged_best = folder / (LAST + TEMPORARY), folder / (BEST + TEMPORARY)
+    try:
+        if best:
+            content, run.progress.best_sha256 = _serialized(weights, header)
+            stage(folder / BEST, content)
+        training, skeleton = _training_state(run)
+        content, _ = _serialized(weights | training, {**header, "training": skeleton})
+        stage(folder / LAST, content)
+        if (folder / LAST).exists():
+            keep_as(folder / LAST, folder / LAST_BEFORE)
+        if best and (folder / BEST).exists():
+            keep_as(folder / BEST, folder / BEST_BEFORE)
+        flush_folder(folder)
+        staged_last.replace(folder / LAST)
+    except OSError:
+        with contextlib.suppress(OSError):  # room for others, if the disk is full
+            staged_last.unlink(missing_ok=True)
+            staged_best.unlink(missing_ok=True)
+        raise
+    if best:
+        staged_best.replace(folder / BEST)
+    else:
+        (folder / BEST_BEFORE).unlink(missing_ok=True)  # last.1 has the same best as last by now
+    flush_folder(folder)
+
+
+def _training_state(run: Run) -> tuple[dict[str, Tensor], Any]:
+    """The training state as tensors by name, and the JSON they hang in."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = _flatten(_state_of(run), TRAINING.rstrip("/"), tensors)
+    return tensors, skeleton
+
+
+def _state_of(run: Run) -> dict[str, Any]:
+    """All it takes to go on, beside the evaluated weights: dicts, lists, numbers, texts and tensors."""
+    state = {
+        "progress": asdict(run.progress),
+        "tally": {"loss": run.tally.loss, "hits": run.tally.hits, "images": run.tally.images},
+        "random": random_state(),
+        "optimizer": unwrapped.state_dict(run.optimizer),
+        "scaler": run.scaler.state_dict(),
+    }
+    if isinstance(run.loss, torch.nn.Module):
+        state["loss"] = run.loss.state_dict()
+    if run.average is not None:
+        state["model"] = run.model.state_dict()
+        state["average"] = {"n_averaged": run.average.n_averaged}
+    return state
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run folder that verifies, put in place together with its best.safetensors.
+
+    Returns: the checkpoint, None if the run was stopped before its first; and what a user should know, a line each.
+    Raises: RunError if there are checkpoints and none verifies.
+    """
+    told: list[str] = []
+    found = None
+    for name in (LAST, LAST_BEFORE):
+        if (folder / name).exists() and found is None:
+            try:
+                found = load(folder / name)
+            except RunError as error:
+                told.append(str(error))
+    if found is None:
+        if told:
+            raise RunError(f"{folder}: no checkpoint in it can be used; start anew elsewhere. {'; '.join(told)}")
+        return None, []
+    if found.training is None:
+        return found, told  # which `restore` refuses
+    progress = found.training["progress"]
+    wanted = progress["best_sha256"]
+    if wanted is not None and not any(
+        _settle(folder / name, folder / BEST, wanted) for name in (BEST, BEST_BEFORE, BEST + TEMPORARY)
+    ):
+        told.append(f"{folder / BEST}: is damaged or gone; the best epoch is chosen anew from those to come")
+        progress |= {"best_epoch": 0, "best_value": None, "best_sha256": None}
+    if found.file.name != LAST:
+        keep_as(found.file, folder / LAST)
+        flush_folder(folder)
+    return found, told
+
+
+def _settle(file: Path, place: Path, sha256: str) -> bool:
+    """Put `file` in `place` if its checksum is the one wanted; whether it is."""
+    try:
+        if load(file).sha256 != sha256:
+            return False
+    except RunError:  # whether another verifies is what the caller asks
+        return False
+    if file.name.endswith(TEMPORARY):
+        file.replace(place)
+    elif file != place:
+        keep_as(file, place)
+    return True
+
+
+def _check_finite(run: Run) -> None:
+    for model in dict.fromkeys((run.model, run.evaluated)):  # often the same
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            learnt = name.endswith((".running_mean", ".running_var")) or isinstance(tensor, torch.nn.Parameter)
+            if learnt and not torch.isfinite(tensor).all():
+                progress = run.progress
+                raise TrainingError(
+                    f"the weight '{name}' is not finite after {progress.epoch} epochs and {progress.batch} batches, "
+                    "and is not saved; lower optimizer.lr or set clip_grad_norm"
+                )
+
+
+def save_nonfinite(run: Run, error: NonFiniteError, folder: Path) -> Path:
+    """Save the batch whose loss was not finite, and the weights it met, as nonfinite.safetensors. Returns: the file.
+
+    `images` [B, C, H, W] are as the model saw them, `targets` are labels [B] or probabilities [B, K]; the weights are
+    under model/.
+    """
+    tensors = {f"model/{name}": _own(tensor) for name, tensor in run.model.state_dict().items()}
+    tensors |= {"images": _own(error.images), "targets": _own(error.targets)}
+    content, _ = _serialized(tensors, {**header_of(run), "nonfinite": str(error)})
+    replace_file(folder / NONFINITE, content)
+    return folder / NONFINITE
+
+
+def header_of(run: Run) -> dict[str, Any]:
+    """What a checkpoint says of itself: enough to rebuild the model and evaluate it elsewhere."""
+    return {
+        "format": FORMAT,
+        "epoch": run.progress.epoch,
+        "recipe": run.config.recipe,
+        "config": run.config.plain(),
+        "classes": list(run.classes),
+        "class_counts": run.class_counts,
+        "preprocessing": asdict(run.preprocessing),
+    }
+
+
+def load(file: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises: RunError if it is not there, is no safetensors file, was not written by softmaxce, or is damaged.
+    """
+    header, tensors, sha256, text = read(file, "pt", with_tensors=True)
+    if sha256 != _checksum(tensors, text):
+        raise RunError(f"{file}: its checksum is wrong: it was damaged after it was written")
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING)}
+    training = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING)}
+    state = None
+    if "training" in header:
+        try:
+            state = _unflatten(header.pop("training"), training)
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{file}: is damaged: its training state {error}") from None
+        check_progress(state, file)
+    elif training:
+        raise RunError(f"{file}: is damaged: it holds tensors of a training state, and none of the rest")
+    return Checkpoint(file, weights, header, state, sha256)
+
+
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights into a model. Raises: RunError, the model untouched, if they are another model's."""
+    check_weights(model.state_dict(), checkpoint.weights, checkpoint.file)
+    model.load_state_dict(checkpoint.weights)
+
+
+def restore(run: Run, checkpoint: Checkpoint) -> None:
+    """Put a run back where it stood when the checkpoint was saved.
+
+    Raises: RunError if the checkpoint holds no training state (best.safetensors does not) or another model's.
+    """
+    state = _restore_weights(run, checkpoint)
+    run.progress = Progress(**state["progress"])
+    run.tally.loss.copy_(state["tally"]["loss"])
+    run.tally.hits.copy_(state["tally"]["hits"])
+    run.tally.images = state["tally"]["images"]
+    restore_random_state(state["random"])
+
+
+def restore_weights(run: Run, checkpoint: Checkpoint) -> None:
+    """Put back the weights and the optimizer, and leave the run where it stands among the batches.
+
+    Raises: RunError if the checkpoint is another model's.
+    """
+    _restore_weights(run, checkpoint)
+
+
+def _restore_weights(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    state = _fitting_state(run, checkpoint)
+    run.evaluated.load_state_dict(checkpoint.weights)
+    if isinstance(run.loss, torch.nn.Module):
+        run.loss.load_state_dict(state["loss"])
+    if run.average is not None:
+        run.model.load_state_dict(state["model"])
+        run.average.n_averaged.copy_(state["average"]["n_averaged"])
+    unwrapped.load_state_dict(run.optimizer, state["optimizer"])
+    _lay_out_as_parameters(run.optimizer)
+    run.scaler.load_state_dict(state["scaler"])
+    return state
+
+
+def _fitting_state(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint's training state, once it and the weights are known to fit a run. Raises: RunError if not."""
+    file, state = checkpoint.file, checkpoint.training
+    if state is None:
+        raise RunError(f"{file}: holds weights only; resume from the run folder, which has {LAST}")
+    check_weights(run.evaluated.state_dict(), checkpoint.weights, file)
+    wanted = _state_of(run)
+    wanted["progress"] = state["progress"]  # looked at when it was read
+    random, optimizer = state.get("random"), state.get("optimizer")
+    if isinstance(random, dict) and isinstance(random.get("cuda"), list):  # there may be other GPUs here
+        wanted["random"]["cuda"] = [torch.empty(16, dtype=torch.uint8) for _ in random["cuda"]]
+    if isinstance(optimizer, dict) and isinstance(optimizer.get("state"), dict):
+        if ":" in run.config.optimizer.name:  # nobody but its author knows what state it has
+            wanted["optimizer"]["state"] = optimizer["state"]
+        else:  # a parameter that never had a gradient has no state
+            wanted["optimizer"]["state"] = {
+                key: value for key, value in _after_a_step(run.optimizer).items() if key in optimizer["state"]
+            }
+    check_state(wanted, state, file)
+    if state["progress"]["batch"] > len(run.train):
+        raise RunError(f"{file}: is damaged: it was saved after batch {state['progress']['batch']} of {len(run.train)}")
+    try:
+        check_random_state(state["random"])
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise RunError(f"{file}: is damaged: its training.random is no state of a generator: {error}") from None
+    return state
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
+    """An optimizer's state per parameter, as it is or as its first step will make it; then tensors without memory."""
+    if not optimizer.state:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        blank = {id(p): torch.nn.Parameter(torch.empty_like(p, device="meta")) for p in parameters}
+        optimizer = copy.deepcopy(optimizer, blank)  # deepcopy takes these for the parameters' copies
+        for group in optimizer.param_groups:
+            group.update({name: False for name in ("fused", "foreach", "capturable") if name in group})
+            for parameter in group["params"]:
+                parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+    state: dict[int, Any] = optimizer.state_dict()["state"]
+    return state
+
+
+def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer's tensors their parameters' memory order (channels-last, say).
+
+    A checkpoint holds them in plain order, and torch's fused steps pair elements by their place in memory.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy that shares no memory, as safetensors wants each tensor to lie; weights may be tied or channels-last."""
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The JSON of a nest of dicts, lists, numbers and tensors; the tensors go to `tensors` under their path."""
+    if isinstance(value, Tensor):
+        tensors[name] = _own(value)
+        return {"tensor": name}
+    if isinstance(value, dict):  # as pairs: JSON would turn the optimizer's integer keys into text
+        return {"dict": [[key, _flatten(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        if all(type(item) is int for item in value):  # a generator's state has hundreds
+            return list(value)
+        return [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+    return value
+
+
+def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The nest that `_flatten` took apart. Raises: ValueError if it is none, or leaves a tensor over."""
+    used: set[str] = set()
+
+    def nest(value: Any) -> Any:
+        match value:
+            case {"tensor": str(name)} if len(value) == 1 and name in tensors:
+                used.add(name)
+                return tensors[name]
+            case {"dict": list(pairs)} if len(value) == 1:
+                return dict(map(pair, pairs))
+            case list():
+                return [nest(item) for item in value]
+            case str() | int() | float() | None:
+                return value
+        raise ValueError(f"holds what is no value of any: {str(value)[:100]}")
+
+    def pair(item: Any) -> tuple[str | int, Any]:
+        match item:
+            case [str(key) | int(key), inside]:
+                return key, nest(inside)
+        raise ValueError(f"holds what is no name with its value: {str(item)[:100]}")
+
+    found = nest(value)
+    if not isinstance(found, dict):
+        raise ValueError(f"is no mapping: {str(value)[:100]}")
+    if left := sorted(tensors.keys() - used):
+        raise ValueError(f"lacks a place for the tensor '{left[0][:100]}'")
+    return found
+
+
+def _serialized(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[bytes, str]:
+    """A checkpoint file's content, and the checksum in it."""
+    text = json.dumps(header)
+    sha256 = _checksum(tensors, text)
+    return serialize(tensors, {"softmaxce": f"{sha256} {text}"}), sha256  # one entry: of two the order would vary
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: str) -> str:
+    """SHA-256 of a header and of every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

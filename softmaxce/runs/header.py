@@ -1,0 +1,111 @@
+"""A checkpoint's header: what it says of itself, read and checked. Needs no torch, but for the tensors."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from ..argument_types import NonNegativeInt, PositiveFloat, PositiveInt
+from ..errors import RunError
+from .folder import BEST, LAST
+
+FORMAT = 2
+MAX_VALUES = 1 << 26  # in one image: what a header asks for is allocated before anything else is known of it
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class _Preprocessing:
+    shape: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
+    mean: list[Finite]
+    std: list[PositiveFloat]
+
+
+@dataclass(frozen=True)
+class _Header:
+    epoch: NonNegativeInt
+    recipe: str
+    config: dict[str, Any]
+    classes: Annotated[list[str], Field(min_length=2)]
+    class_counts: list[NonNegativeInt]
+    preprocessing: _Preprocessing
+
+
+HEADER = TypeAdapter(_Header)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a run folder or a file stands for: the best one, else the last.
+
+    Raises: RunError if there is none.
+    """
+    if path.is_dir():
+        for name in (BEST, LAST):
+            if (path / name).is_file():
+                return path / name
+        raise RunError(f"{path}: there is no checkpoint in this folder ({BEST} or {LAST})")
+    if not path.exists():
+        raise RunError(f"{path}: there is no such run folder or checkpoint")
+    return path
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: what checkpoint.header_of wrote.
+
+    Raises: RunError if it is not there, is no safetensors file, was not written by softmaxce, or is damaged.
+    """
+    return read(file, "numpy", with_tensors=False)[0]
+
+
+def read(
+    file: Path, framework: Literal["numpy", "pt"], *, with_tensors: bool
+) -> tuple[dict[str, Any], dict[str, Any], str, str]:
+    """A checkpoint's header, its tensors by name, its checksum, which is not verified, and the header's text.
+
+    Raises: RunError, as read_header.
+    """
+    try:
+        with safe_open(file, framework=framework) as stream:
+            sha256, _, text = (stream.metadata() or {}).get("softmaxce", " null").partition(" ")
+            header = json.loads(text)
+            names = stream.keys() if with_tensors else ()
+            tensors = {name: stream.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        raise RunError(f"{file}: there is no such checkpoint") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{file}: is no checkpoint that can be read: {error}") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise RunError(f"{file}: was not written by this version of softmaxce")
+    check_header(header, file)
+    return header, tensors, sha256, text
+
+
+def check_header(header: Mapping[str, Any], file: Path) -> None:
+    """Check what a checkpoint says of itself. Raises: RunError, with the entry that is wrong.
+
+    Args:
+        header: epoch, recipe, config, classes, class_counts, preprocessing; what else there is, is not looked at.
+        file: the checkpoint, for the message.
+    """
+    known = {name: header[name] for name in _Header.__dataclass_fields__ if name in header}
+    try:
+        read = HEADER.validate_python(known, strict=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RunError(f"{file}: is damaged: its header's '{where[:100]}' is wrong: {first['msg']}") from None
+    channels, height, width = read.preprocessing.shape
+    wrong = ""
+    if len(set(read.classes)) != len(read.classes) or len(read.class_counts) != len(read.classes):
+        wrong = f"{len(read.classes)} class names, some alike or without their count of images"
+    elif len(read.preprocessing.mean) != channels or len(read.preprocessing.std) != channels:
+        wrong = f"no mean and std for each of {channels} channels"
+    elif channels * height * width > MAX_VALUES:
+        wrong = f"images of {channels}x{height}x{width} values, more than {MAX_VALUES:,}"
+    if wrong:
+        raise RunError(f"{file}: is damaged: its header tells of {wrong}")

@@ -1,0 +1,1 @@
+"""The process and the machine: device, threads, memory, random state, signals."""

@@ -1,0 +1,103 @@
+"""Signals that wait for a good moment, and the moments at which a run is to be saved."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+from ..errors import INTERRUPTED, TERMINATED
+
+STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+SAVE = getattr(signal, "SIGUSR1", None)  # Windows has none
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. It takes the way of ctrl-C, with another exit status."""
+
+
+class Signals:
+    """What SIGINT, SIGTERM and SIGUSR1 ask of a run, inside a `with`.
+
+    Attributes:
+        waiting: while True, SIGINT and SIGTERM are noted in `stop` and the caller ends when it has saved; a second one
+            ends at once, by KeyboardInterrupt or Terminated. While False, the first one does.
+        stop: the signal that asked for an end; None before there is one.
+        save: SIGUSR1 asked for a checkpoint; whoever saves sets it back.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = False
+        self.stop: signal.Signals | None = None
+        self.save = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in (*STATUS, *([SAVE] if SAVE is not None else [])):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def raise_if_stopped(self) -> None:
+        """End, if a signal has asked for it. Raises: KeyboardInterrupt, Terminated."""
+        if self.stop is not None:
+            raise Terminated if self.stop == signal.SIGTERM else KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == SAVE:
+            self.save = True
+            return
+        again = self.stop is not None
+        self.stop = signal.Signals(number)
+        if again or not self.waiting:
+            self.raise_if_stopped()
+        told = "stopping after this step; ctrl-C again stops at once\n"
+        os.write(2, told.encode())  # not print, which may be in the middle of a line of its own
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often to save within an epoch: every so many steps, or minutes; 0 is never."""
+
+    steps: int = 0
+    minutes: float = 0.0
+
+
+def every(text: str | None) -> Every:
+    """A config's `checkpoint_every`, `500 steps` or `10 minutes`, as an Every; None is never within an epoch."""
+    if text is None:
+        return Every()
+    number, unit = text.split()
+    return Every(steps=int(number)) if unit.startswith("step") else Every(minutes=float(number))
+
+
+class Pauses:
+    """When to interrupt training for a checkpoint: by the clock, by the step, by a signal."""
+
+    def __init__(self, every: Every, signals: Signals) -> None:
+        self.every = every
+        self.signals = signals  # one that has asked for a checkpoint already will have it after the first step
+        self.steps, self.since = 0, time.monotonic()
+
+    def saved(self) -> None:
+        """A checkpoint has just been written: count from here."""
+        self.steps, self.since = 0, time.monotonic()
+        self.signals.save = False
+
+    def after_step(self) -> bool:
+        """Count a step; whether to pause now."""
+        self.steps += 1
+        return bool(
+            self.signals.stop is not None
+            or self.signals.save
+            or (self.every.steps and self.steps >= self.every.steps)
+            or (self.every.minutes and time.monotonic() - self.since >= 60 * self.every.minutes)
+        )
+
+    def at_once(self) -> bool:
+        """Whether to pause even within an evaluation, which is then made again."""
+        return self.signals.stop is not None
