@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from softmaxce.config import reader as configs
-from softmaxce.config.components import MENUS, Component, show, suggestion, target_of
-from softmaxce.errors import ConfigError, DataError, Problem
+from softmaxce.config.components import Component, target_of
+from softmaxce.config.registry import MENUS
+from softmaxce.config.values import show
+from softmaxce.errors import ConfigError, DataError, Problem, suggestion
 from softmaxce.report import console
 
 from .options import Device
@@ -184,7 +186,7 @@ def bench_predict(
 def _tell(place: "torch.device", notes: Sequence[str], measured: dict[str, Any] | Callable[["Console"], None]) -> None:
     """Print what was measured, a JSON object or what prints itself, with notes on how and where."""
     from softmaxce.report import bench_loss as benchmark
-    from softmaxce.runtime.device import environment
+    from softmaxce.runtime.environment import environment
 
     notes = [*notes, *benchmark.busy()]
     if isinstance(measured, dict):

@@ -38,6 +38,6 @@ def calibrate(
     if json:
         import json as jsonlib
 
-        typer.echo(jsonlib.dumps(fitted.plain()))
+        typer.echo(jsonlib.dumps(fitted.to_dict()))
     else:
         calibration.print_calibration(fitted, console.stdout())

@@ -7,8 +7,7 @@ import typer
 
 from softmaxce.errors import ConfigError, Problem
 
-from .eval import SplitName
-from .options import AllowChangedData, Device
+from .options import AllowChangedData, Device, SplitName
 from .trust import TrustCode
 
 
@@ -42,6 +41,6 @@ def compare(
     if json:
         import json as jsonlib
 
-        typer.echo(jsonlib.dumps(found.plain()))
+        typer.echo(jsonlib.dumps(found.to_dict()))
     else:
         comparison.print_comparison(found, console.stdout())

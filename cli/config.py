@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from softmaxce.config import reader as configs
+from softmaxce.config import recipes as config_recipes
 from softmaxce.config import schema as schemas
 from softmaxce.errors import ConfigError, Problem
 from softmaxce.report import console
@@ -18,17 +19,17 @@ app = typer.Typer(no_args_is_help=True, help="List, show, copy and check configs
 @app.command("list")
 def list_recipes() -> None:
     """List the recipes that travel with the program."""
-    recipes = configs.recipes()
+    recipes = config_recipes.recipes()
     width = max(map(len, recipes))
     for name, file in recipes.items():
-        headline = schemas.headline(file.read_text(encoding="utf-8"))
+        headline = config_recipes.headline(file.read_text(encoding="utf-8"))
         console.print_entry(console.stdout(), 0, Text(name.ljust(width)), Text(headline))
 
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A recipe's name, or a file.")]) -> None:
     """Print a recipe as it is written."""
-    file, _ = configs.find(name)
+    file, _ = config_recipes.find(name)
     typer.echo(file.read_text(encoding="utf-8"), nl=False)
 
 
@@ -38,11 +39,11 @@ def new(
     file: Annotated[Path | None, typer.Argument(help="Where to write it; NAME.yaml here if left out.")] = None,
 ) -> None:
     """Write a commented copy of a recipe to edit."""
-    source, _ = configs.find(name)
+    source, _ = config_recipes.find(name)
     target = file or Path(f"{source.stem}.yaml")
     try:
         with target.open("x", encoding="utf-8") as stream:
-            stream.write(schemas.commented_copy(source.read_text(encoding="utf-8"), target))
+            stream.write(config_recipes.commented_copy(source.read_text(encoding="utf-8"), target))
     except FileExistsError:
         raise ConfigError([Problem(str(target), "exists and is left as it is; choose another name")]) from None
     except OSError as error:

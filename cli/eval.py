@@ -1,6 +1,5 @@
 """`softmaxce eval`: how good a trained classifier is, and whether that is good enough."""
 
-import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,25 +9,8 @@ from softmaxce.errors import FAILED, RunError
 from softmaxce.inference import requirements
 
 from .imports import imports
-from .options import AllowChangedData, Device, Temperature
+from .options import AllowChangedData, Device, SplitName, Temperature, Tta
 from .trust import TrustCode
-
-
-class SplitName(enum.StrEnum):
-    """The splits a run has."""
-
-    test = "test"
-    validation = "validation"
-    train = "train"
-
-
-class Tta(enum.StrEnum):
-    """The test-time augmentations."""
-
-    none = "none"
-    flip = "flip"
-    crops = "crops"
-    flip_crops = "flip_crops"
 
 
 def evaluate(
@@ -94,7 +76,7 @@ def evaluate(
     if json:
         import json as jsonlib
 
-        answers = {"requirements": [verdict.plain() for verdict in verdicts]} if verdicts else {}
+        answers = {"requirements": [verdict.to_dict() for verdict in verdicts]} if verdicts else {}
         typer.echo(jsonlib.dumps({**evaluation.plain(evaluated), **answers}))
     else:
         evaluation.print_figures(evaluated, console.stdout())

@@ -8,8 +8,7 @@ import typer
 
 from softmaxce.errors import ConfigError, Problem, RunError
 
-from .eval import SplitName
-from .options import AllowChangedData, Temperature
+from .options import AllowChangedData, SplitName, Temperature
 from .trust import TrustCode
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def explain(
     if json:
         import json as jsonlib
 
-        typer.echo(jsonlib.dumps(explanation.plain(), allow_nan=False))
+        typer.echo(jsonlib.dumps(explanation.to_dict(), allow_nan=False))
     if json or html is not None:
         return
     from softmaxce.report import console
@@ -95,7 +94,7 @@ def explain(
 def _of_logits(
     logits: str, label: str | None, classes: str | None, weight: str | None, label_smoothing: float, temperature: float
 ) -> "Explanation":
-    from softmaxce_cli import explain_arguments
+    from . import explain_arguments
 
     row = explain_arguments.logits(logits)
     names = explain_arguments.class_names(classes, len(row))
@@ -137,9 +136,9 @@ def _of_run(
         raise _mistake("explain", f"needs {what}; or --logits 2.0,1.0,0.1 --label 0, which needs no run")
     if mix is not None and index is None:
         raise _mistake("--mix", "goes with --index: it blends two images of a split")
-    from softmaxce_cli import explain_arguments
-
     from softmaxce.runs.folder import newest
+
+    from . import explain_arguments
 
     blend = None if mix is None else explain_arguments.mix(mix)
 

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from softmaxce.config.components import MENUS, TORCHVISION, Signature, describe, read_signature, show
-from softmaxce.config.reader import SUPPLIED
+from softmaxce.config.keys import SUPPLIED
+from softmaxce.config.registry import MENUS, TORCHVISION
+from softmaxce.config.signatures import Signature, read_signature
+from softmaxce.config.values import describe, show
 from softmaxce.report import console
 
 MenuName = enum.StrEnum("MenuName", {name: name for name in MENUS})  # type: ignore[misc]

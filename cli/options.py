@@ -1,5 +1,6 @@
 """Options that several commands take."""
 
+import enum
 from typing import Annotated
 
 import typer
@@ -29,3 +30,20 @@ AllowChangedData = Annotated[
         help="Use the images there are now, though the run was trained with others; else refused.",
     ),
 ]
+
+
+class SplitName(enum.StrEnum):
+    """The splits a run has."""
+
+    test = "test"
+    validation = "validation"
+    train = "train"
+
+
+class Tta(enum.StrEnum):
+    """The test-time augmentations."""
+
+    none = "none"
+    flip = "flip"
+    crops = "crops"
+    flip_crops = "flip_crops"

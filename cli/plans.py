@@ -7,7 +7,8 @@ from pathlib import Path
 import typer
 
 from softmaxce.config import reader as configs
-from softmaxce.config.reader import Config, Override
+from softmaxce.config.keys import Config
+from softmaxce.config.reader import Override
 from softmaxce.errors import ConfigError, Problem, RunError
 from softmaxce.runs.resume import Images, check_resumable, find_run
 

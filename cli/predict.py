@@ -43,7 +43,7 @@ def predict(
     if json and csv:
         raise ConfigError([Problem("--json and --csv", "ask for two formats; choose one")])
     from softmaxce.data.paths import Unreadable, image_files
-    from softmaxce.data.prefetch import Ahead, decode_to
+    from softmaxce.data.prefetch import PrefetchingDecoder, decode_to
     from softmaxce.runs.header import find_checkpoint, read_header
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # file names need not be UTF-8
@@ -52,7 +52,9 @@ def predict(
     shape = read_header(find_checkpoint(run))["preprocessing"]["shape"]
     ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
-    with Ahead(image_files(paths, sys.stdin), decode_to(shape), ahead) as decoded:  # while torch is imported
+    with PrefetchingDecoder(
+        image_files(paths, sys.stdin), decode_to(shape), ahead
+    ) as decoded:  # while torch is imported
         with imports():
             from softmaxce.inference.calibration import temperature_of
             from softmaxce.inference.predict import classify, open_run

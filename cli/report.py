@@ -7,8 +7,7 @@ import typer
 
 from softmaxce.errors import RunError
 
-from .eval import SplitName
-from .options import AllowChangedData
+from .options import AllowChangedData, SplitName
 from .trust import TrustCode
 
 

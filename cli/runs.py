@@ -21,7 +21,7 @@ def runs(
         import json as jsonlib
 
         for row in rows:
-            typer.echo(jsonlib.dumps(row.plain()))
+            typer.echo(jsonlib.dumps(row.to_dict()))
     elif rows:
         from softmaxce.report.run_list import print_runs
 

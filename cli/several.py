@@ -141,7 +141,7 @@ def train_seeds(
 
         found = seeds.summarize(split, rows)
         if telling.json:
-            typer.echo(jsonlib.dumps(found.plain()))
+            typer.echo(jsonlib.dumps(found.to_dict()))
         else:
             seeds.print_seeds(found, console.stdout())
     if len(ended) < len(points) or not all(entry.met for entry in ended):

@@ -69,7 +69,7 @@ def sweep(
         if json:
             import json as jsonlib
 
-            typer.echo(jsonlib.dumps({"event": "comparison", **found.plain()}))
+            typer.echo(jsonlib.dumps({"event": "comparison", **found.to_dict()}))
         else:
             comparison.print_comparison(found, console.stdout())
     if len(ended) < len(points) or not all(entry.met for entry in ended):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softmaxce.config import keys
 from softmaxce.config import reader as configs
 from softmaxce.config.reader import Override
 from softmaxce.errors import (
@@ -39,8 +40,8 @@ from .trust import TrustCode
 
 if TYPE_CHECKING:
     from softmaxce.report.training import Outcome, Reporter
-    from softmaxce.training.loop import Run
     from softmaxce.training.nonfinite import NonFiniteError
+    from softmaxce.training.run import Run
 
 
 class LogName(enum.StrEnum):
@@ -115,7 +116,7 @@ def train(
         return
     plan = make_plan(config, overrides, output, resume, allow_changed_data=allow_changed_data)
     if resume is not None and config is None and not trust_code:  # the config lay in the run folder
-        configs.refuse_users_code(plan.config, f"--resume {resume}")
+        keys.refuse_users_code(plan.config, f"--resume {resume}")
     if dry_run:
         with imports():
             from softmaxce.build import build_run
@@ -215,7 +216,7 @@ def carry_out(
                 message=message,
                 **results,
             )
-            plain = {key: value for key, value in outcome.plain().items() if key not in ("event", "run")}
+            plain = {key: value for key, value in outcome.to_dict().items() if key not in ("event", "run")}
             runfolder.write_record(folder, record | plain)
             if told:
                 reporter.end(outcome)
@@ -290,7 +291,7 @@ def _begin(run: "Run", folder: Path, *, quiet: bool, allow_changed_data: bool) -
     record |= {"status": "running", "environment": stands_on, "classes": list(run.classes)}
     record["commands"] = [*record.get("commands", []), sys.argv]
     record["started"] = record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    runfolder.write_config(folder, run.config.plain())
+    runfolder.write_config(folder, run.config.to_dict())
     runfolder.write_record(folder, record)
     return record
 
@@ -317,7 +318,7 @@ def _check_data(
 
 def _again(run: "Run", folder: Path) -> str:
     """How to go on with a run; code of the user's that it trains with is to be vouched for."""
-    trust = " --trust-code" if configs.users_code(run.config) else ""
+    trust = " --trust-code" if keys.users_code(run.config) else ""
     return f"go on with: softmaxce train --resume {shlex.quote(str(folder))}{trust}"
 
 
@@ -345,8 +346,9 @@ def _train_and_save(run: "Run", folder: Path, reporter: "Reporter", signals: Sig
     """Train to the end, and save whenever it is time; the run's status."""
     from softmaxce.runs import checkpoint
     from softmaxce.runs import folder as runfolder
-    from softmaxce.training.loop import Epoch, fit_with_pauses
+    from softmaxce.training.loop import fit_with_pauses
     from softmaxce.training.nonfinite import NonFiniteError
+    from softmaxce.training.run import Epoch
 
     stopping = run.config.early_stopping
     pauses = Pauses(every(run.config.checkpoint_every), signals)
@@ -358,7 +360,7 @@ def _train_and_save(run: "Run", folder: Path, reporter: "Reporter", signals: Sig
             try:
                 for event in fit_with_pauses(run, pauses, reporter.track):
                     if isinstance(event, Epoch):
-                        runfolder.append_metrics(folder, event.plain())
+                        runfolder.append_metrics(folder, event.to_dict())
                     with within_memory("saving a checkpoint"):
                         checkpoint.save(run, folder, best=isinstance(event, Epoch) and event.best)
                     if signals.save:
@@ -411,4 +413,4 @@ def _print_details(run: "Run") -> None:
     from softmaxce.runs.provenance import of_machine
 
     about = of_machine(run.device, run.precision)
-    typer.echo(yamlfile.dump({"config": run.config.plain(), "environment": about}), err=True)
+    typer.echo(yamlfile.dump({"config": run.config.to_dict(), "environment": about}), err=True)

@@ -1,35 +1,27 @@
 """Config -> Run: the only file in which everything meets."""
 
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from .config import yamlfile
-from .config.components import build
-from .config.reader import NEEDS_VALIDATION, Config, as_recorded, check, refuse_users_code
-from .data.batches import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Batches, Preprocessing, mean_and_std, mixing
+from .config.components import Component, build
+from .config.keys import CALLED_WITH, NEEDS_VALIDATION, Config
+from .data.batches import Batches
 from .data.fingerprint import fingerprint
-from .data.splits import InMemory, OnDisk, Side, Source, Split, split_by_name, stratified
+from .data.mixup import mixing
+from .data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Preprocessing, mean_and_std
+from .data.splits import Dataset, InMemory, OnDisk, Side, Split, split_by_name, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
-from .inference.tta import with_views
-from .losses.interface import Loss, make_loss, refuse_unfit
+from .losses.interface import Loss
 from .optim import unwrapped
-from .runs.checkpoint import Checkpoint, load_weights
-from .runs.validation import check_weights
-from .runtime.device import (
-    choose_device,
-    choose_precision,
-    keep_freed_memory,
-    seed_everything,
-    set_deterministic,
-    share_processors,
-)
-from .training.ema import MovingAverage
-from .training.loop import Run, steps_per_epoch, tell_no_graph
+from .runtime.allocator import keep_freed_memory
+from .runtime.device import choose_device, share_processors
+from .runtime.random_state import seed_everything, set_deterministic
+from .training.cuda_graph import tell_no_graph
+from .training.ema import ExponentialMovingAverage
+from .training.loop import steps_per_epoch
+from .training.run import Run
 
 FEWER_IMAGES = "a folder's images need less with data.size, and can stay on the disk: data.in_memory: false"
 
@@ -73,7 +65,7 @@ def build_run(config: Config) -> Run:
     schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
     average = None
     if config.model_ema_decay is not None:
-        average = MovingAverage(model, config.model_ema_decay)
+        average = ExponentialMovingAverage(model, config.model_ema_decay)
     optimizer = build_optimizer(config, model)
     if config.compile:
         compile_model(model, device)
@@ -103,12 +95,12 @@ def build_run(config: Config) -> Run:
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
-def load_source(config: Config) -> Source:
+def load_source(config: Config) -> Dataset:
     """The data set that a config names, checked. Raises: DataError, ConfigError."""
     supplied = {"root": str(config.root), "download": config.data.download, "seed": config.seed}
     source = build(config.source, supplied)
-    if not isinstance(source, Source):
-        message = f"{config.source.name} must return a softmaxce.data.splits.Source, got {type(source).__name__}"
+    if not isinstance(source, Dataset):
+        message = f"{config.source.name} must return a softmaxce.data.splits.Dataset, got {type(source).__name__}"
         raise ConfigError([Problem(config.source.place, message)])
     if len(source.classes) < 2:
         raise DataError(
@@ -148,7 +140,7 @@ def _check_split(source: str, name: str, split: Split, num_classes: int) -> None
         )
 
 
-def hold_out(source: Source, config: Config) -> Source:
+def hold_out(source: Dataset, config: Config) -> Dataset:
     """The source with the config's validation split held out of its training images, and these cut to train_limit.
 
     Both are chosen by the seed and the images' names where they have some, else by the seed and their order. Neither
@@ -325,111 +317,51 @@ def wants_graph(config: Config, images: int, device: torch.device) -> bool:
 # -- evaluation -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A trained model, asked as the config's `tta` says, and what it takes to evaluate it; `file` is its checkpoint."""
-
-    file: Path
-    config: Config
-    classes: tuple[str, ...]
-    class_counts: list[int]
-    preprocessing: Preprocessing
-    device: torch.device
-    model: nn.Module
-
-    @cached_property
-    def loss(self) -> Loss:
-        """What it was trained with; built when it is asked for, which predictions never do."""
-        return build_loss(self.config, self.class_counts, self.device)
-
-    @property
-    def precision(self) -> str:
-        """What the forward pass computes in: float32, bf16 or fp16."""
-        return choose_precision(self.config.precision, self.device)
-
-    def batches(self, split: Split) -> Batches:
-        """A split's batches, preprocessed as this model's training images were."""
-        if split.shape != self.preprocessing.shape:
-            got, wanted = list(split.shape), list(self.preprocessing.shape)
-            raise DataError(f"the images are {got} (channels, height, width); this model takes {wanted}")
-        return Batches(split, self.preprocessing, batch_size=self.config.data.eval_batch_size, device=self.device)
-
-
-def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, trust_code: bool = False) -> Config:
-    """The config a checkpoint was trained with, with some top-level or data keys changed.
-
-    Raises: ConfigError if it is none; RunError if it names `module:Name` and that code is not to be trusted.
-    """
-    plain = as_recorded(checkpoint.header["config"])
-    for key, value in (changes or {}).items():
-        section, _, name = key.rpartition(".")
-        if section:
-            plain[section] = {**(plain[section] if isinstance(plain.get(section), dict) else {}), name: value}
-        else:
-            plain[key] = value
-    document = yamlfile.parse(yamlfile.dump(plain), str(checkpoint.file))
-    config = check(document, recipe=checkpoint.header["recipe"])
-    if not trust_code:
-        refuse_users_code(config, str(checkpoint.file))
-    return config
-
-
-def build_evaluation(checkpoint: Checkpoint, config: Config) -> Evaluation:
-    """The model of a checkpoint, with its weights, ready to be evaluated.
-
-    Raises: RunError if the weights do not fit; ConfigError as build_run.
-    """
-    header = checkpoint.header
-    device = choose_device(config.device)
-    share_processors()
-    set_deterministic(config.deterministic)
-    stored = header["preprocessing"]
-    channels, height, width = stored["shape"]
-    mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
-    preprocessing = Preprocessing((channels, height, width), mean, std)
-    if ":" not in config.model.name:  # shapes are compared before memory is taken for whatever the file asks for
-        supplied = {"in_channels": channels, "image_size": (height, width), "num_classes": len(header["classes"])}
-        with torch.device("meta"):
-            shapes = build(config.model, supplied).state_dict()
-        check_weights(shapes, checkpoint.weights, checkpoint.file)
-    model = build_model(config, preprocessing, len(header["classes"]), device)
-    load_weights(model, checkpoint)
-    model = with_views(model.eval(), config.tta)
-    if config.keep_memory and device.type == "cpu":
-        keep_freed_memory()
-    classes, counts = tuple(header["classes"]), header["class_counts"]
-    return Evaluation(checkpoint.file, config, classes, counts, preprocessing, device, model)
-
-
-def source_of(evaluation: Evaluation) -> Source:
-    """The splits that the run used. Raises: DataError if the data has other classes than the model."""
-    with within_memory("reading the data set", FEWER_IMAGES):
-        source = hold_out(load_source(evaluation.config), evaluation.config)
-    if source.classes != evaluation.classes:
-        raise DataError(
-            f"{evaluation.file}: the data at {evaluation.config.root} has other classes than this model was trained on"
-        )
-    return source
-
-
-def split_of(evaluation: Evaluation, name: str, source: Source | None = None) -> Split:
-    """The `train`, `validation` or `test` split that the run used. Raises: DataError if it has none.
+def make_loss(component: Component, class_counts: list[int], device: torch.device) -> Loss:
+    """The loss a config names, on the device: a class or a function that makes it, or a function that is it.
 
     Args:
-        evaluation: the run's.
-        name: of the split.
-        source: what source_of gave, if it has been called.
+        component: the name and the arguments.
+        class_counts: how many training images each class has; a loss that asks for it, or for `num_classes`, gets it.
+        device: where its tensors go.
+    Raises: ConfigError if it cannot be made, or cannot be called.
     """
-    source = source or source_of(evaluation)
-    split: Split | None = getattr(source, name)
-    if split is None:
-        has = [other for other in ("train", "validation", "test") if getattr(source, other) is not None]
-        raise DataError(f"this run has no {name} split; it has {' and '.join(has)}")
-    return split
+    supplied = {"num_classes": len(class_counts), "class_counts": class_counts}
+    loss = build(component, supplied, CALLED_WITH["loss"])
+    if isinstance(loss, nn.Module):
+        loss = loss.to(device)
+    if not callable(loss):
+        message = f"{component.name} must be callable as loss(logits, targets), got {type(loss).__name__}"
+        raise ConfigError([Problem(component.place, message)])
+    return loss  # type: ignore[no-any-return]
 
 
-def folder_split(evaluation: Evaluation, folder: Path) -> Split:
-    """A folder's images, one sub-folder a class, as this model takes them. Raises: DataError."""
-    from .data.folder import read_folder
+def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: torch.device, soft: bool = False) -> None:
+    """Call the loss once, so that one which does not fit is named before anything is done with it.
 
-    return read_folder(str(folder), evaluation.classes, evaluation.preprocessing.shape)
+    Args:
+        loss: what make_loss made of `component`.
+        num_classes: K.
+        device: of the logits and targets.
+        soft: the targets will be probabilities [B, K], not class ids [B].
+    Raises: ConfigError if it raises anything, returns another shape than [] or [B], or has no gradient.
+    """
+    logits = torch.zeros(2, num_classes, device=device, requires_grad=True)
+    targets = torch.zeros(2, dtype=torch.int64, device=device)
+    if soft:
+        targets = nn.functional.one_hot(targets, num_classes).float()
+    try:
+        value = loss(logits, targets)
+    except Exception as error:  # the user's loss; told with its line
+        if ran_out_of_memory(error):
+            raise
+        kind = "probabilities [B, K], as mixup makes them," if soft else "class ids [B]"
+        message = f"{component.name} cannot take logits [B, K] and {kind}: {in_one_line(error)}"
+        raise ConfigError([Problem(component.place, message)]) from error
+    if not isinstance(value, Tensor) or value.shape not in ((), (2,)):
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        message = f"{component.name} must return a scalar or one loss an image [B]; for B = 2 it gave {got}"
+        raise ConfigError([Problem(component.place, message)])
+    if not value.requires_grad:
+        message = f"{component.name} has no gradient: what it returns must be computed from the logits, undetached"
+        raise ConfigError([Problem(component.place, message)])

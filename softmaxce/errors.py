@@ -4,8 +4,9 @@ import contextlib
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 DONE = 0
@@ -136,3 +137,10 @@ def _is_users(filename: str) -> bool:
     file = Path(filename)
     outside = not any(file.is_relative_to(folder) for folder in (*installed, *ours))
     return file.is_file() and outside and not {"site-packages", "dist-packages"} & set(file.parts)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing when no known word is near. Case does not count."""
+    words = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), list(words), n=1, cutoff=0.6)
+    return f"; did you mean '{words[near[0]]}'?" if near else ""

@@ -4,14 +4,14 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from softmaxce.build import build_run
-from softmaxce.training.ema import MovingAverage
+from softmaxce.training.ema import ExponentialMovingAverage
 
 from .test_train import config
 
 
 def test_a_moving_average_is_torchs_own_bit_for_bit() -> None:
     model = build_run(config(model={"name": "cnn", "channels": [4, 8]})).model
-    ours = MovingAverage(model, 0.9)
+    ours = ExponentialMovingAverage(model, 0.9)
     torchs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(3):
         with torch.no_grad():

@@ -11,10 +11,10 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 from typer.testing import CliRunner
 
-from softmaxce.build import build_evaluation, config_of, split_of
 from softmaxce.inference.calibration import calibrate, fit_temperature, temperature_of
+from softmaxce.inference.trained_model import build_evaluation, config_of, split_of
 from softmaxce.runs import checkpoint
-from softmaxce.training.loop import predict
+from softmaxce.training.evaluation import predict
 
 HARD = """\
 epochs: 6

@@ -14,9 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from softmaxce.build import build_evaluation, build_run, config_of
+from softmaxce.build import build_run
 from softmaxce.errors import RunError
 from softmaxce.files import replace_file
+from softmaxce.inference.trained_model import build_evaluation, config_of
 from softmaxce.runs import checkpoint
 from softmaxce.runs.folder import BEST, LAST, append_metrics, create, cut_metrics, newest, read_metrics
 from softmaxce.training.loop import fit

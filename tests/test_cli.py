@@ -447,10 +447,10 @@ def test_new_writes_a_copy_that_trains_and_never_overwrites(softmaxce: Softmaxce
 
 
 def test_list_names_everything_on_the_menus(softmaxce: Softmaxce) -> None:
-    from softmaxce.config import components
+    from softmaxce.config import registry
 
     listed = json.loads(softmaxce("list", "--json").stdout)
-    for menu, names in components.MENUS.items():
+    for menu, names in registry.MENUS.items():
         assert set(names) <= set(listed[menu])
         assert all(entry["doc"] for entry in listed[menu].values())
 

@@ -14,9 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from softmaxce import argument_types
 from softmaxce.config import registry, yamlfile
-from softmaxce.config.components import NAMES, fits, target_of
-from softmaxce.config.reader import Config, check, default_root, find, load, parse_override, recipes
-from softmaxce.config.schema import MODELINE, commented_copy, headline, schema
+from softmaxce.config.components import target_of
+from softmaxce.config.keys import Config, default_root
+from softmaxce.config.reader import check, load, parse_override
+from softmaxce.config.recipes import MODELINE, commented_copy, find, headline, recipes
+from softmaxce.config.schema import schema
+from softmaxce.config.signatures import NAMES
+from softmaxce.config.values import fits
 from softmaxce.errors import ConfigError
 
 from .conftest import SMALL
@@ -75,14 +79,14 @@ def test_one_is_not_true() -> None:
 
 def test_a_complete_config_reads_back_as_itself() -> None:
     config = read(SMALL)
-    plain = config.plain()
+    plain = config.to_dict()
     again = read(yamlfile.dump(plain))
-    assert again.plain() == plain
+    assert again.to_dict() == plain
     assert {"name", "label_smoothing", "weight", "ignore_index"} <= set(plain["loss"])
 
 
 def test_every_key_and_argument_is_spelt_out_in_the_complete_config() -> None:
-    plain = read(SMALL).plain()
+    plain = read(SMALL).to_dict()
     assert plain["precision"] == "float32"
     assert plain["data"]["eval_batch_size"] == 256
     assert plain["optimizer"]["weight_decay"] == 0
@@ -92,7 +96,7 @@ def test_every_key_and_argument_is_spelt_out_in_the_complete_config() -> None:
 def test_a_name_alone_is_short_for_a_mapping_with_it() -> None:
     short = read("{epochs: 1, data: digits, model: linear, optimizer: {name: sgd}}")
     long = read("{epochs: 1, data: {name: digits}, model: {name: linear}, optimizer: {name: sgd}}")
-    assert short.plain() == long.plain()
+    assert short.to_dict() == long.to_dict()
 
 
 def test_the_loss_is_softmaxces_own_unless_the_file_says_otherwise() -> None:
@@ -116,7 +120,7 @@ def test_the_loss_is_softmaxces_own_unless_the_file_says_otherwise() -> None:
     ],
 )
 def test_an_override_reaches_its_key(override: str, path: tuple[str, str], value: object) -> None:
-    assert read(SMALL, override).plain()[path[0]][path[1]] == value
+    assert read(SMALL, override).to_dict()[path[0]][path[1]] == value
 
 
 def test_the_last_override_of_a_key_wins() -> None:
@@ -125,7 +129,7 @@ def test_the_last_override_of_a_key_wins() -> None:
 
 def test_an_override_of_a_list_entry_counts_from_0() -> None:
     text = SMALL.replace("validation: 0.25", "augment: [random_horizontal_flip, {name: random_crop, padding: 2}]")
-    augment = read(text, "data.augment.1.padding=3").plain()["data"]["augment"]
+    augment = read(text, "data.augment.1.padding=3").to_dict()["data"]["augment"]
     assert [entry["name"] for entry in augment] == ["random_horizontal_flip", "random_crop"]
     assert augment[1]["padding"] == 3
 
@@ -200,14 +204,14 @@ def test_a_file_is_preferred_to_a_recipe_of_its_name(tmp_path: Path, monkeypatch
 def test_a_commented_copy_is_the_same_config(file: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.yaml"
     copy.write_text(commented_copy(file.read_text(), copy))
-    assert load(str(copy)).plain() == load(file.stem).plain()
+    assert load(str(copy)).to_dict() == load(file.stem).to_dict()
 
 
 def test_a_commented_copys_defaults_are_the_defaults(tmp_path: Path) -> None:
     text = commented_copy((CONFIGS / "digits.yaml").read_text(), tmp_path / "copy.yaml")
     before, _, rest = text.partition("# Every other key, with its default:")
     spelt_out = "\n".join(line.removeprefix("# ") for line in rest.splitlines())
-    assert read(before + spelt_out).plain() == load("digits").plain()
+    assert read(before + spelt_out).to_dict() == load("digits").to_dict()
 
 
 # -- the schema -------------------------------------------------------------------------------------------------------
@@ -276,7 +280,9 @@ def test_program_and_schema_agree_on_what_a_whole_number_is(value: object, key: 
         plain[name] = given
     by_schema = jsonschema.Draft202012Validator(schema()).is_valid(plain)
     try:
-        taken = yamlfile.parse(yamlfile.dump(check(yamlfile.Document("c.yaml", plain, {}, {})).plain()), "c.yaml").data
+        taken = yamlfile.parse(
+            yamlfile.dump(check(yamlfile.Document("c.yaml", plain, {}, {})).to_dict()), "c.yaml"
+        ).data
         by_program = True
     except ConfigError:
         by_program = False

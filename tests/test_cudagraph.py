@@ -17,10 +17,12 @@ from softmaxce.data.batches import Batch
 from softmaxce.errors import ConfigError, TrainingError
 from softmaxce.runs.checkpoint import load, restore, save
 from softmaxce.runs.folder import LAST
-from softmaxce.runtime.device import random_state
+from softmaxce.runtime.random_state import random_state
 from softmaxce.training.cuda_graph import NoGraphError, static_step
-from softmaxce.training.loop import Epoch, Pause, Run, fit, fit_with_pauses, make_static_step
+from softmaxce.training.loop import CheckpointEvent, fit, fit_with_pauses
 from softmaxce.training.nonfinite import NonFiniteError, is_bad
+from softmaxce.training.run import Epoch, Run
+from softmaxce.training.step import make_static_step
 
 from .test_train import VARIANTS, config, figures
 
@@ -64,7 +66,7 @@ def test_batches_through_static_buffers_give_the_bits_of_the_ordinary_loop(way: 
 def test_making_the_step_leaves_a_run_as_it_was(way: str) -> None:
     run = build_run(config(data__train=200, **WAYS[way]))
     for event in fit_with_pauses(run, AfterTwo()):  # in the middle of an epoch, with sums and an optimizer's state
-        assert isinstance(event, Pause)
+        assert isinstance(event, CheckpointEvent)
         break
     before = state(run)
     make_static_step(run)
@@ -91,7 +93,7 @@ def test_a_run_through_static_buffers_is_resumed_within_an_epoch_bit_for_bit(way
     whole = build_run(asked)
     whole.step = make_static_step(whole)
     events = fit_with_pauses(whole, AfterTwo())
-    assert isinstance(next(events), Pause)
+    assert isinstance(next(events), CheckpointEvent)
     save(whole, tmp_path, best=False)
     last = list(events)[-1]
     torch.rand(100)  # another process would stand elsewhere
@@ -319,7 +321,7 @@ def test_a_run_with_a_graph_is_resumed_within_an_epoch_bit_for_bit(tmp_path: Pat
     asked = config(device="cuda", deterministic=True, data__train=200, optimizer={"name": "adamw", "lr": 0.01})
     whole = build_run(asked)
     events = fit_with_pauses(whole, AfterTwo())
-    assert isinstance(next(events), Pause)
+    assert isinstance(next(events), CheckpointEvent)
     save(whole, tmp_path, best=False)
     list(events)
     torch.rand(100, device="cuda")

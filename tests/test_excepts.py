@@ -85,7 +85,7 @@ def test_memory_that_ran_out_is_no_fault_of_the_code_that_is_called() -> None:
             assert handler.mentions(handler.name), f"{handler.location}: the error is neither reported nor raised"
 
 
-@pytest.mark.parametrize("module", ["softmaxce.data.decode", "softmaxce.data.datasets"])
+@pytest.mark.parametrize("module", ["softmaxce.data.decode", "softmaxce.data.torchvision_sets"])
 def test_a_tuple_of_types_names_no_base_class_of_all(module: str) -> None:
     import importlib
 

@@ -20,7 +20,8 @@ from softmaxce.errors import RunError
 from softmaxce.files import locked
 from softmaxce.runs import checkpoint
 from softmaxce.runs.folder import BEST, LAST, LAST_BEFORE
-from softmaxce.training.loop import Epoch, Pause, Progress, Run, fit, fit_with_pauses
+from softmaxce.training.loop import CheckpointEvent, fit, fit_with_pauses
+from softmaxce.training.run import Epoch, Progress, Run
 
 from .test_train import VARIANTS, config, figures
 
@@ -318,7 +319,7 @@ def test_resumed_within_an_epoch_is_bit_identical(variant: str, tmp_path: Path) 
     done: list[Any] = []
     while run.progress.epoch < 2:  # after each single step, everything is built anew from the file
         for event in fit_with_pauses(run, EveryStep()):
-            events += isinstance(event, Pause)
+            events += isinstance(event, CheckpointEvent)
             if isinstance(event, Epoch):
                 done.append((event.number, event.learning_rate, event.train, event.validation, event.test, event.best))
             checkpoint.save(run, tmp_path, best=isinstance(event, Epoch) and event.best)

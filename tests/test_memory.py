@@ -13,7 +13,7 @@ import torch
 from softmaxce.build import build_run
 from softmaxce.errors import MemoryRanOutError, ran_out_of_memory, within_memory
 from softmaxce.training.loop import fit
-from softmaxce.training.memory import half_that_fits
+from softmaxce.training.memory import find_fitting_batch_size
 
 from .test_train import config
 
@@ -182,7 +182,7 @@ def test_the_first_half_that_fits_is_taken(size: int, fits: int, answer: int | N
         if number > fits:
             raise MemoryError
 
-    assert half_that_fits(size, attempt) == answer
+    assert find_fitting_batch_size(size, attempt) == answer
     assert len(tried) <= size.bit_length()
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn import metrics as reference
 
-from softmaxce.inference.metrics import Tally, expected_calibration_error, measure
+from softmaxce.inference.metrics import expected_calibration_error, measure
+from softmaxce.training.tally import RunningMetrics
 
 NAMES = tuple("abcdefg")
 
@@ -59,7 +60,7 @@ def test_with_five_classes_there_is_no_top_five() -> None:
 
 
 def test_a_tally_weighs_batches_by_their_images() -> None:
-    tally = Tally(torch.device("cpu"))
+    tally = RunningMetrics(torch.device("cpu"))
     tally.add(torch.tensor(1.0), torch.eye(3), torch.tensor([0, 1, 2]))
     tally.add(torch.tensor(5.0), torch.eye(3)[:1], torch.tensor([1]))
     tally.images = 4
@@ -70,7 +71,7 @@ def test_a_tally_weighs_batches_by_their_images() -> None:
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_tally_that_waits_has_the_sums_of_one_that_does_not(soft: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    waiting, prompt = Tally(torch.device("cpu")), Tally(torch.device("cpu"))
+    waiting, prompt = RunningMetrics(torch.device("cpu")), RunningMetrics(torch.device("cpu"))
     prompt.room, waiting.room = 0, 60
     for size in (7, 7, 7, 3):
         logits, labels = torch.randn(2, size, 4, generator=generator)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from softmaxce.build import build_run
-from softmaxce.kernels.all_finite import Watch
-from softmaxce.training.loop import Epoch, Run, fit
+from softmaxce.kernels.all_finite import FiniteCheck
+from softmaxce.training.loop import fit
 from softmaxce.training.nonfinite import NonFiniteError
+from softmaxce.training.run import Epoch, Run
 
 from .test_train import config
 
@@ -66,7 +67,7 @@ def test_one_pass_over_the_gradients_sees_what_isfinite_sees(
     if missing:
         parameters[0].grad = None
     expected = all(torch.isfinite(p.grad).all() for p in parameters if p.grad is not None)
-    watch = Watch(parameters)
+    watch = FiniteCheck(parameters)
     assert watch.all_finite() is expected
     assert watch.all_finite() is expected
 

@@ -1,6 +1,7 @@
 """What is installed, and what stands on what."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -47,58 +48,102 @@ def test_the_wheel_holds_the_recipes_and_claims_two_names_only(tmp_path: Path) -
     assert recipes | pages | {"softmaxce/configs/schema.json", "softmaxce/py.typed"} <= set(names)
 
 
-# The floors: a file imports from floors below its own, so that a loss cannot reach a model nor a model read a config.
-FLOORS = [
-    {"errors", "files", "interrupts", "kinds", "yamlfile", "menus", "processors"},
-    {"registry", "config", "schema", "runfolder", "header", "runs", "resume", "grid", "requirements", "configs"},
-    {"eager", "native", "watching"},
-    {"losses", "models", "data", "optim", "muon", "average", "views", "metrics", "runtime", "nonfinite_cpu"},
-    {"train", "cudagraph", "nonfinite", "checkpoint", "verify", "memory"},
-    {"build", "provenance", "evaluate", "calibration", "predict", "compare"},
-    {"explain", "bench", "laws"},
-    {"report"},
-    {"softmaxce_cli"},
-]
-TORCH_FREE = FLOORS[0] | FLOORS[1]
+# -- floors and circles -----------------------------------------------------------------------------------------------
+
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+TORCH_FREE = {"argument_types", "errors", "files", "config"}
 
 
-def floor_of(part: str) -> int:
-    return next(number for number, parts in enumerate(FLOORS) if part in parts)
+def floors() -> list[list[str]]:
+    """The floors that docs/architecture.md lists, the highest first: the names that each line begins with."""
+    (text,) = re.findall(r"<!-- floors.*?-->\n(.*?)<!-- end of floors -->", ARCHITECTURE.read_text(), re.DOTALL)
+    lines = re.findall(r"^\d+\. ((?:`\w+`(?:, | and )?)+)", text, re.MULTILINE)
+    return [re.findall(r"`(\w+)`", line) for line in lines]
 
 
-def imports(file: Path) -> set[str]:
-    """The modules a file imports anywhere, ours as `softmaxce.x`."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+LEVEL = {part: number for number, parts in enumerate(reversed(floors())) for part in parts}
+FILES = {
+    ".".join(["softmaxce_cli" if part == "cli" else part for part in file.relative_to(ROOT).with_suffix("").parts])
+    .removesuffix(".__init__"): file
+    for folder in ("softmaxce", "cli")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+}  # fmt: skip
+
+
+def part_of(module: str) -> str:
+    """The package or module of the top level that a dotted name belongs to."""
+    return "cli" if module.startswith("softmaxce_cli") else module.split(".")[1]
+
+
+def imports(module: str) -> set[str]:
+    """The modules that a module imports anywhere, inside functions too, but for type checkers alone."""
+    file = FILES[module]
+    package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+    tree = ast.parse(file.read_text())
+    checked_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    imported = set()
+    for node in ast.walk(tree):
+        if id(node) in checked_only:
+            continue
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            imported.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = list(file.relative_to(ROOT).with_suffix("").parts[: -node.level]) if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            found.update([f"{module}.{alias.name}" for alias in node.names] if module == "softmaxce" else [module])
-    return found
+            parts = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*parts, *([node.module] if node.module else [])])
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            imported.update(name if name in FILES else base for name in names)
+    return imported - {module}
 
 
-FILES = [
-    file
-    for file in sorted((ROOT / "softmaxce").rglob("*.py"))
-    if file.parent != ROOT / "softmaxce" or file.stem != "__init__"
-]
+def circles() -> list[list[str]]:
+    """The groups of modules that import each other, directly or through others (Tarjan 1972)."""
+    graph = {module: imports(module) & FILES.keys() for module in FILES}
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    groups: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other in graph[module]:
+            if other not in index:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            group = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            groups.append(sorted(group))
+
+    for module in graph:
+        if module not in index:
+            visit(module)
+    return [group for group in groups if len(group) > 1]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_a_file_imports_only_from_floors_below_its_own(file: Path) -> None:
-    part = file.relative_to(ROOT / "softmaxce").with_suffix("").parts[0]
-    for module in imports(file):
-        if module.startswith("softmaxce."):
-            other = module.split(".")[1]
-            if other != part:
-                low = floor_of(other) < floor_of(part) or (
-                    floor_of(other) == floor_of(part)
-                    and part
-                    in TORCH_FREE
-                    | {"train", "checkpoint", "evaluate", "calibration", "predict", "compare", "provenance"}
-                )
-                assert low, f"{part} imports {other}"
+def test_every_package_has_a_floor() -> None:
+    assert set(LEVEL) == {part_of(module) for module in FILES if module != "softmaxce"} - {"configs"}
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if module != "softmaxce"])
+def test_a_file_imports_only_from_floors_below_its_own(module: str) -> None:
+    part = part_of(module)
+    for other in imports(module):
+        if other.startswith(("softmaxce.", "softmaxce_cli")) and part_of(other) not in (part, "configs"):
+            assert LEVEL[part_of(other)] < LEVEL[part], f"{module} imports {other}"
         if part in TORCH_FREE:
-            assert module.split(".")[0] not in {"torch", "torchvision", "sklearn", "numpy"}, f"{part} imports {module}"
+            assert other.split(".")[0] not in {"torch", "torchvision", "sklearn", "numpy"}, f"{module} imports {other}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles() == CIRCLES
+
+
+CIRCLES = [["softmaxce_cli.several", "softmaxce_cli.train"]]

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from softmaxce.data.paths import Unreadable, image_files
 from softmaxce.inference.predict import Prediction, open_run, predict
-from softmaxce.training.loop import predict as outputs
+from softmaxce.training.evaluation import predict as outputs
 
 CONFIG = """\
 epochs: 3
@@ -61,7 +61,7 @@ def told(app: typer.Typer, *arguments: str) -> list[dict[str, object]]:
 
 
 def test_the_probabilities_are_those_of_evals_data_path(app: typer.Typer, here: Path) -> None:
-    from softmaxce.build import folder_split
+    from softmaxce.inference.trained_model import folder_split
 
     opened = open_run(Path("run"))
     split = folder_split(opened, here / "images")

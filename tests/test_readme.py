@@ -13,7 +13,8 @@ import typer
 import yaml
 
 from softmaxce.config import registry
-from softmaxce.config.reader import Config, Data, recipes, signature_of_section
+from softmaxce.config.keys import Config, Data, signature_of_section
+from softmaxce.config.recipes import recipes
 from softmaxce.errors import DONE, FAILED, INTERRUPTED, TERMINATED, USAGE
 
 from .conftest import Softmaxce

@@ -10,9 +10,12 @@ import torch
 
 from softmaxce.build import build_run
 from softmaxce.config import reader as configs
-from softmaxce.config.reader import Config, Override
+from softmaxce.config import recipes
+from softmaxce.config.keys import Config
+from softmaxce.config.reader import Override
 from softmaxce.errors import ConfigError
-from softmaxce.training.loop import Pause, Run, fit_with_pauses
+from softmaxce.training.loop import CheckpointEvent, fit_with_pauses
+from softmaxce.training.run import Run
 
 from .conftest import Softmaxce
 from .test_train import config
@@ -44,7 +47,7 @@ def with_made_up_images(recipe: str) -> Config:
     whole = configs.load(recipe)
     channels, size = SHAPES.get(recipe, (3, 32))
     data = {"name": "synthetic", "channels": channels, "size": size, "train": 8 * (STEPS + 2) + 20, "test": 16}
-    data |= {"batch_size": 8, "validation": 20, "augment": whole.plain()["data"]["augment"]}
+    data |= {"batch_size": 8, "validation": 20, "augment": whole.to_dict()["data"]["augment"]}
     return configs.load(recipe, [Override(("data",), data, "--set data")])
 
 
@@ -52,7 +55,7 @@ def first_steps(run: Run) -> list[Any]:
     """The sums of losses after each of the first steps, and the weights after the last."""
     sums = []
     for event in islice(fit_with_pauses(run, EveryStep()), STEPS):
-        assert isinstance(event, Pause)
+        assert isinstance(event, CheckpointEvent)
         sums.append(run.tally.loss.item())
     return [*sums, *(tensor.clone() for tensor in run.model.state_dict().values())]
 
@@ -62,7 +65,7 @@ def are_the_same_bits(one: list[Any], other: list[Any]) -> bool:
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
-@pytest.mark.parametrize("recipe", sorted(configs.recipes()))
+@pytest.mark.parametrize("recipe", sorted(recipes.recipes()))
 def test_a_recipes_first_50_steps_are_the_same_bits_twice(recipe: str) -> None:
     asked = with_made_up_images(recipe)
     one = first_steps(build_run(asked))
@@ -108,9 +111,9 @@ def test_what_other_trainers_call_it_is_answered_with_its_name(softmaxce: Softma
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("recipe", sorted(configs.recipes()))
+@pytest.mark.parametrize("recipe", sorted(recipes.recipes()))
 def test_deterministic_gives_the_same_bits_twice_on_a_gpu(recipe: str) -> None:
     asked = with_made_up_images(recipe)
     changes = [Override((key,), value, key) for key, value in (("device", "cuda"), ("deterministic", True))]
-    asked = configs.load(recipe, [Override(("data",), asked.plain()["data"], "--set data"), *changes])
+    asked = configs.load(recipe, [Override(("data",), asked.to_dict()["data"], "--set data"), *changes])
     assert are_the_same_bits(first_steps(build_run(asked)), first_steps(build_run(asked)))

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from softmaxce.config.components import signature_of
-from softmaxce.config.reader import Config, Data, signature_of_section
+from softmaxce.config.keys import Config, Data, signature_of_section
+from softmaxce.config.signatures import signature_of
 from softmaxce.data.folder import image_folder
 from softmaxce.runs.resume import DATA_SET_RULES, RULES, rule_of
 

@@ -10,12 +10,15 @@ from torch import nn
 
 from softmaxce.build import build_run
 from softmaxce.config import yamlfile
-from softmaxce.config.reader import Config, check
+from softmaxce.config.keys import Config
+from softmaxce.config.reader import check
 from softmaxce.errors import ConfigError, DataError, TrainingError
 from softmaxce.losses import cuda
 from softmaxce.runs.checkpoint import load, restore, save
 from softmaxce.runs.folder import LAST
-from softmaxce.training.loop import Run, fit, loss_of, predict, score
+from softmaxce.training.evaluation import evaluate_epoch, loss_of, predict
+from softmaxce.training.loop import fit
+from softmaxce.training.run import Run
 
 from .conftest import SMALL
 
@@ -148,7 +151,7 @@ def test_a_score_does_not_depend_on_the_evaluation_batch() -> None:
     one, other = (build_run(config(data__eval_batch_size=size, loss=loss)) for size in (1, 64))
     assert one.validation is not None
     assert other.validation is not None
-    first, second = score(one, one.validation), score(other, other.validation)
+    first, second = evaluate_epoch(one, one.validation), evaluate_epoch(other, other.validation)
     assert first.accuracy == second.accuracy
     assert first.loss == pytest.approx(second.loss, rel=1e-6)
 
@@ -165,7 +168,7 @@ def test_evaluation_draws_no_random_numbers_and_leaves_the_mode() -> None:
     run = build_run(config())
     assert run.validation is not None
     before = torch.get_rng_state()
-    score(run, run.validation)
+    evaluate_epoch(run, run.validation)
     assert torch.equal(before, torch.get_rng_state())
     assert run.model.training
 

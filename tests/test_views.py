@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from softmaxce.build import build_evaluation, build_run, config_of
+from softmaxce.build import build_run
 from softmaxce.inference.evaluate import evaluate, final_evaluation
+from softmaxce.inference.trained_model import build_evaluation, config_of
 from softmaxce.inference.tta import with_views
 from softmaxce.runs.checkpoint import load, save
 from softmaxce.runs.folder import BEST
-from softmaxce.training.loop import fit, predict
+from softmaxce.training.evaluation import predict
+from softmaxce.training.loop import fit
 
 from .conftest import Softmaxce
 from .test_train import config

@@ -6,7 +6,7 @@ comes after one that left memory behind would pay nothing: the figures would be 
 
 import torch
 
-from ..runtime.device import keep_freed_memory
+from ..runtime.allocator import keep_freed_memory
 
 RESERVE = 2**30  # bytes
 

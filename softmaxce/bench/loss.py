@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..build import make_loss
 from ..config.components import Component
 from ..errors import RunError, ran_out_of_memory
-from ..losses.interface import make_loss
 from .accuracy import Errors, errors, truth
 from .allocator import reserve
 from .candidates import Loss, contestants

@@ -19,7 +19,7 @@ from torchvision import datasets, transforms
 from ..config import reader as configs
 from ..config import yamlfile
 from ..config.components import build
-from ..config.reader import Config
+from ..config.keys import Config
 from ..data.splits import InMemory, Split
 from .clock import clock_for
 from .memory import peak_resident

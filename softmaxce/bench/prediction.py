@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..build import Evaluation
-from ..data.prefetch import Ahead, decode_to
+from ..data.prefetch import PrefetchingDecoder, decode_to
 from ..inference.predict import AHEAD, predict
+from ..inference.trained_model import TrainedModel
 from .clock import Spread, ratios, turns
 
 DECODING, PREDICTING = "decoding alone", "softmaxce predict"
@@ -29,7 +29,7 @@ class Rates:
     model: str
 
 
-def measure(run: Evaluation, files: Sequence[str], rounds: int) -> Rates:
+def measure(run: TrainedModel, files: Sequence[str], rounds: int) -> Rates:
     """Decode the files and classify them, in turns.
 
     Args:
@@ -42,7 +42,7 @@ def measure(run: Evaluation, files: Sequence[str], rounds: int) -> Rates:
 
     def decoding() -> float:
         began = time.perf_counter()
-        with Ahead(files, decode, ahead) as images:
+        with PrefetchingDecoder(files, decode, ahead) as images:
             for _ in images:
                 pass
         return time.perf_counter() - began

@@ -16,16 +16,19 @@ import torch
 from torch import Tensor
 
 from ..build import build_run
-from ..config.reader import Config
+from ..config.keys import Config
 from ..data.batches import Batch, Batches
 from ..errors import RunError
-from ..inference.metrics import Scores
+from ..losses.interface import to_scalar
 from ..optim import unwrapped
 from ..runs import checkpoint
 from ..runs import folder as runfolder
 from ..runtime.device import autocast
 from ..runtime.signals import Every, Pauses, Signals
-from ..training.loop import Epoch, Run, mean_of, score, train_epoch
+from ..training.evaluation import evaluate_epoch
+from ..training.loop import train_epoch
+from ..training.run import Epoch, Run
+from ..training.tally import Scores
 from .clock import Spread, clock_for, ratios, turns
 from .memory import peak_resident
 
@@ -138,7 +141,7 @@ class PlainProcess:
             "held_out": held_out(run).num_images,
             "test": held_out(run) is run.test,
         }
-        self._send({"config": run.config.plain(), "recipe": run.config.recipe, "about": about})
+        self._send({"config": run.config.to_dict(), "recipe": run.config.recipe, "about": about})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -260,7 +263,7 @@ class _Measurement:
         began = self.clock()
         for _ in range(count):
             with autocast(run.device, run.precision):
-                loss = mean_of(run.loss(run.model(self.images), self.labels))
+                loss = to_scalar(run.loss(run.model(self.images), self.labels))
             run.scaler.scale(loss).backward()
             take_step()
         _wait(run.device)
@@ -295,7 +298,7 @@ class _Measurement:
         began = time.perf_counter()
         rate = run.optimizer.param_groups[0]["lr"]
         epoch = Epoch(self.number, rate, run.tally.scores(), self.scores, None, 1.0, 1.0, best=True, waited=0)
-        runfolder.append_metrics(self.folder, epoch.plain())
+        runfolder.append_metrics(self.folder, epoch.to_dict())
         checkpoint.save(run, self.folder, best=True)
         self.row(epoch)
         return time.perf_counter() - began
@@ -312,7 +315,7 @@ class _Measurement:
 
     def _evaluation(self) -> float:
         began = self.clock()
-        found = score(self.run, self.part)
+        found = evaluate_epoch(self.run, self.part)
         assert found is not None
         self.scores = found
         return self.clock() - began
@@ -338,7 +341,7 @@ class _Measurement:
             with autocast(run.device, run.precision):
                 logits = run.model(images)
                 taken["forward"].append(clock.lap())
-                loss = mean_of(run.loss(logits, targets))
+                loss = to_scalar(run.loss(logits, targets))
                 taken["loss"].append(clock.lap())
             run.scaler.scale(loss).backward()
             taken["backward"].append(clock.lap())

@@ -6,8 +6,11 @@ answers, without importing torch. To add to a menu, write the class or function 
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+
+from . import registry
 
 LOSSES = {
     "softmax_cross_entropy": "softmaxce.losses.builtin:softmax_cross_entropy",
@@ -110,3 +113,14 @@ def torchvision_names() -> tuple[str, ...]:
     for file in Path(spec.origin).parent.joinpath("models").glob("*.py"):
         names.update(re.findall(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)", file.read_text("utf-8"), re.MULTILINE))
     return tuple(sorted(names))
+
+
+TORCHVISION = "softmaxce.models.torchvision_models:torchvision_model"  # what torchvision:NAME stands for
+MENUS: dict[str, Mapping[str, str]] = {
+    "losses": registry.LOSSES,
+    "models": registry.MODELS,
+    "datasets": registry.DATASETS,
+    "optimizers": registry.OPTIMIZERS,
+    "schedules": registry.SCHEDULES,
+    "augmentations": registry.AUGMENTATIONS,
+}

@@ -2,17 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from . import registry, yamlfile
-from .components import OWN_CODE, TORCHVISION, Argument, Signature, read_signature
-from .reader import COMPONENTS, KEYS, SUPPLIED, Config, Data, EarlyStopping, Normalize, signature_of_section
-
-MODELINE = "# yaml-language-server: $schema="
+from . import registry
+from .components import OWN_CODE
+from .keys import COMPONENTS, KEYS, SUPPLIED, Config, Data, EarlyStopping, Normalize, signature_of_section
+from .registry import TORCHVISION
+from .signatures import Argument, Signature, read_signature
 
 
 def schema() -> dict[str, Any]:
@@ -106,29 +104,3 @@ def attribute_docs(documented: type) -> dict[str, str]:
     body = (documented.__doc__ or "").partition("Attributes:")[2]
     entries = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", body, re.MULTILINE)
     return {name: " ".join(text.split()).rstrip(".") for name, text in entries}
-
-
-# -- recipes as people read them --------------------------------------------------------------------------------------
-
-
-def headline(text: str) -> str:
-    """A recipe in one line: its first comment that is no modeline and no command."""
-    comments = [
-        line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and not line.startswith(MODELINE)
-    ]
-    return next((line for line in comments if line and not line.startswith("softmaxce ")), "")
-
-
-def commented_copy(text: str, target: Path) -> str:
-    """A recipe to edit: as written, with the schema's place, its command, and the keys it leaves at their defaults."""
-    schema_file = Path(str(resources.files("softmaxce.configs"))) / "schema.json"
-    lines = [line for line in text.splitlines() if not line.startswith(MODELINE)]
-    lines = [f"{MODELINE}{schema_file}", f"# softmaxce train --config {target}", "#", *lines]
-    present = set(yamlfile.parse(text, str(target)).data)
-    docs = attribute_docs(Config)
-    rest = []
-    for argument in signature_of_section(Config, KEYS).arguments:
-        if argument.name not in present:
-            value = yamlfile.dump({argument.name: argument.default}).strip()
-            rest.append(f"# {value}  # {docs[argument.name]}")
-    return "\n".join([*lines, "", "# Every other key, with its default:", *rest, ""])

@@ -9,8 +9,9 @@ from itertools import product
 from ..errors import ConfigError, Problem
 from . import reader as configs
 from . import yamlfile
-from .components import show
-from .reader import Config, Override
+from .keys import Config
+from .reader import Override
+from .values import show
 
 MOST = 1000  # runs; more are a slip of the hand
 

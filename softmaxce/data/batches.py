@@ -3,8 +3,6 @@
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,51 +10,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError, MemoryRanOutError, SoftmaxceError, WorkerError, in_one_line, ran_out_of_memory
+from .preprocessing import Preprocessing
 from .splits import InMemory, OnDisk, Split
 
 if TYPE_CHECKING:
-    from ..kernels.gather_normalize import Taker
+    from ..kernels.gather_normalize import BatchGatherer
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STATISTICS_FROM = 5000  # images of a split on disk that its mean and deviation are taken from
 
 Failure = DataError | MemoryRanOutError
 Augmentation = Callable[[Tensor], Tensor]  # images [B, C, H, W] in [0, 1] -> the same shape
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] float, normalised; labels [B] int64
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What every image goes through before the model; it travels with the weights.
-
-    Attributes:
-        shape: (C, H, W).
-        mean: C numbers, of pixels in [0, 1].
-        std: C numbers, likewise.
-    """
-
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def mean_and_std(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Each channel's mean and standard deviation, of pixels in [0, 1]; a constant channel's deviation is given as 1."""
-    if isinstance(split, InMemory):
-        chunks: Sequence[Tensor] = split.images.split(4096)
-    else:
-        stride = max(1, len(split) // STATISTICS_FROM)
-        chunks = [split.decode(file).unsqueeze(0) for file in split.files[::stride]]
-    total = torch.zeros(split.shape[0], dtype=torch.float64)
-    squares, pixels = torch.zeros_like(total), 0
-    for chunk in chunks:  # [n, C, H, W]
-        values = chunk.double() / 255
-        total += values.sum((0, 2, 3))
-        squares += values.square().sum((0, 2, 3))
-        pixels += values.numel() // values.shape[1]
-    mean = total / pixels
-    std = (squares / pixels - mean.square()).clamp_min(0).sqrt()
-    return tuple(mean.tolist()), tuple(torch.where(std < 1e-6, 1.0, std).tolist())
 
 
 class Batches:
@@ -200,7 +163,7 @@ class Batches:
         return normalised.contiguous(memory_format=torch.channels_last)
 
 
-def _taker(images: Tensor, mean: Tensor, scale: Tensor) -> "Taker | None":
+def _taker(images: Tensor, mean: Tensor, scale: Tensor) -> "BatchGatherer | None":
     """What takes and normalises images on the CPU in one pass, to what `Batches.prepared` gives, if it can.
 
     None where neither model nor loss has brought Numba in: a prediction would wait for it longer than it gains.
@@ -211,9 +174,9 @@ def _taker(images: Tensor, mean: Tensor, scale: Tensor) -> "Taker | None":
     usual &= all(each.dtype is torch.float32 and each.numel() == channels for each in (mean, scale))
     if not usual or "numba" not in sys.modules:
         return None
-    from ..kernels.gather_normalize import Taker
+    from ..kernels.gather_normalize import BatchGatherer
 
-    return Taker(images, mean, scale)
+    return BatchGatherer(images, mean, scale)
 
 
 class _Files(Dataset[Tensor | Failure]):
@@ -245,27 +208,3 @@ def _stacked(images: list[Tensor | Failure]) -> Tensor | Failure:
     """[C, H, W] images as [B, C, H, W], or the first error among them."""
     error = next((image for image in images if isinstance(image, SoftmaxceError)), None)
     return error or torch.stack([image for image in images if isinstance(image, Tensor)])
-
-
-def mixing(mixup_alpha: float, cutmix_alpha: float, num_classes: int) -> Callable[[Tensor, Tensor], Batch] | None:
-    """mixup, CutMix, or a fair draw of the two for each batch; None if both are off.
-
-    Returns: (images [B, C, H, W], labels [B]) -> (images, [B, K] probabilities).
-
-    Zhang et al. 2018; Yun et al. 2019. torchvision's own, which draws one mixing ratio a batch.
-    """
-    if not mixup_alpha and not cutmix_alpha:
-        return None
-    from torchvision.transforms import v2
-
-    choices = [
-        make(alpha=alpha, num_classes=num_classes)
-        for make, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha))
-        if alpha
-    ]
-    return partial(_mixed, choices)
-
-
-def _mixed(choices: list[Callable[[Tensor, Tensor], Batch]], images: Tensor, labels: Tensor) -> Batch:
-    choice = choices[int(torch.randint(len(choices), ()))] if len(choices) > 1 else choices[0]
-    return choice(images, labels)

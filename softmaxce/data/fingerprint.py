@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from .splits import InMemory, OnDisk, Source, Split
+from .splits import Dataset, InMemory, OnDisk, Split
 
 SPLITS = ("train", "validation", "test")
 SAMPLED_FILES = 256  # of an on-disk split, evenly spaced, are read
@@ -27,7 +27,7 @@ def fingerprint(split: Split) -> str:
     return f"files:{digest.hexdigest()}:{_contents(split)}"
 
 
-def fingerprints(source: Source) -> dict[str, str]:
+def fingerprints(source: Dataset) -> dict[str, str]:
     """The fingerprint of each split that a data set has, by its name."""
     splits = {name: getattr(source, name) for name in SPLITS}
     return {name: fingerprint(split) for name, split in splits.items() if split is not None}

@@ -20,7 +20,7 @@ from ..runtime.processors import processors
 from . import cache as decoded_images
 from . import decode as decoding
 from .decode import Decode, decoding_threads, is_image
-from .splits import InMemory, OnDisk, Source, Split, split_by_name, stratified
+from .splits import Dataset, InMemory, OnDisk, Split, split_by_name, stratified
 
 VALIDATION_NAMES = ("val", "valid", "validation")
 SHOWN = 10  # files named in one message
@@ -37,7 +37,7 @@ def image_folder(
     split_by: Literal["name", "shuffle"] = "name",
     *,
     root: str,
-) -> Source:
+) -> Dataset:
     """Your own images: root/train/CLASS/*, root/test/CLASS/*, or root/CLASS/* to be split.
 
     Args:
@@ -66,12 +66,12 @@ def image_folder(
     if not split_up:
         train, shape = listing.read(top, None)
         if not test_fraction:
-            return Source(train, None, classes)
+            return Dataset(train, None, classes)
         rest, tested = _test_split(train, test_fraction)
-        return Source(train.take(rest), train.take(tested), classes)
+        return Dataset(train.take(rest), train.take(tested), classes)
     train, shape = listing.read(parts["train"], None)
     validation = next((parts[name] for name in VALIDATION_NAMES if name in parts), None)
-    return Source(
+    return Dataset(
         train,
         listing.read(parts["test"], shape)[0] if "test" in parts else None,
         classes,

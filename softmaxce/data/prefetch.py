@@ -30,7 +30,7 @@ def decode_to(shape: tuple[int, int, int]) -> Decode:
     return Decode(channels, (height, width))
 
 
-class Ahead:
+class PrefetchingDecoder:
     """Image files, decoded in threads from the moment this is made; whoever iterates has them in their order.
 
     Args:
@@ -56,7 +56,7 @@ class Ahead:
             self.close()
             raise
 
-    def __enter__(self) -> "Ahead":
+    def __enter__(self) -> "PrefetchingDecoder":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

@@ -78,7 +78,7 @@ def _at(names: tuple[str, ...] | None, indices: Tensor) -> tuple[str, ...] | Non
 
 
 @dataclass(frozen=True)
-class Source:
+class Dataset:
     """A data set: its splits and its class names.
 
     `validation` and `test` are None where the data set has none of its own.

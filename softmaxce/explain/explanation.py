@@ -72,15 +72,15 @@ class Explanation:
         logits = self.steps.logits
         return logits.index(max(logits))
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As one JSON object: every intermediate value."""
         result: dict[str, Any] = {
             "title": self.title,
             "classes": list(self.classes),
             "true_class": self.label,
             "predicted_class": self.classes[self.predicted],
-            **self.steps.plain(),
-            "formats": [computed.plain() for computed in self.formats],
+            **self.steps.to_dict(),
+            "formats": [computed.to_dict() for computed in self.formats],
             "notes": list(self.notes),
         }
         if self.contributions is not None:

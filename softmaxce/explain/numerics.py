@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses.cross_entropy import definition, naive_cross_entropy, softmax
+from ..losses.reference import definition, naive_cross_entropy, softmax
 from .steps import Steps
 
 FORMATS = {
@@ -52,7 +52,7 @@ class Computed:
     right: float
     limit: Limit
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; what is no number is the text inf or nan."""
         limit = {**vars(self.limit), "naive": _json(self.limit.naive), "right": _json(self.limit.right)}
         return {"format": self.format, "naive": _json(self.naive), "right": _json(self.right), "limit": limit}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses.cross_entropy import one_hot, softmax
+from ..losses.reference import one_hot, softmax
 
 Numbers = tuple[float, ...]
 
@@ -79,7 +79,7 @@ class Steps:
     gradient: Numbers
     step: Step
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..build import Evaluation, build_evaluation, config_of, split_of
 from ..data.decode import Decode
 from ..data.splits import InMemory, Split
 from ..errors import DataError, RunError, in_one_line, ran_out_of_memory
+from ..inference.trained_model import TrainedModel, build_evaluation, config_of, split_of
 from ..losses.cross_entropy import SoftmaxCrossEntropy
 from ..runs import checkpoint
 from ..runs.header import find_checkpoint
 from ..runs.provenance import check_split
-from ..training.loop import predict
+from ..training.evaluation import predict
 from .explanation import Contributions, Explanation, OwnLoss
 from .numerics import compare_formats
 from .steps import take_steps
@@ -22,7 +22,7 @@ from .steps import take_steps
 NO_LABEL = "No label was given, so the network's own answer stands in for it; with --label you can say what is true."
 
 
-def open_run(path: Path, *, trust_code: bool = False) -> Evaluation:
+def open_run(path: Path, *, trust_code: bool = False) -> TrainedModel:
     """The model, the loss and the preprocessing of a run folder (its best checkpoint) or a checkpoint, on the CPU.
 
     Args:
@@ -34,7 +34,7 @@ def open_run(path: Path, *, trust_code: bool = False) -> Evaluation:
     return build_evaluation(loaded, config_of(loaded, {"device": "cpu"}, trust_code=trust_code))
 
 
-def read_image(run: Evaluation, file: Path) -> Tensor:
+def read_image(run: TrainedModel, file: Path) -> Tensor:
     """A file's image as the run's model takes it, [C, H, W] uint8. Raises: DataError."""
     if not file.is_file():
         raise DataError(f"{file}: there is no such file")
@@ -42,7 +42,7 @@ def read_image(run: Evaluation, file: Path) -> Tensor:
     return Decode(channels, (height, width))(str(file))
 
 
-def pick(run: Evaluation, split: str, index: int, *, allow_changed_data: bool = False) -> tuple[Tensor, int]:
+def pick(run: TrainedModel, split: str, index: int, *, allow_changed_data: bool = False) -> tuple[Tensor, int]:
     """An image [C, H, W] uint8 of a split of the run's data, and its class id.
 
     Raises: DataError; RunError if the split's images are others than at training and that is not allowed.
@@ -51,7 +51,7 @@ def pick(run: Evaluation, split: str, index: int, *, allow_changed_data: bool = 
 
 
 def blend(
-    run: Evaluation, split: str, index: int, other: int, share: float, *, allow_changed_data: bool = False
+    run: TrainedModel, split: str, index: int, other: int, share: float, *, allow_changed_data: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Two images of a split as one, as mixup makes them in training: (1 - share) of the first, `share` of the other.
 
@@ -69,7 +69,7 @@ def blend(
     return image, labels
 
 
-def _own_split(run: Evaluation, name: str, *, allow_changed_data: bool) -> Split:
+def _own_split(run: TrainedModel, name: str, *, allow_changed_data: bool) -> Split:
     split = split_of(run, name)
     check_split(run.file, name, split, allow_changed_data=allow_changed_data)
     return split
@@ -84,7 +84,7 @@ def _take(chosen: Split, split: str, index: int) -> tuple[Tensor, int]:
 
 
 def explain_image(
-    run: Evaluation, image: Tensor, target: int | Tensor | None, *, title: str, temperature: float = 1.0
+    run: TrainedModel, image: Tensor, target: int | Tensor | None, *, title: str, temperature: float = 1.0
 ) -> Explanation:
     """Explain what a run's model and loss make of one image.
 

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..build import Evaluation, build_evaluation, config_of, source_of, split_of
-from ..config.reader import Config
-from ..data.splits import InMemory, Source, Split
+from ..config.keys import Config
+from ..data.splits import Dataset, InMemory, Split
 from ..runs import checkpoint
 from ..runs import folder as runfolder
 from ..runs.header import find_checkpoint
 from ..runs.provenance import check_split
 from ..runs.resume import recorded_images
-from ..training.loop import loss_of, predict
+from ..training.evaluation import loss_of, predict
 from .calibration import fit_temperature, temperature_of
-from .metrics import Figures, ReliabilityBin, measure, reliability
+from .metrics import Metrics, ReliabilityBin, measure, reliability
+from .trained_model import TrainedModel, build_evaluation, config_of, source_of, split_of
 
 GALLERY = 24  # images
 TOP = 3  # classes of each
@@ -37,7 +37,7 @@ class Judgement:
     """
 
     temperature: float
-    figures: Figures
+    figures: Metrics
     bins: tuple[ReliabilityBin, ...]
     confidence: float
     deviation: float
@@ -102,7 +102,7 @@ class Findings:
     losses: Tensor
     hits: Tensor
     mistakes: tuple[Mistake, ...]
-    evaluation: Evaluation
+    evaluation: TrainedModel
 
     @property
     def final(self) -> Judgement:
@@ -171,7 +171,9 @@ def find(
     )
 
 
-def _fitting_temperature(evaluation: Evaluation, source: Source, measured: str, *, allow_changed_data: bool) -> float:
+def _fitting_temperature(
+    evaluation: TrainedModel, source: Dataset, measured: str, *, allow_changed_data: bool
+) -> float:
     """The temperature that fits the validation split. Raises: ValueError if there is none, or it would judge itself."""
     if source.validation is None:
         raise ValueError("the run held out no validation split to fit one on")
@@ -182,7 +184,7 @@ def _fitting_temperature(evaluation: Evaluation, source: Source, measured: str, 
     return fit_temperature(logits.cpu(), labels.cpu())
 
 
-def _judge(logits: Tensor, labels: Tensor, evaluation: Evaluation, temperature: float) -> Judgement:
+def _judge(logits: Tensor, labels: Tensor, evaluation: TrainedModel, temperature: float) -> Judgement:
     loss = loss_of(evaluation.loss, logits, labels)
     logits, labels = logits.cpu().double() / temperature, labels.cpu()
     probabilities = torch.softmax(logits, 1).numpy()

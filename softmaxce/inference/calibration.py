@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..build import build_evaluation, config_of, source_of, split_of
 from ..errors import DataError, RunError
 from ..files import replace_file
 from ..runs import checkpoint
 from ..runs.folder import CALIBRATION
 from ..runs.header import find_checkpoint, read_header
 from ..runs.provenance import check_split
-from ..training.loop import predict
+from ..training.evaluation import predict
 from .metrics import expected_calibration_error
+from .trained_model import build_evaluation, config_of, source_of, split_of
 
 LOWEST, HIGHEST = 0.01, 100.0
 
@@ -63,7 +63,7 @@ class Calibration:
     validation: Reliability
     test: Reliability | None
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As calibration.json holds it."""
         return {**asdict(self), "checkpoint": self.checkpoint.name}
 
@@ -106,7 +106,7 @@ def calibrate(
     result = Calibration(
         temperature, loaded.file, loaded.header["epoch"], _reliability(logits, labels, temperature), tested
     )
-    text = json.dumps(result.plain(), indent=2) + "\n"
+    text = json.dumps(result.to_dict(), indent=2) + "\n"
     replace_file(loaded.file.parent / CALIBRATION, text.encode())
     return result
 

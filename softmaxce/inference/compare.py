@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..build import build_evaluation, config_of, source_of, split_of
 from ..config.components import takes
-from ..config.reader import Config
+from ..config.keys import Config
 from ..errors import RunError
 from ..runs import checkpoint
 from ..runs import folder as runfolder
@@ -19,9 +18,10 @@ from ..runs.header import find_checkpoint
 from ..runs.listing import differing
 from ..runs.provenance import check_split
 from ..runs.resume import TrainedRun, differ_by_seed_alone, rule_of, same_data_set
-from ..training.loop import loss_of, predict
+from ..training.evaluation import loss_of, predict
 from .calibration import temperature_of
 from .metrics import measure
+from .trained_model import build_evaluation, config_of, source_of, split_of
 
 FIGURES = ("accuracy", "nll", "brier", "ece")
 LEVEL = 0.05  # a difference less probable than this under chance is called larger than chance
@@ -107,7 +107,7 @@ class Comparison:
     significant: tuple[bool | None, ...]
     other_data: tuple[int, ...] = ()
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As one JSON object."""
         rows = [{"run": str(run.folder), "epoch": run.epoch, "images": run.images, **run.figures} for run in self.runs]
         for row, test, verdict in zip(rows[1:], self.tests, self.significant, strict=True):
@@ -157,7 +157,7 @@ def compare(
     return Comparison(
         split=split,
         runs=runs,
-        keys=differing([run.config.plain() for run in runs]),
+        keys=differing([run.config.to_dict() for run in runs]),
         seeds=tuple(Seeds(tuple(group), _spread([runs[i] for i in group])) for group in groups if len(group) > 1),
         tests=tuple(tests),
         significant=tuple(holm([test.p if test else None for test in tests])),
@@ -267,7 +267,7 @@ def same_images(first: Measured, second: Measured) -> bool:
 def _data_keys(first: Config, second: Config) -> set[str]:
     """The keys of the `data` section in which two configs differ and that change metrics."""
     name = first.source.name
-    keys = differing([{"data": one.plain()["data"]} for one in (first, second)])
+    keys = differing([{"data": one.to_dict()["data"]} for one in (first, second)])
     return {key for key in keys if rule_of(key, name).changes_metrics}
 
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..build import build_evaluation, config_of, folder_split, split_of
-from ..config.reader import Config
+from ..config.keys import Config
 from ..data.splits import Split
 from ..runs import checkpoint, provenance
 from ..runs.folder import BEST, read_record
-from ..training.loop import Run, loss_of, predict
-from .metrics import Figures, Scores, measure
+from ..training.evaluation import loss_of, predict
+from ..training.run import Run
+from ..training.tally import Scores
+from .metrics import Metrics, measure
+from .trained_model import build_evaluation, config_of, folder_split, split_of
 from .tta import with_views
 
 
@@ -41,7 +43,7 @@ def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[s
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """What was evaluated, on what, and what came out.
 
     Attributes:
@@ -60,7 +62,7 @@ class Evaluated:
     split: str
     config: Config
     temperature: float
-    figures: Figures
+    figures: Metrics
     differs: tuple[str, ...] = ()
 
 
@@ -75,7 +77,7 @@ def evaluate(
     tta: str | None = None,
     trust_code: bool = False,
     allow_changed_data: bool = False,
-) -> Evaluated:
+) -> EvaluationResult:
     """Measure a checkpoint's model.
 
     Args:
@@ -111,7 +113,7 @@ def evaluate(
     where = str(data) if as_images else split
     now = provenance.of_machine(evaluation.device, evaluation.precision)
     differs = tuple(provenance.differences(_recorded(file), now))
-    return Evaluated(file, loaded.header["epoch"], where, config, temperature, figures, differs)
+    return EvaluationResult(file, loaded.header["epoch"], where, config, temperature, figures, differs)
 
 
 def _recorded(file: Path) -> dict[str, Any]:

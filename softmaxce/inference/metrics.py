@@ -7,91 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-WAITING = 1 << 16  # logits that may wait to be looked at
-
 
 @dataclass(frozen=True)
-class Scores:
-    """The two figures of an epoch's row.
-
-    Attributes:
-        loss: nats an image.
-        accuracy: the share of images whose largest logit is their label's, in [0, 1].
-        images: how many images they were measured on.
-    """
-
-    loss: float
-    accuracy: float
-    images: int
-
-    def plain(self) -> dict[str, float]:
-        """As a JSON line holds it."""
-        return {"loss": self.loss, "accuracy": self.accuracy}
-
-
-class Tally:
-    """Running sums of loss and hits. They stay on the device; `scores` is the only place that waits for it.
-
-    On the CPU batches are added up some at a time: alone, each would cost more in calls than in sums.
-
-    Attributes:
-        images: how many; the caller counts them, as a CUDA graph that calls `add` cannot.
-        room: so many logits may wait for that; 0 where what they lie in is written over by the next batch.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.images = 0
-        self.room = WAITING if device.type == "cpu" else 0
-        self._loss = torch.zeros((), device=device)
-        self._hits = torch.zeros((), dtype=torch.int64, device=device)
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits, targets
-        self._numbers = 0  # of these logits
-
-    @property
-    def loss(self) -> Tensor:
-        """Nats, of all images []; always the same tensor."""
-        self._add_up()
-        return self._loss
-
-    @property
-    def hits(self) -> Tensor:
-        """Images whose largest logit is their label's []; always the same tensor."""
-        self._add_up()
-        return self._hits
-
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Add up one batch: its mean loss (scalar), logits [B, K], targets [B] ids or [B, K] probabilities."""
-        self._waiting.append((loss.detach(), logits.detach(), targets))
-        self._numbers += logits.numel()
-        if self._numbers > self.room:
-            self._add_up()
-
-    def _add_up(self) -> None:
-        if not self._waiting:
-            return
-        losses, *pairs = zip(*self._waiting, strict=True)
-        for loss, targets in zip(losses, pairs[1], strict=True):
-            self._loss.add_(loss, alpha=len(targets))
-        logits, targets = (torch.cat(batches) if len(batches) > 1 else batches[0] for batches in pairs)
-        ids = targets if targets.ndim == 1 else targets.argmax(1)
-        self._hits.add_((logits.argmax(1) == ids).sum())
-        self._waiting.clear()
-        self._numbers = 0
-
-    def clear(self) -> None:
-        """Begin anew, in the same place."""
-        self.loss.zero_()
-        self.hits.zero_()
-        self.images = 0
-
-    def scores(self) -> Scores:
-        """The sums, divided once."""
-        images = max(1, self.images)
-        return Scores(self.loss.item() / images, self.hits.item() / images, self.images)
-
-
-@dataclass(frozen=True)
-class ClassFigures:
+class ClassMetrics:
     """One class's row: all in [0, 1] but `support`, the number of its images."""
 
     name: str
@@ -102,7 +20,7 @@ class ClassFigures:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Metrics:
     """Everything that `softmaxce eval` tells of a classifier.
 
     Attributes:
@@ -123,7 +41,7 @@ class Figures:
     nll: float
     brier: float
     ece: float
-    classes: tuple[ClassFigures, ...]
+    classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     images: int
 
@@ -136,7 +54,7 @@ class Figures:
         return result
 
 
-def measure(logits: Tensor, labels: Tensor, loss: float, names: tuple[str, ...]) -> Figures:
+def measure(logits: Tensor, labels: Tensor, loss: float, names: tuple[str, ...]) -> Metrics:
     """All figures of a classifier on one split.
 
     Args:
@@ -154,13 +72,13 @@ def measure(logits: Tensor, labels: Tensor, loss: float, names: tuple[str, ...])
     every = np.arange(len(names))
     table = precision_recall_fscore_support(truth, predicted, labels=every, zero_division=0.0)
     rows = tuple(
-        ClassFigures(name, float(p), float(r), float(f), int(s)) for name, p, r, f, s in zip(names, *table, strict=True)
+        ClassMetrics(name, float(p), float(r), float(f), int(s)) for name, p, r, f, s in zip(names, *table, strict=True)
     )
     confusion = confusion_matrix(truth, predicted, labels=every)
     top5 = None
     if len(names) > 5:
         top5 = float((logits.topk(5, 1).indices == labels.unsqueeze(1)).any(1).double().mean())
-    return Figures(
+    return Metrics(
         loss=loss,
         accuracy=float((predicted == truth).mean()),
         top5_accuracy=top5,

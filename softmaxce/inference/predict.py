@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..build import Evaluation, build_evaluation, config_of
 from ..data.paths import Unreadable
-from ..data.prefetch import Ahead, Decoded, decode_to
+from ..data.prefetch import Decoded, PrefetchingDecoder, decode_to
 from ..data.splits import InMemory
 from ..runs import checkpoint
 from ..runs.header import find_checkpoint
-from ..training.loop import predict as outputs
+from ..training.evaluation import predict as outputs
+from .trained_model import TrainedModel, build_evaluation, config_of
 
 AHEAD = 2  # batches that are decoded while another is in the model
 
@@ -30,7 +30,7 @@ class Prediction:
 
 def open_run(
     run: Path, device: str | None = None, batch_size: int | None = None, *, trust_code: bool = False
-) -> Evaluation:
+) -> TrainedModel:
     """A run's model, ready for `predict`.
 
     Args:
@@ -48,7 +48,7 @@ def open_run(
 
 
 def predict(
-    run: Evaluation, files: Iterable[str | Unreadable], *, temperature: float = 1.0, top: int = 1
+    run: TrainedModel, files: Iterable[str | Unreadable], *, temperature: float = 1.0, top: int = 1
 ) -> Iterator[Prediction | Unreadable]:
     """Classify image files, each brought to the shape and the normalisation that the model was trained with.
 
@@ -60,12 +60,12 @@ def predict(
     Raises: DataError if the model takes neither grey nor colour images.
     """
     decode = decode_to(run.preprocessing.shape)
-    with Ahead(files, decode, AHEAD * run.config.data.eval_batch_size) as images:
+    with PrefetchingDecoder(files, decode, AHEAD * run.config.data.eval_batch_size) as images:
         yield from classify(run, images, temperature=temperature, top=top)
 
 
 def classify(
-    run: Evaluation, images: Ahead, *, temperature: float = 1.0, top: int = 1
+    run: TrainedModel, images: PrefetchingDecoder, *, temperature: float = 1.0, top: int = 1
 ) -> Iterator[Prediction | Unreadable]:
     """As `predict`, of files whose decoding, to the model's shape, has begun already."""
     decoded = iter(images)
@@ -74,7 +74,7 @@ def classify(
 
 
 def _classified(
-    run: Evaluation, decoded: list[Decoded], temperature: float, top: int
+    run: TrainedModel, decoded: list[Decoded], temperature: float, top: int
 ) -> Iterator[Prediction | Unreadable]:
     arrays = [item[1] for item in decoded if not isinstance(item, Unreadable)]
     rows: Iterator[tuple[list[float], list[int]]] = iter(())

@@ -5,8 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..config.components import suggestion
-from ..errors import ConfigError, Problem
+from ..errors import ConfigError, Problem, suggestion
 
 FIGURES = ("loss", "accuracy", "top5_accuracy", "nll", "brier", "ece")
 PER_CLASS = ("precision", "recall", "f1")
@@ -31,7 +30,7 @@ class Requirement:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RequirementResult:
     """A requirement and what came of it. A figure that is not a number meets nothing."""
 
     requirement: Requirement
@@ -45,7 +44,7 @@ class Verdict:
     def __str__(self) -> str:
         return f"require {self.requirement}: {'met' if self.met else 'NOT met'}, it is {self.value:.6g}"
 
-    def plain(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """As a JSON line holds it."""
         return {"requirement": str(self.requirement), "value": self.value, "met": self.met}
 
@@ -94,6 +93,6 @@ def check_classes(requirements: Sequence[Requirement], classes: Sequence[str]) -
         raise ConfigError(problems)
 
 
-def judge(requirements: Sequence[Requirement], figures: Mapping[str, float]) -> list[Verdict]:
+def judge(requirements: Sequence[Requirement], figures: Mapping[str, float]) -> list[RequirementResult]:
     """Each requirement with the figure it was measured against."""
-    return [Verdict(requirement, figures[requirement.figure]) for requirement in requirements]
+    return [RequirementResult(requirement, figures[requirement.figure]) for requirement in requirements]

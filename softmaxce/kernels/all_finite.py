@@ -62,7 +62,7 @@ def _compiled() -> Callable[[int], None]:
     return compiled(walk, Job, set())
 
 
-class Watch:
+class FiniteCheck:
     """Looks at the gradients of parameters on the CPU.
 
     Nearly every gradient that autograd has made is dense and float32: these are read in one pass. Any other (sparse,

@@ -77,7 +77,7 @@ def _compiled() -> Callable[[int], None]:
     return compiled(walk, Job, set())
 
 
-class Taker:
+class BatchGatherer:
     """Takes images and normalises them.
 
     Args:

@@ -10,8 +10,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 import numpy as np
 import torch
@@ -49,7 +52,7 @@ def _compile(function: Callable[[Any], None], job: type[ctypes.Structure], fastm
     with _SETTING:  # of the process, so that no thread takes another's setting for the user's
         asked = settings.CACHE_DIR
         try:
-            settings.CACHE_DIR = asked or user_cache_dir("softmaxce")
+            settings.CACHE_DIR = _cache_folder(asked or user_cache_dir("softmaxce"))
             found = numba.cfunc(signature, cache=True, fastmath=fastmath, error_model="numpy")(function)
         except RuntimeError:  # there is no folder to keep it in
             found = numba.cfunc(signature, fastmath=fastmath, error_model="numpy")(function)
@@ -57,6 +60,19 @@ def _compile(function: Callable[[Any], None], job: type[ctypes.Structure], fastm
             settings.CACHE_DIR = asked
     _KEPT.append(found)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(int(found.address or 0))
+
+
+@cache
+def _cache_folder(root: str) -> str:
+    """The folder in `root` for the machine code of these sources, compiled by these versions.
+
+    Numba compiles a function again when the file that defines it has changed, but not when a helper that it calls has
+    changed in another file. So every state of the sources has a folder of its own.
+    """
+    digest = blake2b(" ".join((numba.__version__, llvmlite.__version__, np.__version__)).encode(), digest_size=8)
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return str(Path(root, f"kernels-{digest.hexdigest()}"))
 
 
 _SETTING = threading.RLock()

@@ -42,7 +42,7 @@ class Case:
         more = [f"{name} = {value}" for name, value in self.more.items()]
         return [f"logits = torch.tensor([{rows}])", f"targets = torch.tensor({list(self.targets)})", *more]
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; an infinite logit as the text "-inf"."""
         rows = [[x if abs(x) != torch.inf else _number(x).replace("torch.", "") for x in row] for row in self.logits]
         return {"logits": rows, "targets": list(self.targets), **self.more}

@@ -48,7 +48,7 @@ class Cost:
         """The loss's time over PyTorch's."""
         return self.seconds / self.torch_seconds
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {**asdict(self), "ratio": self.ratio}
 
@@ -71,10 +71,10 @@ class Costs:
     memory: Memory | None
     problem: str = ""
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         memory = asdict(self.memory) if self.memory else None
-        return {"times": [cost.plain() for cost in self.times], "memory": memory, "problem": self.problem or None}
+        return {"times": [cost.to_dict() for cost in self.times], "memory": memory, "problem": self.problem or None}
 
 
 def measure(subject: Subject) -> Costs:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 
 from ..config.components import load_object
 from ..config.registry import LAWS
-from .law import Law, Verdict, judge
+from .law import Law, LawResult, judge
 from .subject import Subject
 
 
@@ -15,7 +15,7 @@ def law_named(name: str) -> Law:
     return law
 
 
-def examine(subject: Subject, skip: Collection[str] = (), only: Collection[str] = ()) -> Iterator[Verdict]:
+def examine(subject: Subject, skip: Collection[str] = (), only: Collection[str] = ()) -> Iterator[LawResult]:
     """Try the laws in the menu's order.
 
     Args:
@@ -28,8 +28,8 @@ def examine(subject: Subject, skip: Collection[str] = (), only: Collection[str] 
             continue
         law = law_named(name)
         if name in skip:
-            yield Verdict(name, law.claim, "not claimed", "skipped by --skip")
+            yield LawResult(name, law.claim, "not claimed", "skipped by --skip")
         elif name in subject.not_claimed:
-            yield Verdict(name, law.claim, "not claimed", str(subject.not_claimed[name]))
+            yield LawResult(name, law.claim, "not claimed", str(subject.not_claimed[name]))
         else:
             yield judge(name, law, subject)

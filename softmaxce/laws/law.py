@@ -50,7 +50,7 @@ class Law:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LawResult:
     """What became of one law.
 
     Attributes:
@@ -73,13 +73,13 @@ class Verdict:
     examples: int = 0
     seconds: float = 0.0
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         line: dict[str, Any] = {"law": self.law, "claim": self.claim, "verdict": self.answer}
         if self.detail:
             line["detail"] = self.detail
         if self.case is not None:
-            line |= {"smallest_input": self.case.plain(), "look_at": self.look_at}
+            line |= {"smallest_input": self.case.to_dict(), "look_at": self.look_at}
         return {**line, "examples": self.examples, "seconds": round(self.seconds, 3)}
 
 
@@ -87,10 +87,10 @@ class Broken(Exception):
     """A case breaks the law; hypothesis goes on to look for a smaller one."""
 
 
-def judge(name: str, law: Law, subject: Subject) -> Verdict:
+def judge(name: str, law: Law, subject: Subject) -> LawResult:
     """Try a law on inputs drawn from the subject's seed, and shrink the first that breaks it."""
     if reason := law.unasked(subject):
-        return Verdict(name, law.claim, "not asked", reason)
+        return LawResult(name, law.claim, "not asked", reason)
     started = time.perf_counter()
     broken: list[tuple[Case, str]] = []
     found_at = 0.0
@@ -123,8 +123,8 @@ def judge(name: str, law: Law, subject: Subject) -> Verdict:
     seconds = time.perf_counter() - started
     if broken:
         case, message = broken[-1]  # hypothesis ends with the smallest
-        return Verdict(name, law.claim, "broken", message, case, law.look_at, tried, seconds)
-    return Verdict(name, law.claim, "holds", law.remark(subject), examples=tried, seconds=seconds)
+        return LawResult(name, law.claim, "broken", message, case, law.look_at, tried, seconds)
+    return LawResult(name, law.claim, "holds", law.remark(subject), examples=tried, seconds=seconds)
 
 
 def what_is_wrong(law: Law, subject: Subject, case: Case) -> str | None:

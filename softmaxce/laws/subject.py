@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config.components import Component, load_object, signature_of, suggestion
+from ..build import make_loss, refuse_unfit
+from ..config.components import Component, load_object
 from ..config.registry import LAWS
-from ..errors import ConfigError, Problem
-from ..losses.interface import Loss, make_loss, reduction_of, refuse_unfit
+from ..config.signatures import signature_of
+from ..errors import ConfigError, Problem, suggestion
+from ..losses.interface import Loss, reduction_of
 
 CLASSES = 3  # where a law needs no other number
 

@@ -84,7 +84,7 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
 
 def _work(device: torch.device, dtype: torch.dtype) -> bool:
     """Compute a loss and its gradient, twice, and compare with the definition."""
-    from .cross_entropy import definition
+    from .reference import definition
 
     had_notes = device in _wrong
     try:
@@ -133,7 +133,7 @@ def check_class_ids() -> None:
     for wrong in _wrong.values():
         class_id, num_classes = wrong.tolist()
         if num_classes:
-            from .cross_entropy import out_of_range
+            from .arguments import out_of_range
 
             wrong.zero_()
             raise IndexError(out_of_range(class_id, [], num_classes))
@@ -159,7 +159,7 @@ def fused_cross_entropy(
     Returns: [N] for the reduction "none", else a scalar. A class id out of range makes it NaN; see check_class_ids.
     """
     if dtype == torch.float64:  # soft labels or weights have made it so
-        from .cross_entropy import definition
+        from .reference import definition
 
         return definition(logits, target, weight, ignore_index, reduction, label_smoothing).to(dtype)
     loss: Tensor = _Fused.apply(logits, target, weight, ignore_index, reduction, label_smoothing, dtype)
@@ -264,7 +264,7 @@ class _Fused(torch.autograd.Function):
         logits, target, weight, saved, divisor = ctx.saved_tensors
         rest = (None,) * 6
         if torch.is_grad_enabled():  # somebody will differentiate the gradient
-            from .cross_entropy import definition
+            from .reference import definition
 
             loss = definition(logits, target, weight, *ctx.arguments)
             return *torch.autograd.grad(loss, logits, upstream.to(loss.dtype), create_graph=True), *rest

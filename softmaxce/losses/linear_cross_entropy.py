@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from .cross_entropy import (
+from .arguments import (
     FLOATS,
     InvalidArgumentError,
     _arithmetic,
@@ -33,12 +33,11 @@ from .cross_entropy import (
     _check_ids,
     _classes_last,
     _is_transformed,
-    _kernels,
     _result_dtype,
     as_int64,
-    cross_entropy,
-    definition,
 )
+from .cross_entropy import _kernels, cross_entropy
+from .reference import definition
 
 ROOM = 1 << 19  # so many logits are made at a time,
 FEWEST = 128  # but no fewer rows: the sums are read and written once for each time

@@ -16,7 +16,7 @@ from ..bench.candidates import TORCH
 from ..bench.clock import Spread, Timed
 from ..bench.loss import Case, Result
 from ..bench.loss_in_training import Training
-from ..runtime.device import environment
+from ..runtime.environment import environment
 from .training import finite
 
 Results = Sequence[tuple[Case, Mapping[str, Result]]]

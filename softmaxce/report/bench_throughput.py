@@ -8,7 +8,7 @@ from ..bench.clock import Spread
 from ..bench.prediction import DECODING, PREDICTING, Rates
 from ..bench.startup import BASE, MISTAKE, STEP, Start
 from ..bench.throughput import CEILING, MEANINGS, OURS, PLAIN, Loop, Ways
-from ..config.reader import Config
+from ..config.keys import Config
 from .bench_loss import show_ratio, show_seconds, threads
 from .console import plain_table
 
@@ -68,7 +68,7 @@ def plain_loop(config: Config, loop: Loop) -> dict[str, Any]:
     """Everything that was measured."""
     return {
         "config": config.recipe,
-        "model": config.model.plain(),
+        "model": config.model.to_dict(),
         "precision": loop.precision,
         "threads": loop.threads,
         "batch_size": loop.batch_size,

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..config.components import show
+from ..config.values import show
 from ..inference.compare import LEVEL, Comparison
 from .console import plain_table, print_table
 

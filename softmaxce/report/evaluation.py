@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..inference.evaluate import Evaluated
-from ..inference.metrics import Figures
+from ..inference.evaluate import EvaluationResult
+from ..inference.metrics import Metrics
 
 MEANINGS = {
     "loss": "nats an image: the loss the model was trained with",
@@ -23,7 +23,7 @@ WIDEST_MATRIX = 80  # columns
 CONFUSIONS = 10  # rows of the list that stands for a matrix too wide
 
 
-def print_figures(evaluated: Evaluated, console: Console) -> None:
+def print_figures(evaluated: EvaluationResult, console: Console) -> None:
     """Print everything."""
     figures = evaluated.figures
     where = f"{evaluated.checkpoint} (epoch {evaluated.epoch}) on {evaluated.split}"
@@ -40,14 +40,14 @@ def print_figures(evaluated: Evaluated, console: Console) -> None:
     _print_confusions(figures, console)
 
 
-def plain(evaluated: Evaluated) -> dict[str, Any]:
+def plain(evaluated: EvaluationResult) -> dict[str, Any]:
     """The same as one JSON object."""
     figures = asdict(evaluated.figures)
     about = {"checkpoint": str(evaluated.checkpoint), "epoch": evaluated.epoch, "split": evaluated.split}
     return {**about, "temperature": evaluated.temperature, "tta": evaluated.config.tta, **figures}
 
 
-def _single_figures(figures: Figures) -> Table:
+def _single_figures(figures: Metrics) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
@@ -58,7 +58,7 @@ def _single_figures(figures: Figures) -> Table:
     return table
 
 
-def _class_table(figures: Figures) -> Table:
+def _class_table(figures: Metrics) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("class", overflow="ellipsis", max_width=30, no_wrap=True)
     for name in ("precision", "recall", "f1", "support"):
@@ -68,7 +68,7 @@ def _class_table(figures: Figures) -> Table:
     return table
 
 
-def _print_confusions(figures: Figures, console: Console) -> None:
+def _print_confusions(figures: Metrics, console: Console) -> None:
     names = [row.name for row in figures.classes]
     most = max((count for row in figures.confusion for count in row), default=0)
     column = max(len(str(most)), min(7, max(map(len, names)))) + 1
@@ -91,7 +91,7 @@ def _print_confusions(figures: Figures, console: Console) -> None:
         console.print(line)
 
 
-def _print_most_confused(figures: Figures, names: list[str], console: Console) -> None:
+def _print_most_confused(figures: Metrics, names: list[str], console: Console) -> None:
     pairs = [
         (count, names[i], names[j])
         for i, row in enumerate(figures.confusion)

@@ -6,8 +6,8 @@ from typing import Any
 
 from ..config import yamlfile
 from ..data.batches import Batch
-from ..inference.metrics import Scores
-from ..training.loop import Epoch, Run
+from ..training.run import Epoch, Run
+from ..training.tally import Scores
 from .training import Outcome, Reporter
 
 FOLDER = "tensorboard"  # in the run folder
@@ -31,7 +31,7 @@ class TensorBoard:
         done = run.progress.epoch
         self._writer = SummaryWriter(str(folder / FOLDER), purge_step=done + 1 if done else None)
         if not done:
-            lines = yamlfile.dump(run.config.plain()).splitlines()
+            lines = yamlfile.dump(run.config.to_dict()).splitlines()
             self._writer.add_text("config", "".join(f"    {line}\n" for line in lines))  # indented: Markdown's code
         self._telling.start(run, folder)
 
@@ -55,5 +55,5 @@ class TensorBoard:
         self._telling.end(outcome)
 
     def _scores(self, prefix: str, split: str, scores: Scores | None, step: int) -> None:
-        for name, value in scores.plain().items() if scores is not None else ():
+        for name, value in scores.to_dict().items() if scores is not None else ():
             self._writer.add_scalar(f"{prefix}{name}/{split}", value, step)

@@ -10,19 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from ..laws.cost import Costs
-from ..laws.law import Verdict
+from ..laws.law import LawResult
 from ..laws.subject import Subject
 from . import console as consoles
 
 STYLES = {"holds": "green", "broken": "bold red", "not claimed": "yellow", "not asked": "dim"}
 
 
-def watched(verdicts: Iterable[Verdict], count: int) -> list[Verdict]:
+def watched(verdicts: Iterable[LawResult], count: int) -> list[LawResult]:
     """All verdicts, with a word on stderr, on a terminal, about how far it is."""
     console = consoles.stderr()
     if not console.is_terminal:
         return list(verdicts)
-    done: list[Verdict] = []
+    done: list[LawResult] = []
     with console.status("trying the laws") as status:
         for verdict in verdicts:
             done.append(verdict)
@@ -30,22 +30,22 @@ def watched(verdicts: Iterable[Verdict], count: int) -> list[Verdict]:
     return done
 
 
-def plain(subject: Subject, verdicts: list[Verdict], costs: Costs | None) -> dict[str, Any]:
+def plain(subject: Subject, verdicts: list[LawResult], costs: Costs | None) -> dict[str, Any]:
     """As one JSON object."""
     component = subject.component
     return {
         "loss": component.name,
         "arguments": component.arguments,
-        "reference": subject.reference.component.plain() if subject.reference else None,
+        "reference": subject.reference.component.to_dict() if subject.reference else None,
         "device": str(subject.device),
         "seed": subject.seed,
         "sound": not any(verdict.answer == "broken" for verdict in verdicts),
-        "laws": [verdict.plain() for verdict in verdicts],
-        "cost": costs.plain() if costs else None,
+        "laws": [verdict.to_dict() for verdict in verdicts],
+        "cost": costs.to_dict() if costs else None,
     }
 
 
-def print_verdicts(subject: Subject, verdicts: list[Verdict], costs: Costs | None, console: Console) -> None:
+def print_verdicts(subject: Subject, verdicts: list[LawResult], costs: Costs | None, console: Console) -> None:
     """Print everything."""
     console.print(_table(verdicts))
     for verdict in verdicts:
@@ -59,7 +59,7 @@ def print_verdicts(subject: Subject, verdicts: list[Verdict], costs: Costs | Non
     console.print(_summary(subject, verdicts), soft_wrap=True)
 
 
-def _table(verdicts: list[Verdict]) -> Table:
+def _table(verdicts: list[LawResult]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("law", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -74,7 +74,7 @@ def _table(verdicts: list[Verdict]) -> Table:
     return table
 
 
-def _print_broken(verdict: Verdict, console: Console) -> None:
+def _print_broken(verdict: LawResult, console: Console) -> None:
     assert verdict.case is not None
     console.print(Text.assemble((verdict.law, "bold red"), f": {verdict.detail}"))
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -111,7 +111,7 @@ def _share(peak: str, torch_peak: str) -> str:
     return f"{mine / theirs:.2f}" if theirs else "-"
 
 
-def _summary(subject: Subject, verdicts: list[Verdict]) -> Text:
+def _summary(subject: Subject, verdicts: list[LawResult]) -> Text:
     broken = [verdict.law for verdict in verdicts if verdict.answer == "broken"]
     tried = sum(verdict.answer in ("broken", "holds") for verdict in verdicts)
     name = subject.component.name

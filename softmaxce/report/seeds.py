@@ -14,7 +14,7 @@ NAMES = ("mean", "deviation", "min", "max")
 
 
 @dataclass(frozen=True)
-class SeedFigures:
+class SeedMetrics:
     """What several seeds came to.
 
     Attributes:
@@ -27,20 +27,20 @@ class SeedFigures:
     rows: tuple[tuple[str, Path, dict[str, float]], ...]
     spreads: dict[str, tuple[float, float, float, float]]
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As the last JSON line holds it."""
         figures = {name: dict(zip(NAMES, values, strict=True)) for name, values in self.spreads.items()}
         runs = [{"label": label, "run": str(folder), **row} for label, folder, row in self.rows]
         return {"event": "seeds", "split": self.split, "runs": runs, **figures}
 
 
-def summarize(split: str, rows: Sequence[tuple[str, Path, dict[str, float]]]) -> SeedFigures:
+def summarize(split: str, rows: Sequence[tuple[str, Path, dict[str, float]]]) -> SeedMetrics:
     """Two rows or more as SeedFigures."""
     spreads = {name: spread([row[name] for _, _, row in rows]) for name in ("loss", "accuracy")}
-    return SeedFigures(split, tuple(rows), spreads)
+    return SeedMetrics(split, tuple(rows), spreads)
 
 
-def print_seeds(found: SeedFigures, console: Console) -> None:
+def print_seeds(found: SeedMetrics, console: Console) -> None:
     """A line a run, then the mean, the deviation and the range."""
     table = plain_table()
     table.add_column(found.split)

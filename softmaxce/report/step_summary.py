@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..inference.evaluate import Evaluated
-from ..inference.requirements import Verdict
+from ..inference.evaluate import EvaluationResult
+from ..inference.requirements import RequirementResult
 from .training import Outcome
 
 
@@ -25,7 +25,7 @@ def of_training(outcome: Outcome) -> None:
     _append(f"softmaxce train: {outcome.folder}", rows, outcome.verdicts)
 
 
-def of_evaluation(evaluated: Evaluated, verdicts: Sequence[Verdict]) -> None:
+def of_evaluation(evaluated: EvaluationResult, verdicts: Sequence[RequirementResult]) -> None:
     """Append what was measured."""
     figures = evaluated.figures
     names = ("loss", "accuracy", "top5_accuracy", "nll", "brier", "ece")
@@ -34,7 +34,7 @@ def of_evaluation(evaluated: Evaluated, verdicts: Sequence[Verdict]) -> None:
     _append(f"softmaxce eval: {evaluated.checkpoint}", rows, verdicts)
 
 
-def _append(title: str, rows: Mapping[str, str], verdicts: Sequence[Verdict]) -> None:
+def _append(title: str, rows: Mapping[str, str], verdicts: Sequence[RequirementResult]) -> None:
     """Append a table, if there is a file to append to; one that cannot be written is told and fails nothing."""
     name = os.environ.get("GITHUB_STEP_SUMMARY")
     if not name:

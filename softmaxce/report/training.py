@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.batches import Batch
-from ..inference.metrics import Scores
-from ..inference.requirements import Verdict
+from ..inference.requirements import RequirementResult
 from ..runs.resume import FINISHED
-from ..runtime.device import describe_device
-from ..training.loop import Epoch, Run
+from ..runtime.environment import describe_device
+from ..training.run import Epoch, Run
+from ..training.tally import Scores
 from . import console
 
 
@@ -48,18 +48,18 @@ class Outcome:
     best_value: float | None = None
     split: str = "test"
     scores: Scores | None = None
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: tuple[RequirementResult, ...] = ()
     message: str = ""
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As the last JSON line holds it."""
         line: dict[str, Any] = {"event": "end", "run": str(self.folder), "status": self.status, "epochs": self.epochs}
         if self.best_epoch:
             line["best_epoch"] = self.best_epoch
         if self.scores is not None:
-            line[self.split] = self.scores.plain()
+            line[self.split] = self.scores.to_dict()
         if self.verdicts:
-            line["requirements"] = [verdict.plain() for verdict in self.verdicts]
+            line["requirements"] = [verdict.to_dict() for verdict in self.verdicts]
         if self.message:
             line["message"] = self.message
         return {**line, "seconds": round(self.seconds, 3)}
@@ -263,7 +263,7 @@ class JsonLines:
             "classes": list(run.classes),
             "parameters": sum(p.numel() for p in run.model.parameters()),
             "device": str(run.device),
-            "config": run.config.plain(),
+            "config": run.config.to_dict(),
         }
         _emit(line)
 
@@ -273,11 +273,11 @@ class JsonLines:
 
     def epoch(self, epoch: Epoch) -> None:
         """An `epoch` event."""
-        _emit(epoch.plain())
+        _emit(epoch.to_dict())
 
     def end(self, outcome: Outcome) -> None:
         """The `end` event; the requirements are also answered on stderr."""
-        _emit(outcome.plain())
+        _emit(outcome.to_dict())
         for verdict in outcome.verdicts:
             print(verdict, file=sys.stderr)
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from ..errors import RunError, TrainingError
 from ..files import TEMPORARY, flush_folder, keep_as, replace_file, stage
 from ..optim import unwrapped
-from ..runtime.device import check_random_state, random_state, restore_random_state
-from ..training.loop import Progress, Run
+from ..runtime.random_state import check_random_state, random_state, restore_random_state
 from ..training.nonfinite import NonFiniteError
+from ..training.run import Progress, Run
 from .folder import BEST, BEST_BEFORE, LAST, LAST_BEFORE, NONFINITE
 from .header import FORMAT, read
 from .validation import check_progress, check_state, check_weights
@@ -190,7 +190,7 @@ def header_of(run: Run) -> dict[str, Any]:
         "format": FORMAT,
         "epoch": run.progress.epoch,
         "recipe": run.config.recipe,
-        "config": run.config.plain(),
+        "config": run.config.to_dict(),
         "classes": list(run.classes),
         "class_counts": run.class_counts,
         "preprocessing": asdict(run.preprocessing),

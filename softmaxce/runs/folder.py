@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import yamlfile
-from ..config.components import show
+from ..config.values import show
 from ..errors import RunError
 from ..files import LOCK, TEMPORARY, locked, replace_file
 

@@ -44,7 +44,7 @@ class RunRow:
     status: str
     started: str
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As a JSON line holds it."""
         return {**asdict(self), "folder": str(self.folder)}
 

@@ -9,12 +9,12 @@ import torch
 
 from ..build import FEWER_IMAGES, hold_out, load_source
 from ..config.components import takes
-from ..config.reader import Config
+from ..config.keys import Config
 from ..data.fingerprint import fingerprint, fingerprints
-from ..data.splits import Source, Split
+from ..data.splits import Dataset, Split
 from ..errors import RunError, within_memory
-from ..runtime.device import environment, git_commit
-from ..training.loop import Run
+from ..runtime.environment import environment, git_commit
+from ..training.run import Run
 from .folder import read_record
 from .resume import Images, changed_splits, recorded_images, unknown_splits
 
@@ -91,7 +91,7 @@ class ImagesNow:
 
     def __init__(self) -> None:
         self._key: Any = None
-        self._source: Source | None = None
+        self._source: Dataset | None = None
 
     def __call__(self, config: Config) -> Images:
         """A config's images. Raises: DataError, ConfigError as build_run."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import reader as configs
 from ..config.components import takes
-from ..config.reader import Config
+from ..config.keys import Config
 from ..errors import RunError, SoftmaxceError
 from .folder import read_record
 from .listing import differing
@@ -96,7 +96,7 @@ def differing_metrics(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def check_resumable(folder: Path, requested: Config) -> Config:
     """The config to resume a run with: its own, changed only where a resumed run may be. Raises: RunError."""
     recorded = configs.load(str(folder / "config.yaml"))
-    values = differing([recorded.plain(), requested.plain()])
+    values = differing([recorded.to_dict(), requested.to_dict()])
     fixed = [key for key in values if not rule_of(key, recorded.source.name).may_change]
     if fixed:
         told = [f"{key} was {values[key][0]!r} and is now {values[key][1]!r}" for key in fixed[:5]]
@@ -178,14 +178,14 @@ def find_run(
         allow_changed_data: take a run on other images too.
     Returns: the folder, None if there is none; and what a user should know, a line each.
     """
-    plain = config.plain()
+    plain = config.to_dict()
     runs = []
     for file in sorted(parent.glob("*/config.yaml")):
         try:
             recorded, record = configs.load(str(file)), read_record(file.parent)
         except SoftmaxceError:  # another version's, or code that is gone: not this run, whatever it is
             continue
-        if not differing_metrics([plain, recorded.plain()]):
+        if not differing_metrics([plain, recorded.to_dict()]):
             runs.append(
                 (is_finished(record), (file.parent / "run.json").stat().st_mtime, file.parent, recorded, record)
             )
@@ -233,7 +233,7 @@ def differ_by_seed_alone(first: TrainedRun, second: TrainedRun) -> bool:
 
     Where the seed decides the images too, they are the same data set if they came from the same folder.
     """
-    keys = differing_metrics([first.config.plain(), second.config.plain()])
+    keys = differing_metrics([first.config.to_dict(), second.config.to_dict()])
     return set(keys) <= {"seed"} and same_data_set(first, second)
 
 

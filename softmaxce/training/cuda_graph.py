@@ -13,6 +13,7 @@ was captured is then replayed with other images and other weights than it was ca
 """
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import in_one_line, ran_out_of_memory
-from ..runtime.device import random_state, restore_random_state
+from ..runtime.random_state import random_state, restore_random_state
 
 Body = Callable[[Tensor, Tensor], Tensor]  # images, targets -> whether the loss is bad []; gradients and sums in place
 
@@ -274,3 +275,8 @@ def _host_generators(device: torch.device) -> list[Any]:
     """The states of the generators that a graph on the device does not know of."""
     state = random_state()
     return [state["python"], state["numpy"], [] if device.type == "cpu" else state["torch"].tolist()]
+
+
+def tell_no_graph(why: str) -> None:
+    """One line: on stderr, if nobody has set up a log."""
+    logging.getLogger(__name__).warning("no CUDA graph: %s", why)

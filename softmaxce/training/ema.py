@@ -5,7 +5,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
-class MovingAverage(AveragedModel):
+class ExponentialMovingAverage(AveragedModel):
     """torch's AveragedModel with an exponential average, buffers included; no update waits for a GPU.
 
     torch's own update copies its count to the device at each step, which nothing there looks at, and waits for it.

@@ -15,7 +15,7 @@ from ..errors import TrainingError
 from ..runtime.device import autocast
 
 if TYPE_CHECKING:
-    from ..kernels.all_finite import Watch
+    from ..kernels.all_finite import FiniteCheck
 
 IN_FLIGHT = 2  # steps that a GPU may be ahead of the check
 
@@ -44,7 +44,7 @@ class NonFiniteError(TrainingError):
 
 
 @dataclass(frozen=True)
-class _Taken:
+class _PendingCheck:
     """A step that a GPU has been given, and where the answer will lie."""
 
     bad: Tensor
@@ -55,7 +55,7 @@ class _Taken:
     targets: Tensor
 
 
-class Guard:
+class NonFiniteMonitor:
     """Watches an epoch's losses and gradients.
 
     On the CPU each is looked at before its step. On a GPU that would wait for it at every step; there the answer is
@@ -90,7 +90,7 @@ class Guard:
         self.parameters: list[Tensor] = list(model.parameters())
         self.watch = None if self.deferred or self.scaled else _watch(self.parameters)
         self.bad: Tensor | None = None
-        self.taken: deque[_Taken] = deque()
+        self.taken: deque[_PendingCheck] = deque()
         self.buffers = [b for b in model.buffers() if b.is_floating_point()] if skipping else []
         self.kept = [buffer.clone() for buffer in self.buffers]
         self.follows = deferred or skipping  # whether there is anything to do after a step
@@ -149,7 +149,7 @@ class Guard:
         if bad.is_cuda:
             ready = torch.cuda.Event()
             ready.record()
-        self.taken.append(_Taken(answer, ready, index, self._rate(), images, targets))
+        self.taken.append(_PendingCheck(answer, ready, index, self._rate(), images, targets))
 
     def _look(self) -> None:
         step = self.taken.popleft()
@@ -169,14 +169,14 @@ class Guard:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-def _watch(parameters: list[Tensor]) -> "Watch | None":
+def _watch(parameters: list[Tensor]) -> "FiniteCheck | None":
     """What looks at gradients fast, where it can: on the CPU, if model or loss has brought Numba in."""
     usual = all(type(p) is nn.Parameter and p.is_cpu and p.dtype is torch.float32 for p in parameters)
     if not usual or "numba" not in sys.modules:
         return None
-    from ..kernels.all_finite import Watch
+    from ..kernels.all_finite import FiniteCheck
 
-    return Watch(parameters)
+    return FiniteCheck(parameters)
 
 
 def is_bad(loss: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from softmaxce.data.decode import SMALL_FILE, Decode
 from softmaxce.data.paths import Unreadable
-from softmaxce.data.prefetch import Ahead, decode_to
+from softmaxce.data.prefetch import PrefetchingDecoder, decode_to
 
 DECODE = Decode(3, (24, 24))
 
@@ -44,7 +44,7 @@ class Noted(Decode):
 
 
 def test_decoded_in_threads_the_order_is_that_of_the_paths_and_the_pixels_are_the_same(files: list[str]) -> None:
-    with Ahead(files, DECODE, 64) as ahead:
+    with PrefetchingDecoder(files, DECODE, 64) as ahead:
         found = list(ahead)
     assert [item[0] for item in found if not isinstance(item, Unreadable)] == files
     for item in found:
@@ -56,7 +56,7 @@ def test_a_bad_file_in_the_middle_is_told_in_its_place(files: list[str], tmp_pat
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
     gone = Unreadable("gone*", "matches no file")
-    with Ahead([*files[:50], str(bad), gone, *files[50:]], DECODE, 64) as ahead:
+    with PrefetchingDecoder([*files[:50], str(bad), gone, *files[50:]], DECODE, 64) as ahead:
         found = list(ahead)
     assert found[50] == Unreadable(str(bad), "it is no image")
     assert found[51] == gone
@@ -73,7 +73,7 @@ def test_files_are_taken_no_further_ahead_than_is_asked_for(files: list[str], mo
             taken += 1
             yield files[1]
 
-    with Ahead(endless(), DECODE, most) as ahead:
+    with PrefetchingDecoder(endless(), DECODE, most) as ahead:
         assert taken == most
         items = iter(ahead)
         for given in range(1, 30):
@@ -83,7 +83,7 @@ def test_files_are_taken_no_further_ahead_than_is_asked_for(files: list[str], mo
 
 def test_decoding_begins_before_anything_is_asked_for(files: list[str]) -> None:
     decode = Noted(3, (24, 24), [])
-    with Ahead(files, decode, len(files)):
+    with PrefetchingDecoder(files, decode, len(files)):
         while len(decode.asked) < len(files):
             time.sleep(0.001)
     assert sorted(decode.asked) == files
@@ -91,7 +91,7 @@ def test_decoding_begins_before_anything_is_asked_for(files: list[str]) -> None:
 
 def test_closed_it_begins_no_file_any_more(files: list[str]) -> None:
     decode = Noted(3, (24, 24), [])
-    with Ahead(files * 20, decode, len(files) * 20):
+    with PrefetchingDecoder(files * 20, decode, len(files) * 20):
         pass
     asked = len(decode.asked)
     time.sleep(0.05)
@@ -99,7 +99,7 @@ def test_closed_it_begins_no_file_any_more(files: list[str]) -> None:
 
 
 def test_no_files_are_no_images() -> None:
-    with Ahead([], decode_to((1, 8, 8)), 16) as ahead:
+    with PrefetchingDecoder([], decode_to((1, 8, 8)), 16) as ahead:
         assert list(ahead) == []
 
 

@@ -10,11 +10,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from softmaxce.data.augment import RandomHorizontalFlip
-from softmaxce.data.batches import Batches, Preprocessing, mean_and_std, mixing
+from softmaxce.data.batches import Batches
 from softmaxce.data.decode import Decode
+from softmaxce.data.mixup import mixing
+from softmaxce.data.preprocessing import Preprocessing, mean_and_std
 from softmaxce.data.splits import InMemory, OnDisk
 from softmaxce.kernels import numba_runtime
-from softmaxce.kernels.gather_normalize import Taker
+from softmaxce.kernels.gather_normalize import BatchGatherer
 
 CPU = torch.device("cpu")
 IMAGES = torch.randint(256, (50, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
@@ -63,7 +65,7 @@ def test_one_pass_over_the_bytes_has_the_bits_of_pytorchs_operations(shape: tupl
     images = torch.randint(256, (900, *shape), dtype=torch.uint8, generator=generator)
     mean, scale = torch.rand(2, 1, shape[0], 1, 1, generator=generator)
     chosen = torch.randint(900, (333,), generator=generator)
-    taker = Taker(images, mean * 255, scale)
+    taker = BatchGatherer(images, mean * 255, scale)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

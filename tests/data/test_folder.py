@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from softmaxce.data.batches import Batches, Preprocessing
+from softmaxce.data.batches import Batches
 from softmaxce.data.decode import Decode
 from softmaxce.data.folder import image_folder, read_folder
+from softmaxce.data.preprocessing import Preprocessing
 from softmaxce.data.splits import InMemory, OnDisk
 from softmaxce.errors import DataError
 

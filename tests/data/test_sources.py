@@ -15,9 +15,10 @@ from scipy.io import savemat
 from sklearn.datasets import load_digits
 
 from softmaxce.data import datasets as sources
+from softmaxce.data import torchvision_sets
 from softmaxce.data.datasets import FASHION, KANA
 from softmaxce.data.idx import read_idx
-from softmaxce.data.splits import InMemory, Source
+from softmaxce.data.splits import Dataset, InMemory
 from softmaxce.errors import DataError
 
 TEN = tuple(map(str, range(10)))
@@ -56,7 +57,7 @@ def test_the_mnist_family_is_read_from_its_idx_files(name: str, folder: str, tmp
     for part, count in (("train", 20), ("t10k", 8)):
         write_idx(tmp_path / folder / "raw" / f"{part}-images-idx3-ubyte", images[:count], packed=False)
         write_idx(tmp_path / folder / "raw" / f"{part}-labels-idx1-ubyte", labels[:count], packed=False)
-    source: Source = getattr(sources, name)(root=str(tmp_path), download=False)
+    source: Dataset = getattr(sources, name)(root=str(tmp_path), download=False)
     assert isinstance(source.train, InMemory)
     np.testing.assert_array_equal(source.train.images.numpy(), images[:, None])
     np.testing.assert_array_equal(source.train.labels.numpy(), labels)
@@ -120,7 +121,7 @@ def test_cifar_pixels_come_out_as_channels_rows_columns(
     for attribute in ("train_list", "test_list"):
         monkeypatch.setattr(reader, attribute, [(file, None) for file, _ in getattr(reader, attribute)])
     monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": None})
-    source: Source = getattr(sources, name)(root=str(tmp_path), download=False)
+    source: Dataset = getattr(sources, name)(root=str(tmp_path), download=False)
     assert isinstance(source.train, InMemory)
     assert source.classes == tuple(names)
     np.testing.assert_array_equal(source.train.images.numpy(), rows[: len(source.train)].reshape(-1, 3, 32, 32))
@@ -220,7 +221,7 @@ def test_an_idx_file_that_lies_is_named(content: bytes, tmp_path: Path) -> None:
         write_idx(raw / f"{part}-images-idx3-ubyte", pixels(20, 28, 28), packed=False)
         write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(20) % 10, packed=False)
     (raw / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(DataError, match=rf"MNIST.* {sources.AGAIN}") as caught:
+    with pytest.raises(DataError, match=rf"MNIST.* {torchvision_sets.AGAIN}") as caught:
         sources.mnist(root=str(tmp_path), download=False)
     assert str(tmp_path) in str(caught.value)
 
@@ -300,8 +301,10 @@ def test_the_mnist_family_is_what_torchvision_reads(name: str, tmp_path: Path) -
     for part, count in (("train", 12), ("t10k", 5)):
         write_idx(tmp_path / name / "raw" / f"{part}-images-idx3-ubyte", pixels(count, 28, 28), packed=False)
         write_idx(tmp_path / name / "raw" / f"{part}-labels-idx1-ubyte", np.arange(count) % 10, packed=False)
-    ours = sources._mnist_family(name, str(tmp_path), False, {"FashionMNIST": FASHION, "KMNIST": KANA}.get(name, TEN))
-    theirs = sources._two_splits(name, str(tmp_path), False)
+    ours = torchvision_sets._mnist_family(
+        name, str(tmp_path), False, {"FashionMNIST": FASHION, "KMNIST": KANA}.get(name, TEN)
+    )
+    theirs = torchvision_sets._two_splits(name, str(tmp_path), False)
     for split, other in ((ours.train, theirs.train), (ours.test, theirs.test)):
         assert isinstance(split, InMemory)
         assert isinstance(other, InMemory)

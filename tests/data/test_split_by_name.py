@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from softmaxce.build import build_run, config_of, hold_out, load_source
+from softmaxce.build import build_run, hold_out, load_source
 from softmaxce.config import reader
-from softmaxce.config.reader import Config
+from softmaxce.config.keys import Config
 from softmaxce.data.folder import image_folder
-from softmaxce.data.splits import InMemory, Source, split_by_name, stratified
+from softmaxce.data.splits import Dataset, InMemory, split_by_name, stratified
 from softmaxce.errors import ConfigError, DataError
+from softmaxce.inference.trained_model import config_of
 from softmaxce.runs import checkpoint
 from tests.conftest import Softmaxce
 
@@ -140,7 +141,7 @@ def test_a_limit_of_enough_images_has_some_of_every_class(labels: Tensor, data: 
 @pytest.mark.parametrize("change", ["data.validation=2", "data.validation=0.5", "data.train_limit=2"])
 def test_training_has_every_class_of_a_data_set_without_names(change: str, tmp_path: Path) -> None:
     images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
-    source = Source(InMemory(images, torch.tensor([0, 1, 1, 1])), None, ("a", "b"))
+    source = Dataset(InMemory(images, torch.tensor([0, 1, 1, 1])), None, ("a", "b"))
     held = hold_out(source, asking(tmp_path, change))
     assert held.train.labels.unique().tolist() == [0, 1]
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from softmaxce import cross_entropy, linear_cross_entropy
-from softmaxce.kernels import max_pool
-from softmaxce.kernels.all_finite import Watch
-from softmaxce.kernels.gather_normalize import Taker
+from softmaxce.kernels import cross_entropy as kernels_cross_entropy
+from softmaxce.kernels import max_pool, numbers
+from softmaxce.kernels.all_finite import FiniteCheck
+from softmaxce.kernels.gather_normalize import BatchGatherer
 from softmaxce.losses import cpu
 from softmaxce.losses.variants.focal import FocalLoss
 from softmaxce.losses.variants.z_loss import ZLossCrossEntropy
@@ -76,10 +77,14 @@ def losses(rows: int, classes: int, dtype: torch.dtype, *, at_end: bool) -> None
         )
         linear_cross_entropy(features, projection, ids % 5, reduction="sum").backward()
     # gradients and losses too lie at the end of their memory
-    walk = cpu.Walk(guarded(torch.randn(rows, classes).to(dtype), at_end=at_end), ids, None, -100, 0.0)
+    walk = cpu.CrossEntropyKernel(guarded(torch.randn(rows, classes).to(dtype), at_end=at_end), ids, None, -100, 0.0)
     outputs = guarded(torch.zeros(rows, dtype=walk.number), at_end=at_end)
     gradient = guarded(torch.zeros(rows, classes, dtype=dtype), at_end=at_end)
-    walk.go(cpu.SURVEY | cpu.LOSSES | cpu.GRADIENT, losses=outputs, gradient=gradient)
+    walk.go(
+        kernels_cross_entropy.SURVEY | kernels_cross_entropy.LOSSES | kernels_cross_entropy.GRADIENT,
+        losses=outputs,
+        gradient=gradient,
+    )
 
 
 def images(shape: tuple[int, int, int, int], dtype: torch.dtype, *, at_end: bool) -> None:
@@ -101,7 +106,7 @@ def images(shape: tuple[int, int, int, int], dtype: torch.dtype, *, at_end: bool
         max_pool._go(pixels, pooled, places, spread=True)
     data = guarded(torch.randint(256, shape, dtype=torch.uint8), at_end=at_end)
     mean, scale = (guarded(torch.rand(channels), at_end=at_end) for _ in range(2))
-    taker = Taker(data, mean, scale)
+    taker = BatchGatherer(data, mean, scale)
     chosen = guarded(torch.arange(batch - 1, -1, -1), at_end=at_end)
     exact = (data.float() - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1)
     torch.testing.assert_close(taker.normalized(chosen), exact.flip(0))
@@ -113,7 +118,7 @@ def gradients(*, at_end: bool) -> None:
     for shape in ((1, 1), (3, 5), (70, 1000)):
         parameter = torch.zeros(shape, requires_grad=True)
         parameter.grad = guarded(torch.randn(shape), at_end=at_end)
-        watch = Watch([parameter])
+        watch = FiniteCheck([parameter])
         assert watch.all_finite()
         parameter.grad[-1, -1] = torch.nan
         assert not watch.all_finite()
@@ -125,7 +130,7 @@ def main() -> int:
     """Everything once; a crash or an assertion ends it."""
     if sys.argv[1:] == ["trap"]:  # one number too far: this must crash
         ctypes.string_at(guarded(torch.zeros(5, 3), at_end=True).data_ptr(), 5 * 3 * 4 + 1)
-    for at_end, dtype in itertools.product((True, False), cpu.KINDS):
+    for at_end, dtype in itertools.product((True, False), numbers.KINDS):
         for rows, classes in ((1, 1), (1, 50), (3, 1), (5, 7), (130, 10), (2, 100), (9, 2000)):
             losses(rows, classes, dtype, at_end=at_end)
         for shape in ((1, 1, 2, 2), (2, 3, 5, 7), (3, 17, 4, 6), (1, 1, 33, 33), (40, 16, 8, 8)):

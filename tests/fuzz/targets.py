@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from softmaxce.config import reader, yamlfile
+from softmaxce.config import reader, recipes, yamlfile
 from softmaxce.errors import ConfigError, SoftmaxceError
 
 from ..conftest import SMALL
@@ -39,7 +39,7 @@ def names_file(line: str, folder: Path) -> bool:
 
 def configs(folder: Path) -> Round:
     """Config files: spoilt bytes, spoilt data, and sound ones with a spoilt override."""
-    texts = [SMALL, *(file.read_text() for file in reader.recipes().values())]
+    texts = [SMALL, *(file.read_text() for file in recipes.recipes().values())]
     texts.append(
         SMALL + "loss: {name: 'trap.py:touch', weight: [1, 2]}\nearly_stopping: {patience: 3}\nclip_grad_norm: 1\n"
     )
@@ -66,9 +66,9 @@ def configs(folder: Path) -> Round:
                 option = spoil_bytes(key.encode(), rng).decode(errors="replace") if rng.random() < 0.3 else key
                 overrides = [reader.parse_override(f"{option}={value.decode(errors='replace')}")]
         read = reader.load(str(file), overrides)
-        again = yamlfile.parse(yamlfile.dump(read.plain()), str(file))
-        if repr(reader.check(again, recipe=read.recipe).plain()) != repr(read.plain()):
-            return f"written and read again it is another config: {read.plain()}"
+        again = yamlfile.parse(yamlfile.dump(read.to_dict()), str(file))
+        if repr(reader.check(again, recipe=read.recipe).to_dict()) != repr(read.to_dict()):
+            return f"written and read again it is another config: {read.to_dict()}"
         return None
 
     return attempt
@@ -99,8 +99,8 @@ def checkpoints(folder: Path) -> Round:
     sound = runfolder.create("small", folder / "sound")
     for epoch in fit(run):
         checkpoint.save(run, sound, best=epoch.best)
-        runfolder.append_metrics(sound, epoch.plain())
-    runfolder.write_config(sound, run.config.plain())
+        runfolder.append_metrics(sound, epoch.to_dict())
+    runfolder.write_config(sound, run.config.to_dict())
     runfolder.write_record(sound, {"status": "completed", "classes": list(run.classes)})
     files = {file.name: file.read_bytes() for file in sound.iterdir()}
     models = [name for name in files if name.endswith(".safetensors")]

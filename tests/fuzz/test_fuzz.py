@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softmaxce.config import reader, yamlfile
-from softmaxce.config.reader import Config
+from softmaxce.config import keys, reader, yamlfile
+from softmaxce.config.keys import Config
 from softmaxce.errors import ConfigError
 
 from . import targets, watchdog
@@ -49,7 +49,7 @@ values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(reader.KEYS) | st.text(max_size=8), values, max_size=8))
+@given(st.dictionaries(st.sampled_from(keys.KEYS) | st.text(max_size=8), values, max_size=8))
 def test_any_plain_data_is_a_config_or_is_refused_with_its_places(data: dict[str, object]) -> None:
     document = yamlfile.Document("f.yaml", data, {}, {})
     problems: tuple[object, ...] = ()

@@ -12,7 +12,7 @@ from softmaxce.config import reader, registry
 from softmaxce.errors import ConfigError
 from softmaxce.laws import cost
 from softmaxce.laws.examine import examine, law_named
-from softmaxce.laws.law import Verdict, judge
+from softmaxce.laws.law import LawResult, judge
 from softmaxce.laws.subject import Subject, referring, value_and_gradient
 from softmaxce.laws.transforms import compiles_with
 
@@ -28,12 +28,12 @@ def subject(name: str, reference: str | None = None, seed: int = 0, **arguments:
     return Subject(component, CPU, reference=truth, seed=seed)
 
 
-def compiled(examined: Subject) -> Verdict:
+def compiled(examined: Subject) -> LawResult:
     """The verdict of the law `compile`, by tracing alone: it takes seconds less, and a graph break is one in both."""
     return judge("compile", replace(law_named("compile"), test=compiles_with("aot_eager")), examined)
 
 
-def broken(verdicts: Collection[Verdict]) -> dict[str, str]:
+def broken(verdicts: Collection[LawResult]) -> dict[str, str]:
     return {v.law: f"{v.detail} {v.case and v.case.lines()}" for v in verdicts if v.answer == "broken"}
 
 

@@ -18,7 +18,7 @@ from softmaxce import cross_entropy, linear_cross_entropy
 from softmaxce.losses import cross_entropy as module_of_cross_entropy
 from softmaxce.losses import cuda
 from softmaxce.losses import linear_cross_entropy as module_of_linear_cross_entropy
-from softmaxce.losses.cross_entropy import definition
+from softmaxce.losses.reference import definition
 
 from .test_accuracy import BITS, ROWS, taken, truth, units
 from .test_torch_parity import OPERATION, as_double, assert_as_good

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from softmaxce import SoftmaxCrossEntropy, cross_entropy, linear_cross_entropy
 from softmaxce.kernels import numba_runtime
-from softmaxce.kernels.all_finite import Watch
-from softmaxce.kernels.gather_normalize import Taker
+from softmaxce.kernels.all_finite import FiniteCheck
+from softmaxce.kernels.gather_normalize import BatchGatherer
 from softmaxce.losses.variants.focal import FocalLoss
 from softmaxce.models.max_pool import MaxPool2x2
 
@@ -371,7 +371,7 @@ def test_pooling_takes_negative_and_overlapping_images_and_gradients(shape: tupl
 
 def test_a_gatherer_refuses_images_that_there_are_none_of_and_means_of_another_dtype_or_number() -> None:
     images = torch.arange(5 * 3 * 4, dtype=torch.uint8).view(5, 3, 2, 2)
-    taker = Taker(images, torch.zeros(3), torch.ones(3))
+    taker = BatchGatherer(images, torch.zeros(3), torch.ones(3))
     strided = torch.tensor([4, 9, 0, 9, 2])[::2]
     torch.testing.assert_close(taker.normalized(strided), images[strided].float())
     torch.testing.assert_close(taker.normalized(torch.tensor([3]).expand(4)), images[[3] * 4].float())
@@ -380,14 +380,14 @@ def test_a_gatherer_refuses_images_that_there_are_none_of_and_means_of_another_d
             taker.normalized(torch.tensor([0, wrong]))
     for mean in (torch.zeros(1), torch.zeros(3, dtype=torch.float64), torch.zeros(6)[::2]):
         with pytest.raises(ValueError, match="kernel expects"):
-            Taker(images, mean, torch.ones(3))
+            BatchGatherer(images, mean, torch.ones(3))
 
 
 def test_gradients_of_any_layout_and_dtype_are_looked_at() -> None:
     size = 1000
     parameter = torch.zeros(size, 2, requires_grad=True)
     half = torch.zeros(size, 2, dtype=torch.float64, requires_grad=True)
-    watch = Watch([parameter, half])
+    watch = FiniteCheck([parameter, half])
     for bad in (0.0, float("nan"), float("inf")):
         sparse = torch.sparse_coo_tensor(torch.tensor([[3]]), torch.full((1, 2), bad), (size, 2))
         for gradient in (

@@ -306,6 +306,6 @@ def test_priors_are_the_training_labels_shares() -> None:
     "module", ["focal", "poly", "generalized", "symmetric", "temperature", "softcap", "logit_adjusted", "z_loss"]
 )
 def test_the_examples_in_the_docstrings_print_what_they_say(module: str) -> None:
-    loaded = importlib.import_module(f"softmaxce.losses.{module}")
+    loaded = importlib.import_module(f"softmaxce.losses.variants.{module}")
     failed, tried = doctest.testmod(loaded, extraglobs={"torch": torch})
     assert (failed, tried > 0) == (0, True)

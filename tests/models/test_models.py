@@ -11,13 +11,16 @@ from PIL import Image
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
-from softmaxce.build import build_evaluation, build_run, config_of
-from softmaxce.config.components import Component, build, check_component, read_signature
+from softmaxce.build import build_run
+from softmaxce.config.components import Component, build, check_component
 from softmaxce.config.registry import MODELS, torchvision_names
-from softmaxce.data.batches import Batches, Preprocessing
+from softmaxce.config.signatures import read_signature
+from softmaxce.data.batches import Batches
 from softmaxce.data.folder import image_folder
+from softmaxce.data.preprocessing import Preprocessing
 from softmaxce.data.splits import InMemory
 from softmaxce.errors import DataError
+from softmaxce.inference.trained_model import build_evaluation, config_of
 from softmaxce.models.airbench import Airbench
 from softmaxce.models.cnn import cnn
 from softmaxce.models.lenet import LeNet

@@ -19,9 +19,9 @@ from PIL import Image
 from scipy.special import softmax
 from typer.testing import CliRunner
 
-from softmaxce.build import build_evaluation, config_of, split_of
 from softmaxce.inference.analysis import Findings, find
 from softmaxce.inference.metrics import reliability
+from softmaxce.inference.trained_model import build_evaluation, config_of, split_of
 from softmaxce.report.html.figures import DARK, LIGHT, PICTURES, render
 from softmaxce.report.html.report_page import html, percent
 from softmaxce.report.html.write import write_report

@@ -48,7 +48,10 @@ best_metric: loss
 COMMAND = str(Path(sys.executable).parent / "softmaxce")
 PRELOADED = (
     *("sklearn.metrics", "torch._dynamo", "torchvision.transforms.v2"),
-    *(f"softmaxce.{name}" for name in ("build", "evaluate", "losses.builtin", "losses.cpu", "report.training")),
+    *(
+        f"softmaxce.{name}"
+        for name in ("build", "inference.evaluate", "losses.builtin", "losses.cpu", "report.training")
+    ),
 )
 STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 

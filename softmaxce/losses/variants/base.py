@@ -1,11 +1,11 @@
 """What cross-entropy's siblings have in common: their options, and how a sum over the classes becomes a loss.
 
 There are two ways to make another loss of cross-entropy. One changes the logits and leaves the rest as it is
-(`Adjusted`: temperature, caps, priors). The other puts a function f in the place of the logarithm,
+(`LogitAdjustingLoss`: temperature, caps, priors). The other puts a function f in the place of the logarithm,
 
     loss = sum_i weight_i L_i f(-log S_i)          in nats, with f(s) = s for cross-entropy itself,
 
-(`Transformed`: focal, PolyLoss, ...). -log S_i is the surprisal of class i. It keeps all its digits however sure the
+(`TermwiseLoss`: focal, PolyLoss, ...). -log S_i is the surprisal of class i. It keeps all its digits however sure the
 model is, and so does 1 - S_i (`complement`), which would cancel if it were computed from S_i.
 """
 
@@ -16,21 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ...argument_types import Reduction
+from ..arguments import InvalidArgumentError, _arithmetic, _check, _check_ids, _classes_last, _result_dtype
 from ..builtin import class_weights
-from ..cross_entropy import (
-    InvalidArgumentError,
-    _arithmetic,
-    _check,
-    _check_ids,
-    _classes_last,
-    _result_dtype,
-    cross_entropy,
-)
+from ..cross_entropy import cross_entropy
 
 Weight = Tensor | list[float] | Literal["balanced"] | None
 
 
-class Sibling(nn.Module):
+class ClassificationLoss(nn.Module):
     """The options that all of them have.
 
     Args:
@@ -80,7 +73,7 @@ class Sibling(nn.Module):
         return input.resolve_neg().to(wide), None if self.weight is None else self.weight.to(wide), dtype
 
 
-class Adjusted(Sibling):
+class LogitAdjustingLoss(ClassificationLoss):
     """Cross-entropy of logits that have been changed first."""
 
     def adjusted(self, logits: Tensor) -> Tensor:
@@ -103,7 +96,7 @@ class Adjusted(Sibling):
         ).to(dtype)
 
 
-class Transformed(Sibling):
+class TermwiseLoss(ClassificationLoss):
     """The sum over the classes of their share of the label times a function of their surprisal."""
 
     def term(self, surprisal: Tensor) -> Tensor:

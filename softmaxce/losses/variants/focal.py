@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from ...argument_types import NonNegativeFloat, Probability, Reduction
-from .base import Transformed, complement
+from .base import TermwiseLoss, complement
 
 FAR = 1e4  # nats; exp(-FAR) is 0 in every dtype, and has a slope of 0
 
 
-class FocalLoss(Transformed):
+class FocalLoss(TermwiseLoss):
     """Focal loss: cross-entropy times (1 - p)^gamma, so that easy images count less.
 
     (1 - p)^gamma (-log p), where p is the true class's probability; gamma = 0 is cross-entropy.

@@ -5,10 +5,10 @@ from typing import Literal
 from torch import Tensor
 
 from ...argument_types import Probability, Reduction
-from .base import Transformed, complement
+from .base import TermwiseLoss, complement
 
 
-class GeneralizedCrossEntropy(Transformed):
+class GeneralizedCrossEntropy(TermwiseLoss):
     """Generalized cross-entropy: (1 - p^q) / q, which forgives labels that look wrong.
 
     Towards q = 0 it becomes cross-entropy, which learns fast; at q = 1 it is 1 - p, half the mean absolute error, which

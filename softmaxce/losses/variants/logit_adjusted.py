@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ...argument_types import NonNegativeFloat, Probability, Reduction
-from .base import Adjusted
+from .base import LogitAdjustingLoss
 
 
-class LogitAdjustedCrossEntropy(Adjusted):
+class LogitAdjustedCrossEntropy(LogitAdjustingLoss):
     """Cross-entropy of logits to which tau log(prior) is added in training, so that rare classes are not neglected.
 
     The model then learns what speaks for a class beyond its being common, and its largest logit, taken without the

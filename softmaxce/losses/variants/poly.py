@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from ...argument_types import Probability, Reduction
-from .base import Transformed, complement
+from .base import TermwiseLoss, complement
 
 SMALL, TERMS = 0.5, 16  # the series' 16th term is 6e-18 of its first there
 
 
-class PolyLoss(Transformed):
+class PolyLoss(TermwiseLoss):
     """PolyLoss (Poly-1): cross-entropy plus epsilon (1 - p), which weighs the first term of its series anew.
 
     -log p = (1 - p) + (1 - p)^2 / 2 + (1 - p)^3 / 3 + ..., and PolyLoss makes its first coefficient 1 + epsilon.

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ...argument_types import PositiveFloat, Probability, Reduction
-from .base import Adjusted
+from .base import LogitAdjustingLoss
 
 
-class SoftcapCrossEntropy(Adjusted):
+class SoftcapCrossEntropy(LogitAdjustingLoss):
     """Cross-entropy of capped logits, cap tanh(z / cap): none gets beyond ±cap, so none runs away in training.
 
     With a cap far above the logits it is cross-entropy. A class at -infinity comes out at -cap, with the others.

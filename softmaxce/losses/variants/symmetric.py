@@ -6,10 +6,10 @@ from typing import Literal
 from torch import Tensor
 
 from ...argument_types import NonNegativeFloat, Probability, Reduction
-from .base import Transformed, complement
+from .base import TermwiseLoss, complement
 
 
-class SymmetricCrossEntropy(Transformed):
+class SymmetricCrossEntropy(TermwiseLoss):
     """Symmetric cross-entropy: alpha times cross-entropy plus beta times its reverse, which bears noisy labels.
 
     The reverse is -sum_i S_i log L_i. Where L_i = 0, log 0 is taken to be `log_zero`, so for a class id it comes to

@@ -6,10 +6,10 @@ from typing import Literal
 from torch import Tensor
 
 from ...argument_types import PositiveFloat, Probability, Reduction
-from .base import Adjusted
+from .base import LogitAdjustingLoss
 
 
-class TemperatureCrossEntropy(Adjusted):
+class TemperatureCrossEntropy(LogitAdjustingLoss):
     """Cross-entropy of the logits divided by a temperature: above 1 the probabilities are softer, below 1 harder.
 
     temperature = 1 is cross-entropy.

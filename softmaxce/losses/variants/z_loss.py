@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ...argument_types import NonNegativeFloat, Probability, Reduction
-from ..cross_entropy import _classes_last, cross_entropy
-from .base import Sibling, reduced, shares_of_ids
+from ..arguments import _classes_last
+from ..cross_entropy import cross_entropy
+from .base import ClassificationLoss, reduced, shares_of_ids
 
 
-class ZLossCrossEntropy(Sibling):
+class ZLossCrossEntropy(ClassificationLoss):
     """Cross-entropy plus z_loss (log Z)^2, Z = sum exp(z): it draws Z to 1, so that the logits do not drift.
 
     Cross-entropy does not change when a number is added to all logits, so nothing else holds them near 0.

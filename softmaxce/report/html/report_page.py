@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...config import yamlfile
 from ...inference.analysis import Findings, Judgement
-from ...inference.metrics import ClassFigures, Figures
+from ...inference.metrics import ClassMetrics, Metrics
 from ...runs import listing
 from ..evaluation import CONFUSIONS, MEANINGS
 from .figures import DARK, LIGHT, PICTURES, render
@@ -68,7 +68,7 @@ def html(findings: Findings, links: Mapping[int, str]) -> str:
         tail=_tail(findings.losses),
         links=links,
         commands=_commands(findings),
-        config=yamlfile.dump(findings.config.plain()),
+        config=yamlfile.dump(findings.config.to_dict()),
         environment=listing.flat(findings.record.get("environment", {})),
     )
 
@@ -115,7 +115,7 @@ def _figure_rows(findings: Findings) -> list[tuple[str, str, list[str]]]:
     return rows
 
 
-def _class_rows(figures: Figures) -> list[tuple[ClassFigures, str]]:
+def _class_rows(figures: Metrics) -> list[tuple[ClassMetrics, str]]:
     """A row a class, with what its images are most often taken for."""
     rows = []
     for index, (row, counts) in enumerate(zip(figures.classes, figures.confusion, strict=True)):
@@ -128,7 +128,7 @@ def _class_rows(figures: Figures) -> list[tuple[ClassFigures, str]]:
     return rows
 
 
-def _confusions(figures: Figures) -> list[tuple[str, str, int]]:
+def _confusions(figures: Metrics) -> list[tuple[str, str, int]]:
     """(label, prediction, how often), the most frequent first."""
     names = [row.name for row in figures.classes]
     pairs = [

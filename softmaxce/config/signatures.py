@@ -1,0 +1,238 @@
+"""A component's signature, read from its source text without importing it."""
+
+import ast
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_origin
+
+from .. import argument_types
+from ..errors import suggestion
+from .values import check_value
+
+REQUIRED = object()  # the default of an argument that has none
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a component: its name, the type a config may give it, and its default."""
+
+    name: str
+    type: Any = Any
+    default: Any = REQUIRED
+
+    @property
+    def required(self) -> bool:
+        """Whether a config has to give it."""
+        return self.default is REQUIRED
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a component takes.
+
+    Attributes:
+        arguments: in order.
+        doc: its docstring.
+        takes_any: it has a **kwargs, so unknown names cannot be called wrong.
+        leading: of a function, how many of its arguments can be given by position and have no default; 0 of a class.
+    """
+
+    arguments: tuple[Argument, ...]
+    doc: str = ""
+    takes_any: bool = False
+    leading: int = 0
+
+    def names(self) -> list[str]:
+        """The names of all arguments, the supplied ones too."""
+        return [argument.name for argument in self.arguments]
+
+
+class NotStatic(Exception):
+    """The source text does not tell; ask the object itself."""
+
+
+def read_signature(target: str) -> Signature:
+    """The signature of `module:Name` or `file.py:Name`, read from its source text without importing anything.
+
+    Raises:
+        NotStatic: if the text does not tell.
+        ValueError: with the likely remedy, if the module, the file or the name in it does not exist.
+    """
+    module, _, name = target.rpartition(":")
+    file = _source_file(module)
+    try:
+        tree = ast.parse(file.read_bytes(), str(file))
+    except SyntaxError as error:
+        raise ValueError(f"{file}:{error.lineno}:{error.offset}: {error.msg}") from None
+    node = next((n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name), None)
+    if node is None:
+        bound, open_ended = _top_level_names(tree)
+        if name in bound or open_ended:
+            raise NotStatic(target)
+        raise ValueError(f"{file.name} defines no '{name}'{suggestion(name, bound)}")
+    doc = ast.get_docstring(node) or ""
+    function: ast.stmt | None = node
+    if isinstance(node, ast.ClassDef):
+        function = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if not isinstance(function, ast.FunctionDef) or function.decorator_list or node.decorator_list:
+        raise NotStatic(target)
+    return _static_signature(function, doc, skip_self=isinstance(node, ast.ClassDef))
+
+
+def signature_of(component: Callable[..., Any]) -> Signature:
+    """The signature of an object at hand, in the same form; types are taken where they are simple."""
+    arguments = []
+    takes_any = False
+    leading = 0
+    for parameter in inspect.signature(component).parameters.values():
+        if parameter.kind <= parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty:
+            leading += not inspect.isclass(component)
+        if parameter.kind is parameter.VAR_KEYWORD:
+            takes_any = True
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            default = REQUIRED if parameter.default is parameter.empty else parameter.default
+            annotation = parameter.annotation
+            text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+            arguments.append(Argument(parameter.name, _type_of_text(text), default))
+    return Signature(tuple(arguments), inspect.getdoc(component) or "", takes_any, leading)
+
+
+def _source_file(module: str) -> Path:
+    if module.endswith(".py"):
+        file = Path(module)
+        if not file.is_file():
+            raise ValueError(f"there is no file '{module}' (looked from {Path.cwd()})")
+        return file
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)  # a top-level name is found without being run
+    except ValueError:  # __main__ and the like have no spec
+        spec = None
+    if spec is None:
+        raise ValueError(f"there is no module '{top}' to import (looked in {Path.cwd()} and the installed packages)")
+    if not rest:
+        if spec.origin is None or not spec.origin.endswith(".py"):
+            raise NotStatic(module)
+        return Path(spec.origin)
+    for folder in spec.submodule_search_locations or ():
+        for file in (Path(folder, *rest).with_suffix(".py"), Path(folder, *rest, "__init__.py")):
+            if file.is_file():
+                return file
+    raise NotStatic(module)  # an extension module, or a path hook's business
+
+
+def _top_level_names(tree: ast.Module) -> tuple[set[str], bool]:
+    """The names a module binds at its top level, and whether others may appear (a star import, __getattr__)."""
+    names: set[str] = set()
+    open_ended = False
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            open_ended |= node.name == "__getattr__"
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update((alias.asname or alias.name) for alias in node.names)
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            open_ended = True
+        else:
+            names.update(n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    return names, open_ended or "*" in names
+
+
+def _static_signature(function: ast.FunctionDef, doc: str, skip_self: bool) -> Signature:
+    spec = function.args
+    positional = [*spec.posonlyargs, *spec.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(spec.defaults)) + list(spec.defaults)
+    pairs = list(zip(positional, defaults, strict=True))[1 if skip_self else 0 :]
+    pairs += zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
+    arguments = tuple(Argument(a.arg, _type_of(a.annotation), _literal(default)) for a, default in pairs)
+    leading = 0 if skip_self else len(positional) - len(spec.defaults)
+    return Signature(arguments, doc, spec.kwarg is not None, leading)
+
+
+def _literal(node: ast.expr | None) -> Any:
+    if node is None:
+        return REQUIRED
+    try:
+        return ast.literal_eval(node)
+    except ValueError:  # a default that is no literal; only running the code would tell
+        return ...  # it has a default, but only running the code would tell which
+
+
+NAMES: dict[str, Any] = {
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "str": str,
+    "list": list,
+    "tuple": list,  # YAML has one kind of list
+    "dict": dict,
+    "List": list,
+    "Tuple": list,
+    "Dict": dict,
+    "Sequence": list,
+    "NoneType": None,  # as an annotation at hand prints it
+    **{name: value for name, value in vars(argument_types).items() if get_origin(value) in (Annotated, Literal)},
+}
+
+
+def _type_of_text(text: str) -> Any:
+    try:
+        return _type_of(ast.parse(text, mode="eval").body)
+    except SyntaxError:  # an annotation that is no type takes any value
+        return Any
+
+
+def _type_of(node: ast.expr | None) -> Any:
+    """The type an annotation's text means, as far as a config can give it; Any where it says nothing of the kind."""
+    match node:
+        case ast.Constant(value=None):
+            return None
+        case ast.Constant(value=str(text)):
+            return _type_of_text(text)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return NAMES.get(name, Any)
+        case ast.BinOp(op=ast.BitOr(), left=left, right=right):
+            return _union(_type_of(left), _type_of(right))
+        case ast.Subscript(value=ast.Name(id=outer) | ast.Attribute(attr=outer), slice=inner):
+            items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            if outer == "Literal":
+                return Literal.__getitem__(tuple(_literal(item) for item in items))
+            if outer == "Annotated":
+                return _type_of(items[0])
+            types = [_type_of(item) for item in items if not (isinstance(item, ast.Constant) and item.value is ...)]
+            if outer == "Optional":
+                return _union(*types, None)
+            if outer == "Union":
+                return _union(*types)
+            if NAMES.get(outer) is list:
+                inside = types[0] if len(set(map(str, types))) == 1 else Any
+                return list.__class_getitem__(inside)
+            return NAMES.get(outer, Any)
+        case _:
+            return Any
+
+
+def _union(*types: Any) -> Any:
+    """A union without what a config cannot give (a Tensor, say); Any if nothing is left."""
+    known = tuple(t for t in types if t is not Any)
+    return Union[known] if any(t is not None for t in known) else Any  # noqa: UP007 - the members are not known here
+
+
+def whole_numbers(arguments: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
+    """The arguments with 1e3 and 2.0 as whole numbers where nothing but those will do, as JSON Schema takes them."""
+    types = {argument.name: argument.type for argument in signature.arguments}
+    return {
+        name: value if name not in types or check_value(value, types[name]) is None else _whole(value, types[name])
+        for name, value in arguments.items()
+    }
+
+
+def _whole(value: Any, type_: Any) -> Any:
+    def as_whole(item: Any) -> Any:
+        return int(item) if isinstance(item, float) and item.is_integer() else item
+
+    changed = [as_whole(item) for item in value] if isinstance(value, list) else as_whole(value)
+    return changed if check_value(changed, type_) is None else value

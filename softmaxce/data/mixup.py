@@ -1,0 +1,33 @@
+"""Mixup and CutMix: batches of mixed images with mixed labels."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .batches import Batch
+
+
+def mixing(mixup_alpha: float, cutmix_alpha: float, num_classes: int) -> Callable[[Tensor, Tensor], Batch] | None:
+    """mixup, CutMix, or a fair draw of the two for each batch; None if both are off.
+
+    Returns: (images [B, C, H, W], labels [B]) -> (images, [B, K] probabilities).
+
+    Zhang et al. 2018; Yun et al. 2019. torchvision's own, which draws one mixing ratio a batch.
+    """
+    if not mixup_alpha and not cutmix_alpha:
+        return None
+    from torchvision.transforms import v2
+
+    choices = [
+        make(alpha=alpha, num_classes=num_classes)
+        for make, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha))
+        if alpha
+    ]
+    return partial(_mixed, choices)
+
+
+def _mixed(choices: list[Callable[[Tensor, Tensor], Batch]], images: Tensor, labels: Tensor) -> Batch:
+    choice = choices[int(torch.randint(len(choices), ()))] if len(choices) > 1 else choices[0]
+    return choice(images, labels)

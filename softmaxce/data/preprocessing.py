@@ -1,0 +1,46 @@
+"""What images go through before the model: normalisation, and the statistics for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .splits import InMemory, Split
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+STATISTICS_FROM = 5000  # images of a split on disk that its mean and deviation are taken from
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What every image goes through before the model; it travels with the weights.
+
+    Attributes:
+        shape: (C, H, W).
+        mean: C numbers, of pixels in [0, 1].
+        std: C numbers, likewise.
+    """
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def mean_and_std(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Each channel's mean and standard deviation, of pixels in [0, 1]; a constant channel's deviation is given as 1."""
+    if isinstance(split, InMemory):
+        chunks: Sequence[Tensor] = split.images.split(4096)
+    else:
+        stride = max(1, len(split) // STATISTICS_FROM)
+        chunks = [split.decode(file).unsqueeze(0) for file in split.files[::stride]]
+    total = torch.zeros(split.shape[0], dtype=torch.float64)
+    squares, pixels = torch.zeros_like(total), 0
+    for chunk in chunks:  # [n, C, H, W]
+        values = chunk.double() / 255
+        total += values.sum((0, 2, 3))
+        squares += values.square().sum((0, 2, 3))
+        pixels += values.numel() // values.shape[1]
+    mean = total / pixels
+    std = (squares / pixels - mean.square()).clamp_min(0).sqrt()
+    return tuple(mean.tolist()), tuple(torch.where(std < 1e-6, 1.0, std).tolist())

@@ -1,0 +1,138 @@
+"""The reference implementation: the article's steps, and cross-entropy in operations that PyTorch can differentiate."""
+
+import torch
+from torch import Tensor
+
+from .arguments import _arithmetic, _check_ids, _classes_last, _result_dtype
+
+
+def softmax(logits: Tensor, dim: int = -1) -> Tensor:
+    """Probabilities from logits: exp(z_i) / sum_k exp(z_k).
+
+    Args:
+        logits: any shape, float, any real numbers.
+        dim: the dimension of the classes.
+    Returns: the same shape; each in [0, 1], their sum along `dim` 1.
+
+    Bridle 1990; the article's step 1.
+
+    >>> softmax(torch.tensor([2.0, 1.0, 0.1]))
+    tensor([0.6590, 0.2424, 0.0986])
+    """
+    exponentials = torch.exp(_shifted(logits, dim))
+    return exponentials / exponentials.sum(dim, keepdim=True)
+
+
+def log_softmax(logits: Tensor, dim: int = -1) -> Tensor:
+    """The logarithm of softmax, finite wherever the logits are: z_i - log sum_k exp(z_k).
+
+    Args:
+        logits: any shape, float, any real numbers.
+        dim: the dimension of the classes.
+    Returns: the same shape, in nats, each at most 0.
+
+    >>> log_softmax(torch.tensor([0.0, -200.0]))[1]  # log(softmax(...)) would be -inf here: float32 rounds S to 0
+    tensor(-200.)
+    >>> log_softmax(torch.tensor([20.0, 0.0]))[0]  # and 0 here, where S rounds to 1
+    tensor(-2.0612e-09)
+    """
+    if not logits.numel():
+        return logits.clone()
+    z = _shifted(logits, dim)
+    return z - _log_sum(z, z.detach().argmax(dim, keepdim=True), dim)
+
+
+def one_hot(targets: Tensor, num_classes: int) -> Tensor:
+    """The label's vector: 1 at the true class, 0 elsewhere.
+
+    Args:
+        targets: [...] int64 class ids.
+        num_classes: K.
+    Returns: [..., K] float32.
+    Raises: IndexError if a class id is outside [0, K).
+
+    >>> one_hot(torch.tensor([0, 2]), 3)
+    tensor([[1., 0., 0.],
+            [0., 0., 1.]])
+    """
+    _check_ids(targets, num_classes, None)
+    return (targets.unsqueeze(-1) == torch.arange(num_classes, device=targets.device)).float()
+
+
+def naive_cross_entropy(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy as it stands on paper, from probabilities: -sum_i L_i log S_i. For reading, not for training.
+
+    Args:
+        probabilities: [..., K], each in (0, 1], as softmax makes them on paper.
+        labels: [..., K], one-hot or any other distribution over the classes.
+    Returns: [...], in nats. It is infinite, or NaN, where a probability has been rounded to 0; `cross_entropy` is not.
+
+    Good 1952; the article's step 3.
+
+    >>> S, L = softmax(torch.tensor([2.0, 1.0, 0.1])), one_hot(torch.tensor(0), 3)
+    >>> naive_cross_entropy(S, L)
+    tensor(0.4170)
+    >>> naive_cross_entropy(softmax(torch.tensor([0.0, 200.0])), one_hot(torch.tensor(0), 2))
+    tensor(inf)
+    """
+    return -(labels * probabilities.log()).sum(-1)
+
+
+def _shifted(logits: Tensor, dim: int) -> Tensor:
+    """Logits minus their largest: exp of it cannot overflow, and softmax is the same."""
+    return logits - logits.amax(dim, keepdim=True).detach() if logits.numel() else logits
+
+
+def definition(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy in operations that PyTorch can differentiate (any number of times), transform and compile.
+
+    The arguments and the result are those of `cross_entropy`, and so are the numbers. It takes the time and the memory
+    of its single operations. A class id outside [0, K) makes a loss of NaN where it cannot be looked at (under
+    torch.compile and torch.func) and an IndexError elsewhere.
+    """
+    dtype = _result_dtype(input, target, weight)
+    logits = _classes_last(input).to(_arithmetic(dtype))  # [..., K]
+    num_classes = logits.shape[-1]
+    divisor: Tensor | float = float(logits.shape[:-1].numel())  # what the mean divides by
+    if target.shape == input.shape:
+        labels = _classes_last(target).to(logits.dtype)
+        share = torch.ones_like(labels[..., :1])
+    else:
+        _check_ids(target, num_classes, ignore_index)
+        counts = (target != ignore_index).unsqueeze(-1)  # [..., 1]
+        labels = (target.unsqueeze(-1) == torch.arange(num_classes, device=target.device)) & counts
+        # Where an id cannot be looked at, one that is no class makes a NaN of its row.
+        share = torch.where(counts & ~labels.any(-1, keepdim=True), torch.nan, counts.to(logits.dtype))
+        labels = labels * share
+        logits = torch.where(counts, logits, 0)  # so that a NaN in an ignored row reaches nothing
+        divisor = labels.sum() if weight is None else (labels * weight).sum()
+    if label_smoothing > 0:
+        labels = labels * (1 - label_smoothing) + share * (label_smoothing / num_classes)
+    if weight is not None:
+        labels = labels * weight.to(logits.dtype)
+    losses = _from_labels(logits, labels) if num_classes else logits.sum(-1)
+    if reduction == "sum":
+        losses = losses.sum()
+    elif reduction == "mean":
+        losses = losses.sum() / (divisor if isinstance(divisor, Tensor) or divisor else torch.nan)
+    return losses.to(dtype)
+
+
+def _from_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """-sum_i Q_i log S_i for logits z [..., K] and labels Q [..., K]: the heart of `definition`."""
+    z = _shifted(logits, -1)
+    log_sum = _log_sum(z, labels.detach().argmax(-1, keepdim=True), -1).squeeze(-1)
+    return labels.sum(-1) * log_sum - (labels * torch.where((labels == 0) & z.isinf(), 0, z)).sum(-1)
+
+
+def _log_sum(z: Tensor, y: Tensor, dim: int) -> Tensor:
+    """log sum_k exp(z_k) along `dim`, which is kept, as log(1 + the rest): exact where exp(z_y) is nearly all."""
+    rest = z.exp().scatter(dim, y, 0).sum(dim, keepdim=True)
+    return torch.log1p(rest + torch.expm1(z.gather(dim, y)))

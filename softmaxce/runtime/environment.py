@@ -1,0 +1,44 @@
+"""The machine, the versions and the code revision, for a run's record."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, as a person knows it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a result depends on beside the config: versions, machine, device."""
+    return {
+        "softmaxce": version("softmaxce"),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # its own kind of string, which YAML cannot dump
+        "torchvision": version("torchvision"),
+        "numpy": version("numpy"),
+        "pillow": version("pillow"),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        "platform": platform.platform(),
+        "device": describe_device(device),
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # by the instructions that torch's kernels use
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the folder one stands in, `-dirty` if files differ from it; None outside a repository."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(command, cwd=Path.cwd(), capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):  # no commit is known
+        return None
+    return done.stdout.strip()

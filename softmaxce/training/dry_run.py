@@ -1,0 +1,71 @@
+"""One training batch, to show that everything fits together before a run is started."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime.device import autocast
+from .run import Run
+
+
+def dry_run(run: Run) -> dict[str, Any]:
+    """Run one batch forward and backward and one step; what it took.
+
+    Returns: `layers` (rows of name, type, output shape, parameters), `loss`, and memory in bytes: `parameters`,
+        `gradients`, `optimizer` (its state), `activations` (what the forward pass keeps for the backward pass).
+    """
+    shapes: dict[str, list[int]] = {}
+    hooks = []
+    for name, module in run.model.named_modules():
+        if not list(module.children()):
+
+            def note(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+                shapes.setdefault(name, list(output.shape) if isinstance(output, Tensor) else [])
+
+            hooks.append(module.register_forward_hook(note))
+    images, labels = next(iter(run.train.epoch(1)))
+    targets: Tensor = labels
+    if run.mix is not None:
+        images, targets = run.mix(images, labels)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in run.model.parameters()}
+    run.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with autocast(run.device, run.precision):
+            loss = run.loss(run.model(images), targets).mean()
+        activations = sum(size for pointer, size in kept.items() if pointer not in weights)
+        loss.backward()
+    run.optimizer.step()
+    for hook in hooks:
+        hook.remove()
+    parameters = list(run.model.parameters())
+    state = [value for entry in run.optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
+    modules = dict(run.model.named_modules())
+    return {
+        "batch": list(images.shape),
+        "loss": loss.item(),
+        "layers": [
+            {
+                "name": name,
+                "type": type(modules[name]).__name__,
+                "output": shape,
+                "parameters": sum(p.numel() for p in modules[name].parameters()),
+            }
+            for name, shape in shapes.items()
+        ],
+        "num_parameters": sum(p.numel() for p in parameters),
+        "num_trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "memory": {
+            "parameters": sum(p.nbytes for p in parameters),
+            "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),
+            "optimizer": sum(tensor.nbytes for tensor in state),
+            "activations": activations,
+        },
+    }

@@ -1,0 +1,107 @@
+"""A model's loss and accuracy, or its logits, over a split."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import Batches
+from ..errors import MemoryRanOutError, within_memory
+from ..losses.cuda import check_class_ids
+from ..losses.interface import reduction_of, to_scalar
+from ..runtime.device import autocast
+from .cuda_graph import tell_no_graph
+from .memory import find_fitting_batch_size
+from .run import Run
+from .tally import Scores
+
+
+def evaluate_epoch(run: Run, batches: Batches, stop: Callable[[], bool] = lambda: False) -> Scores | None:
+    """The loss and the accuracy of the run's model on a split, in the run's precision; None if stopped between.
+
+    The memory of a CUDA graph is given up for it if need be.
+    """
+    try:
+        outputs = predict_until(stop, run.evaluated, batches, run.precision)
+    except MemoryRanOutError:
+        if run.step is None or run.config.cuda_graph is True:
+            raise
+        run.step, run.graph_wanted = None, False
+        tell_no_graph("an evaluation needs its memory")
+        return evaluate_epoch(run, batches, stop)
+    if outputs is None:
+        return None
+    logits, labels = outputs
+    hits = (logits.max(1).indices == labels).sum().item()  # as argmax, twice as fast
+    return Scores(loss_of(run.loss, logits, labels), hits / len(labels), len(labels))
+
+
+def predict(model: nn.Module, batches: Batches, precision: str = "float32") -> tuple[Tensor, Tensor]:
+    """Logits [N, K] float32 and labels [N] of a whole split, in its order, on the batches' device."""
+    outputs = predict_until(lambda: False, model, batches, precision)
+    assert outputs is not None
+    return outputs
+
+
+def predict_until(
+    stop: Callable[[], bool], model: nn.Module, batches: Batches, precision: str
+) -> tuple[Tensor, Tensor] | None:
+    """As `predict`; None if `stop`, asked after each batch, says so.
+
+    Raises: MemoryRanOutError, with the batch size that fits.
+    """
+    evaluate = within_memory("evaluating")(_predict_until)
+    try:
+        return evaluate(stop, model, batches, precision)
+    except MemoryRanOutError as error:
+        size = min(batches.batch_size, batches.num_images)
+        fits = find_fitting_batch_size(size, lambda fewer: _try_batch(model, batches, precision, fewer))
+        remedy = "no smaller batch fits either; take a machine with more memory"
+        if fits is not None:
+            remedy = f"{fits} images at once, tried just now, fit: set data.eval_batch_size: {fits}"
+            remedy += f", or --batch-size {fits} with eval and predict"
+        raise MemoryRanOutError(f"{error}; {remedy}") from None
+
+
+@torch.inference_mode()
+def _predict_until(
+    stop: Callable[[], bool], model: nn.Module, batches: Batches, precision: str
+) -> tuple[Tensor, Tensor] | None:
+    was_training = model.training
+    model.eval()
+    labels: list[Tensor] = []
+    with autocast(batches.device, precision):
+        for images, ids in batches.epoch(0):
+            found = model(images)  # [B, K]
+            del images  # so that the next ones are written where these were, in the cache
+            if not labels:  # one piece from the start: small ones would lie between the batches and scatter memory
+                logits = torch.empty(batches.num_images, found.shape[1], device=batches.device)
+                places = iter(logits.split(batches.batch_size))
+            next(places).copy_(found)
+            labels.append(ids)
+            if stop():
+                break
+    model.train(was_training)
+    return None if stop() else (logits[: sum(map(len, labels))], torch.cat(labels))
+
+
+@torch.inference_mode()
+def _try_batch(model: nn.Module, batches: Batches, precision: str, size: int) -> None:
+    if batches.device.type == "cuda":
+        torch.cuda.empty_cache()
+    with autocast(batches.device, precision):
+        model(batches.prepared(torch.zeros(size, *batches.split.shape, dtype=torch.uint8, device=batches.device)))
+
+
+@torch.inference_mode()
+def loss_of(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> float:
+    """A loss over a whole split at once, so that no figure depends on how it was cut into batches.
+
+    A loss with `reduction: sum` is divided by the number of images.
+    """
+    value = loss(logits, labels)
+    if reduction_of(loss) == "sum":
+        value = value / len(labels)
+    number = to_scalar(value).item()
+    check_class_ids()
+    return number
