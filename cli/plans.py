@@ -80,7 +80,7 @@ def plan_to_resume(
         config: what is to be trained.
         output: the run's folder; None to look for it.
         images: reads a config's images.
-        allow_changed_data: take a run on other images too.
+        allow_changed_data: take a run on other images where there is none on these.
     """
     folder = output
     if folder is None:

@@ -168,6 +168,9 @@ def test_a_moved_folder_is_the_same_data_and_another_folder_is_not(
     assert "finished already" not in other.stderr
     assert "runs/p/1: has this config, but its train and validation and test images are others" in other.stderr
     assert len(list((here / "runs/p").iterdir())) == 4
+    insisting = run(app, *line, "--set", "data.root=photos", "--allow-changed-data")  # is none the less exact
+    assert "[1/2] seed" in insisting.stderr
+    assert insisting.stderr.count("finished already in runs/p/1\n") == 1
     (here / "photos").rename(here / "moved")
     moved = run(app, *line, "--set", "data.root=moved", "--require", "accuracy>=0")
     assert moved.stderr.count("finished already") == 2

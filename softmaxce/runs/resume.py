@@ -175,7 +175,7 @@ def find_run(
         config: what is to be trained.
         parent: a folder of run folders.
         images: reads a config's images; called only if a run has this config.
-        allow_changed_data: take a run on other images too.
+        allow_changed_data: take a run on other images where there is none on these.
     Returns: the folder, None if there is none; and what a user should know, a line each.
     """
     plain = config.to_dict()
@@ -190,8 +190,8 @@ def find_run(
                 (is_finished(record), (file.parent / "run.json").stat().st_mtime, file.parent, recorded, record)
             )
     runs.sort(key=lambda run: run[:2], reverse=True)
-    if not runs or allow_changed_data:
-        return (runs[0][2] if runs else None), []
+    if not runs:
+        return None, []
     now = images(config)
     notes: list[str] = []
     for _, _, folder, recorded, record in runs:
@@ -208,7 +208,7 @@ def find_run(
                     f"folder is the same: {config.root}"
                 )
             return folder, notes
-    return None, notes
+    return (runs[0][2], []) if allow_changed_data else (None, notes)
 
 
 def _why_other_images(record: Mapping[str, Any], before: Mapping[str, str], now: Images, config: Config) -> str:
