@@ -1,4 +1,4 @@
-"""`softmaxce runs`: the runs there are, the newest first."""
+"""`softmaxce runs`: list runs, the newest first."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,16 +7,16 @@ import typer
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look, and below.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder to search.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """List runs, the newest first: model, loss, epochs, accuracy, time and status."""
     from softmaxce.report import console
     from softmaxce.runs.listing import list_runs
 
-    rows, wrong = list_runs(folder)
-    for error in wrong:
-        typer.echo(f"left out: {error}", err=True)
+    rows, errors = list_runs(folder)
+    for error in errors:
+        typer.echo(f"warning: skipped {error}", err=True)
     if json:
         import json as jsonlib
 

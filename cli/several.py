@@ -1,4 +1,4 @@
-"""Several runs one after the other, for `train --seeds` and `sweep`: started, gone on with, or found finished."""
+"""Several runs one after the other, for `train --seeds` and `sweep`: started, resumed, or already finished."""
 
 import json as jsonlib
 from collections.abc import Sequence
@@ -13,143 +13,162 @@ from softmaxce.errors import FAILED, ConfigError, Problem, RunError, TrainingErr
 from softmaxce.inference.requirements import Requirement, judge
 from softmaxce.runs import folder as runfolder
 from softmaxce.runs.listing import read_run
+from softmaxce.runs.plan import Plan
 from softmaxce.runs.resume import is_finished
 
-from .plans import ImagesOnDisk, Plan, plan_to_resume
+from .training import ImagesOnDisk, OutputOptions, plan_auto, train_one
 
 if TYPE_CHECKING:
-    from .train import Telling
+    from softmaxce.inference.requirements import RequirementResult
 
 
 @dataclass(frozen=True)
-class Finished:
-    """How one run of several ended: in this process, or in an earlier one."""
+class FinishedRun:
+    """One of several runs, finished in this process or in an earlier one.
+
+    Attributes:
+        point: its label and config.
+        folder: the run folder.
+        record: its run.json.
+        requirements_met: whether it meets every requirement.
+    """
 
     point: Point
     folder: Path
     record: dict[str, Any]
-    met: bool
+    requirements_met: bool
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The final metrics in its run.json: of the test split, else of the validation split."""
+        metrics: dict[str, float] = self.record.get("test", self.record.get("validation", {}))
+        return metrics
 
 
 def check_options(resume: str | None, dry_run: bool) -> None:
-    """Refuse what several runs cannot do. Raises: ConfigError."""
+    """Refuse options that do not apply to several runs. Raises: ConfigError."""
     if resume not in (None, "auto"):
-        raise ConfigError([Problem("--resume", "with several runs it takes auto only: each goes on where it stopped")])
+        raise ConfigError([Problem("--resume", "several runs take auto only, which resumes each where it stopped")])
     if dry_run:
-        raise ConfigError([Problem("--dry-run", "tries one config; leave the several runs out")])
+        raise ConfigError([Problem("--dry-run", "tries one config; leave out --seeds")])
 
 
 def make_plans(
     points: Sequence[Point], output: Path | None, resume: bool, *, allow_changed_data: bool = False
 ) -> list[Plan]:
-    """Where each run goes, or goes on.
+    """Where each run is started or resumed.
 
-    Raises: RunError if a folder is in use, or holds a run on other images; DataError if images cannot be read.
+    Raises: RunError if a folder is in use, or its run has other images; DataError if images cannot be read.
     """
     plans = []
     images = ImagesOnDisk()
     for point in points:
-        wanted = output / point.folder_name if output is not None else None
+        folder = output / point.folder_name if output is not None else None
         if resume:
-            plan = plan_to_resume(point.config, wanted, images, allow_changed_data=allow_changed_data)
-            if wanted is not None:
-                _check_finished(plan, images)
+            plan = plan_auto(point.config, folder, images, allow_changed_data=allow_changed_data)
+            if folder is not None:
+                _check_images_if_finished(plan, images)
             plans.append(plan)
             continue
-        if wanted is not None and wanted.exists() and any(wanted.iterdir()):
-            raise RunError(f"{wanted}: the folder is not empty; choose another --output, or add --resume auto")
-        plans.append(Plan(point.config, None, wanted))
+        if folder is not None and folder.exists() and any(folder.iterdir()):
+            raise RunError(f"{folder}: the folder is not empty; choose another --output, or add --resume auto")
+        plans.append(Plan(point.config, folder))
     return plans
 
 
-def _check_finished(plan: Plan, images: ImagesOnDisk) -> None:
-    """Refuse to count a finished run on other images; one that is not finished is checked when it is resumed."""
-    if plan.resume is None or not _is_over(plan):
+def _check_images_if_finished(plan: Plan, images: ImagesOnDisk) -> None:
+    """Refuse to count a finished run on other images. An unfinished one is checked when it is resumed."""
+    folder = _finished_folder(plan)
+    if folder is None:
         return
     now = images(plan.config).fingerprints
     from softmaxce.runs.provenance import check_images
 
-    record = runfolder.read_record(plan.resume)
-    check_images(plan.resume, record, now, allow_changed_data=plan.allow_changed_data)
+    record = runfolder.read_record(folder)
+    for warning in check_images(folder, record, now, allow_changed_data=plan.allow_changed_data):
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def train_each(
-    points: Sequence[Point],
-    plans: Sequence[Plan],
-    demands: list[Requirement],
-    telling: "Telling",
-) -> list[Finished]:
-    """Train every run that is not finished already. One that fails does not keep the others from being trained.
+    points: Sequence[Point], plans: Sequence[Plan], requirements: list[Requirement], output: OutputOptions
+) -> list[FinishedRun]:
+    """Train every run that is not finished already; if one fails, the others are still trained.
 
-    Requirements are judged for every run: by its recorded figures if it is finished, which is evaluated anew if these
-    are not enough.
+    A finished run is checked against the requirements by its run.json, or evaluated again if that lacks a metric.
     """
-    from .train import train_one
-
-    ended = []
+    finished = []
     for number, (point, plan) in enumerate(zip(points, plans, strict=True), 1):
         head = f"[{number}/{len(points)}] {point.label}"
-        if plan.resume is not None and _is_over(plan):
-            typer.echo(f"{head}: finished already in {plan.resume}", err=True)
-            record = runfolder.read_record(plan.resume)
-            figures = record.get("test", record.get("validation", {}))
-            if all(demand.figure in figures for demand in demands):
-                verdicts = judge(demands, figures)
-                for verdict in verdicts:
-                    typer.echo(verdict, err=telling.json)
-                ended.append(Finished(point, plan.resume, record, all(verdict.met for verdict in verdicts)))
-                continue
-        else:
+        folder = _finished_folder(plan)
+        if folder is None:
             typer.echo(head, err=True)
+        else:
+            typer.echo(f"{head}: already finished in {folder}", err=True)
+            record = runfolder.read_record(folder)
+            run = FinishedRun(point, folder, record, True)
+            if all(requirement.figure in run.metrics for requirement in requirements):
+                results = judge(requirements, run.metrics)
+                _print_results(results, to_stderr=output.json)
+                finished.append(FinishedRun(point, folder, record, all(result.met for result in results)))
+                continue
         try:
-            outcome = train_one(plan, demands, telling)
+            outcome = train_one(plan, requirements, output)
         except TrainingError as error:
             typer.echo(f"{head}: failed: {error}", err=True)
             continue
         except KeyboardInterrupt:
-            typer.echo("all of them go on with the same command and --resume auto", err=True)
+            typer.echo("resume all of them with the same command and --resume auto", err=True)
             raise
-        if outcome.status == "failed":
-            typer.echo(f"{head}: failed: {outcome.message}", err=True)
-            continue
-        met = all(verdict.met for verdict in outcome.verdicts)
-        ended.append(Finished(point, outcome.folder, runfolder.read_record(outcome.folder), met))
-    return ended
+        record = runfolder.read_record(outcome.folder)
+        finished.append(FinishedRun(point, outcome.folder, record, outcome.requirements_met))
+    return finished
 
 
-def split_of(ended: Sequence[Finished]) -> str:
-    """The split that the runs' final figures were measured on."""
-    return next((name for name in ("test", "validation") if all(name in entry.record for entry in ended)), "validation")
+def _print_results(results: "Sequence[RequirementResult]", *, to_stderr: bool) -> None:
+    for result in results:
+        typer.echo(result, err=to_stderr)
+
+
+def final_split(runs: Sequence[FinishedRun]) -> str:
+    """The split that the final metrics of all runs were measured on."""
+    return next((name for name in ("test", "validation") if all(name in run.record for run in runs)), "validation")
+
+
+def exit_status(points: Sequence[Point], runs: Sequence[FinishedRun]) -> None:
+    """Raises: typer.Exit if a run failed, or does not meet a requirement."""
+    if len(runs) < len(points) or not all(run.requirements_met for run in runs):
+        raise typer.Exit(FAILED)
 
 
 def train_seeds(
     points: Sequence[Point],
     output: Path | None,
     resume: bool,
-    demands: list[Requirement],
-    telling: "Telling",
+    requirements: list[Requirement],
+    options: OutputOptions,
     *,
     allow_changed_data: bool = False,
 ) -> None:
-    """Train one config under several seeds, and tell what their figures come to."""
+    """Train one config with several seeds, and print the statistics of their final metrics."""
     plans = make_plans(points, output, resume, allow_changed_data=allow_changed_data)
-    ended = train_each(points, plans, demands, telling)
-    split = split_of(ended)
-    rows = [(entry.point.label, entry.folder, entry.record[split]) for entry in ended if split in entry.record]
+    runs = train_each(points, plans, requirements, options)
+    split = final_split(runs)
+    rows = [(run.point.label, run.folder, run.record[split]) for run in runs if split in run.record]
     if len(rows) > 1:
         from softmaxce.report import console, seeds
 
-        found = seeds.summarize(split, rows)
-        if telling.json:
-            typer.echo(jsonlib.dumps(found.to_dict()))
+        metrics = seeds.summarize(split, rows)
+        if options.json:
+            typer.echo(jsonlib.dumps(metrics.to_dict()))
         else:
-            seeds.print_seeds(found, console.stdout())
-    if len(ended) < len(points) or not all(entry.met for entry in ended):
-        raise typer.Exit(FAILED)
+            seeds.print_seeds(metrics, console.stdout())
+    exit_status(points, runs)
 
 
-def _is_over(plan: Plan) -> bool:
-    assert plan.resume is not None
-    if not (plan.resume / "run.json").is_file():  # killed before it had begun
-        return False
-    return is_finished(runfolder.read_record(plan.resume)) and read_run(plan.resume).epochs == plan.config.epochs
+def _finished_folder(plan: Plan) -> Path | None:
+    """The plan's run folder, if the run in it is finished and has as many epochs as the config."""
+    if not plan.resume or plan.folder is None or not (plan.folder / "run.json").is_file():
+        return None
+    if not is_finished(runfolder.read_record(plan.folder)) or read_run(plan.folder).epochs != plan.config.epochs:
+        return None
+    return plan.folder

@@ -244,7 +244,7 @@ def test_a_signal_is_answered_with_its_status_and_the_way_on(
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == status
-    assert "go on with: softmaxce train --resume out" in stderr
+    assert "resume with: softmaxce train --resume out" in stderr
     assert "Traceback" not in stderr
     end = events(stdout)[-1]
     assert end["status"] == word
@@ -525,7 +525,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_1(small: Path, tmp_path: 
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: runs/small/1/best.safetensors: File too large; allow larger files (ulimit -f) and go on with: "
+        "error: runs/small/1/best.safetensors: File too large; allow larger files (ulimit -f) and resume with: "
         "softmaxce train --resume runs/small/1\n"
     )
     assert not (tmp_path / "runs/small/1/best.safetensors.tmp").exists()

@@ -210,7 +210,7 @@ def test_the_list_is_a_line_a_run_and_names_what_it_cannot_read(
     done = softmaxce("runs", "copies")
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 2 + 3
-    assert done.stderr.startswith("left out: copies/hard/slow/run.json: cannot be read")
+    assert done.stderr.startswith("warning: skipped copies/hard/slow/run.json: cannot be read")
     lines = [json.loads(line) for line in softmaxce("runs", "copies", "--json").stdout.splitlines()]
     assert {line["folder"] for line in lines} == {f"copies/hard/{name}" for name in ("base", "linear", "other")}
     missing = softmaxce("runs", "nowhere")

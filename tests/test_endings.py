@@ -113,10 +113,10 @@ def test_a_second_ctrl_c_stops_at_once_and_the_way_on_vouches_for_the_users_code
     assert status == 130
     assert not (tmp_path / "awake").exists()  # the step did not come to its end
     (line,) = lines
-    assert line.startswith("interrupted after 1 of 2 epochs; go on with: softmaxce train --resume 'a run' --trust-code")
+    assert line == "interrupted after 1 of 2 epochs; resume with: softmaxce train --resume 'a run' --trust-code"
     assert epochs_saved(tmp_path / "a run") == 1
     (tmp_path / "quick").touch()
-    program, *way_on = shlex.split(line.partition("go on with: ")[2])
+    program, *way_on = shlex.split(line.partition("resume with: ")[2])
     assert program == "softmaxce"
     done = subprocess.run([COMMAND, *way_on, "-q"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -223,7 +223,7 @@ def test_a_run_folder_that_becomes_read_only_is_one_line_and_the_run_goes_on_lat
     (tmp_path / "out").chmod(0o755)
     assert status == 1
     assert re.fullmatch(
-        r"error: out/\S+: Permission denied; make the folder writable and go on with: softmaxce train --resume out",
+        r"error: out/\S+: Permission denied; make the folder writable and resume with: softmaxce train --resume out",
         told,
     )
     done = epochs_saved(tmp_path / "out")
@@ -404,7 +404,7 @@ def test_a_damaged_record_is_one_line_with_its_file(
     done = softmaxce(*train, "--epochs", "3")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: out/run.json: is damaged: its '{key}' must be a")
+    assert line.startswith(f"error: out/run.json: is damaged: its '{key}' is wrong: Input should be a valid ")
 
 
 # -- exit statuses ----------------------------------------------------------------------------------------------------

@@ -143,7 +143,4 @@ def test_a_file_imports_only_from_floors_below_its_own(module: str) -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    assert circles() == CIRCLES
-
-
-CIRCLES = [["softmaxce_cli.several", "softmaxce_cli.train"]]
+    assert circles() == []

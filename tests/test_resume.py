@@ -93,11 +93,11 @@ def test_a_key_that_changes_no_metrics_changes_no_weight_and_makes_no_other_run(
     weights = load_file(here / "runs/c/1/best.safetensors")
     for number, text in enumerate(FREE):
         again = run(app, "train", "-c", "c.yaml", "--seeds", "2", "-q", "--resume", "auto", "--set", text)
-        assert again.stderr.count("finished already") == 2, text
+        assert again.stderr.count("already finished") == 2, text
         again = run(
             app, "sweep", "-c", "c.yaml", "--set", "seed=0,1", "--set", text, "--output", "grid", "--resume", "auto"
         )
-        assert again.stderr.count("finished already") == 2, text
+        assert again.stderr.count("already finished") == 2, text
         run(app, "train", "-c", "c.yaml", "--set", text, "--output", f"free-{number}", "-q")
         other = load_file(here / f"free-{number}/best.safetensors")
         assert all((weights[name] == other[name]).all() for name in weights), text
@@ -146,7 +146,7 @@ def test_a_requirement_that_no_split_can_answer_is_refused_before_training(app: 
     done = run(app, *line, status=2)
     (told,) = done.stderr.splitlines()
     assert told.startswith(
-        "error: --require accuracy>=0.5: there is no test or validation split to judge by; set data."
+        "error: --require accuracy>=0.5: there is no test or validation split to evaluate; set data."
     )
     assert not (here / "runs").exists()
 
@@ -165,16 +165,17 @@ def test_a_moved_folder_is_the_same_data_and_another_folder_is_not(
     line = (several[0], "-c", "p.yaml", *several[1:], "--resume", "auto")
     run(app, *line)
     other = run(app, *line, "--set", "data.root=others")
-    assert "finished already" not in other.stderr
-    assert "runs/p/1: has this config, but its train and validation and test images are others" in other.stderr
+    assert "already finished" not in other.stderr
+    why = "its train and validation and test images are not those in others"
+    assert f"runs/p/1: has this config, but {why}; it is not resumed" in other.stderr
     assert len(list((here / "runs/p").iterdir())) == 4
     insisting = run(app, *line, "--set", "data.root=photos", "--allow-changed-data")  # is none the less exact
     assert "[1/2] seed" in insisting.stderr
-    assert insisting.stderr.count("finished already in runs/p/1\n") == 1
+    assert insisting.stderr.count("already finished in runs/p/1\n") == 1
     (here / "photos").rename(here / "moved")
     moved = run(app, *line, "--set", "data.root=moved", "--require", "accuracy>=0")
-    assert moved.stderr.count("finished already") == 2
-    assert "finished already in runs/p/1" in moved.stderr
+    assert moved.stderr.count("already finished") == 2
+    assert "already finished in runs/p/1" in moved.stderr
     assert len(list((here / "runs/p").iterdir())) == 4
 
 
@@ -224,7 +225,7 @@ def test_classes_of_other_names_are_other_data(app: typer.Typer, here: Path) -> 
     done = run(app, "train", "--resume", "runs/p/1", "--epochs", "2", status=2)
     assert "other classes than this run was trained on: 'light' was, 'pale' is now" in done.stderr
     again = run(app, "train", "-c", "p.yaml", "--seeds", "2", "-q", "--resume", "auto")
-    assert "finished already" not in again.stderr
+    assert "already finished" not in again.stderr
 
 
 def test_files_of_the_same_names_and_sizes_are_other_data_if_their_contents_are(app: typer.Typer, here: Path) -> None:
@@ -311,8 +312,8 @@ def test_a_run_made_before_fingerprints_were_recorded_is_used_with_a_warning(app
     known = "images are those of the training is not known: run.json holds no fingerprints of them"
     assert f"warning: runs/p/1: whether the test {known}" in run(app, "eval", "runs/p/1").stderr
     several = run(app, "train", "-c", "p.yaml", "--seeds", "2", "--resume", "auto", "-q")
-    assert "warning: runs/p/1: whether its images are these is not known" in several.stderr
-    assert "[1/2] seed-0: finished already in runs/p/1" in several.stderr
+    assert "warning: runs/p/1: may have other images (not known)" in several.stderr
+    assert "[1/2] seed-0: already finished in runs/p/1" in several.stderr
     again = run(app, "train", "-c", "p.yaml", "--resume", "auto", "-q")
     assert f"whether the train and validation and test {known}" in again.stderr
     assert sorted(file.name for file in (here / "runs/p").iterdir()) == ["1", "2"]

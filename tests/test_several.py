@@ -71,9 +71,9 @@ def test_mean_deviation_and_range_are_those_of_the_runs(app: typer.Typer, here: 
 def test_the_same_command_with_resume_trains_nothing_twice(app: typer.Typer, here: Path) -> None:
     run(app, "train", "-c", "c.yaml", "--seed", "1", "-q")  # a run like any other is found as well
     first = run(app, "train", "-c", "c.yaml", "--seeds", "3", "--resume", "auto")
-    assert "[2/3] seed-1: finished already in runs/c/1" in first.stderr
+    assert "[2/3] seed-1: already finished in runs/c/1" in first.stderr
     again = run(app, "train", "-c", "c.yaml", "--seeds", "3", "--resume", "auto")
-    assert again.stderr.count("finished already") == 3
+    assert again.stderr.count("already finished") == 3
     assert again.stdout.splitlines()[-9:] == first.stdout.splitlines()[-9:]
     assert len(list((here / "runs/c").iterdir())) == 3
 
@@ -92,7 +92,7 @@ def test_an_interrupted_set_of_seeds_goes_on_where_it_stood(app: typer.Typer, he
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "all of them go on with the same command and --resume auto" in told
+    assert "resume all of them with the same command and --resume auto" in told
     done = len(metrics.read_text().splitlines())
     line = [*command[1:], *long, "--resume", "auto", "--epochs", str(done + 1), "--json"]
     told_events = events(run(app, *line).stdout)
@@ -127,7 +127,7 @@ def test_a_sweep_is_every_combination_and_ends_with_the_comparison(app: typer.Ty
     order = [rows[row["run"]].validation for row in found["runs"]]
     assert order == sorted(order, reverse=True)  # type: ignore[type-var]
     again = run(app, *line, "--resume", "auto", "-q")
-    assert again.stderr.count("finished already") == 4
+    assert again.stderr.count("already finished") == 4
     assert "McNemar's exact test" in again.stdout
     run(app, *line, status=2)  # the folders are in use
 
@@ -160,7 +160,7 @@ def test_a_mistake_in_one_combination_is_told_before_any_is_trained(app: typer.T
         (["sweep", "-c", "c.yaml", "--set", "epochs="], "needs a value, or several between commas"),
         (["sweep", "-c", "c.yaml", "--set", "epochs=1", "--set", "epochs=2"], "put all its values into one --set"),
         (["sweep", "-c", "c.yaml", "--set", "epochs"], "write it as key=value"),
-        (["sweep", "-c", "c.yaml", "--set", "epochs=1,2", "--resume", "runs/c/1"], "it takes auto only"),
+        (["sweep", "-c", "c.yaml", "--set", "epochs=1,2", "--resume", "runs/c/1"], "several runs take auto only"),
         (["train", "-c", "c.yaml", "--seeds", "2", "--dry-run"], "tries one config"),
         (["train", "--seeds", "2"], "is needed: a YAML file or a recipe's name"),
     ],
@@ -184,5 +184,5 @@ def test_values_are_read_as_a_yaml_list_reads_them() -> None:
 
 def test_too_many_runs_are_a_slip_of_the_hand(here: Path) -> None:
     values = ",".join(map(str, range(40)))
-    with pytest.raises(ConfigError, match="asks for 1,600 runs"):
+    with pytest.raises(ConfigError, match="requests 1,600 runs"):
         grid("c.yaml", [f"seed={values}", f"epochs={values}"])

@@ -1,4 +1,4 @@
-"""Many runs from one config: every combination of some values, or one config under several seeds. Needs no torch."""
+"""Many runs from one config: every combination of some values, or several seeds. Needs no torch."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from .keys import Config
 from .reader import Override
 from .values import show
 
-MOST = 1000  # runs; more are a slip of the hand
+MAX_RUNS = 1000  # more is almost certainly a mistake
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Point:
     """One run of several.
 
     Attributes:
-        label: what sets it apart, `lr=0.01,model=lenet`.
-        config: the whole of it.
+        label: the values that differ between runs, `lr=0.01,model=lenet`.
+        config: the complete config.
     """
 
     label: str
@@ -35,43 +35,43 @@ class Point:
 
 
 def parse_choices(text: str) -> list[Override]:
-    """`optimizer.lr=0.01,0.03` as one Override a value; the values are read as a YAML list's. Raises: ConfigError."""
+    """`optimizer.lr=0.01,0.03` as one Override per value; the values are parsed as a YAML list. Raises: ConfigError."""
     key, equals, values = text.partition("=")
     base = configs.parse_override(f"{key}{equals}null")  # checks the key
     try:
-        read = yamlfile.parse(f"[{values}]", f"--set {text}").data
+        parsed = yamlfile.parse(f"[{values}]", f"--set {text}").data
     except ConfigError as error:
         raise ConfigError([Problem(f"--set {text}", error.problems[0].message)]) from None
-    if not read:
+    if not parsed:
         raise ConfigError([Problem(f"--set {text}", "needs a value, or several between commas")])
-    return [Override(base.path, value, f"--set {key}={_text(value)}") for value in read]
+    return [Override(base.path, value, f"--set {key}={_text(value)}") for value in parsed]
 
 
 def grid(config: str, sets: Sequence[str], overrides: Sequence[Override] = ()) -> list[Point]:
-    """Every combination of the values, the last key's changing fastest; all are checked before any is trained.
+    """Every combination of the values, the last key's changing fastest.
 
     Args:
         config: a file, or the name of a recipe.
         sets: `key=value,value` texts; a key with one value is set in all.
-        overrides: values set in all, after these.
+        overrides: values set in all, after `sets`.
     Raises: ConfigError with every mistake of every combination.
     """
     axes = [parse_choices(text) for text in sets]
     paths = [axis[0].path for axis in axes]
-    if repeated := [".".join(path) for place, path in enumerate(paths) if path in paths[:place]]:
+    if repeated := [".".join(path) for index, path in enumerate(paths) if path in paths[:index]]:
         raise ConfigError([Problem(f"--set {repeated[0]}", "is given twice; put all its values into one --set")])
-    if (count := math.prod(map(len, axes))) > MOST:
-        raise ConfigError([Problem("--set", f"asks for {count:,} runs; {MOST:,} at once is the most")])
+    if (count := math.prod(map(len, axes))) > MAX_RUNS:
+        raise ConfigError([Problem("--set", f"requests {count:,} runs; at most {MAX_RUNS:,} are allowed")])
     points: list[Point] = []
     problems: list[Problem] = []
-    for chosen in product(*axes):
+    for combination in product(*axes):
         label = ",".join(
             f"{override.path[-1]}={_text(override.value)}"
-            for override, axis in zip(chosen, axes, strict=True)
+            for override, axis in zip(combination, axes, strict=True)
             if len(axis) > 1
         )
         try:
-            points.append(Point(label or "all", configs.load(config, [*chosen, *overrides])))
+            points.append(Point(label or "all", configs.load(config, [*combination, *overrides])))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -80,12 +80,12 @@ def grid(config: str, sets: Sequence[str], overrides: Sequence[Override] = ()) -
 
 
 def seeds(config: str, count: int, overrides: Sequence[Override] = ()) -> list[Point]:
-    """One config under `count` seeds: its own and those that follow. Raises: ConfigError."""
+    """One config with `count` consecutive seeds, its own first. Raises: ConfigError."""
     first = configs.load(config, overrides).seed
     points = []
     for seed in range(first, first + count):
-        asked = configs.load(config, [*overrides, Override(("seed",), seed, f"--seeds {count}")])
-        points.append(Point(f"seed-{seed}", asked))
+        seeded = configs.load(config, [*overrides, Override(("seed",), seed, f"--seeds {count}")])
+        points.append(Point(f"seed-{seed}", seeded))
     return points
 
 

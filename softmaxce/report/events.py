@@ -1,58 +1,47 @@
-"""A run's epochs as TensorBoard event files: the optional extra `tensorboard`."""
+"""A training run as TensorBoard event files. Needs the optional extra `tensorboard`."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..config import yamlfile
-from ..data.batches import Batch
+from ..runs.folder import SPLITS
+from ..session import Outcome, Reporter
 from ..training.run import Epoch, Run
 from ..training.tally import Scores
-from .training import Outcome, Reporter
 
 FOLDER = "tensorboard"  # in the run folder
 
 
-class TensorBoard:
-    """A reporter that also writes event files, and leaves the telling to another.
+class TensorBoard(Reporter):
+    """Writes TensorBoard event files into the run folder."""
 
-    Args:
-        telling: the reporter that a person or a program sees.
-    """
-
-    def __init__(self, telling: Reporter) -> None:
-        self._telling = telling
+    def __init__(self) -> None:
         self._writer: Any = None
 
     def start(self, run: Run, folder: Path) -> None:
-        """Open an event file; of a resumed run, what was logged of epochs that are done again is hidden."""
+        """Open an event file; TensorBoard hides what a resumed run had logged of the epochs to be repeated."""
         from torch.utils.tensorboard import SummaryWriter
 
         done = run.progress.epoch
         self._writer = SummaryWriter(str(folder / FOLDER), purge_step=done + 1 if done else None)
         if not done:
             lines = yamlfile.dump(run.config.to_dict()).splitlines()
-            self._writer.add_text("config", "".join(f"    {line}\n" for line in lines))  # indented: Markdown's code
-        self._telling.start(run, folder)
-
-    def track(self, batches: Iterable[Batch], count: int, epoch: int) -> Iterable[Batch]:
-        """As the other reporter."""
-        return self._telling.track(batches, count, epoch)
+            self._writer.add_text("config", "".join(f"    {line}\n" for line in lines))  # indented: Markdown code
 
     def epoch(self, epoch: Epoch) -> None:
-        """Log an epoch, to be seen at once."""
-        for split in ("train", "validation", "test"):
+        """Log an epoch and flush the file."""
+        for split in SPLITS:
             self._scores("", split, getattr(epoch, split), epoch.number)
         self._writer.add_scalar("learning_rate", epoch.learning_rate, epoch.number)
         self._writer.add_scalar("images_per_second", epoch.images_per_second, epoch.number)
         self._writer.flush()
-        self._telling.epoch(epoch)
 
     def end(self, outcome: Outcome) -> None:
-        """Log the final figures and finish the file."""
+        """Log the final evaluation and close the file."""
+        if self._writer is None:  # the run failed before it started
+            return
         self._scores("final_", outcome.split, outcome.scores, outcome.epochs)
         self._writer.close()
-        self._telling.end(outcome)
 
     def _scores(self, prefix: str, split: str, scores: Scores | None, step: int) -> None:
         for name, value in scores.to_dict().items() if scores is not None else ():

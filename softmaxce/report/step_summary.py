@@ -1,4 +1,4 @@
-"""A short Markdown table for GitHub Actions' summary page: appended to the file that $GITHUB_STEP_SUMMARY names."""
+"""Markdown tables for a GitHub Actions job summary, appended to the file that $GITHUB_STEP_SUMMARY names."""
 
 import os
 import re
@@ -8,11 +8,19 @@ from pathlib import Path
 
 from ..inference.evaluate import EvaluationResult
 from ..inference.requirements import RequirementResult
-from .training import Outcome
+from ..session import Outcome, Reporter
+
+
+class StepSummary(Reporter):
+    """Appends how a run ended."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Append the result."""
+        of_training(outcome)
 
 
 def of_training(outcome: Outcome) -> None:
-    """Append how a run ended."""
+    """Append the result of `softmaxce train`."""
     rows = {"status": outcome.status.replace("_", " "), "epochs": str(outcome.epochs)}
     if outcome.best_epoch and outcome.best_value is not None:
         rows["best epoch"] = f"{outcome.best_epoch} (validation {outcome.best_metric} {outcome.best_value:.4f})"
@@ -22,28 +30,28 @@ def of_training(outcome: Outcome) -> None:
     rows["time"] = f"{outcome.seconds:.1f} s"
     if outcome.message:
         rows["message"] = outcome.message
-    _append(f"softmaxce train: {outcome.folder}", rows, outcome.verdicts)
+    _append(f"softmaxce train: {outcome.folder}", rows, outcome.requirements)
 
 
-def of_evaluation(evaluated: EvaluationResult, verdicts: Sequence[RequirementResult]) -> None:
-    """Append what was measured."""
+def of_evaluation(evaluated: EvaluationResult, requirements: Sequence[RequirementResult]) -> None:
+    """Append the result of `softmaxce eval`."""
     figures = evaluated.figures
     names = ("loss", "accuracy", "top5_accuracy", "nll", "brier", "ece")
     rows = {"images": f"{figures.images:,} ({evaluated.split})"}
     rows |= {name: f"{value:.4f}" for name in names if (value := getattr(figures, name)) is not None}
-    _append(f"softmaxce eval: {evaluated.checkpoint}", rows, verdicts)
+    _append(f"softmaxce eval: {evaluated.checkpoint}", rows, requirements)
 
 
-def _append(title: str, rows: Mapping[str, str], verdicts: Sequence[RequirementResult]) -> None:
-    """Append a table, if there is a file to append to; one that cannot be written is told and fails nothing."""
+def _append(title: str, rows: Mapping[str, str], requirements: Sequence[RequirementResult]) -> None:
+    """Append a table, if the variable is set. A file that cannot be written is a warning, not an error."""
     name = os.environ.get("GITHUB_STEP_SUMMARY")
     if not name:
         return
-    lines = [f"### {_plain(title)}", "", "| | |", "| --- | --- |"]
-    lines += [f"| {_plain(key)} | {_plain(value)} |" for key, value in rows.items()]
-    for verdict in verdicts:
-        mark = "✅ met" if verdict.met else "❌ not met"
-        lines.append(f"| {_plain(str(verdict.requirement))} | {mark}: {verdict.value:.6g} |")
+    lines = [f"### {_escape(title)}", "", "| | |", "| --- | --- |"]
+    lines += [f"| {_escape(key)} | {_escape(value)} |" for key, value in rows.items()]
+    for result in requirements:
+        mark = "✅ met" if result.met else "❌ not met"
+        lines.append(f"| {_escape(str(result.requirement))} | {mark}: {result.value:.6g} |")
     try:
         with Path(name).open("a", encoding="utf-8") as stream:
             stream.write("\n".join(lines) + "\n\n")
@@ -51,6 +59,6 @@ def _append(title: str, rows: Mapping[str, str], verdicts: Sequence[RequirementR
         print(f"warning: GITHUB_STEP_SUMMARY={name}: cannot be written: {error.strerror}", file=sys.stderr)
 
 
-def _plain(text: str) -> str:
-    """Anybody's text as Markdown that shows it and does nothing else."""
+def _escape(text: str) -> str:
+    """Text as Markdown that shows it literally, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>()#|~!&])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""What `train --dry-run` tells: the layers, the parameters, and the memory that a training step takes."""
+"""The summary that `train --dry-run` prints: the layers, the parameters, and the memory of a training step."""
 
 import json
 
@@ -19,11 +19,11 @@ def print_summary(run: Run, *, as_json: bool) -> None:
     """Do the dry run and print it."""
     try:
         with within_memory("training"):
-            found = dry_run(run)
+            result = dry_run(run)
     except MemoryRanOutError as error:
         raise MemoryRanOutError(f"{error}; {smaller_steps(run)}") from None
     if as_json:
-        print(json.dumps({"event": "dry_run", **found}))
+        print(json.dumps({"event": "dry_run", **result}))
         return
     out = console.stdout()
     for line in introduction(run, None):
@@ -34,14 +34,14 @@ def print_summary(run: Run, *, as_json: bool) -> None:
         table.add_column(name, overflow="ellipsis", no_wrap=True)
     for name in ("output", "parameters"):
         table.add_column(name, justify="right", no_wrap=True)
-    for layer in found["layers"]:
+    for layer in result["layers"]:
         shape = "x".join(map(str, layer["output"]))
         table.add_row(layer["name"], layer["type"], shape, f"{layer['parameters']:,}" if layer["parameters"] else "")
     out.print(table)
     out.print()
-    frozen = found["num_parameters"] - found["num_trained"]
-    out.print(f"parameters: {found['num_parameters']:,}" + (f" ({frozen:,} frozen)" if frozen else ""))
-    memory = found["memory"]
+    frozen = result["num_parameters"] - result["num_trained"]
+    out.print(f"parameters: {result['num_parameters']:,}" + (f" ({frozen:,} frozen)" if frozen else ""))
+    memory = result["memory"]
     parts = ", ".join(f"{name} {size / MiB:.1f}" for name, size in memory.items())
     out.print(f"memory of a step: {sum(memory.values()) / MiB:.1f} MiB ({parts})")
-    out.print(f"loss of the first batch {found['batch']}: {found['loss']:.4f}; nothing was trained or written")
+    out.print(f"loss of the first batch {result['batch']}: {result['loss']:.4f}; nothing was trained or written")

@@ -1,13 +1,13 @@
-"""A training run as it goes: a table that grows on a terminal, plain lines elsewhere, JSON Lines for programs."""
+"""Reporters of a training run: a table on a terminal, plain lines elsewhere, JSON Lines for programs."""
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -15,74 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.batches import Batch
-from ..inference.requirements import RequirementResult
-from ..runs.resume import FINISHED
+from ..runs.folder import SPLITS, Status
 from ..runtime.environment import describe_device
+from ..session import Level, Outcome, Reporter
 from ..training.run import Epoch, Run
-from ..training.tally import Scores
 from . import console
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        status: completed, stopped_early, failed, interrupted or terminated.
-        folder: the run folder.
-        epochs: how many were done.
-        seconds: of this process's part of the run.
-        best_epoch: 0 where nothing was selected.
-        split: what `scores` were measured on.
-        scores: the final evaluation; None if there was none.
-        verdicts: the requirements and what came of them.
-        message: why, where it did not complete.
-    """
-
-    status: str
-    folder: Path
-    epochs: int
-    seconds: float
-    best_epoch: int = 0
-    best_metric: str = ""
-    best_value: float | None = None
-    split: str = "test"
-    scores: Scores | None = None
-    verdicts: tuple[RequirementResult, ...] = ()
-    message: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the last JSON line holds it."""
-        line: dict[str, Any] = {"event": "end", "run": str(self.folder), "status": self.status, "epochs": self.epochs}
-        if self.best_epoch:
-            line["best_epoch"] = self.best_epoch
-        if self.scores is not None:
-            line[self.split] = self.scores.to_dict()
-        if self.verdicts:
-            line["requirements"] = [verdict.to_dict() for verdict in self.verdicts]
-        if self.message:
-            line["message"] = self.message
-        return {**line, "seconds": round(self.seconds, 3)}
-
-
-class Reporter(Protocol):
-    """Who tells of a run. `track` wraps an epoch's batches, for a progress bar."""
-
-    def start(self, run: Run, folder: Path) -> None:
-        """The run begins, or goes on."""
-
-    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:
-        """The same batches, watched."""
-
-    def epoch(self, epoch: Epoch) -> None:
-        """An epoch is done."""
-
-    def end(self, outcome: Outcome) -> None:
-        """The run is over."""
-
-
-def reporter(*, as_json: bool, quiet: bool) -> Reporter:
-    """The one that suits stdout."""
+def console_reporter(*, as_json: bool, quiet: bool) -> Reporter:
+    """The reporter that suits stdout."""
     if as_json:
         return JsonLines()
     if quiet:
@@ -91,12 +32,9 @@ def reporter(*, as_json: bool, quiet: bool) -> Reporter:
 
 
 def introduction(run: Run, folder: Path | None) -> list[str]:
-    """What is about to be trained, in three short lines, and in a fourth where it is kept."""
+    """Data, model and device of a run, a line each; a fourth line has the run folder, if there is one."""
     config = run.config
-    counts = [f"{run.train.num_images:,} train"]
-    for name, batches in (("validation", run.validation), ("test", run.test)):
-        if batches is not None:
-            counts.append(f"{batches.num_images:,} {name}")
+    counts = [f"{batches.num_images:,} {name}" for name in SPLITS if (batches := getattr(run, name)) is not None]
     shape = "x".join(map(str, run.preprocessing.shape))
     parameters = sum(p.numel() for p in run.model.parameters())
     names = ", ".join([config.loss.name, config.optimizer.name, config.schedule.name])
@@ -110,15 +48,15 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
 
 # -- a terminal -------------------------------------------------------------------------------------------------------
 
-EVERY = 0.5  # seconds between two pictures of the bar: a small model's step takes little longer than drawing it
+REFRESH = 0.5  # seconds between two updates of the bar: drawing it takes about as long as a small model's step
 WIDTHS = (7, 8, 10, 9, 9, 8, 8, 6, 4)
 
 
-class GrowingTable:
-    """One row an epoch, and under the rows a bar for the epoch in progress."""
+class GrowingTable(Reporter):
+    """A table with a row per epoch, and below it a progress bar for the epoch in progress."""
 
-    def __init__(self, to: Console | None = None) -> None:
-        self.console = to or console.stdout()
+    def __init__(self, output: Console | None = None) -> None:
+        self.console = output or console.stdout()
         self.progress = Progress(
             TextColumn("epoch {task.fields[label]}", style="dim"),
             BarColumn(bar_width=None),
@@ -131,18 +69,18 @@ class GrowingTable:
         self.header_shown = False
 
     def expect(self, run: Run) -> None:
-        """Take note of what there is to come."""
+        """Set the totals of the progress bar."""
         self.epochs = run.config.epochs
         self.images = run.train.num_images
 
     def start(self, run: Run, folder: Path) -> None:
-        """Say what is trained."""
+        """Print the introduction on stderr."""
         self.expect(run)
         for line in introduction(run, folder):
             console.stderr().print(line, style="dim")
 
     def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterator[Batch]:
-        """Draw a bar while the batches pass."""
+        """Draw a progress bar while the batches are consumed."""
         task = self.progress.add_task("", total=self.images, completed=done, label=f"{epoch}/{self.epochs}")
         self.progress.start()
         drawn = time.monotonic()
@@ -150,7 +88,7 @@ class GrowingTable:
             for batch in batches:
                 yield batch
                 done += len(batch[1])
-                if (now := time.monotonic()) - drawn >= EVERY:
+                if (now := time.monotonic()) - drawn >= REFRESH:
                     self.progress.update(task, completed=done)
                     self.progress.refresh()
                     drawn = now
@@ -159,10 +97,10 @@ class GrowingTable:
             self.progress.stop()
 
     def epoch(self, epoch: Epoch) -> None:
-        """Add a row."""
+        """Print a row."""
         held_out = epoch.validation or epoch.test
         name = "val" if epoch.validation else "test"
-        # A table a row, all of the same widths: rows stay where they were printed, however many there come to be.
+        # Each row is a table of its own with fixed widths, so that it can be printed as soon as it is known.
         table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
         headers = ("epoch", "lr", "train loss", "train acc", f"{name} loss", f"{name} acc", "images/s", "sec", "")
         for header, width in zip(headers, WIDTHS, strict=True):
@@ -186,14 +124,14 @@ class GrowingTable:
         self.console.print(table)
 
     def end(self, outcome: Outcome) -> None:
-        """Sum up, and say what to type next."""
+        """Print the result, and the next command."""
         self.console.print()
         for line in summary(outcome):
             self.console.print(line, style="bold" if line.startswith(outcome.split) else None, soft_wrap=True)
 
 
 class _Rate(ProgressColumn):
-    """Images a second."""
+    """Images per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} images/s" if task.speed else "", style="dim")
@@ -202,42 +140,32 @@ class _Rate(ProgressColumn):
 # -- not a terminal ---------------------------------------------------------------------------------------------------
 
 
-class PlainLines:
-    """One line an epoch, no escape codes, no bar."""
+class PlainLines(Reporter):
+    """One line per epoch, without escape codes or a bar."""
 
     def start(self, run: Run, folder: Path) -> None:
-        """Say what is trained, on stderr."""
+        """Print the introduction on stderr."""
         self.epochs = run.config.epochs
         for line in introduction(run, folder):
             print(line, file=sys.stderr)
 
-    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:
-        """The batches as they are."""
-        return batches
-
     def epoch(self, epoch: Epoch) -> None:
         """Print a line."""
         parts = [f"epoch {epoch.number}/{self.epochs}", f"lr {epoch.learning_rate:.3g}"]
-        for name in ("train", "validation", "test"):
+        for name in SPLITS:
             if (scores := getattr(epoch, name)) is not None:
                 parts.append(f"{name} loss {scores.loss:.4f} accuracy {scores.accuracy:.4f}")
         parts += [f"{epoch.images_per_second:.0f} images/s", f"{epoch.seconds:.2f} s"]
         print("  ".join(parts + ["best"] * epoch.best), flush=True)
 
     def end(self, outcome: Outcome) -> None:
-        """Sum up."""
+        """Print the result, and the next command."""
         for line in summary(outcome):
             print(line, flush=True)
 
 
-class Quiet(PlainLines):
-    """The result alone."""
-
-    def start(self, run: Run, folder: Path) -> None:
-        """Say nothing."""
-
-    def epoch(self, epoch: Epoch) -> None:
-        """Say nothing."""
+class Quiet(Reporter):
+    """Only the result."""
 
     def end(self, outcome: Outcome) -> None:
         """Print the result and the requirements."""
@@ -245,14 +173,12 @@ class Quiet(PlainLines):
             print(line, flush=True)
 
 
-class JsonLines:
-    """Events, one JSON object a line, and nothing else on stdout."""
+class JsonLines(Reporter):
+    """Events on stdout, one JSON object per line."""
 
     def start(self, run: Run, folder: Path) -> None:
-        """The `start` event."""
-        images = {"train": run.train.num_images}
-        images |= {"validation": run.validation.num_images} if run.validation else {}
-        images |= {"test": run.test.num_images} if run.test else {}
+        """Print the `start` event."""
+        images = {name: batches.num_images for name in SPLITS if (batches := getattr(run, name)) is not None}
         line = {
             "event": "start",
             "run": str(folder),
@@ -267,23 +193,35 @@ class JsonLines:
         }
         _emit(line)
 
-    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:
-        """The batches as they are."""
-        return batches
-
     def epoch(self, epoch: Epoch) -> None:
-        """An `epoch` event."""
+        """Print an `epoch` event."""
         _emit(epoch.to_dict())
 
     def end(self, outcome: Outcome) -> None:
-        """The `end` event; the requirements are also answered on stderr."""
+        """Print the `end` event, and the requirements on stderr too."""
         _emit(outcome.to_dict())
-        for verdict in outcome.verdicts:
-            print(verdict, file=sys.stderr)
+        for result in outcome.requirements:
+            print(result, file=sys.stderr)
+
+
+class Messages(Reporter):
+    """Messages on stderr; with `quiet` only warnings and notices."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+
+    def message(self, level: Level, text: str) -> None:
+        """Print a message."""
+        if level is not Level.INFO or not self._quiet:
+            print(f"warning: {text}" if level is Level.WARNING else text, file=sys.stderr)
+
+    def stopping(self) -> None:
+        """Print that the run is about to stop; unbuffered, as the signal may have interrupted another print."""
+        os.write(2, b"stopping after this step; ctrl-C again stops at once\n")
 
 
 def finite(value: Any) -> Any:
-    """The same data with None for every number that JSON cannot hold."""
+    """The same data with None for every NaN or infinity, which JSON cannot represent."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -296,10 +234,10 @@ def _emit(line: dict[str, Any]) -> None:
 
 
 def summary(outcome: Outcome) -> list[str]:
-    """How it went, in a few lines; the last says what to type next."""
+    """The result in a few lines; the last of a finished run is the next command."""
     lines = []
     if outcome.best_epoch and outcome.best_value is not None:
-        early = ", stopped early" if outcome.status == "stopped_early" else ""
+        early = ", stopped early" if outcome.status is Status.STOPPED_EARLY else ""
         lines.append(
             f"best epoch {outcome.best_epoch} of {outcome.epochs}{early}: "
             f"validation {outcome.best_metric} {outcome.best_value:.4f}"
@@ -309,8 +247,8 @@ def summary(outcome: Outcome) -> list[str]:
         lines.append(
             f"{outcome.split} loss {scores.loss:.4f} accuracy {scores.accuracy:.4f} ({scores.images:,} images)"
         )
-    lines += map(str, outcome.verdicts)
-    if outcome.status in FINISHED:
+    lines += map(str, outcome.requirements)
+    if outcome.status.finished:
         lines.append(f"run folder: {outcome.folder} ({outcome.seconds:.1f} s)")
         lines.append(f"next: softmaxce eval {outcome.folder}")
     return lines

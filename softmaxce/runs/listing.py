@@ -1,4 +1,4 @@
-"""The runs that lie under a folder: what each was, how far it came and what it measured. Needs no torch."""
+"""The runs under a folder, a row each. Needs no torch."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from ..config import yamlfile
 from ..errors import ConfigError, RunError
 from . import folder as runfolder
 
-DEEPEST = 4  # levels below the folder in which runs are looked for
+MAX_DEPTH = 4  # levels below the folder that are searched for runs
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,12 @@ class RunRow:
     """One run in a list.
 
     Attributes:
-        folder: the run folder.
         recipe: the config's name.
-        model: its name.
-        loss: its name.
-        epochs_done: how many.
-        epochs: how many were asked for; None if the config cannot be read.
+        epochs: the config's; None if it cannot be read.
         validation: the best epoch's accuracy on the validation split, in [0, 1]; None without one.
         test: the final accuracy on the test split, in [0, 1]; None before the end.
-        seconds: of training, all parts of the run together.
-        status: completed, stopped_early, failed, interrupted, terminated or running (also where it was killed).
+        seconds: of training, all parts of a resumed run together.
+        status: one of folder.Status.
         started: ISO 8601.
     """
 
@@ -45,35 +41,35 @@ class RunRow:
     started: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON line holds it."""
+        """A line of `softmaxce runs --json`."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
 def list_runs(root: Path = Path("runs")) -> tuple[list[RunRow], list[RunError]]:
-    """Every run under a folder, the newest first, and what is wrong with those that cannot be read.
+    """Every run under a folder, the newest first, and the errors of those that cannot be read.
 
     Raises: RunError if there is no such folder.
     """
     if not root.is_dir():
         raise RunError(f"there is no folder {root} here; train a run, or name the folder: softmaxce runs FOLDER")
-    rows, wrong = [], []
+    rows, errors = [], []
     for folder in run_folders(root):
         try:
             rows.append(read_run(folder))
         except RunError as error:
-            wrong.append(error)
-    return sorted(rows, key=_when, reverse=True), wrong
+            errors.append(error)
+    return sorted(rows, key=_started, reverse=True), errors
 
 
 def run_folders(root: Path) -> Iterator[Path]:
-    """The folders at or below `root` that hold a run; below a run there is no other."""
-    for place, folders, files in os.walk(root):
-        here = Path(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """The folders at or below `root` that hold a run; run folders are not searched for others."""
+    for name, folders, files in os.walk(root):
+        here = Path(name)
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
         if "run.json" in files:
             yield here
             folders.clear()
-        elif len(here.relative_to(root).parts) >= DEEPEST:
+        elif len(here.relative_to(root).parts) >= MAX_DEPTH:
             folders.clear()
 
 
@@ -83,13 +79,12 @@ def read_run(folder: Path) -> RunRow:
     lines = runfolder.read_metrics(folder)
     try:
         data = yamlfile.read(folder / "config.yaml").data
-    except ConfigError:  # listed all the same, without what its config says
+    except ConfigError:  # the run is listed without what its config says
         data = None
     config: dict[str, Any] = data if isinstance(data, dict) else {}
     best = next((line for line in lines if line.get("epoch") == record.get("best_epoch")), None)
     if best is None:
         best = max((line for line in lines if "validation" in line), key=_validation, default=None)
-    tested = record.get("test") or {}
     seconds = record.get("seconds")
     return RunRow(
         folder=folder,
@@ -99,7 +94,7 @@ def read_run(folder: Path) -> RunRow:
         epochs_done=len(lines),
         epochs=config.get("epochs"),
         validation=_validation(best) if best and "validation" in best else None,
-        test=tested.get("accuracy"),
+        test=record.get("test", {}).get("accuracy"),
         seconds=float(sum(line.get("seconds", 0) for line in lines) if seconds is None else seconds),
         status=str(record.get("status", "")),
         started=str(record.get("started", "")),
@@ -107,21 +102,21 @@ def read_run(folder: Path) -> RunRow:
 
 
 def best_first(folders: Sequence[Path]) -> list[Path]:
-    """Run folders by their accuracy on the validation split, the best first; as they come where there is none."""
+    """Run folders by their accuracy on the validation split, the best first; those without one last, in order."""
     rows = [read_run(folder) for folder in folders]
     return [row.folder for row in sorted(rows, key=lambda row: row.validation or 0.0, reverse=True)]
 
 
-def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted keys."""
     result: dict[str, Any] = {}
-    for key, value in plain.items():
+    for key, value in config.items():
         result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return result
 
 
 def differing(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The dotted keys whose values are not the same in all configs, each with its value in each (None: not there)."""
+    """The dotted keys whose values differ between configs, each with its value in every config (None: missing)."""
     flats = [flat(config) for config in configs]
     keys = dict.fromkeys(key for one in flats for key in one)
     values = {key: [one.get(key) for one in flats] for key in keys}
@@ -137,8 +132,8 @@ def _name(config: dict[str, Any], section: str) -> str:
     return str(value.get("name", "") if isinstance(value, dict) else value or "")
 
 
-def _when(row: RunRow) -> float:
+def _started(row: RunRow) -> float:
     try:
         return datetime.fromisoformat(row.started).timestamp()
-    except ValueError:  # no date; the file's own is taken
+    except ValueError:  # no date; the file's time replaces it
         return (row.folder / "run.json").stat().st_mtime

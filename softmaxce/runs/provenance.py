@@ -1,7 +1,8 @@
-"""What a run stands on beside its config: versions, machine, data; and what of it is not the same elsewhere."""
+"""Provenance: the versions, machine and images of a run, and how they differ from those there are now."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from ..config.keys import Config
 from ..data.fingerprint import fingerprint, fingerprints
 from ..data.splits import Dataset, Split
 from ..errors import RunError, within_memory
-from ..runtime.environment import environment, git_commit
+from ..runtime.environment import environment, git_commit, softmaxce_commit
 from ..training.run import Run
-from .folder import read_record
+from .folder import SPLITS, read_record
 from .resume import Images, changed_splits, recorded_images, unknown_splits
 
-# How a difference is told, in this order.
+# How a difference is described, in this order.
 PHRASES = {
     "softmaxce": "softmaxce {}",
+    "softmaxce_commit": "softmaxce at commit {}",
     "git_commit": "commit {}",
     "python": "Python {}",
     "torch": "torch {}",
@@ -38,48 +40,49 @@ PHRASES = {
 
 
 def of_run(run: Run) -> dict[str, Any]:
-    """All that run.json says a run stands on.
+    """The `environment` of run.json.
 
-    Among it `data`, the fingerprints of the splits trained and measured on, and `data_set`, those of the data set
-    before the seed held images out: runs under several seeds have that in common.
+    `data` has the fingerprints of the splits that the run trains and evaluates on; `data_set` those of the data set
+    before validation images were held out, which runs with different seeds have in common.
     """
-    splits = {"train": run.train, "validation": run.validation, "test": run.test}
+    splits = {name: getattr(run, name) for name in SPLITS}
     data = {name: fingerprint(batches.split) for name, batches in splits.items() if batches is not None}
     data_set = {**data, "train": run.all_train_images or data["train"]}
     if run.config.data.validation is not None:
         del data_set["validation"]
-    return {**of_machine(run.device, run.precision), "git_commit": git_commit(), "data": data, "data_set": data_set}
+    commits = {"softmaxce_commit": softmaxce_commit(), "git_commit": git_commit(Path.cwd())}
+    return {**of_machine(run.device, run.precision), **commits, "data": data, "data_set": data_set}
 
 
 def of_machine(device: torch.device, precision: str) -> dict[str, Any]:
-    """The same without the commit and the data, for a precision that a config asks for."""
+    """Versions, machine, device and precision, without commits and data."""
     return {**environment(device), "precision": precision}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a run stood on that is not so now: `torch 2.14.1, now 2.15`; what only one of the two says is left out.
+    """The entries that differ, such as `torch 2.14.1, now 2.15`. An entry that only one of the two has is ignored.
 
     Args:
-        before: what of_run gave when it was trained, as run.json holds it.
-        now: what of_run or of_machine gives now.
+        before: of_run when the run was trained, as in run.json.
+        now: of_run or of_machine now.
     """
-    told = []
+    changes = []
     for key, phrase in PHRASES.items():
         old, new = (_shown(key, one.get(key)) for one in (before, now))
         if old is not None and new is not None and old != new:
             text = phrase.format(old)
-            told.append(f"{text[:-1] if text == '1 threads' else text}, now {new}")
-    return told
+            changes.append(f"{text[:-1] if text == '1 threads' else text}, now {new}")
+    return changes
 
 
 def _shown(key: str, value: Any) -> str | None:
     if value is None or isinstance(value, dict | list):
         return None
     text = str(value)
-    if key == "git_commit":
+    if key in ("git_commit", "softmaxce_commit"):
         return text[:10] + "-dirty" * text.endswith("-dirty")
     if key == "device" and text.startswith("cpu"):
-        return "cpu"  # its threads are told of their own
+        return "cpu"  # the number of threads is an entry of its own
     return text
 
 
@@ -87,7 +90,7 @@ def _shown(key: str, value: Any) -> str | None:
 
 
 class ImagesNow:
-    """Reads the images that configs name, as they are now; the data set read last serves the next that names it."""
+    """Reads the images that configs name, as they are now. Caches the data set that was read last."""
 
     def __init__(self) -> None:
         self._key: Any = None
@@ -104,57 +107,72 @@ class ImagesNow:
         return Images(used.classes, fingerprints(used))
 
 
-def check_images(run: Path, record: Mapping[str, Any], now: Mapping[str, str], *, allow_changed_data: bool) -> None:
-    """Refuse to go on with a run on other images than it was trained with; warn on stderr where that is not known.
+def check_classes(folder: Path, trained: Sequence[str], current: Sequence[str]) -> None:
+    """Refuse to resume a run on data with other class names. Raises: RunError."""
+    for old, new in zip_longest(trained, current):
+        if old != new:
+            raise RunError(
+                f"{folder}: the data has other classes than this run was trained on: {old!r} was, {new!r} is now"
+            )
+
+
+def check_images(
+    run: Path, record: Mapping[str, Any], now: Mapping[str, str], *, allow_changed_data: bool
+) -> list[str]:
+    """Refuse to resume a run on other images than it was trained with.
 
     Args:
         run: its folder.
         record: its run.json.
         now: the fingerprints of all its splits as they are now.
-        allow_changed_data: the user insists; what differs is then a warning.
-    Raises: RunError, with the splits that differ and the option that insists.
+        allow_changed_data: return a warning instead.
+    Returns: warnings, also where it is not known whether the images are the same.
+    Raises: RunError, with the splits that differ.
     """
     before = recorded_images(record)
-    if before:
-        _answer(run, changed_splits(before, now), unknown_splits(before, now), allow_changed_data=allow_changed_data)
-    else:
-        _warn(run, list(now), "run.json holds no fingerprints of them")
+    if not before:
+        return [_unknown(run, list(now), "run.json holds no fingerprints of them")]
+    return _compare(run, changed_splits(before, now), unknown_splits(before, now), allow_changed_data)
 
 
 def check_split(file: Path, name: str, split: Split, *, allow_changed_data: bool) -> str:
-    """Refuse to measure a run on another split than its own; warn on stderr where that is not known.
+    """Refuse to evaluate a run on a split whose images have changed; warn on stderr where that is not known.
 
     Args:
-        file: the run's checkpoint; run.json lies beside it.
-        name: of the split.
+        file: the run's checkpoint; run.json is beside it.
+        name: the split's name.
         split: its images as they are now.
-        allow_changed_data: the user insists; what differs is then a warning.
+        allow_changed_data: warn instead.
     Returns: the split's fingerprint.
-    Raises: RunError, with the split and the option that insists.
+    Raises: RunError, with the split.
     """
     now = fingerprint(split)
     record = read_record(file.parent) if (file.parent / "run.json").is_file() else None
     before = recorded_images(record or {})
-    if not before:
-        why = "run.json holds no fingerprints of them" if record is not None else "there is no run.json beside it"
-        _warn(file.parent if record is not None else file, [name], why)
-        return now
-    own, current = {key: text for key, text in before.items() if key == name}, {name: now}
-    changed, unknown = changed_splits(own, current), unknown_splits(own, current)
-    _answer(file.parent, changed, unknown, allow_changed_data=allow_changed_data)
+    if before:
+        recorded, current = {key: text for key, text in before.items() if key == name}, {name: now}
+        changed, unknown = changed_splits(recorded, current), unknown_splits(recorded, current)
+        warnings = _compare(file.parent, changed, unknown, allow_changed_data)
+    elif record is not None:
+        warnings = [_unknown(file.parent, [name], "run.json holds no fingerprints of them")]
+    else:
+        warnings = [_unknown(file, [name], "there is no run.json beside it")]
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return now
 
 
-def _answer(run: Path, changed: list[str], unknown: list[str], *, allow_changed_data: bool) -> None:
+def _compare(run: Path, changed: list[str], unknown: list[str], allow_changed_data: bool) -> list[str]:
+    warnings = []
     if changed:
         message = f"{run}: the {' and '.join(changed)} images are not those that this run was trained with"
         if not allow_changed_data:
             raise RunError(f"{message}; put those back, or add --allow-changed-data to use the ones there are now")
-        print(f"warning: {message}", file=sys.stderr)
+        warnings.append(message)
     if unknown:
-        _warn(run, unknown, "they were decoded in memory then and are read from disk now, or the other way round")
+        warnings.append(_unknown(run, unknown, "only one of the two reads them from disk, the other from memory"))
+    return warnings
 
 
-def _warn(run: Path, splits: list[str], why: str) -> None:
-    names = " and ".join(splits)
-    print(f"warning: {run}: whether the {names} images are those of the training is not known: {why}", file=sys.stderr)
+def _unknown(run: Path, splits: list[str], why: str) -> str:
+    return f"{run}: whether the {' and '.join(splits)} images are those of the training is not known: {why}"

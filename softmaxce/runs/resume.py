@@ -1,7 +1,7 @@
-"""What makes two runs the same run: the config keys that count, and the images. Needs no torch.
+"""Whether two runs are the same run, by their config keys and their images. Needs no torch.
 
-`train --resume`, `--seeds`, `sweep` and `compare` all decide by this: what a resumed run may change, which run is
-finished already, which runs differ by their seed alone.
+`train --resume`, `--seeds`, `sweep` and `compare` use it to decide what a resumed run may change, which run is already
+finished, and which runs differ only by their seed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +13,10 @@ from ..config import reader as configs
 from ..config.components import takes
 from ..config.keys import Config
 from ..errors import RunError, SoftmaxceError
-from .folder import read_record
+from .folder import SPLITS, Status, read_record
 from .listing import differing
 
-FINISHED = ("completed", "stopped_early")  # the statuses of a run that came to its end
-SPLITS = ("train", "validation", "test")
+FINISHED = tuple(status for status in Status if status.finished)
 
 
 # -- the config's keys ------------------------------------------------------------------------------------------------
@@ -25,7 +24,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Rule:
-    """What a config key is to a run that exists.
+    """What a different value of a config key means.
 
     Attributes:
         may_change: a resumed run may have another value.
@@ -37,10 +36,10 @@ class Rule:
 
 
 FIXED = Rule(may_change=False, changes_metrics=True)
-LATER = Rule(may_change=True, changes_metrics=True)  # how the epochs to come are trained
-FREE = Rule(may_change=True, changes_metrics=False)  # how and from where, not what is computed
+LATER = Rule(may_change=True, changes_metrics=True)  # affects the epochs still to come
+FREE = Rule(may_change=True, changes_metrics=False)  # affects speed, memory or location only
 
-# Every key of a config. A section's name stands for all arguments in it that are not listed.
+# Every key of a config. A section's rule applies to all arguments in it that are not listed.
 RULES = {
     "seed": FIXED,
     "device": FREE,
@@ -77,12 +76,12 @@ RULES = {
     "on_nonfinite": LATER,
     "max_nonfinite": LATER,
 }
-# Arguments of our own data sets that decide how images are read, not which.
+# Arguments of our own data sets that affect how images are read, not which.
 DATA_SET_RULES = {"image_folder": {"data.workers": FREE, "data.cache": FREE, "data.in_memory": FREE}}
 
 
 def rule_of(key: str, data_set: str = "") -> Rule:
-    """The rule of a dotted key, of a config with this data.name."""
+    """The rule of a dotted key; `data_set` is the config's data.name."""
     section = key.partition(".")[0]
     return DATA_SET_RULES.get(data_set, {}).get(key) or RULES.get(key) or RULES.get(section, FIXED)
 
@@ -94,13 +93,13 @@ def differing_metrics(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def check_resumable(folder: Path, requested: Config) -> Config:
-    """The config to resume a run with: its own, changed only where a resumed run may be. Raises: RunError."""
+    """The requested config, if the run in `folder` may be resumed with it. Raises: RunError."""
     recorded = configs.load(str(folder / "config.yaml"))
     values = differing([recorded.to_dict(), requested.to_dict()])
     fixed = [key for key in values if not rule_of(key, recorded.source.name).may_change]
     if fixed:
-        told = [f"{key} was {values[key][0]!r} and is now {values[key][1]!r}" for key in fixed[:5]]
-        raise RunError(f"{folder}: a resumed run keeps its config, but {'; '.join(told)}. Start a new run for that")
+        changes = [f"{key} was {values[key][0]!r} and is now {values[key][1]!r}" for key in fixed[:5]]
+        raise RunError(f"{folder}: a resumed run keeps its config, but {'; '.join(changes)}. Start a new run for that")
     return requested
 
 
@@ -109,30 +108,30 @@ def check_resumable(folder: Path, requested: Config) -> Config:
 
 @dataclass(frozen=True)
 class Images:
-    """The images that a config names: their class names, and a fingerprint of each split as the run uses it."""
+    """The class names of a config's images, and the fingerprint of each split as the run uses it."""
 
     classes: tuple[str, ...]
     fingerprints: Mapping[str, str]
 
 
 def recorded_images(record: Mapping[str, Any], key: str = "data") -> dict[str, str]:
-    """The fingerprints in a run.json, by split; empty if it has none (an earlier version's, or damaged).
+    """The fingerprints in a run.json, by split; empty if it has none, because an earlier version wrote it.
 
     Args:
-        record: what runfolder.read_record gave.
-        key: `data` for the splits that were trained and measured on; `data_set` for those of the data set, before
+        record: the run.json, as folder.read_record returns it.
+        key: `data` for the splits that the run trained and evaluated on; `data_set` for those of the data set, before
             validation images were held out.
     """
     environment = record.get("environment")
-    found = environment.get(key) if isinstance(environment, dict) else None
-    entries = found.items() if isinstance(found, dict) else ()
+    images = environment.get(key) if isinstance(environment, dict) else None
+    entries = images.items() if isinstance(images, dict) else ()
     return {name: text for name, text in entries if name in SPLITS and isinstance(text, str)}
 
 
 def same_fingerprint(first: str, second: str) -> bool | None:
     """Whether two fingerprints are of the same images; None if they are of two kinds, which cannot be compared.
 
-    One of files that an earlier version recorded has no digits of their contents: names and sizes then decide.
+    Earlier versions recorded no hash of the files' contents: then names and sizes are compared.
     """
     (kind, *digits), (other_kind, *other_digits) = first.split(":"), second.split(":")
     if kind != other_kind:
@@ -160,32 +159,32 @@ def unknown_splits(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[
 
 
 def is_finished(record: Mapping[str, Any]) -> bool:
-    """Whether a run came to its end, by its run.json."""
+    """Whether a run trained to its end, by its run.json."""
     return record.get("status") in FINISHED
 
 
 def find_run(
     config: Config, parent: Path, images: Callable[[Config], Images], *, allow_changed_data: bool = False
 ) -> tuple[Path | None, list[str]]:
-    """The run folder in `parent` that is this config's run: the keys that change metrics are equal, and the images.
+    """The run in `parent` that has the same images and the same values of the keys that change metrics.
 
-    A finished one before an unfinished one, and of these the newest.
+    A finished run is preferred to an unfinished one, then a newer run to an older one.
 
     Args:
         config: what is to be trained.
         parent: a folder of run folders.
         images: reads a config's images; called only if a run has this config.
-        allow_changed_data: take a run on other images where there is none on these.
-    Returns: the folder, None if there is none; and what a user should know, a line each.
+        allow_changed_data: return a run on other images if there is none on these.
+    Returns: the run folder, None if there is none; and messages for the user.
     """
-    plain = config.to_dict()
+    requested = config.to_dict()
     runs = []
     for file in sorted(parent.glob("*/config.yaml")):
         try:
             recorded, record = configs.load(str(file)), read_record(file.parent)
-        except SoftmaxceError:  # another version's, or code that is gone: not this run, whatever it is
+        except SoftmaxceError:  # another version's, or its code is gone: it cannot be this run
             continue
-        if not differing_metrics([plain, recorded.to_dict()]):
+        if not differing_metrics([requested, recorded.to_dict()]):
             runs.append(
                 (is_finished(record), (file.parent / "run.json").stat().st_mtime, file.parent, recorded, record)
             )
@@ -193,30 +192,30 @@ def find_run(
     if not runs:
         return None, []
     now = images(config)
-    notes: list[str] = []
+    messages: list[str] = []
     for _, _, folder, recorded, record in runs:
         before = recorded_images(record)
         unknown = not before or bool(unknown_splits(before, now.fingerprints))
-        if why := _why_other_images(record, before, now, config):
-            notes.append(f"{folder}: has this config, but {why}; it is not resumed")
+        if why := _image_changes(record, before, now, config):
+            messages.append(f"{folder}: has this config, but {why}; it is not resumed")
         elif unknown and not _same_root(recorded, config):
-            notes.append(f"{folder}: has this config, but whether its images are these is not known; it is not resumed")
+            messages.append(f"{folder}: has this config, but may have other images (not known); it is not resumed")
         else:
             if unknown:
-                notes.append(
-                    f"warning: {folder}: whether its images are these is not known; they are taken to be, because the "
-                    f"folder is the same: {config.root}"
+                messages.append(
+                    f"warning: {folder}: may have other images (not known); it is resumed because the images' folder "
+                    f"is the same: {config.root}"
                 )
-            return folder, notes
-    return (runs[0][2], []) if allow_changed_data else (None, notes)
+            return folder, messages
+    return (runs[0][2], []) if allow_changed_data else (None, messages)
 
 
-def _why_other_images(record: Mapping[str, Any], before: Mapping[str, str], now: Images, config: Config) -> str:
-    """How the images of a run are known to differ from those there are now; empty if they are not."""
+def _image_changes(record: Mapping[str, Any], before: Mapping[str, str], now: Images, config: Config) -> str:
+    """How a run's images are known to differ from those of `config`; empty if they are not."""
     if record.get("classes", list(now.classes)) != list(now.classes):
         return "its classes have other names"
     if before and (changed := changed_splits(before, now.fingerprints)):
-        return f"its {' and '.join(changed)} images are others than those in {config.root}"
+        return f"its {' and '.join(changed)} images are not those in {config.root}"
     return ""
 
 
@@ -229,18 +228,15 @@ class TrainedRun:
 
 
 def differ_by_seed_alone(first: TrainedRun, second: TrainedRun) -> bool:
-    """Whether two runs have the same config but for the seed, and were trained on the same data set.
-
-    Where the seed decides the images too, they are the same data set if they came from the same folder.
-    """
+    """Whether two runs differ only by their seed, and were trained on the same data set."""
     keys = differing_metrics([first.config.to_dict(), second.config.to_dict()])
     return set(keys) <= {"seed"} and same_data_set(first, second)
 
 
 def same_data_set(first: TrainedRun, second: TrainedRun) -> bool:
-    """Whether two runs with equal `data` keys were trained on the same data set, as their run.json says.
+    """Whether two runs with equal `data` keys were trained on the same data set, by their fingerprints.
 
-    What is not recorded, or cannot be compared, is taken to be the same if it came from the same folder.
+    Without comparable fingerprints, or where the seed generates the images, the folders are compared.
     """
     if first.config.seed != second.config.seed and takes(first.config.source, "seed"):
         return _same_root(first.config, second.config)
@@ -254,17 +250,16 @@ def same_data_set(first: TrainedRun, second: TrainedRun) -> bool:
 
 
 def _data_set(run: TrainedRun) -> dict[str, str]:
-    """The data set's fingerprints; of an earlier version's record, those that do not depend on the seed."""
-    if found := recorded_images(run.record, "data_set"):
-        return found
+    """The data set's fingerprints; from an earlier version's record, those that do not depend on the seed."""
+    if whole := recorded_images(run.record, "data_set"):
+        return whole
     data = run.config.data
-    found = recorded_images(run.record)
     by_seed = set()
     if data.train_limit is not None:
         by_seed = {"train"}
     if data.validation is not None:
         by_seed = {"train", "validation"}
-    return {name: text for name, text in found.items() if name not in by_seed}
+    return {name: text for name, text in recorded_images(run.record).items() if name not in by_seed}
 
 
 def _same_root(first: Config, second: Config) -> bool:

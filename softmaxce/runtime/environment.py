@@ -1,5 +1,6 @@
 """The machine, the versions and the code revision, for a run's record."""
 
+import functools
 import platform
 import subprocess
 from importlib.metadata import version
@@ -34,11 +35,25 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def git_commit() -> str | None:
-    """The commit of the folder one stands in, `-dirty` if files differ from it; None outside a repository."""
+def git_commit(folder: Path) -> str | None:
+    """The commit of a folder's repository, `-dirty` if files differ from it; None outside a repository."""
+    return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+@functools.cache
+def softmaxce_commit() -> str | None:
+    """The commit of the checkout that softmaxce is imported from; None if it is installed otherwise.
+
+    An environment inside the user's repository is not a checkout of softmaxce: git does not track the files in it.
+    """
+    package = Path(__file__).parents[1]
+    tracked = _git(package, "ls-files", "--error-unmatch", "--", "errors.py")
+    return git_commit(package) if tracked else None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run(command, cwd=Path.cwd(), capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):  # no commit is known
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):  # no git, or no repository: no commit is known
         return None
     return done.stdout.strip()

@@ -1,8 +1,9 @@
-"""Signals that wait for a good moment, and the moments at which a run is to be saved."""
+"""Signals that stop or save a run between two steps, and the steps after which a run is saved."""
 
-import os
 import signal
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
@@ -18,32 +19,37 @@ class Terminated(KeyboardInterrupt):
 
 
 class Signals:
-    """What SIGINT, SIGTERM and SIGUSR1 ask of a run, inside a `with`.
+    """SIGINT, SIGTERM and SIGUSR1 as requests to a run, inside a `with`; the handlers before are restored after it.
+
+    Python delivers signals to the main thread only: in another thread no handler is installed.
 
     Attributes:
         waiting: while True, SIGINT and SIGTERM are noted in `stop` and the caller ends when it has saved; a second one
             ends at once, by KeyboardInterrupt or Terminated. While False, the first one does.
-        stop: the signal that asked for an end; None before there is one.
-        save: SIGUSR1 asked for a checkpoint; whoever saves sets it back.
+        stop: the signal that requested the end; None before there is one.
+        save: SIGUSR1 requested a checkpoint; the caller resets it after saving.
+        on_stop: called from the signal handler when a signal has been noted in `stop`.
     """
 
     def __init__(self) -> None:
         self.waiting = False
         self.stop: signal.Signals | None = None
         self.save = False
+        self.on_stop: Callable[[], None] | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        for number in (*STATUS, *([SAVE] if SAVE is not None else [])):
-            self._before[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():
+            for number in (*STATUS, *([SAVE] if SAVE is not None else [])):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed from Python
 
     def raise_if_stopped(self) -> None:
-        """End, if a signal has asked for it. Raises: KeyboardInterrupt, Terminated."""
+        """Raises: KeyboardInterrupt or Terminated if a signal has requested the end."""
         if self.stop is not None:
             raise Terminated if self.stop == signal.SIGTERM else KeyboardInterrupt
 
@@ -55,8 +61,8 @@ class Signals:
         self.stop = signal.Signals(number)
         if again or not self.waiting:
             self.raise_if_stopped()
-        told = "stopping after this step; ctrl-C again stops at once\n"
-        os.write(2, told.encode())  # not print, which may be in the middle of a line of its own
+        if self.on_stop is not None:
+            self.on_stop()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from softmaxce.report import step_summary
-from softmaxce.report.training import Outcome
+from softmaxce.runs.folder import Status
+from softmaxce.session import Outcome
 
 from ..conftest import Softmaxce
 
@@ -54,7 +55,7 @@ def test_train_and_eval_append_a_table_each(softmaxce: Softmaxce, small: Path, t
 def test_anybodys_text_is_shown_as_it_is(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
-    step_summary.of_training(Outcome(status="failed", folder=Path("run"), epochs=0, seconds=1.0, message=text))
+    step_summary.of_training(Outcome(status=Status.FAILED, folder=Path("run"), epochs=0, seconds=1.0, message=text))
     assert dict(cells(file.read_text()))["message"] == " ".join(text.split())
 
 

@@ -1,0 +1,156 @@
+"""What train and sweep share: where a run is trained, what is printed of it, and one training session."""
+
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from softmaxce.config import reader as configs
+from softmaxce.config.keys import Config
+from softmaxce.config.reader import Override
+from softmaxce.errors import ConfigError, Problem, RunError
+from softmaxce.inference.requirements import Requirement
+
+from .imports import imports
+
+if TYPE_CHECKING:
+    from softmaxce.runs.plan import Plan
+    from softmaxce.runs.resume import Images
+    from softmaxce.session import Outcome, Reporter
+    from softmaxce.training.run import Run
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is printed and written of a run, beside its run folder."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    report: bool = False
+    tensorboard: bool = False
+
+
+class ImagesOnDisk:
+    """Reads the images that configs name. torch is imported by the first call."""
+
+    def __init__(self) -> None:
+        self._read: Callable[[Config], Images] | None = None
+
+    def __call__(self, config: Config) -> "Images":
+        """A config's images as they are now. Raises: DataError, ConfigError."""
+        if self._read is None:
+            with imports():
+                from softmaxce.runs.provenance import ImagesNow
+
+            self._read = ImagesNow()
+        return self._read(config)
+
+
+def make_plan(
+    config: str | None,
+    overrides: list[Override],
+    output: Path | None,
+    resume: str | None,
+    *,
+    allow_changed_data: bool = False,
+) -> "Plan":
+    """What `train` trains, and where. Images are read only to find a run. Raises: ConfigError, RunError, DataError."""
+    if resume in (None, "auto"):
+        requested = configs.load(require_config(config), overrides)
+        if resume is None:
+            from softmaxce.runs.plan import Plan
+
+            return Plan(requested, output)
+        return plan_auto(requested, output, ImagesOnDisk(), allow_changed_data=allow_changed_data)
+    folder = Path(resume)
+    if output is not None and output.resolve() != folder.resolve():
+        raise ConfigError([Problem("--output", "a resumed run stays in its own folder; leave --output out")])
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"--resume {resume}: there is no run in this folder (no config.yaml)")
+    requested = configs.load(config if config is not None else str(folder / "config.yaml"), overrides)
+    from softmaxce.runs.plan import resume_run
+
+    return resume_run(folder, requested, allow_changed_data=allow_changed_data)
+
+
+def plan_auto(config: Config, output: Path | None, images: ImagesOnDisk, *, allow_changed_data: bool) -> "Plan":
+    """What `--resume auto` does for one config; why a run is not resumed goes to stderr."""
+    from softmaxce.runs.plan import resume_or_start
+
+    plan, messages = resume_or_start(config, output, images, allow_changed_data=allow_changed_data)
+    for message in messages:
+        typer.echo(message, err=True)
+    return plan
+
+
+def require_config(config: str | None) -> str:
+    """--config's value. Raises: ConfigError if it was left out."""
+    if config is None:
+        message = "is needed: a YAML file or a recipe's name, for example --config digits"
+        raise ConfigError([Problem("--config", message)])
+    return config
+
+
+def check_tensorboard() -> None:
+    """Refuse `--log tensorboard` where the optional extra is missing. Raises: ConfigError."""
+    if importlib.util.find_spec("tensorboard") is None:
+        message = "TensorBoard is not installed; get it with: pip install 'softmaxce[tensorboard]'"
+        raise ConfigError([Problem("--log tensorboard", message)])
+
+
+def train_one(plan: "Plan", requirements: Sequence[Requirement], output: OutputOptions) -> "Outcome":
+    """Build a run, train it, and write its report if requested. Raises: as build_run and session.train."""
+    from softmaxce.runtime.signals import Signals
+
+    with Signals() as signals:  # from here on, so that SIGUSR1 does not end a process that is still building
+        with imports():
+            from softmaxce import session
+            from softmaxce.build import build_run
+
+        started = time.perf_counter()
+        run = build_run(plan.config)
+        session.check_requirements(run, requirements)
+        if output.verbose:
+            _print_details(run)
+        outcome = session.train(
+            run,
+            plan.folder,
+            resume=plan.resume,
+            requirements=requirements,
+            reporters=_reporters(output),
+            allow_changed_data=plan.allow_changed_data,
+            signals=signals,
+            started=started,
+        )
+        if output.report:
+            from softmaxce.report.html.write import write_report
+
+            # the code that the config names was just trained with
+            written = write_report(outcome.folder, device=str(run.device), trust_code=True)
+            typer.echo(f"report: {written.page}", err=True)
+    return outcome
+
+
+def _reporters(output: OutputOptions) -> "list[Reporter]":
+    from softmaxce.report.step_summary import StepSummary
+    from softmaxce.report.training import Messages, console_reporter
+
+    reporters = [Messages(quiet=output.quiet), console_reporter(as_json=output.json, quiet=output.quiet), StepSummary()]
+    if output.tensorboard:
+        from softmaxce.report.events import TensorBoard
+
+        reporters.insert(0, TensorBoard())
+    return reporters
+
+
+def _print_details(run: "Run") -> None:
+    from softmaxce.config import yamlfile
+    from softmaxce.runs.provenance import of_machine
+
+    details = {"config": run.config.to_dict(), "environment": of_machine(run.device, run.precision)}
+    typer.echo(yamlfile.dump(details), err=True)

@@ -1,0 +1,62 @@
+"""Where a config is trained: in a new run folder, or in the one that holds the same run already. Needs no torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import reader as configs
+from ..config.keys import Config
+from ..errors import RunError
+from .resume import Images, check_resumable, find_run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, and where.
+
+    Attributes:
+        config: the complete config.
+        folder: the run folder; None for a new one, the next number under runs/<recipe>/.
+        resume: continue the run in `folder`.
+        allow_changed_data: resume although the images are not those that the run was trained with.
+    """
+
+    config: Config
+    folder: Path | None = None
+    resume: bool = False
+    allow_changed_data: bool = False
+
+
+def resume_run(folder: Path, config: Config | None = None, *, allow_changed_data: bool = False) -> Plan:
+    """Resume the run in a folder, with its own config if none is passed.
+
+    Raises: RunError if there is no run, or it cannot be resumed with this config; ConfigError.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"{folder}: there is no run in this folder (no config.yaml)")
+    if config is None:
+        config = configs.load(str(folder / "config.yaml"))
+    return Plan(check_resumable(folder, config), folder, True, allow_changed_data)
+
+
+def resume_or_start(
+    config: Config, output: Path | None, images: Callable[[Config], Images], *, allow_changed_data: bool = False
+) -> tuple[Plan, list[str]]:
+    """What `--resume auto` does: resume the run in `output`, or the same run under runs/<recipe>/, or start it.
+
+    Args:
+        config: what is to be trained.
+        output: the run's folder; None to look for the run.
+        images: reads a config's images; called only where a run has this config.
+        allow_changed_data: resume a run on other images too.
+    Returns: the plan, and messages for the user.
+    Raises: RunError, ConfigError, DataError.
+    """
+    folder = output
+    messages: list[str] = []
+    if folder is None:
+        parent = Path("runs", config.recipe)
+        folder, messages = find_run(config, parent, images, allow_changed_data=allow_changed_data)
+    if folder is not None and (folder / "config.yaml").is_file():
+        return resume_run(folder, config, allow_changed_data=allow_changed_data), messages
+    return Plan(config, output), messages

@@ -1,0 +1,424 @@
+"""One training run in its folder: create or resume, train, save, evaluate; the caller gets an Outcome or an error.
+
+Nothing is printed here: what happens is passed to the reporters that the caller hands in.
+"""
+
+import contextlib
+import enum
+import shlex
+import sys
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import keys
+from .data.batches import Batch
+from .errors import (
+    ConfigError,
+    MemoryRanOutError,
+    Problem,
+    RunError,
+    SoftmaxceError,
+    TrainingError,
+    WorkerError,
+    in_one_line,
+    ran_out_of_memory,
+    within_memory,
+)
+from .inference import requirements as required
+from .inference.evaluate import final_evaluation
+from .inference.requirements import Requirement, RequirementResult
+from .runs import checkpoint, provenance
+from .runs import folder as runfolder
+from .runs.folder import Status
+from .runs.resume import check_resumable
+from .runtime.signals import Pauses, Signals, Terminated, every
+from .training.loop import fit_with_pauses
+from .training.nonfinite import NonFiniteError
+from .training.run import Epoch, Run
+from .training.tally import Scores
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: completed or stopped_early; reporters also see failed, interrupted and terminated.
+        folder: the run folder.
+        epochs: completed epochs, earlier parts of the run included.
+        seconds: of all parts of the run.
+        best_epoch: the epoch with the best validation metric, counted from 1; 0 without a validation split.
+        best_metric: the metric that selected it, `loss` or `accuracy`.
+        best_value: its value on the validation split.
+        split: the split that `scores` were measured on.
+        scores: the final evaluation; None if there was none.
+        requirements: each requirement with the measured value.
+        message: why the run did not complete; empty if it did.
+    """
+
+    status: Status
+    folder: Path
+    epochs: int
+    seconds: float
+    best_epoch: int = 0
+    best_metric: str = ""
+    best_value: float | None = None
+    split: str = "test"
+    scores: Scores | None = None
+    requirements: tuple[RequirementResult, ...] = ()
+    message: str = ""
+
+    @property
+    def requirements_met(self) -> bool:
+        """Whether every requirement is met; True if there are none."""
+        return all(result.met for result in self.requirements)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `end` event of `train --json`."""
+        line: dict[str, Any] = {"event": "end", "run": str(self.folder), "status": self.status, "epochs": self.epochs}
+        if self.best_epoch:
+            line["best_epoch"] = self.best_epoch
+        if self.scores is not None:
+            line[self.split] = self.scores.to_dict()
+        if self.requirements:
+            line["requirements"] = [result.to_dict() for result in self.requirements]
+        if self.message:
+            line["message"] = self.message
+        return {**line, "seconds": round(self.seconds, 3)}
+
+
+# -- reporters --------------------------------------------------------------------------------------------------------
+
+
+class Level(enum.StrEnum):
+    """How much a message matters to the user."""
+
+    INFO = "info"  # may be hidden
+    NOTICE = "notice"
+    WARNING = "warning"
+
+
+class Reporter:
+    """Observes a training run. Override what is of interest; each method here does nothing."""
+
+    def start(self, run: Run, folder: Path) -> None:
+        """The run starts or resumes: `run.progress` says where."""
+
+    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:
+        """Wrap an epoch's training batches, for a progress bar; must yield the same batches.
+
+        Args:
+            batches: the batches still to come.
+            done: images of the epoch that are done already.
+            epoch: counted from 1.
+        """
+        return batches
+
+    def epoch(self, epoch: Epoch) -> None:
+        """An epoch is completed and saved."""
+
+    def message(self, level: Level, text: str) -> None:
+        """One line for the user."""
+
+    def stopping(self) -> None:
+        """A signal was received; the run ends after the step in progress. Called from the signal handler."""
+
+    def end(self, outcome: Outcome) -> None:
+        """The run has ended; run.json is written."""
+
+
+class Reporters(Reporter):
+    """Forwards to several reporters, in their order."""
+
+    def __init__(self, reporters: Iterable[Reporter]) -> None:
+        self._reporters = tuple(reporters)
+
+    def start(self, run: Run, folder: Path) -> None:  # noqa: D102
+        for reporter in self._reporters:
+            reporter.start(run, folder)
+
+    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:  # noqa: D102
+        for reporter in self._reporters:
+            batches = reporter.track(batches, done, epoch)
+        return batches
+
+    def epoch(self, epoch: Epoch) -> None:  # noqa: D102
+        for reporter in self._reporters:
+            reporter.epoch(epoch)
+
+    def message(self, level: Level, text: str) -> None:  # noqa: D102
+        for reporter in self._reporters:
+            reporter.message(level, text)
+
+    def stopping(self) -> None:  # noqa: D102
+        for reporter in self._reporters:
+            reporter.stopping()
+
+    def end(self, outcome: Outcome) -> None:  # noqa: D102
+        for reporter in self._reporters:
+            reporter.end(outcome)
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def train(
+    run: Run,
+    folder: str | Path | None = None,
+    *,
+    resume: bool = False,
+    requirements: Sequence[Requirement | str] = (),
+    reporters: Sequence[Reporter] = (),
+    allow_changed_data: bool = False,
+    signals: Signals | None = None,
+    started: float | None = None,
+) -> Outcome:
+    """Train a run in its folder, save it as it trains, and evaluate the best weights at the end.
+
+    In the main thread the first ctrl-C or SIGTERM ends the run after the step in progress: it is saved, can be
+    resumed, and KeyboardInterrupt is raised. A second one ends it at once. SIGUSR1 saves a checkpoint. In any other
+    thread no signal is handled.
+
+    Args:
+        run: what build.build_run made. It is changed in place and has the evaluated weights at the end.
+        folder: the run folder; None for the next number under runs/<recipe>/.
+        resume: continue the run in `folder`; otherwise the folder must be new or empty.
+        requirements: on the final metrics, `accuracy>=0.99` for example. One that is not met raises nothing: see
+            Outcome.requirements_met.
+        reporters: observers of the run.
+        allow_changed_data: resume although the images are not those that the run was trained with.
+        signals: signal handlers that are installed already, before the run was built, for example.
+        started: time.perf_counter() when the caller began to build the run, so that `seconds` include that.
+    Raises:
+        ConfigError: if a requirement cannot be evaluated for this run.
+        RunError: if the folder cannot be used, or its run has another config or other images.
+        TrainingError: if training failed; MemoryRanOutError if memory ran out. The reporters have had their end.
+        DataError: if an image cannot be read.
+        KeyboardInterrupt: when interrupted; runtime.signals.Terminated on SIGTERM.
+    """
+    started = time.perf_counter() if started is None else started
+    parsed = [one for text in requirements for one in (required.parse([text]) if isinstance(text, str) else [text])]
+    check_requirements(run, parsed)
+    if not resume:
+        folder = runfolder.create(run.config.recipe, None if folder is None else Path(folder))
+    elif folder is None:
+        raise RunError("resume: needs the run folder to resume")
+    elif not (Path(folder) / "config.yaml").is_file():
+        raise RunError(f"{folder}: there is no run in this folder (no config.yaml)")
+    folder = Path(folder)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(runfolder.held(folder, new=not resume))
+        if resume:
+            check_resumable(folder, run.config)
+        handled = stack.enter_context(Signals()) if signals is None else signals
+        session = _Session(run, folder, Reporters(reporters), handled, started)
+        session.begin(allow_changed_data=allow_changed_data)
+        return session.train(parsed)
+
+
+def check_requirements(run: Run, requirements: Sequence[Requirement]) -> None:
+    """Refuse requirements that a run cannot answer. Raises: ConfigError."""
+    required.check_classes(requirements, run.classes)
+    if requirements and run.test is None and run.validation is None:
+        message = "there is no test or validation split to evaluate; set data.validation, to 0.1 for example"
+        raise ConfigError([Problem(f"--require {requirements[0]}", message)])
+
+
+def resume_command(run: Run, folder: Path) -> str:
+    """The command that resumes a run; code of the user's needs --trust-code."""
+    trust = " --trust-code" if keys.users_code(run.config) else ""
+    return f"resume with: softmaxce train --resume {shlex.quote(str(folder))}{trust}"
+
+
+class _Session:
+    """A run in its folder, which this process has locked."""
+
+    def __init__(self, run: Run, folder: Path, reporter: Reporter, signals: Signals, started: float) -> None:
+        self.run, self.folder, self.reporter, self.signals = run, folder, reporter, signals
+        self.started = started
+        self.record: dict[str, Any] = {"recipe": run.config.recipe, "classes": list(run.classes)}
+
+    # -- begin and end
+
+    def begin(self, *, allow_changed_data: bool) -> None:
+        """Restore the newest checkpoint, if there is one, and write config.yaml and run.json.
+
+        Raises: RunError if the run was trained on other images or class names than it has now.
+        """
+        run, folder = self.run, self.folder
+        environment = provenance.of_run(run)
+        if (folder / "config.yaml").is_file():  # otherwise the run is new
+            if (folder / "run.json").is_file():
+                self.record = runfolder.read_record(folder)
+            self._restore(environment, allow_changed_data=allow_changed_data)
+        runfolder.cut_metrics(folder, run.progress.epoch)
+        runfolder.clear_temporary(folder)
+        self.record |= {"status": Status.RUNNING, "environment": environment, "classes": list(run.classes)}
+        self.record["commands"] = [*self.record.get("commands", []), sys.argv]
+        self.record["started"] = self.record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        self.seconds_before = self.record.get("seconds", 0.0)
+        runfolder.write_config(folder, run.config.to_dict())
+        runfolder.write_record(folder, self.record)
+
+    def _restore(self, environment: dict[str, Any], *, allow_changed_data: bool) -> None:
+        saved, warnings = checkpoint.newest(self.folder)
+        self._warn(warnings)
+        if saved is None:  # stopped before its first checkpoint
+            return
+        provenance.check_classes(self.folder, saved.header["classes"], self.run.classes)
+        data = environment["data"]
+        self._warn(provenance.check_images(self.folder, self.record, data, allow_changed_data=allow_changed_data))
+        checkpoint.restore(self.run, saved)
+        before = self.record.get("environment")
+        if isinstance(before, dict):
+            if changed := provenance.differences(before, environment):
+                self._warn([f"{self.folder}: this run was trained with {'; '.join(changed)}"])
+            if changed or before.get("data", data) != data:
+                self.record["earlier_environments"] = [*self.record.get("earlier_environments", []), before]
+        self.reporter.message(Level.INFO, f"resumed from {saved.file}, {self.position()}")
+
+    def train(self, requirements: Sequence[Requirement]) -> Outcome:
+        """Train to the end, evaluate, and record how it ended, also where that is an error."""
+        run, folder = self.run, self.folder
+        try:
+            self.reporter.start(run, folder)
+            status = self._fit()
+            split, scores, metrics = final_evaluation(run, folder, _names(requirements))
+        except MemoryRanOutError as error:
+            saved = f"; {folder} keeps its last checkpoint" if (folder / runfolder.LAST).is_file() else ""
+            self.finish(Status.FAILED, message=f"{error}{saved}")
+            raise MemoryRanOutError(f"{error}{saved}") from None
+        except SoftmaxceError as error:
+            self.finish(Status.FAILED, message=str(error))
+            raise
+        except BrokenPipeError:  # a reporter's: its output cannot be written any more
+            self.finish(Status.INTERRUPTED, message="output pipe closed", report=False)
+            raise
+        except OSError as error:  # the disk is full or read-only, or the folder is gone
+            with contextlib.suppress(OSError):  # run.json may fail for the same reason; the error below is reported
+                self.finish(Status.FAILED, message=f"{error.filename}: {error.strerror}", report=False)
+            raise self._explained(error) from None
+        except KeyboardInterrupt as interruption:
+            status = Status.TERMINATED if isinstance(interruption, Terminated) else Status.INTERRUPTED
+            message = f"{status} {self.position()}"
+            self.finish(status, message=message)
+            self.reporter.message(Level.NOTICE, f"{message}; {resume_command(run, folder)}")
+            raise
+        except Exception as error:  # the user's model, loss or reporter may raise anything
+            memory = "memory ran out: " if ran_out_of_memory(error) else ""
+            message = f"epoch {run.progress.epoch + 1}: {memory}{in_one_line(error)}"
+            self.finish(Status.FAILED, message=message)
+            raise TrainingError(message) from error
+        results = tuple(required.judge(requirements, metrics))
+        return self.finish(status, split=split, scores=scores, requirements=results)
+
+    def finish(self, status: Status, *, report: bool = True, **results: Any) -> Outcome:
+        """Write how the run ended into run.json, and report it."""
+        progress = self.run.progress
+        outcome = Outcome(
+            status=status,
+            folder=self.folder,
+            epochs=progress.epoch,
+            seconds=self.seconds_before + time.perf_counter() - self.started,
+            best_epoch=progress.best_epoch,
+            best_metric=self.run.config.best_metric,
+            best_value=progress.best_value,
+            **results,
+        )
+        recorded = {key: value for key, value in outcome.to_dict().items() if key not in ("event", "run")}
+        runfolder.write_record(self.folder, self.record | recorded)
+        if report:
+            self.reporter.end(outcome)
+        return outcome
+
+    def _explained(self, error: OSError) -> TrainingError:
+        """A file that could not be written: why, and how to resume."""
+        resume = resume_command(self.run, self.folder)
+        if ran_out_of_memory(error):
+            return MemoryRanOutError(f"memory ran out ({error.strerror}); {resume}")
+        return TrainingError(runfolder.explain_write_error(error, resume))
+
+    def position(self) -> str:
+        """How far the run is: `after 3 of 10 epochs and 40 of 120 batches`."""
+        progress = self.run.progress
+        batches = f" and {progress.batch} of {len(self.run.train)} batches" if progress.batch else ""
+        return f"after {progress.epoch} of {self.run.config.epochs} epochs{batches}"
+
+    def _warn(self, warnings: Iterable[str]) -> None:
+        for text in warnings:
+            self.reporter.message(Level.WARNING, text)
+
+    # -- epochs
+
+    def _fit(self) -> Status:
+        """Train to the last epoch or to early stopping, saving on the way."""
+        run, signals = self.run, self.signals
+        pauses = Pauses(every(run.config.checkpoint_every), signals)
+        signals.on_stop = self.reporter.stopping
+        signals.waiting = True
+        try:
+            while run.progress.epoch < run.config.epochs and not self._patience_is_over():
+                try:
+                    self._fit_and_save(pauses)
+                except NonFiniteError as error:
+                    self._apply_nonfinite_policy(error)
+                except WorkerError:  # a signal to the process group ends the worker processes too
+                    if signals.stop is not None and run.config.grad_accum_steps == 1:  # the run is between two steps
+                        checkpoint.save(run, self.folder, best=False)
+                        signals.raise_if_stopped()
+                    raise
+                signals.raise_if_stopped()
+        finally:
+            signals.waiting, signals.on_stop = False, None
+        return Status.COMPLETED if run.progress.epoch >= run.config.epochs else Status.STOPPED_EARLY
+
+    def _fit_and_save(self, pauses: Pauses) -> None:
+        """Train until the last epoch, early stopping, a signal or a non-finite loss; save at every event."""
+        run, folder = self.run, self.folder
+        for event in fit_with_pauses(run, pauses, self.reporter.track):
+            epoch = event if isinstance(event, Epoch) else None
+            if epoch is not None:
+                runfolder.append_metrics(folder, epoch.to_dict())
+            with within_memory("saving a checkpoint"):
+                checkpoint.save(run, folder, best=epoch is not None and epoch.best)
+            if self.signals.save:
+                self.reporter.message(Level.NOTICE, f"saved {folder / runfolder.LAST} {self.position()}")
+            pauses.saved()
+            if epoch is not None:
+                self.reporter.epoch(epoch)
+                if self._patience_is_over():
+                    return
+            self.signals.raise_if_stopped()
+
+    def _patience_is_over(self) -> bool:
+        stopping = self.run.config.early_stopping
+        return stopping is not None and self.run.progress.waited >= stopping.patience
+
+    def _apply_nonfinite_policy(self, error: NonFiniteError) -> None:
+        """Stop, skip the batch or restore the weights, as `on_nonfinite` says. Raises: TrainingError to stop."""
+        run = self.run
+        file = checkpoint.save_nonfinite(run, error, self.folder)
+        allowed, count = run.config.max_nonfinite, run.progress.nonfinite
+        message = f"{error}. The batch is saved in {file}"
+        if run.config.on_nonfinite == "stop":
+            raise TrainingError(
+                f"{message}; lower optimizer.lr, add schedule.warmup_epochs or set clip_grad_norm, "
+                "or set on_nonfinite: skip"
+            )
+        if count > allowed:
+            raise TrainingError(f"{message}; that was number {count}, and max_nonfinite is {allowed}")
+        action = "skipped"
+        if run.config.on_nonfinite == "restore":
+            saved, _ = checkpoint.newest(self.folder)
+            if saved is None:
+                raise TrainingError(f"{message}; there is no checkpoint to restore yet, set checkpoint_every")
+            checkpoint.restore_weights(run, saved)
+            action = f"restored the weights of {saved.file}"
+        self._warn([f"{message}; {action} ({count} of {allowed})"])
+
+
+def _names(requirements: Collection[Requirement]) -> set[str]:
+    return {requirement.figure for requirement in requirements}
