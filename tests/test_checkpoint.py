@@ -77,12 +77,12 @@ def test_tied_weights_are_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_another_models_weights_are_refused_and_told_apart(trained: Path) -> None:
     run = build_run(config(model={"name": "mlp", "hidden": [17], "dropout": 0.2}))
-    with pytest.raises(RunError, match=r"of another model: .*'1.weight' is \[16, 256\] and the model's \[17, 256\]"):
+    with pytest.raises(RunError, match=r"of another model: .*'1.weight' is \[16, 256\] but in the model \[17, 256\]"):
         checkpoint.load_weights(run.model, checkpoint.load(trained / LAST))
 
 
 def test_best_holds_weights_only_and_says_where_to_resume_from(trained: Path) -> None:
-    with pytest.raises(RunError, match=f"holds weights only; resume from the run folder, which has {LAST}"):
+    with pytest.raises(RunError, match=f"has weights only; resume from the run folder, which has {LAST}"):
         checkpoint.restore(build_run(config()), checkpoint.load(trained / BEST))
 
 
@@ -90,7 +90,7 @@ def test_best_holds_weights_only_and_says_where_to_resume_from(trained: Path) ->
 def test_a_cut_off_file_is_refused(trained: Path, keep: int) -> None:
     whole = (trained / LAST).read_bytes()
     (trained / LAST).write_bytes(whole[:keep])
-    with pytest.raises(RunError, match="no checkpoint that can be read"):
+    with pytest.raises(RunError, match="not a readable checkpoint"):
         checkpoint.load(trained / LAST)
 
 
@@ -99,7 +99,7 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="was not written by this version of softmaxce"):
         checkpoint.load(tmp_path / "other.safetensors")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "pickled.pt")
-    with pytest.raises(RunError, match="no checkpoint that can be read"):
+    with pytest.raises(RunError, match="not a readable checkpoint"):
         checkpoint.load(tmp_path / "pickled.pt")
     with pytest.raises(RunError, match="there is no such checkpoint"):
         checkpoint.load(tmp_path / "none.safetensors")

@@ -334,7 +334,7 @@ def test_eval_prints_every_figure_as_text(softmaxce: Softmaxce, small: Path) -> 
     [
         ((), "there is no run under runs/ here"),
         (("nothing",), "nothing: there is no such run folder or checkpoint"),
-        (("small.yaml",), "small.yaml: is no checkpoint that can be read"),
+        (("small.yaml",), "small.yaml: is not a readable checkpoint"),
         (("--split", "tset"), "Invalid value for '--split'"),
     ],
 )

@@ -1,8 +1,8 @@
-"""Checkpoints: weights and training state as tensors and JSON, never half-written, never unpickled.
+"""Checkpoints: weights and training state as tensors and JSON, written atomically, without pickle.
 
-Weights lie under their own names, so `safetensors.torch.load_file("best.safetensors")` is a state dict. In
-last.safetensors the entries under training/ are all it takes to go on. Each file carries a checksum of all it says, and
-last.safetensors that of the best.safetensors it belongs with.
+Weights have their own names, so `safetensors.torch.load_file("best.safetensors")` is a state dict. The training state
+in last.safetensors has names under training/. Each file has a checksum of its content; last.safetensors also has that
+of the best.safetensors it was saved with.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ class Checkpoint:
     """A checkpoint as read.
 
     Attributes:
-        file: where it was read.
-        weights: by name.
+        file: the file it was read from.
+        weights: the evaluated model's state dict.
         header: what header_of wrote.
-        training: what else it takes to go on; None in best.safetensors.
+        training: the training state; None in best.safetensors.
         sha256: its checksum.
     """
 
@@ -51,16 +51,16 @@ class Checkpoint:
 
 
 def save(run: Run, folder: Path, *, best: bool) -> None:
-    """Save where the run stands as last.safetensors and, if this epoch is the best, its weights as best.safetensors.
+    """Save the run as last.safetensors and, if this epoch is the best, its weights as best.safetensors.
 
-    The checkpoint before stays as last.1.safetensors, with its best as best.1.safetensors if that was another. All is
-    written and flushed under temporary names first; the renaming of last.safetensors is what makes it count, and
-    `newest` puts in place what a process that died had not yet.
+    The previous checkpoint becomes last.1.safetensors, and its best weights best.1.safetensors if they differ. Both
+    files are written and flushed under temporary names first; the rename of last.safetensors is the commit point, and
+    `newest` completes a commit that was interrupted after it.
 
-    Raises: TrainingError if weights are not finite: the checkpoint before then stays the newest. OSError.
+    Raises: TrainingError, with the previous checkpoint unchanged, if weights are not finite. OSError.
     """
     _check_finite(run)
-    weights = {name: _own(tensor) for name, tensor in run.evaluated.state_dict().items()}
+    weights = {name: _contiguous_copy(tensor) for name, tensor in run.evaluated.state_dict().items()}
     header = header_of(run)
     staged_last, staged_best = folder / (LAST + TEMPORARY), folder / (BEST + TEMPORARY)
     try:
@@ -77,26 +77,26 @@ def save(run: Run, folder: Path, *, best: bool) -> None:
         flush_folder(folder)
         staged_last.replace(folder / LAST)
     except OSError:
-        with contextlib.suppress(OSError):  # room for others, if the disk is full
+        with contextlib.suppress(OSError):  # frees space on a full disk; the first error is raised
             staged_last.unlink(missing_ok=True)
             staged_best.unlink(missing_ok=True)
         raise
     if best:
         staged_best.replace(folder / BEST)
     else:
-        (folder / BEST_BEFORE).unlink(missing_ok=True)  # last.1 has the same best as last by now
+        (folder / BEST_BEFORE).unlink(missing_ok=True)  # last.1 now has the same best weights as last
     flush_folder(folder)
 
 
 def _training_state(run: Run) -> tuple[dict[str, Tensor], Any]:
-    """The training state as tensors by name, and the JSON they hang in."""
+    """The training state as tensors by name, and as JSON with references to them."""
     tensors: dict[str, Tensor] = {}
     skeleton = _flatten(_state_of(run), TRAINING.rstrip("/"), tensors)
     return tensors, skeleton
 
 
 def _state_of(run: Run) -> dict[str, Any]:
-    """All it takes to go on, beside the evaluated weights: dicts, lists, numbers, texts and tensors."""
+    """All that resuming needs beside the evaluated weights: dicts, lists, numbers, strings and tensors."""
     state = {
         "progress": asdict(run.progress),
         "tally": {"loss": run.tally.loss, "hits": run.tally.hits, "images": run.tally.images},
@@ -113,57 +113,57 @@ def _state_of(run: Run) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a run folder that verifies, put in place together with its best.safetensors.
+    """The newest undamaged checkpoint of a run folder; it and its best weights get their usual names.
 
-    Returns: the checkpoint, None if the run was stopped before its first; and what a user should know, a line each.
-    Raises: RunError if there are checkpoints and none verifies.
+    Returns: the checkpoint, None if the run was stopped before its first; and warnings.
+    Raises: RunError if every checkpoint is damaged.
     """
-    told: list[str] = []
-    found = None
+    warnings: list[str] = []
+    checkpoint = None
     for name in (LAST, LAST_BEFORE):
-        if (folder / name).exists() and found is None:
+        if (folder / name).exists() and checkpoint is None:
             try:
-                found = load(folder / name)
+                checkpoint = load(folder / name)
             except RunError as error:
-                told.append(str(error))
-    if found is None:
-        if told:
-            raise RunError(f"{folder}: no checkpoint in it can be used; start anew elsewhere. {'; '.join(told)}")
+                warnings.append(str(error))
+    if checkpoint is None:
+        if warnings:
+            reasons = "; ".join(warnings)
+            raise RunError(f"{folder}: no checkpoint in it can be used; start a new run elsewhere. {reasons}")
         return None, []
-    if found.training is None:
-        return found, told  # which `restore` refuses
-    progress = found.training["progress"]
-    wanted = progress["best_sha256"]
-    if wanted is not None and not any(
-        _settle(folder / name, folder / BEST, wanted) for name in (BEST, BEST_BEFORE, BEST + TEMPORARY)
-    ):
-        told.append(f"{folder / BEST}: is damaged or gone; the best epoch is chosen anew from those to come")
+    if checkpoint.training is None:
+        return checkpoint, warnings  # which `restore` refuses
+    progress = checkpoint.training["progress"]
+    sha256 = progress["best_sha256"]
+    candidates = (BEST, BEST_BEFORE, BEST + TEMPORARY)
+    if sha256 is not None and not any(_move_if_matching(folder / name, folder / BEST, sha256) for name in candidates):
+        warnings.append(f"{folder / BEST}: is damaged or missing; the best epoch is selected from the coming ones only")
         progress |= {"best_epoch": 0, "best_value": None, "best_sha256": None}
-    if found.file.name != LAST:
-        keep_as(found.file, folder / LAST)
+    if checkpoint.file.name != LAST:
+        keep_as(checkpoint.file, folder / LAST)
         flush_folder(folder)
-    return found, told
+    return checkpoint, warnings
 
 
-def _settle(file: Path, place: Path, sha256: str) -> bool:
-    """Put `file` in `place` if its checksum is the one wanted; whether it is."""
+def _move_if_matching(file: Path, target: Path, sha256: str) -> bool:
+    """Make a checkpoint with this checksum available as `target`; False if `file` is not that checkpoint."""
     try:
         if load(file).sha256 != sha256:
             return False
-    except RunError:  # whether another verifies is what the caller asks
+    except RunError:  # missing or damaged: the caller tries the next candidate
         return False
     if file.name.endswith(TEMPORARY):
-        file.replace(place)
-    elif file != place:
-        keep_as(file, place)
+        file.replace(target)
+    elif file != target:
+        keep_as(file, target)
     return True
 
 
 def _check_finite(run: Run) -> None:
     for model in dict.fromkeys((run.model, run.evaluated)):  # often the same
         for name, tensor in model.state_dict(keep_vars=True).items():
-            learnt = name.endswith((".running_mean", ".running_var")) or isinstance(tensor, torch.nn.Parameter)
-            if learnt and not torch.isfinite(tensor).all():
+            trained = name.endswith((".running_mean", ".running_var")) or isinstance(tensor, torch.nn.Parameter)
+            if trained and not torch.isfinite(tensor).all():
                 progress = run.progress
                 raise TrainingError(
                     f"the weight '{name}' is not finite after {progress.epoch} epochs and {progress.batch} batches, "
@@ -172,20 +172,20 @@ def _check_finite(run: Run) -> None:
 
 
 def save_nonfinite(run: Run, error: NonFiniteError, folder: Path) -> Path:
-    """Save the batch whose loss was not finite, and the weights it met, as nonfinite.safetensors. Returns: the file.
+    """Save the batch whose loss was not finite, and the weights, as nonfinite.safetensors. Returns: the file.
 
-    `images` [B, C, H, W] are as the model saw them, `targets` are labels [B] or probabilities [B, K]; the weights are
-    under model/.
+    `images` [B, C, H, W] are the model's inputs, `targets` are labels [B] or probabilities [B, K]; the weights have
+    names under model/.
     """
-    tensors = {f"model/{name}": _own(tensor) for name, tensor in run.model.state_dict().items()}
-    tensors |= {"images": _own(error.images), "targets": _own(error.targets)}
+    tensors = {f"model/{name}": _contiguous_copy(tensor) for name, tensor in run.model.state_dict().items()}
+    tensors |= {"images": _contiguous_copy(error.images), "targets": _contiguous_copy(error.targets)}
     content, _ = _serialized(tensors, {**header_of(run), "nonfinite": str(error)})
     replace_file(folder / NONFINITE, content)
     return folder / NONFINITE
 
 
 def header_of(run: Run) -> dict[str, Any]:
-    """What a checkpoint says of itself: enough to rebuild the model and evaluate it elsewhere."""
+    """A checkpoint's metadata: enough to rebuild the model and evaluate it without the run folder."""
     return {
         "format": FORMAT,
         "epoch": run.progress.epoch,
@@ -200,7 +200,7 @@ def header_of(run: Run) -> dict[str, Any]:
 def load(file: Path) -> Checkpoint:
     """Read a checkpoint.
 
-    Raises: RunError if it is not there, is no safetensors file, was not written by softmaxce, or is damaged.
+    Raises: RunError if it is missing, is no safetensors file, was not written by softmaxce, or is damaged.
     """
     header, tensors, sha256, text = read(file, "pt", with_tensors=True)
     if sha256 != _checksum(tensors, text):
@@ -215,20 +215,20 @@ def load(file: Path) -> Checkpoint:
             raise RunError(f"{file}: is damaged: its training state {error}") from None
         check_progress(state, file)
     elif training:
-        raise RunError(f"{file}: is damaged: it holds tensors of a training state, and none of the rest")
+        raise RunError(f"{file}: is damaged: it has tensors of a training state, but not the rest of it")
     return Checkpoint(file, weights, header, state, sha256)
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """Put a checkpoint's weights into a model. Raises: RunError, the model untouched, if they are another model's."""
+    """Load a checkpoint's weights into a model. Raises: RunError, the model unchanged, if they are another model's."""
     check_weights(model.state_dict(), checkpoint.weights, checkpoint.file)
     model.load_state_dict(checkpoint.weights)
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:
-    """Put a run back where it stood when the checkpoint was saved.
+    """Restore a run to the state in which the checkpoint was saved.
 
-    Raises: RunError if the checkpoint holds no training state (best.safetensors does not) or another model's.
+    Raises: RunError if the checkpoint has no training state (best.safetensors has none) or another model's.
     """
     state = _restore_weights(run, checkpoint)
     run.progress = Progress(**state["progress"])
@@ -239,7 +239,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
 
 
 def restore_weights(run: Run, checkpoint: Checkpoint) -> None:
-    """Put back the weights and the optimizer, and leave the run where it stands among the batches.
+    """Restore the weights and the optimizer, but not the run's progress, metrics and random numbers.
 
     Raises: RunError if the checkpoint is another model's.
     """
@@ -261,39 +261,39 @@ def _restore_weights(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _fitting_state(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint's training state, once it and the weights are known to fit a run. Raises: RunError if not."""
+    """A checkpoint's training state, checked with its weights against a run. Raises: RunError if they do not fit."""
     file, state = checkpoint.file, checkpoint.training
     if state is None:
-        raise RunError(f"{file}: holds weights only; resume from the run folder, which has {LAST}")
+        raise RunError(f"{file}: has weights only; resume from the run folder, which has {LAST}")
     check_weights(run.evaluated.state_dict(), checkpoint.weights, file)
-    wanted = _state_of(run)
-    wanted["progress"] = state["progress"]  # looked at when it was read
+    expected = _state_of(run)
+    expected["progress"] = state["progress"]  # checked when it was read
     random, optimizer = state.get("random"), state.get("optimizer")
-    if isinstance(random, dict) and isinstance(random.get("cuda"), list):  # there may be other GPUs here
-        wanted["random"]["cuda"] = [torch.empty(16, dtype=torch.uint8) for _ in random["cuda"]]
+    if isinstance(random, dict) and isinstance(random.get("cuda"), list):  # this machine may have other GPUs
+        expected["random"]["cuda"] = [torch.empty(16, dtype=torch.uint8) for _ in random["cuda"]]
     if isinstance(optimizer, dict) and isinstance(optimizer.get("state"), dict):
-        if ":" in run.config.optimizer.name:  # nobody but its author knows what state it has
-            wanted["optimizer"]["state"] = optimizer["state"]
+        if ":" in run.config.optimizer.name:  # the user's own optimizer may have any state
+            expected["optimizer"]["state"] = optimizer["state"]
         else:  # a parameter that never had a gradient has no state
-            wanted["optimizer"]["state"] = {
+            expected["optimizer"]["state"] = {
                 key: value for key, value in _after_a_step(run.optimizer).items() if key in optimizer["state"]
             }
-    check_state(wanted, state, file)
+    check_state(expected, state, file)
     if state["progress"]["batch"] > len(run.train):
         raise RunError(f"{file}: is damaged: it was saved after batch {state['progress']['batch']} of {len(run.train)}")
     try:
         check_random_state(state["random"])
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise RunError(f"{file}: is damaged: its training.random is no state of a generator: {error}") from None
+        raise RunError(f"{file}: is damaged: its training.random is not the state of a generator: {error}") from None
     return state
 
 
 def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
-    """An optimizer's state per parameter, as it is or as its first step will make it; then tensors without memory."""
+    """An optimizer's state per parameter; before its first step, what that will create, as meta tensors."""
     if not optimizer.state:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         blank = {id(p): torch.nn.Parameter(torch.empty_like(p, device="meta")) for p in parameters}
-        optimizer = copy.deepcopy(optimizer, blank)  # deepcopy takes these for the parameters' copies
+        optimizer = copy.deepcopy(optimizer, blank)  # deepcopy uses these as the parameters' copies
         for group in optimizer.param_groups:
             group.update({name: False for name in ("fused", "foreach", "capturable") if name in group})
             for parameter in group["params"]:
@@ -304,9 +304,9 @@ def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
 
 
 def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer's tensors their parameters' memory order (channels-last, say).
+    """Give the optimizer's tensors their parameters' strides (channels-last, for example).
 
-    A checkpoint holds them in plain order, and torch's fused steps pair elements by their place in memory.
+    A checkpoint has them contiguous, and torch's fused steps pair elements by their offset in memory.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -314,17 +314,17 @@ def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """A copy that shares no memory, as safetensors wants each tensor to lie; weights may be tied or channels-last."""
+def _contiguous_copy(tensor: Tensor) -> Tensor:
+    """A copy as safetensors requires it: weights may be tied (shared memory) or channels-last."""
     return tensor.detach().cpu().contiguous().clone()
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The JSON of a nest of dicts, lists, numbers and tensors; the tensors go to `tensors` under their path."""
+    """Nested dicts, lists, numbers and tensors as JSON data; the tensors are added to `tensors` by their path."""
     if isinstance(value, Tensor):
-        tensors[name] = _own(value)
+        tensors[name] = _contiguous_copy(value)
         return {"tensor": name}
-    if isinstance(value, dict):  # as pairs: JSON would turn the optimizer's integer keys into text
+    if isinstance(value, dict):  # as pairs: JSON would turn the optimizer's integer keys into strings
         return {"dict": [[key, _flatten(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         if all(type(item) is int for item in value):  # a generator's state has hundreds
@@ -334,10 +334,10 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The nest that `_flatten` took apart. Raises: ValueError if it is none, or leaves a tensor over."""
+    """The inverse of _flatten. Raises: ValueError if `value` is not its output, or a tensor is not used."""
     used: set[str] = set()
 
-    def nest(value: Any) -> Any:
+    def unflatten(value: Any) -> Any:
         match value:
             case {"tensor": str(name)} if len(value) == 1 and name in tensors:
                 used.add(name)
@@ -345,30 +345,30 @@ def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             case {"dict": list(pairs)} if len(value) == 1:
                 return dict(map(pair, pairs))
             case list():
-                return [nest(item) for item in value]
+                return [unflatten(item) for item in value]
             case str() | int() | float() | None:
                 return value
-        raise ValueError(f"holds what is no value of any: {str(value)[:100]}")
+        raise ValueError(f"has an invalid value: {str(value)[:100]}")
 
     def pair(item: Any) -> tuple[str | int, Any]:
         match item:
-            case [str(key) | int(key), inside]:
-                return key, nest(inside)
-        raise ValueError(f"holds what is no name with its value: {str(item)[:100]}")
+            case [str(key) | int(key), item_value]:
+                return key, unflatten(item_value)
+        raise ValueError(f"has an invalid key and value: {str(item)[:100]}")
 
-    found = nest(value)
-    if not isinstance(found, dict):
-        raise ValueError(f"is no mapping: {str(value)[:100]}")
-    if left := sorted(tensors.keys() - used):
-        raise ValueError(f"lacks a place for the tensor '{left[0][:100]}'")
-    return found
+    state = unflatten(value)
+    if not isinstance(state, dict):
+        raise ValueError(f"is not a mapping: {str(value)[:100]}")
+    if unused := sorted(tensors.keys() - used):
+        raise ValueError(f"does not use the tensor '{unused[0][:100]}'")
+    return state
 
 
 def _serialized(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[bytes, str]:
     """A checkpoint file's content, and the checksum in it."""
     text = json.dumps(header)
     sha256 = _checksum(tensors, text)
-    return serialize(tensors, {"softmaxce": f"{sha256} {text}"}), sha256  # one entry: of two the order would vary
+    return serialize(tensors, {"softmaxce": f"{sha256} {text}"}), sha256  # one entry: the order of two would vary
 
 
 def _checksum(tensors: Mapping[str, Tensor], header: str) -> str:

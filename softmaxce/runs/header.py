@@ -1,4 +1,4 @@
-"""A checkpoint's header: what it says of itself, read and checked. Needs no torch, but for the tensors."""
+"""A checkpoint's metadata, read and checked. Needs torch only to read the tensors."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from ..errors import RunError
 from .folder import BEST, LAST
 
 FORMAT = 2
-MAX_VALUES = 1 << 26  # in one image: what a header asks for is allocated before anything else is known of it
+MAX_VALUES = 1 << 26  # per image: it is allocated before anything else in the file can be checked
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -40,7 +40,7 @@ HEADER = TypeAdapter(_Header)
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a run folder or a file stands for: the best one, else the last.
+    """The checkpoint of a path: the file itself, or a run folder's best checkpoint, else its last.
 
     Raises: RunError if there is none.
     """
@@ -55,9 +55,9 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself: what checkpoint.header_of wrote.
+    """A checkpoint's metadata, as checkpoint.header_of wrote it.
 
-    Raises: RunError if it is not there, is no safetensors file, was not written by softmaxce, or is damaged.
+    Raises: RunError if it is missing, is no safetensors file, was not written by softmaxce, or is damaged.
     """
     return read(file, "numpy", with_tensors=False)[0]
 
@@ -65,7 +65,7 @@ def read_header(file: Path) -> dict[str, Any]:
 def read(
     file: Path, framework: Literal["numpy", "pt"], *, with_tensors: bool
 ) -> tuple[dict[str, Any], dict[str, Any], str, str]:
-    """A checkpoint's header, its tensors by name, its checksum, which is not verified, and the header's text.
+    """A checkpoint's header, its tensors by name, its checksum (not verified), and the header's JSON text.
 
     Raises: RunError, as read_header.
     """
@@ -78,7 +78,7 @@ def read(
     except FileNotFoundError:
         raise RunError(f"{file}: there is no such checkpoint") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{file}: is no checkpoint that can be read: {error}") from None
+        raise RunError(f"{file}: is not a readable checkpoint: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise RunError(f"{file}: was not written by this version of softmaxce")
     check_header(header, file)
@@ -86,10 +86,10 @@ def read(
 
 
 def check_header(header: Mapping[str, Any], file: Path) -> None:
-    """Check what a checkpoint says of itself. Raises: RunError, with the entry that is wrong.
+    """Check a checkpoint's metadata. Raises: RunError, with the entry that is wrong.
 
     Args:
-        header: epoch, recipe, config, classes, class_counts, preprocessing; what else there is, is not looked at.
+        header: epoch, recipe, config, classes, class_counts, preprocessing; other entries are ignored.
         file: the checkpoint, for the message.
     """
     known = {name: header[name] for name in _Header.__dataclass_fields__ if name in header}
@@ -102,10 +102,10 @@ def check_header(header: Mapping[str, Any], file: Path) -> None:
     channels, height, width = read.preprocessing.shape
     wrong = ""
     if len(set(read.classes)) != len(read.classes) or len(read.class_counts) != len(read.classes):
-        wrong = f"{len(read.classes)} class names, some alike or without their count of images"
+        wrong = f"{len(read.classes)} class names, some repeated or without their number of images"
     elif len(read.preprocessing.mean) != channels or len(read.preprocessing.std) != channels:
         wrong = f"no mean and std for each of {channels} channels"
     elif channels * height * width > MAX_VALUES:
         wrong = f"images of {channels}x{height}x{width} values, more than {MAX_VALUES:,}"
     if wrong:
-        raise RunError(f"{file}: is damaged: its header tells of {wrong}")
+        raise RunError(f"{file}: is damaged: its header has {wrong}")

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what it says and fits a model, asked before the model is touched."""
+"""Whether a checkpoint is valid and fits a model, checked before the model is changed."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from ..argument_types import NonNegativeInt
 from ..errors import RunError
 from .header import Finite
 
-SHOWN = 3  # differences told of each kind
+SHOWN = 3  # differences listed of each kind
 
 
 @dataclass(frozen=True)
@@ -34,44 +34,44 @@ PROGRESS = TypeAdapter(_Progress)
 
 
 def check_progress(state: Mapping[str, Any], file: Path) -> None:
-    """Check how far a training state says its run has come. Raises: RunError, with the entry that is wrong."""
-    found = state.get("progress")
+    """Check the progress in a training state. Raises: RunError, with the entry that is wrong."""
+    progress = state.get("progress")
     names = set(_Progress.__dataclass_fields__)
-    if not isinstance(found, dict) or set(found) != names:
-        raise RunError(f"{file}: is damaged: its training.progress is no mapping of {', '.join(sorted(names))}")
+    if not isinstance(progress, dict) or set(progress) != names:
+        raise RunError(f"{file}: is damaged: its training.progress is not a mapping of {', '.join(sorted(names))}")
     try:
-        PROGRESS.validate_python(found, strict=False)
+        PROGRESS.validate_python(progress, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise RunError(f"{file}: is damaged: its training.progress.{where} is wrong: {first['msg']}") from None
 
 
-def check_weights(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], file: Path) -> None:
+def check_weights(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], file: Path) -> None:
     """Compare a checkpoint's weights with a model's by name, shape and dtype. Raises: RunError saying what differs.
 
     Args:
-        wanted: the model's state dict; what is not shaped yet (lazy layers) fits anything.
+        expected: the model's state dict; parameters without a shape yet (lazy layers) fit any.
         weights: the checkpoint's.
         file: the checkpoint, for the message.
     """
-    shaped = {name: tensor for name, tensor in wanted.items() if not is_lazy(tensor)}
+    shaped = {name: tensor for name, tensor in expected.items() if not is_lazy(tensor)}
     both = [name for name in shaped if name in weights]
     differences = [
-        *_told("it lacks", [f"'{name}'" for name in wanted if name not in weights]),
-        *_told("the model has no", [f"'{name}'" for name in weights if name not in wanted]),
-        *_told(
-            "of another shape:",
+        *_listed("it lacks", [f"'{name}'" for name in expected if name not in weights]),
+        *_listed("the model has no", [f"'{name}'" for name in weights if name not in expected]),
+        *_listed(
+            "with another shape:",
             [
-                f"'{name}' is {list(weights[name].shape)} and the model's {list(shaped[name].shape)}"
+                f"'{name}' is {list(weights[name].shape)} but in the model {list(shaped[name].shape)}"
                 for name in both
                 if weights[name].shape != shaped[name].shape
             ],
         ),
-        *_told(
-            "of another type:",
+        *_listed(
+            "with another dtype:",
             [
-                f"'{name}' is {_dtype(weights[name])} and the model's {_dtype(shaped[name])}"
+                f"'{name}' is {_dtype(weights[name])} but in the model {_dtype(shaped[name])}"
                 for name in both
                 if weights[name].dtype != shaped[name].dtype
             ],
@@ -81,72 +81,78 @@ def check_weights(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], f
         raise RunError(f"{file}: its weights are of another model: {'; '.join(differences)}")
 
 
-def check_state(wanted: Any, state: Any, file: Path, place: str = "training") -> None:
-    """Compare a training state with one of the same run, by keys, types and shapes. Raises: RunError saying where.
+def check_state(expected: Any, state: Any, file: Path, path: str = "training") -> None:
+    """Compare a training state with one of the same run, by keys, types and shapes. Raises: RunError with the path.
 
     Args:
-        wanted: a nest of dicts, lists, tensors, numbers, texts and None, as the run itself would save it.
-        state: the checkpoint's. A whole number may stand for a number; where `wanted` has None there may be any plain
-            value, and the other way round.
+        expected: nested dicts, lists, tensors, numbers, strings and None, as the run itself would save it.
+        state: the checkpoint's. An integer may replace a float; None matches any number or string, and vice versa.
         file: the checkpoint, for the message.
-        place: where in the state this is.
+        path: of this part of the state, for the message.
     """
-    wrong = ""
-    if isinstance(wanted, Tensor):
+    if difference := _difference(expected, state):
+        raise RunError(f"{file}: is damaged: its {path[:100]} is {difference}")
+    if isinstance(expected, dict):
+        for key, value in expected.items():
+            check_state(value, state[key], file, f"{path}.{key}")
+    elif isinstance(expected, list | tuple):
+        for index, (value, other) in enumerate(zip(expected, state, strict=True)):
+            check_state(value, other, file, f"{path}.{index}")
+
+
+def _difference(expected: Any, state: Any) -> str:
+    """How `state` differs from `expected`, apart from what they contain; empty if it does not."""
+    if isinstance(expected, Tensor):
         if not isinstance(state, Tensor):
-            wrong = f"no tensor but {_kind(state)}"
-        elif (state.shape, state.dtype) != (wanted.shape, wanted.dtype):
-            wrong = f"{_dtype(state)} {list(state.shape)}, and not {_dtype(wanted)} {list(wanted.shape)}"
-    elif isinstance(wanted, dict):
+            return f"not a tensor but {_describe(state)}"
+        if (state.shape, state.dtype) != (expected.shape, expected.dtype):
+            return f"{_dtype(state)} {list(state.shape)}, not {_dtype(expected)} {list(expected.shape)}"
+        return ""
+    if isinstance(expected, dict):
         if not isinstance(state, dict):
-            wrong = f"no mapping but {_kind(state)}"
-        elif wanted.keys() != state.keys():
-            lacking, other = (
-                [str(key)[:50] for key in a if key not in b] for a, b in ((wanted, state), (state, wanted))
-            )
-            wrong = "; ".join([*_told("without", lacking), *_told("with", other)])
-        else:
-            for key, value in wanted.items():
-                check_state(value, state[key], file, f"{place}.{key}")
-    elif isinstance(wanted, list | tuple):
+            return f"not a mapping but {_describe(state)}"
+        missing, extra = (
+            [str(key)[:50] for key in a if key not in b] for a, b in ((expected, state), (state, expected))
+        )
+        return "; ".join([*_listed("without", missing), *_listed("with", extra)])
+    if isinstance(expected, list | tuple):
         if not isinstance(state, list):
-            wrong = f"no list but {_kind(state)}"
-        elif len(state) != len(wanted):
-            wrong = f"a list of {len(state)}, and not of {len(wanted)}"
-        else:
-            for index, (value, found) in enumerate(zip(wanted, state, strict=True)):
-                check_state(value, found, file, f"{place}.{index}")
-    elif isinstance(state, Tensor | dict | list):
-        wrong = f"no plain value but {_kind(state)}"
-    elif isinstance(state, float) and not math.isfinite(state):
-        wrong = str(state)
-    elif wanted is not None and state is not None and not _alike(wanted, state):
-        wrong = f"{_kind(state)}, and not {_kind(wanted)}"
-    if wrong:
-        raise RunError(f"{file}: is damaged: its {place[:100]} is {wrong}")
+            return f"not a list but {_describe(state)}"
+        return "" if len(state) == len(expected) else f"a list of {len(state)}, not of {len(expected)}"
+    return _scalar_difference(expected, state)
 
 
-def _alike(wanted: Any, state: Any) -> bool:
-    if isinstance(wanted, bool) or isinstance(state, bool):
-        return type(wanted) is type(state)
-    return isinstance(state, int | float) if isinstance(wanted, float) else isinstance(state, type(wanted))
+def _scalar_difference(expected: Any, state: Any) -> str:
+    if isinstance(state, Tensor | dict | list):
+        return f"not a single value but {_describe(state)}"
+    if isinstance(state, float) and not math.isfinite(state):
+        return str(state)
+    if expected is None or state is None or _same_type(expected, state):
+        return ""
+    return f"{_describe(state)}, not {_describe(expected)}"
 
 
-def _kind(value: Any) -> str:
+def _same_type(expected: Any, state: Any) -> bool:
+    if isinstance(expected, bool) or isinstance(state, bool):
+        return type(expected) is type(state)
+    return isinstance(state, int | float) if isinstance(expected, float) else isinstance(state, type(expected))
+
+
+def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)}"
     words = {
         dict: "a mapping",
         list: "a list",
         tuple: "a list",
-        str: "a text",
+        str: "a string",
         bool: "true or false",
         type(None): "null",
     }
-    return words.get(type(value), "a whole number" if isinstance(value, int) else "a number")
+    return words.get(type(value), "an integer" if isinstance(value, int) else "a number")
 
 
-def _told(what: str, items: list[str]) -> list[str]:
+def _listed(what: str, items: list[str]) -> list[str]:
     if not items:
         return []
     more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
