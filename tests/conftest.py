@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import typer
 from hypothesis import settings
+
+from .helpers import SMALL, Softmaxce
 
 settings.register_profile("softmaxce", deadline=None)  # the first example pays for torch's warm-up
 settings.load_profile("softmaxce")
@@ -19,22 +20,15 @@ os.environ.pop("GITHUB_STEP_SUMMARY", None)  # the tests' runs are nothing that 
 
 os.environ["SOFTMAXCE_CACHE"] = tempfile.mkdtemp(prefix="softmaxce-tests-")  # not among the user's own
 
-REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
-
-SMALL = """\
-epochs: 2
-data: {name: synthetic, train: 96, test: 40, batch_size: 32, validation: 0.25}
-model: {name: mlp, hidden: [16], dropout: 0.2}
-optimizer: {name: sgd, lr: 0.05, momentum: 0.9}
-schedule: {name: cosine}
-"""
+# Tests with real MNIST and CIFAR-10 are skipped where this folder has none.
+REAL_DATA = Path(os.environ.get("SOFTMAXCE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with real MNIST, where there is one."""
     if not (REAL_DATA / "MNIST" / "raw").is_dir():
-        pytest.skip(f"real MNIST is not in {REAL_DATA}")
+        pytest.skip(f"real MNIST is not in {REAL_DATA} ($SOFTMAXCE_TEST_DATA)")
     return REAL_DATA
 
 
@@ -44,9 +38,6 @@ def app() -> typer.Typer:
     (entry,) = entry_points(group="console_scripts", name="softmaxce")
     loaded: typer.Typer = entry.load()
     return loaded
-
-
-Softmaxce = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from softmaxce.config.keys import Config, Data, signature_of_section
 from softmaxce.config.recipes import recipes
 from softmaxce.errors import DONE, FAILED, INTERRUPTED, TERMINATED, USAGE
 
-from .conftest import Softmaxce
+from .helpers import Softmaxce
 
 FILE = Path(__file__).parents[1] / "README.md"
 README = FILE.read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from softmaxce.bench.loss_in_training import compare
 from softmaxce.errors import ConfigError
 from softmaxce.report import bench_loss, console
 
-from ..conftest import Softmaxce
+from ..helpers import Softmaxce
 
 QUICK = ("bench", "loss", "--shapes", "16x4", "--rounds", "2")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ..conftest import Softmaxce
+from ..helpers import Softmaxce
 
 CONFIG = """\
 epochs: 1

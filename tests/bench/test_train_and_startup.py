@@ -9,7 +9,7 @@ import pytest
 from softmaxce.bench.clock import ratios, turns
 from softmaxce.bench.throughput import Ways
 
-from ..conftest import Softmaxce
+from ..helpers import Softmaxce
 
 WAYS = {"ceiling", "softmaxce", "plain"}
 MADE_UP = """\

@@ -24,7 +24,8 @@ from softmaxce.data.splits import Dataset, InMemory, split_by_name, stratified
 from softmaxce.errors import ConfigError, DataError
 from softmaxce.inference.trained_model import config_of
 from softmaxce.runs import checkpoint
-from tests.conftest import Softmaxce
+
+from ..helpers import Softmaxce
 
 NAMES = st.lists(
     st.tuples(st.sampled_from("abcd"), st.integers(0, 10**6)), min_size=2, max_size=120, unique=True

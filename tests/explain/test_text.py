@@ -25,7 +25,7 @@ from softmaxce.errors import DataError
 from softmaxce.explain import trained
 from softmaxce.report import terminal_art
 
-from ..conftest import SMALL, Softmaxce
+from ..helpers import SMALL, Softmaxce
 from .conftest import Explain
 from .conftest import trained as trained_run
 

@@ -19,7 +19,7 @@ import yaml
 from softmaxce.config import reader, recipes, yamlfile
 from softmaxce.errors import ConfigError, SoftmaxceError
 
-from ..conftest import SMALL
+from ..helpers import SMALL
 from .mutate import TOKENS, spoil_bytes, spoil_data
 
 Round = Callable[[random.Random], "str | None"]  # returns what is wrong with an answer, if anything

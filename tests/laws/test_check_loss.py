@@ -9,7 +9,7 @@ import pytest
 
 from softmaxce.config import registry
 
-from ..conftest import Softmaxce
+from ..helpers import Softmaxce
 
 OWN = """
 import torch

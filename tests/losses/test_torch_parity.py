@@ -15,40 +15,12 @@ from torch.nn import functional
 from softmaxce import SoftmaxCrossEntropy, cross_entropy
 from softmaxce.losses.reference import definition
 
-from .torchs_samples import module_db, op_db
+from .references import OPERATION, as_double, assert_as_good, value_and_gradient
+from .torchs_samples import module_db
 
-OPERATION = next(entry for entry in op_db if entry.name == "nn.functional.cross_entropy")
 MODULE = next(entry for entry in module_db if entry.module_cls is nn.CrossEntropyLoss)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-def value_and_gradient(function: Callable[..., Tensor], logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    """The loss, and the gradient for an upstream gradient that is not 1."""
-    leaf = logits.detach().clone().requires_grad_()
-    value = function(leaf, *args, **kwargs)
-    upstream = (0.5 + 0.25 * (torch.arange(value.numel()) % 5)).reshape(value.shape).to(value.dtype)  # exact
-    value.backward(upstream)
-    return value.detach(), leaf.grad
-
-
-def assert_as_good(ours: tuple[Any, ...], torchs: tuple[Any, ...], exact: tuple[Any, ...]) -> None:
-    """Equal to torch's within torch's own tolerances; or, where torch's is further off, nearer to float64 than it."""
-    for mine, theirs, true in zip(ours, torchs, exact, strict=True):
-        assert mine.dtype == theirs.dtype
-        assert mine.shape == theirs.shape
-        assert torch.equal(mine.isnan(), true.isnan())
-        error, its = ((each.double() - true).abs().nan_to_num() for each in (mine, theirs))
-        if mine.dtype.itemsize == 2:  # one rounding
-            allowed = true.abs().nan_to_num() * 2.0 ** (-8 if mine.dtype == torch.bfloat16 else -11) + 3e-8
-        else:
-            rtol, atol = torch.testing._comparison.default_tolerances(mine, theirs)
-            allowed = true.abs().nan_to_num() * rtol + atol
-        assert ((error <= allowed) | (error <= its)).all()
-
-
-def as_double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton", minversion="3.3", reason="Triton 3.3 or l
 
 
 def test_the_kernels_pass_their_tests_in_tritons_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/losses/test_fused.py"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/losses/test_cuda.py"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
@@ -106,7 +106,7 @@ class Compiled:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton is interpreting, not compiling")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="test_fused.py launches them here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_cuda.py launches them here")
 @pytest.mark.parametrize(("dtype", "soft"), [(torch.float32, False), (torch.bfloat16, True)])
 def test_triton_takes_what_every_launch_gives_it_the_second_time_too(
     dtype: torch.dtype, soft: bool, monkeypatch: pytest.MonkeyPatch

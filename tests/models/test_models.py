@@ -32,7 +32,7 @@ from softmaxce.runs.checkpoint import load, save
 from softmaxce.runs.folder import LAST
 from softmaxce.training.loop import fit
 
-from ..test_train import config
+from ..helpers import config
 
 CPU = torch.device("cpu")
 GREY: dict[str, Any] = {"in_channels": 1, "image_size": (28, 28), "num_classes": 10}

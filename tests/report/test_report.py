@@ -28,7 +28,7 @@ from softmaxce.report.html.write import write_report
 from softmaxce.runs import checkpoint
 
 from ..browser import Browser
-from ..conftest import Softmaxce
+from ..helpers import Softmaxce
 
 ROOT = Path(__file__).parents[2]
 LINKS = "[...document.querySelectorAll('a')].map(link => link.href)"

@@ -10,7 +10,7 @@ from softmaxce.report import step_summary
 from softmaxce.runs.folder import Status
 from softmaxce.session import Outcome
 
-from ..conftest import Softmaxce
+from ..helpers import Softmaxce
 
 
 def cells(markdown: str) -> list[list[str]]:

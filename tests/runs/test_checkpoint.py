@@ -22,7 +22,7 @@ from softmaxce.runs import checkpoint
 from softmaxce.runs.folder import BEST, LAST, append_metrics, create, cut_metrics, newest, read_metrics
 from softmaxce.training.loop import fit
 
-from .test_train import config
+from ..helpers import config
 
 
 @pytest.fixture

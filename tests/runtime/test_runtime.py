@@ -16,8 +16,7 @@ from softmaxce.runtime.device import choose_precision
 from softmaxce.runtime.processors import processors
 from softmaxce.training.loop import fit
 
-from .conftest import Softmaxce
-from .test_train import config
+from ..helpers import Softmaxce, config
 
 CPU = torch.device("cpu")
 HERE = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,7 +24,7 @@ from softmaxce.training.nonfinite import NonFiniteError, is_bad
 from softmaxce.training.run import Epoch, Run
 from softmaxce.training.step import make_static_step
 
-from .test_train import VARIANTS, config, figures
+from ..helpers import VARIANTS, config, figures
 
 CNN: dict[str, Any] = {"name": "cnn", "channels": [4, 8]}
 WAYS: dict[str, dict[str, Any]] = {

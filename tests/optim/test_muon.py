@@ -17,7 +17,7 @@ from softmaxce.runs.checkpoint import load, restore, save
 from softmaxce.runs.folder import LAST
 from softmaxce.training.loop import fit
 
-from .test_train import config, figures
+from ..helpers import config, figures
 
 
 def published(weight: np.ndarray, gradients: list[np.ndarray], lr: float, momentum: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from softmaxce.data.splits import InMemory, OnDisk
 from softmaxce.runs.provenance import differences
 from softmaxce.runs.resume import same_fingerprint
 
-from .conftest import Softmaxce
+from ..helpers import Softmaxce
 
 
 def split(**changes: torch.Tensor) -> InMemory:

@@ -17,8 +17,7 @@ from softmaxce.errors import ConfigError
 from softmaxce.training.loop import CheckpointEvent, fit_with_pauses
 from softmaxce.training.run import Run
 
-from .conftest import Softmaxce
-from .test_train import config
+from ..helpers import Softmaxce, config
 
 STEPS = 50
 SHAPES = {"digits": (1, 8), **dict.fromkeys(("mnist", "mnist_fast", "fashion_mnist"), (1, 28))}  # else (3, 32)

@@ -15,7 +15,7 @@ from softmaxce.training.loop import fit
 from softmaxce.training.nonfinite import NonFiniteError
 from softmaxce.training.run import Epoch, Run
 
-from .test_train import config
+from ..helpers import config
 
 
 def diverging(precision: str, **changes: Any) -> Run:

@@ -9,35 +9,14 @@ import yaml
 from torch import nn
 
 from softmaxce.build import build_run
-from softmaxce.config import yamlfile
-from softmaxce.config.keys import Config
-from softmaxce.config.reader import check
 from softmaxce.errors import ConfigError, DataError, TrainingError
 from softmaxce.losses import cuda
 from softmaxce.runs.checkpoint import load, restore, save
 from softmaxce.runs.folder import LAST
 from softmaxce.training.evaluation import evaluate_epoch, loss_of, predict
 from softmaxce.training.loop import fit
-from softmaxce.training.run import Run
 
-from .conftest import SMALL
-
-
-def config(**changes: Any) -> Config:
-    """SMALL with some keys changed; `data__x` is data.x."""
-    plain = yamlfile.parse(SMALL, "small.yaml").data
-    for key, value in changes.items():
-        section, _, name = key.rpartition("__")
-        if section:
-            plain[section][name] = value
-        else:
-            plain[key] = value
-    return check(yamlfile.parse(yamlfile.dump(plain), "small.yaml"))
-
-
-def figures(run: Run) -> list[tuple[Any, ...]]:
-    """Everything an epoch says but how long it took."""
-    return [(e.number, e.learning_rate, e.train, e.validation, e.test, e.best) for e in fit(run)]
+from ..helpers import VARIANTS, config, figures
 
 
 def test_a_run_is_a_plain_pytorch_loop() -> None:
@@ -82,19 +61,6 @@ def test_the_same_config_twice_gives_the_same_bits() -> None:
 
 def test_another_seed_gives_another_curve() -> None:
     assert figures(build_run(config())) != figures(build_run(config(seed=1)))
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "adamw": {"optimizer": {"name": "adamw", "lr": 0.01}},
-    "average": {"model_ema_decay": 0.9},
-    "mixup and cutmix": {"mixup_alpha": 0.4, "cutmix_alpha": 1.0},
-    "augmented": {"data__augment": ["random_horizontal_flip", {"name": "random_affine", "degrees": 10}]},
-    "accumulated and clipped": {"grad_accum_steps": 2, "clip_grad_norm": 0.5},
-    "bf16": {"precision": "bf16"},
-    "fp16": {"precision": "fp16"},
-    "batch norm": {"model": {"name": "cnn", "channels": [4, 8]}},
-}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

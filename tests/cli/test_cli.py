@@ -17,7 +17,7 @@ import typer
 import yaml
 from safetensors.torch import load_file
 
-from .conftest import Softmaxce
+from ..helpers import Softmaxce
 
 COMMAND = str(Path(sys.executable).parent / "softmaxce")
 

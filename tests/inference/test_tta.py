@@ -16,8 +16,7 @@ from softmaxce.runs.folder import BEST
 from softmaxce.training.evaluation import predict
 from softmaxce.training.loop import fit
 
-from .conftest import Softmaxce
-from .test_train import config
+from ..helpers import Softmaxce, config
 
 
 class Pixels(nn.Module):

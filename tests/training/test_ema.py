@@ -6,7 +6,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from softmaxce.build import build_run
 from softmaxce.training.ema import ExponentialMovingAverage
 
-from .test_train import config
+from ..helpers import config
 
 
 def test_a_moving_average_is_torchs_own_bit_for_bit() -> None:

@@ -23,9 +23,9 @@ from softmaxce.config.signatures import NAMES
 from softmaxce.config.values import fits
 from softmaxce.errors import ConfigError
 
-from .conftest import SMALL
+from ..helpers import SMALL
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 
 
@@ -36,14 +36,14 @@ def read(text: str, *overrides: str) -> Config:
 # -- a value ----------------------------------------------------------------------------------------------------------
 
 
-PLAIN = st.one_of(
+ANY_SCALAR = st.one_of(
     *(st.none(), st.booleans(), st.floats(), st.integers(), st.integers(2**62, 2**70), st.text(max_size=3)),
     *(st.sampled_from([10**400, "mean", "5 steps", "5 steps\n", "0 steps", "1.5 minutes", 1.0, 0.0, -1, 2**63]),),
 )
 
 
 @given(
-    value=PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.text(max_size=1), PLAIN, max_size=1),
+    value=ANY_SCALAR | st.lists(ANY_SCALAR, max_size=3) | st.dictionaries(st.text(max_size=1), ANY_SCALAR, max_size=1),
     type_=st.sampled_from([kind for name, kind in NAMES.items() if kind is not None])
     | st.sampled_from(
         [
@@ -134,7 +134,7 @@ def test_an_override_of_a_list_entry_counts_from_0() -> None:
     assert augment[1]["padding"] == 3
 
 
-PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+YAML_SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
 WORDS = st.sampled_from(["name", "lr", "augment", "validation", "patience", "x", "normalize"])
 SECTIONS = st.sampled_from(
     ["data", "model", "loss", "optimizer", "schedule", "early_stopping", "epochs", "seed", "device"]
@@ -144,7 +144,7 @@ SECTIONS = st.sampled_from(
 def nested(keys: st.SearchStrategy[str]) -> st.SearchStrategy[object]:
     """Anything YAML can hold, its mappings with such keys."""
     return st.recursive(
-        PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=10
+        YAML_SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=10
     )
 
 
@@ -252,7 +252,7 @@ def test_what_the_program_refuses_the_schema_refuses(change: dict[str, object]) 
 
 
 WHOLE = [1, 2.0, 1e3, 2.5, 0, 0.0, -1.0, 1e300, 2**63 - 1, 2**63, float(2**63), True, "2", None, [2]]
-NAMES = [
+CODE_NAMES = [
     *(
         "a:b",
         "a.b:c",
@@ -294,7 +294,7 @@ def test_program_and_schema_agree_on_what_a_whole_number_is(value: object, key: 
 
 
 @pytest.mark.parametrize("as_mapping", [False, True])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CODE_NAMES)
 def test_program_and_schema_agree_on_what_can_name_code(name: str, as_mapping: bool) -> None:
     for key, menu in {"model": registry.MODELS, "loss": registry.LOSSES}.items():
         plain = {**yaml.safe_load(SMALL), key: {"name": name} if as_mapping else name}

@@ -15,7 +15,7 @@ from softmaxce.errors import MemoryRanOutError, ran_out_of_memory, within_memory
 from softmaxce.training.loop import fit
 from softmaxce.training.memory import find_fitting_batch_size
 
-from .test_train import config
+from ..helpers import config
 
 COMMAND = str(Path(sys.executable).parent / "softmaxce")
 LIMIT = 11 << 30  # bytes of address space, of which the program itself takes some; nothing here is ever touched

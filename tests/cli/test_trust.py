@@ -13,7 +13,7 @@ from softmaxce.errors import DataError
 from softmaxce.models.torchvision_models import torchvision_model
 from softmaxce.runs import checkpoint
 
-from .conftest import SMALL, Softmaxce
+from ..helpers import SMALL, Softmaxce
 
 LOSS = """
 import os, pathlib, torch

@@ -23,7 +23,7 @@ from softmaxce.runs.folder import BEST, LAST, LAST_BEFORE
 from softmaxce.training.loop import CheckpointEvent, fit, fit_with_pauses
 from softmaxce.training.run import Epoch, Progress, Run
 
-from .test_train import VARIANTS, config, figures
+from ..helpers import VARIANTS, config, figures
 
 CALLS = ("open", "write", "fsync", "close", "link", "replace", "unlink")  # what saving asks of the system
 

@@ -18,8 +18,8 @@ from softmaxce.report.html.comparison_page import html
 from softmaxce.runs.listing import differing, list_runs
 from softmaxce.runs.resume import TrainedRun
 
-from .browser import Browser
-from .conftest import Softmaxce
+from ..browser import Browser
+from ..helpers import Softmaxce
 
 HARD = """\
 epochs: 2

@@ -1,6 +1,6 @@
 """What the GPU's kernels compute, wherever they can run: on a GPU, or on the CPU in Triton's interpreter.
 
-`TRITON_INTERPRET=1 pytest tests/losses/test_fused.py` runs these in the interpreter; test_triton_kernels.py does so.
+`TRITON_INTERPRET=1 pytest tests/losses/test_cuda.py` runs these in the interpreter; test_triton_kernels.py does so.
 """
 
 import os
@@ -20,9 +20,8 @@ from softmaxce.losses import cuda
 from softmaxce.losses import linear_cross_entropy as module_of_linear_cross_entropy
 from softmaxce.losses.reference import definition
 
-from .test_accuracy import BITS, ROWS, taken, truth, units
-from .test_torch_parity import OPERATION, as_double, assert_as_good
-from .test_torch_parity import value_and_gradient as parity
+from .references import BITS, OPERATION, ROWS, as_double, assert_as_good, taken, truth, units
+from .references import value_and_gradient as parity
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")

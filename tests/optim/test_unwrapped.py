@@ -13,7 +13,7 @@ from softmaxce.build import build_run
 from softmaxce.optim import unwrapped
 from softmaxce.training.loop import fit
 
-from .test_train import config
+from ..helpers import config
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},

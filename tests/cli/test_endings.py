@@ -19,10 +19,10 @@ from PIL import Image
 from softmaxce.runs import checkpoint
 from softmaxce.runtime.signals import Every, Pauses, Signals
 
-from .conftest import Softmaxce
+from ..helpers import Softmaxce
 
 COMMAND = str(Path(sys.executable).parent / "softmaxce")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Running:
