@@ -8,7 +8,7 @@ import enum
 import shlex
 import sys
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from .errors import (
     ran_out_of_memory,
     within_memory,
 )
-from .inference import requirements as required
 from .inference.evaluate import final_evaluation
-from .inference.requirements import Requirement, RequirementResult
-from .runs import checkpoint, provenance
+from .inference.requirements import Requirement, RequirementResult, check_classes, judge
+from .inference.requirements import parse as parse_requirements
+from .runs import checkpoint, nonfinite, provenance
 from .runs import folder as runfolder
 from .runs.folder import Status
 from .runs.resume import check_resumable
@@ -200,12 +200,12 @@ def train(
         KeyboardInterrupt: when interrupted; runtime.signals.Terminated on SIGTERM.
     """
     started = time.perf_counter() if started is None else started
-    parsed = [one for text in requirements for one in (required.parse([text]) if isinstance(text, str) else [text])]
+    parsed = [one if isinstance(one, Requirement) else parse_requirements([one])[0] for one in requirements]
     check_requirements(run, parsed)
     if not resume:
         folder = runfolder.create(run.config.recipe, None if folder is None else Path(folder))
     elif folder is None:
-        raise RunError("resume: needs the run folder to resume")
+        raise RunError("resume=True needs the run folder to resume")
     elif not (Path(folder) / "config.yaml").is_file():
         raise RunError(f"{folder}: there is no run in this folder (no config.yaml)")
     folder = Path(folder)
@@ -221,7 +221,7 @@ def train(
 
 def check_requirements(run: Run, requirements: Sequence[Requirement]) -> None:
     """Refuse requirements that a run cannot answer. Raises: ConfigError."""
-    required.check_classes(requirements, run.classes)
+    check_classes(requirements, run.classes)
     if requirements and run.test is None and run.validation is None:
         message = "there is no test or validation split to evaluate; set data.validation, to 0.1 for example"
         raise ConfigError([Problem(f"--require {requirements[0]}", message)])
@@ -286,7 +286,7 @@ class _Session:
         try:
             self.reporter.start(run, folder)
             status = self._fit()
-            split, scores, metrics = final_evaluation(run, folder, _names(requirements))
+            split, scores, metrics = final_evaluation(run, folder, {requirement.figure for requirement in requirements})
         except MemoryRanOutError as error:
             saved = f"; {folder} keeps its last checkpoint" if (folder / runfolder.LAST).is_file() else ""
             self.finish(Status.FAILED, message=f"{error}{saved}")
@@ -312,7 +312,7 @@ class _Session:
             message = f"epoch {run.progress.epoch + 1}: {memory}{in_one_line(error)}"
             self.finish(Status.FAILED, message=message)
             raise TrainingError(message) from error
-        results = tuple(required.judge(requirements, metrics))
+        results = tuple(judge(requirements, metrics))
         return self.finish(status, split=split, scores=scores, requirements=results)
 
     def finish(self, status: Status, *, report: bool = True, **results: Any) -> Outcome:
@@ -364,7 +364,7 @@ class _Session:
                 try:
                     self._fit_and_save(pauses)
                 except NonFiniteError as error:
-                    self._apply_nonfinite_policy(error)
+                    self._warn([nonfinite.apply_policy(run, error, self.folder)])
                 except WorkerError:  # a signal to the process group ends the worker processes too
                     if signals.stop is not None and run.config.grad_accum_steps == 1:  # the run is between two steps
                         checkpoint.save(run, self.folder, best=False)
@@ -396,29 +396,3 @@ class _Session:
     def _patience_is_over(self) -> bool:
         stopping = self.run.config.early_stopping
         return stopping is not None and self.run.progress.waited >= stopping.patience
-
-    def _apply_nonfinite_policy(self, error: NonFiniteError) -> None:
-        """Stop, skip the batch or restore the weights, as `on_nonfinite` says. Raises: TrainingError to stop."""
-        run = self.run
-        file = checkpoint.save_nonfinite(run, error, self.folder)
-        allowed, count = run.config.max_nonfinite, run.progress.nonfinite
-        message = f"{error}. The batch is saved in {file}"
-        if run.config.on_nonfinite == "stop":
-            raise TrainingError(
-                f"{message}; lower optimizer.lr, add schedule.warmup_epochs or set clip_grad_norm, "
-                "or set on_nonfinite: skip"
-            )
-        if count > allowed:
-            raise TrainingError(f"{message}; that was number {count}, and max_nonfinite is {allowed}")
-        action = "skipped"
-        if run.config.on_nonfinite == "restore":
-            saved, _ = checkpoint.newest(self.folder)
-            if saved is None:
-                raise TrainingError(f"{message}; there is no checkpoint to restore yet, set checkpoint_every")
-            checkpoint.restore_weights(run, saved)
-            action = f"restored the weights of {saved.file}"
-        self._warn([f"{message}; {action} ({count} of {allowed})"])
-
-
-def _names(requirements: Collection[Requirement]) -> set[str]:
-    return {requirement.figure for requirement in requirements}

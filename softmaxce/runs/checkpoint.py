@@ -19,12 +19,11 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ..errors import RunError, TrainingError
-from ..files import TEMPORARY, flush_folder, keep_as, replace_file, stage
+from ..files import TEMPORARY, flush_folder, keep_as, stage
 from ..optim import unwrapped
 from ..runtime.random_state import check_random_state, random_state, restore_random_state
-from ..training.nonfinite import NonFiniteError
 from ..training.run import Progress, Run
-from .folder import BEST, BEST_BEFORE, LAST, LAST_BEFORE, NONFINITE
+from .folder import BEST, BEST_BEFORE, LAST, LAST_BEFORE
 from .header import FORMAT, read
 from .validation import check_progress, check_state, check_weights
 
@@ -60,15 +59,15 @@ def save(run: Run, folder: Path, *, best: bool) -> None:
     Raises: TrainingError, with the previous checkpoint unchanged, if weights are not finite. OSError.
     """
     _check_finite(run)
-    weights = {name: _contiguous_copy(tensor) for name, tensor in run.evaluated.state_dict().items()}
+    weights = {name: contiguous_copy(tensor) for name, tensor in run.evaluated.state_dict().items()}
     header = header_of(run)
     staged_last, staged_best = folder / (LAST + TEMPORARY), folder / (BEST + TEMPORARY)
     try:
         if best:
-            content, run.progress.best_sha256 = _serialized(weights, header)
+            content, run.progress.best_sha256 = serialized(weights, header)
             stage(folder / BEST, content)
         training, skeleton = _training_state(run)
-        content, _ = _serialized(weights | training, {**header, "training": skeleton})
+        content, _ = serialized(weights | training, {**header, "training": skeleton})
         stage(folder / LAST, content)
         if (folder / LAST).exists():
             keep_as(folder / LAST, folder / LAST_BEFORE)
@@ -169,19 +168,6 @@ def _check_finite(run: Run) -> None:
                     f"the weight '{name}' is not finite after {progress.epoch} epochs and {progress.batch} batches, "
                     "and is not saved; lower optimizer.lr or set clip_grad_norm"
                 )
-
-
-def save_nonfinite(run: Run, error: NonFiniteError, folder: Path) -> Path:
-    """Save the batch whose loss was not finite, and the weights, as nonfinite.safetensors. Returns: the file.
-
-    `images` [B, C, H, W] are the model's inputs, `targets` are labels [B] or probabilities [B, K]; the weights have
-    names under model/.
-    """
-    tensors = {f"model/{name}": _contiguous_copy(tensor) for name, tensor in run.model.state_dict().items()}
-    tensors |= {"images": _contiguous_copy(error.images), "targets": _contiguous_copy(error.targets)}
-    content, _ = _serialized(tensors, {**header_of(run), "nonfinite": str(error)})
-    replace_file(folder / NONFINITE, content)
-    return folder / NONFINITE
 
 
 def header_of(run: Run) -> dict[str, Any]:
@@ -314,7 +300,7 @@ def _lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _contiguous_copy(tensor: Tensor) -> Tensor:
+def contiguous_copy(tensor: Tensor) -> Tensor:
     """A copy as safetensors requires it: weights may be tied (shared memory) or channels-last."""
     return tensor.detach().cpu().contiguous().clone()
 
@@ -322,7 +308,7 @@ def _contiguous_copy(tensor: Tensor) -> Tensor:
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Nested dicts, lists, numbers and tensors as JSON data; the tensors are added to `tensors` by their path."""
     if isinstance(value, Tensor):
-        tensors[name] = _contiguous_copy(value)
+        tensors[name] = contiguous_copy(value)
         return {"tensor": name}
     if isinstance(value, dict):  # as pairs: JSON would turn the optimizer's integer keys into strings
         return {"dict": [[key, _flatten(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
@@ -364,7 +350,7 @@ def _unflatten(value: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return state
 
 
-def _serialized(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[bytes, str]:
+def serialized(tensors: dict[str, Tensor], header: dict[str, Any]) -> tuple[bytes, str]:
     """A checkpoint file's content, and the checksum in it."""
     text = json.dumps(header)
     sha256 = _checksum(tensors, text)

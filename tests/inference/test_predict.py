@@ -245,6 +245,6 @@ def test_probabilities_of_a_broken_model_are_null_in_json(app: typer.Typer, here
 
     sound = here / "run/best.safetensors"
     broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(sound).items()}
-    (here / "nan.safetensors").write_bytes(checkpoint._serialized(broken, read_header(sound))[0])
+    (here / "nan.safetensors").write_bytes(checkpoint.serialized(broken, read_header(sound))[0])
     done = CliRunner().invoke(app, ["predict", "nan.safetensors", "images/red/00.png", "--json"])
     assert json.loads(done.stdout)["probability"] is None

@@ -214,7 +214,7 @@ def rewrite(file: Path, change: Callable[[Any, dict[str, torch.Tensor]], None]) 
         header = json.loads(stream.metadata()["softmaxce"].partition(" ")[2])
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - it is no dict
     change(header["training"], tensors)
-    file.write_bytes(checkpoint._serialized(tensors, header)[0])
+    file.write_bytes(checkpoint.serialized(tensors, header)[0])
 
 
 def replaced(*path: Any, by: Any) -> Callable[[Any, dict[str, torch.Tensor]], None]:
