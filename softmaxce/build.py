@@ -18,10 +18,10 @@ from .optim import unwrapped
 from .runtime.allocator import keep_freed_memory
 from .runtime.device import choose_device, share_processors
 from .runtime.random_state import seed_everything, set_deterministic
-from .training.cuda_graph import tell_no_graph
+from .training.cuda_graph import report_no_graph
 from .training.ema import ExponentialMovingAverage
-from .training.loop import steps_per_epoch
 from .training.run import Run
+from .training.step import steps_per_epoch
 
 FEWER_IMAGES = "a folder's images need less with data.size, and can stay on the disk: data.in_memory: false"
 
@@ -50,7 +50,8 @@ def build_run(config: Config) -> Run:
     refuse_unfit(loss, config.loss, len(source.classes), device, bool(config.mixup_alpha or config.cutmix_alpha))
 
     def batches(split: Split) -> Batches:
-        return Batches(split, preprocessing, batch_size=config.data.eval_batch_size, device=device)
+        size = config.data.eval_batch_size
+        return Batches(split, preprocessing, batch_size=size, device=device, compiled=True)
 
     train = Batches(
         source.train,
@@ -59,6 +60,7 @@ def build_run(config: Config) -> Run:
         device=device,
         augment=[build(component, {}) for component in config.augment],
         shuffle_seed=config.seed,
+        compiled=True,
     )
     prepare_model(model, train)
     steps = steps_per_epoch(len(train), config.grad_accum_steps)
@@ -87,7 +89,7 @@ def build_run(config: Config) -> Run:
         mix=mixing(config.mixup_alpha, config.cutmix_alpha, len(source.classes)),
         average=average,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        graph_wanted=wants_graph(config, train.num_images, device),
+        use_graph=wants_graph(config, train.num_images, device),
         all_train_images=whole,
     )
 
@@ -310,7 +312,7 @@ def wants_graph(config: Config, images: int, device: torch.device) -> bool:
     if config.cuda_graph is True:
         raise ConfigError([Problem("cuda_graph", why)])
     if device.type == "cuda":
-        tell_no_graph(why)
+        report_no_graph(why)
     return False
 
 

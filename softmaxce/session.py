@@ -35,7 +35,7 @@ from .runs import folder as runfolder
 from .runs.folder import Status
 from .runs.resume import check_resumable
 from .runtime.signals import Pauses, Signals, Terminated, every
-from .training.loop import fit_with_pauses
+from .training.loop import fit_with_checkpoints
 from .training.nonfinite import NonFiniteError
 from .training.run import Epoch, Run
 from .training.tally import Scores
@@ -378,7 +378,7 @@ class _Session:
     def _fit_and_save(self, pauses: Pauses) -> None:
         """Train until the last epoch, early stopping, a signal or a non-finite loss; save at every event."""
         run, folder = self.run, self.folder
-        for event in fit_with_pauses(run, pauses, self.reporter.track):
+        for event in fit_with_checkpoints(run, pauses, self.reporter.track):
             epoch = event if isinstance(event, Epoch) else None
             if epoch is not None:
                 runfolder.append_metrics(folder, epoch.to_dict())
@@ -395,4 +395,4 @@ class _Session:
 
     def _patience_is_over(self) -> bool:
         stopping = self.run.config.early_stopping
-        return stopping is not None and self.run.progress.waited >= stopping.patience
+        return stopping is not None and self.run.progress.epochs_without_improvement >= stopping.patience

@@ -20,7 +20,6 @@ from ..config.keys import Config
 from ..data.batches import Batch, Batches
 from ..errors import RunError
 from ..losses.interface import to_scalar
-from ..optim import unwrapped
 from ..runs import checkpoint
 from ..runs import folder as runfolder
 from ..runtime.device import autocast
@@ -28,6 +27,7 @@ from ..runtime.signals import Every, Pauses, Signals
 from ..training.evaluation import evaluate_epoch
 from ..training.loop import train_epoch
 from ..training.run import Epoch, Run
+from ..training.step import TrainingStep
 from ..training.tally import Scores
 from .clock import Spread, clock_for, ratios, turns
 from .memory import peak_resident
@@ -252,37 +252,20 @@ class _Measurement:
         """The first so many images of the split that is looked at."""
         whole, run = self.held_out, self.run
         part = whole.split.take(torch.arange(min(count, whole.num_images)))
-        return Batches(part, run.preprocessing, batch_size=whole.batch_size, device=run.device)
+        return Batches(part, run.preprocessing, batch_size=whole.batch_size, device=run.device, compiled=True)
 
     # -- a turn of each, in seconds
 
     def _ceiling(self, count: int) -> float:
-        run = self.run
-        take_step = self._step()
-        run.model.train()
+        step = TrainingStep(self.run)
+        self.run.model.train()
         began = self.clock()
         for _ in range(count):
-            with autocast(run.device, run.precision):
-                loss = to_scalar(run.loss(run.model(self.images), self.labels))
-            run.scaler.scale(loss).backward()
-            take_step()
-        _wait(run.device)
+            _, loss = step.forward(self.images, self.labels)
+            step.backward(loss)
+            step.apply()
+        _wait(self.run.device)
         return self.clock() - began
-
-    def _step(self) -> Callable[[], None]:
-        """What takes a step of the optimizer, as training does, and drops the gradients."""
-        run = self.run
-        step, clear = unwrapped.stepper(run.optimizer), unwrapped.clearer(run.optimizer)
-
-        def take_step() -> None:
-            if run.scaler.is_enabled():
-                run.scaler.step(run.optimizer)
-                run.scaler.update()
-            else:
-                step()
-            clear()
-
-        return take_step
 
     def _loop(self) -> float:
         self.number = self.number % self.run.config.epochs + 1
@@ -297,7 +280,8 @@ class _Measurement:
         run = self.run
         began = time.perf_counter()
         rate = run.optimizer.param_groups[0]["lr"]
-        epoch = Epoch(self.number, rate, run.tally.scores(), self.scores, None, 1.0, 1.0, best=True, waited=0)
+        scores = run.tally.scores()
+        epoch = Epoch(self.number, rate, scores, self.scores, None, 1.0, 1.0, best=True, epochs_without_improvement=0)
         runfolder.append_metrics(self.folder, epoch.to_dict())
         checkpoint.save(run, self.folder, best=True)
         self.row(epoch)
@@ -327,7 +311,7 @@ class _Measurement:
 
         Medians over a turn's batches; of the data, which come some batches at a time, the mean.
         """
-        run, clock, take_step = self.run, _Clock(self.run.device), self._step()
+        run, clock, training_step = self.run, _Clock(self.run.device), TrainingStep(self.run)
         run.model.train()
         batches = iter(itertools.islice(run.train.epoch(1), self.batches))
         taken: dict[str, list[float]] = {name: [] for name in ("data", "forward", "loss", "backward", "step")}
@@ -338,14 +322,14 @@ class _Measurement:
             if run.mix is not None:
                 images, targets = run.mix(images, labels)
             taken["data"].append(clock.lap())
-            with autocast(run.device, run.precision):
+            with training_step.precision:  # as TrainingStep.forward, with a lap between
                 logits = run.model(images)
                 taken["forward"].append(clock.lap())
                 loss = to_scalar(run.loss(logits, targets))
                 taken["loss"].append(clock.lap())
-            run.scaler.scale(loss).backward()
+            training_step.backward(loss)
             taken["backward"].append(clock.lap())
-            take_step()
+            training_step.apply()
             taken["step"].append(clock.lap())
         parts = {name: sorted(found)[len(found) // 2] for name, found in taken.items()}
         parts["data"] = sum(taken["data"]) / self.batches

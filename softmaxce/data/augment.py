@@ -1,9 +1,9 @@
-"""Augmentations on batches, on the batch's own device; each image draws its own randomness.
+"""Augmentations of batches, on the batch's own device; each image draws its own random numbers.
 
-They take and give images [B, C, H, W], float in [0, 1], before normalisation. The draws come from torch's global
-generator of the device, so that a run's seed and a checkpoint's random state cover them. One that has a method
-`place(epoch, chosen)` is told before each batch which epoch it is, from 1, and which images of the split it holds: [B]
-int64.
+An augmentation is called with images [B, C, H, W], float in [0, 1], before normalization, and returns the same shape.
+One that has the parameters `indices` and `epoch` is also given, by name, which images of the split these are ([B]
+int64) and the number of the epoch, counted from 1. Random numbers come from torch's global generator of the device, so
+that a run's seed and a checkpoint's random state cover them.
 """
 
 import math
@@ -15,15 +15,15 @@ from torch.nn import functional
 
 from ..argument_types import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 
-SCATTER = 0x1E3779B97F4A7C15  # an odd number without a pattern: what is multiplied by it is spread over all bits
+HASH_MULTIPLIER = 0x1E3779B97F4A7C15  # odd, without a pattern in its bits: multiplying by it mixes all bits
 
 
 class RandomCrop:
-    """Pad on all sides, then cut the old size out at a random place: shifts of up to `padding` pixels.
+    """Pad on all sides, then crop to the old size at a random position: shifts of up to `padding` pixels.
 
     Args:
         padding: pixels on each side.
-        padding_mode: what the border is filled with: constant (black), reflect or replicate.
+        padding_mode: how the border is filled: constant (black), reflect or replicate.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class RandomHorizontalFlip:
     """Mirror an image left to right.
 
     Args:
-        p: how often, in [0, 1].
-        alternate: mirror an image in every second epoch, half of the images in the first, instead of at random: so in
-            any two epochs each is seen both ways (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds"). p is then 0.5.
+        p: the probability, in [0, 1].
+        alternate: mirror an image in every second epoch, half of the images in the first, instead of at random, so that
+            any two epochs show each both ways (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds"). p is then 0.5.
     Raises: ValueError if alternate is set with another p.
     """
 
@@ -56,29 +56,24 @@ class RandomHorizontalFlip:
             raise ValueError(f"alternate mirrors each image in every second epoch: p must be 0.5, got {p}")
         self.p = p
         self.alternate = alternate
-        self.mirrored: Tensor | None = None  # [B] of the next batch, where its place is known
 
-    def place(self, epoch: int, chosen: Tensor) -> None:
-        """Be told which images come next: chosen [B], in this epoch."""
-        if self.alternate:
-            scattered = chosen * SCATTER  # modulo 2^64
-            scattered = (scattered ^ (scattered >> 32)) * SCATTER
-            self.mirrored = ((scattered >> 40) + epoch) % 2 == 1
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> the same shape."""
-        flips, self.mirrored = self.mirrored, None
-        if flips is None:
+    def __call__(self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None) -> Tensor:
+        """Images [B, C, H, W] -> the same shape; `alternate` needs indices [B] and the epoch, and else is random."""
+        if self.alternate and indices is not None and epoch is not None:
+            hashed = indices * HASH_MULTIPLIER  # modulo 2^64
+            hashed = (hashed ^ (hashed >> 32)) * HASH_MULTIPLIER
+            flips = ((hashed >> 40) + epoch) % 2 == 1
+        else:
             flips = torch.rand(len(images), device=images.device) < self.p
         return torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 class RandomAffine:
-    """Rotate, shift and scale; the border is black. torchvision's argument names.
+    """Rotate, shift and scale; the border is black. The arguments have torchvision's names.
 
     Args:
-        degrees: the largest rotation either way.
-        translate: the largest shift either way, as shares of width and height.
+        degrees: the largest rotation in either direction.
+        translate: the largest shift in either direction, as fractions of width and height.
         scale: the smallest and the largest factor.
     Raises: ValueError if translate or scale are not two numbers each.
     """
@@ -90,7 +85,7 @@ class RandomAffine:
         scale: list[PositiveFloat] | tuple[PositiveFloat, ...] = (1.0, 1.0),
     ) -> None:
         if len(translate) != 2:
-            raise ValueError(f"translate must be two shares [x, y], got {translate}")
+            raise ValueError(f"translate must be two fractions [x, y], got {translate}")
         if len(scale) != 2 or scale[0] > scale[1]:
             raise ValueError(f"scale must be [smallest, largest], got {scale}")
         self.degrees = degrees
@@ -112,7 +107,7 @@ def affine(images: Tensor, angle: Tensor, shift_x: Tensor, shift_y: Tensor, fact
     """Rotate about the centre (clockwise, radians), scale, then shift (pixels); bilinear; each argument is [B]."""
     _, _, height, width = images.shape
     cos, sin = torch.cos(angle) / factor, torch.sin(angle) / factor
-    # grid_sample wants the inverse map, in coordinates from -1 to 1: output -> input
+    # grid_sample takes the inverse map, output -> input, in coordinates from -1 to 1
     x, y = -2 * shift_x / width, -2 * shift_y / height
     across, down = sin * height / width, sin * width / height
     first = torch.stack([cos, across, cos * x + across * y], 1)
@@ -123,11 +118,11 @@ def affine(images: Tensor, angle: Tensor, shift_x: Tensor, shift_y: Tensor, fact
 
 
 class Cutout:
-    """Blank a square anywhere, cut off at the border (DeVries & Taylor 2017).
+    """Blank a square at a random position, cut off at the border (DeVries & Taylor 2017).
 
     Args:
         size: its side, in pixels.
-    The blank is the image's own mean, a channel, so that nothing but the content goes.
+    The square takes the image's own mean per channel, so that the image's mean changes little.
     """
 
     def __init__(self, size: PositiveInt = 8) -> None:
@@ -147,13 +142,13 @@ class Cutout:
 
 
 class ColorJitter:
-    """Change brightness, contrast, saturation and hue, in this order, each by a random amount an image.
+    """Change brightness, contrast, saturation and hue, in this order, each by a random amount per image.
 
     Args:
         brightness: the factor is drawn from [max(0, 1 - b), 1 + b].
         contrast: likewise.
-        saturation: likewise; grey images have none.
-        hue: the shift is drawn from [-h, h], in turns of the colour circle, at most 0.5.
+        saturation: likewise; grey images are left as they are.
+        hue: the shift is drawn from [-h, h], as a fraction of the color circle; h is at most 0.5.
     """
 
     def __init__(
@@ -192,7 +187,7 @@ def _factors(images: Tensor, strength: float) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Luma [B, 1, H, W] by ITU-R BT.601, as torchvision and PIL weigh it."""
+    """Luma [B, 1, H, W] by ITU-R BT.601, with the coefficients of torchvision and PIL."""
     if images.shape[1] != 3:
         return images
     red, green, blue = images.unbind(1)
@@ -207,7 +202,7 @@ class RandAugment:
     """RandAugment (Cubuk et al. 2020), torchvision's, image by image.
 
     Args:
-        num_ops: how many operations an image gets.
+        num_ops: operations per image.
         magnitude: their strength, 0 to 30.
     """
 
@@ -235,6 +230,6 @@ class TrivialAugment:
 
 
 def _one_by_one(transform: Any, images: Tensor) -> Tensor:
-    """torchvision draws once a call, so each image is a call; on bytes, as its authors used it."""
+    """One call per image, as torchvision draws once per call; on bytes, as in the papers."""
     pixels = (images * 255).round().to(torch.uint8)
     return torch.stack([transform(image) for image in pixels]).float() / 255

@@ -2,10 +2,11 @@
 
 import math
 import unicodedata
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -88,6 +89,14 @@ class Dataset:
     test: Split | None
     classes: tuple[str, ...]
     validation: Split | None = None
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Source":
+        message = "softmaxce.data.splits.Source has been renamed: import Dataset from there"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return Dataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 Side = Literal["rest", "chosen"]

@@ -25,7 +25,7 @@ from ..runtime.random_state import check_random_state, random_state, restore_ran
 from ..training.run import Progress, Run
 from .folder import BEST, BEST_BEFORE, LAST, LAST_BEFORE
 from .header import FORMAT, read
-from .validation import check_progress, check_state, check_weights
+from .validation import check_progress, check_state, check_weights, rename_progress
 
 TRAINING = "training/"
 
@@ -98,7 +98,7 @@ def _state_of(run: Run) -> dict[str, Any]:
     """All that resuming needs beside the evaluated weights: dicts, lists, numbers, strings and tensors."""
     state = {
         "progress": asdict(run.progress),
-        "tally": {"loss": run.tally.loss, "hits": run.tally.hits, "images": run.tally.images},
+        "tally": {"loss": run.tally.loss, "hits": run.tally.num_correct, "images": run.tally.images},
         "random": random_state(),
         "optimizer": unwrapped.state_dict(run.optimizer),
         "scaler": run.scaler.state_dict(),
@@ -199,6 +199,7 @@ def load(file: Path) -> Checkpoint:
             state = _unflatten(header.pop("training"), training)
         except (ValueError, RecursionError) as error:
             raise RunError(f"{file}: is damaged: its training state {error}") from None
+        rename_progress(state)
         check_progress(state, file)
     elif training:
         raise RunError(f"{file}: is damaged: it has tensors of a training state, but not the rest of it")
@@ -219,7 +220,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     state = _restore_weights(run, checkpoint)
     run.progress = Progress(**state["progress"])
     run.tally.loss.copy_(state["tally"]["loss"])
-    run.tally.hits.copy_(state["tally"]["hits"])
+    run.tally.num_correct.copy_(state["tally"]["hits"])
     run.tally.images = state["tally"]["images"]
     restore_random_state(state["random"])
 

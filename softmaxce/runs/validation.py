@@ -26,11 +26,18 @@ class _Progress:
     best_epoch: NonNegativeInt
     best_value: Finite | None
     best_sha256: str | None
-    waited: NonNegativeInt
-    waited_from: Finite | None
+    epochs_without_improvement: NonNegativeInt
+    reference_value: Finite | None
 
 
 PROGRESS = TypeAdapter(_Progress)
+RENAMED = {"waited": "epochs_without_improvement", "waited_from": "reference_value"}  # earlier versions' names
+
+
+def rename_progress(state: dict[str, Any]) -> None:
+    """Give the progress in a training state of an earlier version the names of today, in place."""
+    if isinstance(progress := state.get("progress"), dict):
+        state["progress"] = {RENAMED.get(name, name): value for name, value in progress.items()}
 
 
 def check_progress(state: Mapping[str, Any], file: Path) -> None:

@@ -94,7 +94,7 @@ class Pauses:
         self.steps, self.since = 0, time.monotonic()
         self.signals.save = False
 
-    def after_step(self) -> bool:
+    def should_checkpoint(self) -> bool:
         """Count a step; whether to pause now."""
         self.steps += 1
         return bool(
@@ -104,6 +104,6 @@ class Pauses:
             or (self.every.minutes and time.monotonic() - self.since >= 60 * self.every.minutes)
         )
 
-    def at_once(self) -> bool:
+    def should_abort_evaluation(self) -> bool:
         """Whether to pause even within an evaluation, which is then made again."""
         return self.signals.stop is not None

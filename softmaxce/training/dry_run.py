@@ -1,47 +1,47 @@
-"""One training batch, to show that everything fits together before a run is started."""
+"""One training step, to show that everything fits together before a run is started."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..runtime.device import autocast
 from .run import Run
+from .step import TrainingStep
 
 
 def dry_run(run: Run) -> dict[str, Any]:
-    """Run one batch forward and backward and one step; what it took.
+    """Take one training step and measure it.
 
     Returns: `layers` (rows of name, type, output shape, parameters), `loss`, and memory in bytes: `parameters`,
-        `gradients`, `optimizer` (its state), `activations` (what the forward pass keeps for the backward pass).
+        `gradients`, `optimizer` (its state), `activations` (what the forward pass saves for the backward pass).
     """
     shapes: dict[str, list[int]] = {}
     hooks = []
     for name, module in run.model.named_modules():
         if not list(module.children()):
 
-            def note(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+            def record_shape(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
                 shapes.setdefault(name, list(output.shape) if isinstance(output, Tensor) else [])
 
-            hooks.append(module.register_forward_hook(note))
+            hooks.append(module.register_forward_hook(record_shape))
     images, labels = next(iter(run.train.epoch(1)))
     targets: Tensor = labels
     if run.mix is not None:
         images, targets = run.mix(images, labels)
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}  # address -> bytes of a tensor that the forward pass saves
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record_size(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     weights = {p.untyped_storage().data_ptr() for p in run.model.parameters()}
     run.model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with autocast(run.device, run.precision):
-            loss = run.loss(run.model(images), targets).mean()
-        activations = sum(size for pointer, size in kept.items() if pointer not in weights)
-        loss.backward()
+    step = TrainingStep(run)
+    with torch.autograd.graph.saved_tensors_hooks(record_size, lambda tensor: tensor):
+        _, loss = step.forward(images, targets)
+    activations = sum(size for address, size in saved.items() if address not in weights)
+    loss.backward()  # not scaled: GradScaler may leave out a first step, and the optimizer would have no state to show
     run.optimizer.step()
     for hook in hooks:
         hook.remove()

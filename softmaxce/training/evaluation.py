@@ -10,30 +10,30 @@ from ..errors import MemoryRanOutError, within_memory
 from ..losses.cuda import check_class_ids
 from ..losses.interface import reduction_of, to_scalar
 from ..runtime.device import autocast
-from .cuda_graph import tell_no_graph
+from .cuda_graph import report_no_graph
 from .memory import find_fitting_batch_size
 from .run import Run
 from .tally import Scores
 
 
-def evaluate_epoch(run: Run, batches: Batches, stop: Callable[[], bool] = lambda: False) -> Scores | None:
-    """The loss and the accuracy of the run's model on a split, in the run's precision; None if stopped between.
+def evaluate_epoch(run: Run, batches: Batches, should_abort: Callable[[], bool] = lambda: False) -> Scores | None:
+    """The loss and the accuracy of the run's model on a split, in the run's precision; None if aborted.
 
-    The memory of a CUDA graph is given up for it if need be.
+    If memory runs out, the run's CUDA graph is given up and the evaluation repeated.
     """
     try:
-        outputs = predict_until(stop, run.evaluated, batches, run.precision)
+        outputs = predict_until(should_abort, run.evaluated, batches, run.precision)
     except MemoryRanOutError:
-        if run.step is None or run.config.cuda_graph is True:
+        if run.static_step is None or run.config.cuda_graph is True:
             raise
-        run.step, run.graph_wanted = None, False
-        tell_no_graph("an evaluation needs its memory")
-        return evaluate_epoch(run, batches, stop)
+        run.static_step, run.use_graph = None, False
+        report_no_graph("an evaluation needs its memory")
+        return evaluate_epoch(run, batches, should_abort)
     if outputs is None:
         return None
     logits, labels = outputs
-    hits = (logits.max(1).indices == labels).sum().item()  # as argmax, twice as fast
-    return Scores(loss_of(run.loss, logits, labels), hits / len(labels), len(labels))
+    num_correct = (logits.max(1).indices == labels).sum().item()  # as argmax, twice as fast
+    return Scores(loss_of(run.loss, logits, labels), num_correct / len(labels), len(labels))
 
 
 def predict(model: nn.Module, batches: Batches, precision: str = "float32") -> tuple[Tensor, Tensor]:
@@ -44,18 +44,18 @@ def predict(model: nn.Module, batches: Batches, precision: str = "float32") -> t
 
 
 def predict_until(
-    stop: Callable[[], bool], model: nn.Module, batches: Batches, precision: str
+    should_abort: Callable[[], bool], model: nn.Module, batches: Batches, precision: str
 ) -> tuple[Tensor, Tensor] | None:
-    """As `predict`; None if `stop`, asked after each batch, says so.
+    """As `predict`; None if `should_abort`, called after each batch, returns True.
 
     Raises: MemoryRanOutError, with the batch size that fits.
     """
     evaluate = within_memory("evaluating")(_predict_until)
     try:
-        return evaluate(stop, model, batches, precision)
+        return evaluate(should_abort, model, batches, precision)
     except MemoryRanOutError as error:
         size = min(batches.batch_size, batches.num_images)
-        fits = find_fitting_batch_size(size, lambda fewer: _try_batch(model, batches, precision, fewer))
+        fits = find_fitting_batch_size(size, lambda smaller: _try_batch(model, batches, precision, smaller))
         remedy = "no smaller batch fits either; take a machine with more memory"
         if fits is not None:
             remedy = f"{fits} images at once, tried just now, fit: set data.eval_batch_size: {fits}"
@@ -65,24 +65,24 @@ def predict_until(
 
 @torch.inference_mode()
 def _predict_until(
-    stop: Callable[[], bool], model: nn.Module, batches: Batches, precision: str
+    should_abort: Callable[[], bool], model: nn.Module, batches: Batches, precision: str
 ) -> tuple[Tensor, Tensor] | None:
     was_training = model.training
     model.eval()
     labels: list[Tensor] = []
     with autocast(batches.device, precision):
         for images, ids in batches.epoch(0):
-            found = model(images)  # [B, K]
-            del images  # so that the next ones are written where these were, in the cache
-            if not labels:  # one piece from the start: small ones would lie between the batches and scatter memory
-                logits = torch.empty(batches.num_images, found.shape[1], device=batches.device)
-                places = iter(logits.split(batches.batch_size))
-            next(places).copy_(found)
+            batch_logits = model(images)  # [B, K]
+            del images  # so that the next ones are written to the same memory, which is in the cache
+            if not labels:  # allocated once: small tensors between the batches would fragment memory
+                logits = torch.empty(batches.num_images, batch_logits.shape[1], device=batches.device)
+                slots = iter(logits.split(batches.batch_size))
+            next(slots).copy_(batch_logits)
             labels.append(ids)
-            if stop():
+            if should_abort():
                 break
     model.train(was_training)
-    return None if stop() else (logits[: sum(map(len, labels))], torch.cat(labels))
+    return None if should_abort() else (logits[: sum(map(len, labels))], torch.cat(labels))
 
 
 @torch.inference_mode()
@@ -95,7 +95,7 @@ def _try_batch(model: nn.Module, batches: Batches, precision: str, size: int) ->
 
 @torch.inference_mode()
 def loss_of(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> float:
-    """A loss over a whole split at once, so that no figure depends on how it was cut into batches.
+    """A loss over a whole split at once, so that it does not depend on the batch size.
 
     A loss with `reduction: sum` is divided by the number of images.
     """

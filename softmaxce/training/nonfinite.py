@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite: noticed before the weights take it up, and traced to its layer."""
+"""Losses and gradients that are not finite: detected before the weights take them up, and traced to a layer."""
 
 import contextlib
 import math
@@ -6,18 +6,19 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import TrainingError
 from ..runtime.device import autocast
+from .run import Run
 
 if TYPE_CHECKING:
     from ..kernels.all_finite import FiniteCheck
 
-IN_FLIGHT = 2  # steps that a GPU may be ahead of the check
+IN_FLIGHT = 2  # steps on a GPU whose check has not been read yet
 
 
 class NonFiniteError(TrainingError):
@@ -26,8 +27,8 @@ class NonFiniteError(TrainingError):
     Attributes:
         epoch: counted from 1.
         batch: the batch in it, counted from 1.
-        learning_rate: of the step that was not taken.
-        layer: the first thing that was not finite, in words.
+        learning_rate: of the step that was left out.
+        layer: the first value that was not finite, in words.
         images: [B, C, H, W], the batch as the model saw it.
         targets: its labels [B] or probabilities [B, K].
     """
@@ -45,147 +46,147 @@ class NonFiniteError(TrainingError):
 
 @dataclass(frozen=True)
 class _PendingCheck:
-    """A step that a GPU has been given, and where the answer will lie."""
+    """A step launched on a GPU, and where the answer of its check will be once `ready` has happened."""
 
-    bad: Tensor
+    nonfinite: Tensor  # [] bool, on the host
     ready: torch.cuda.Event | None
-    index: int
+    batch: tuple[int, Tensor, Tensor]
     learning_rate: float
-    images: Tensor
-    targets: Tensor
 
 
 class NonFiniteMonitor:
-    """Watches an epoch's losses and gradients.
+    """Checks an epoch's losses and gradients before the weights take them up.
 
-    On the CPU each is looked at before its step. On a GPU that would wait for it at every step; there the answer is
-    fetched `IN_FLIGHT` steps later, and torch's fused optimizers are told on the device to leave that step out.
+    On the CPU each is checked before its update. On a GPU that would wait for the device at every step; there the
+    answer is read `IN_FLIGHT` steps later, and torch's fused optimizers are told on the device to leave that step out.
+    With `on_nonfinite: skip` every step is checked at once on a GPU too, and the running statistics that a skipped
+    batch has changed are put back.
 
     Args:
-        model, loss, optimizer, scaler, precision, device: the run's.
+        run: the run.
         epoch: its number, for the message.
-        deferred: whether the answers are fetched later, as on a GPU.
-        skipping: whether the run goes on with the weights it has; each step is then looked at, and the running
-            statistics that a bad batch has spoiled are put back.
+
+    Attributes:
+        batch: the batch in progress: its number in the epoch, counted from 0, images and targets.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
-        precision: str,
-        device: torch.device,
-        epoch: int,
-        *,
-        deferred: bool,
-        skipping: bool,
-    ) -> None:
-        self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.precision, self.device, self.epoch = precision, device, epoch
-        self.scaled = scaler.is_enabled()  # the scaler looks at the gradients itself, and leaves such steps out
-        self.deferred = deferred
-        self.gated = device.type == "cuda" and not self.scaled and bool(optimizer.defaults.get("fused"))
-        self.parameters: list[Tensor] = list(model.parameters())
-        self.watch = None if self.deferred or self.scaled else _watch(self.parameters)
-        self.bad: Tensor | None = None
-        self.taken: deque[_PendingCheck] = deque()
-        self.buffers = [b for b in model.buffers() if b.is_floating_point()] if skipping else []
-        self.kept = [buffer.clone() for buffer in self.buffers]
-        self.follows = deferred or skipping  # whether there is anything to do after a step
+    batch: tuple[int, Tensor, Tensor] | None
 
-    def check_loss(self, loss: Tensor, index: int, images: Tensor, targets: Tensor) -> None:
-        """Look at a batch's loss, before its backward pass. Raises: NonFiniteError."""
+    def __init__(self, run: Run, epoch: int) -> None:
+        self.run, self.epoch = run, epoch
+        self.scaled = run.scaler.is_enabled()  # the scaler checks the gradients itself, and leaves such steps out
+        skipping = run.config.on_nonfinite == "skip"
+        self.deferred = run.static_step is not None or (run.device.type == "cuda" and not skipping)
+        fused = bool(run.optimizer.defaults.get("fused"))
+        self.gated = run.device.type == "cuda" and not self.scaled and fused
+        self.parameters: list[Tensor] = list(run.model.parameters())
+        self.finite_check = None if self.deferred or self.scaled else _finite_check(self.parameters)
+        self.nonfinite: Tensor | None = None  # [] bool, on the device: a loss of the step in progress is not finite
+        self.pending: deque[_PendingCheck] = deque()
+        self.buffers = [b for b in run.model.buffers() if b.is_floating_point()] if skipping else []
+        self.good_buffers = [buffer.clone() for buffer in self.buffers]
+        self.batch = None
+
+    def check_loss(self, loss: Tensor) -> None:
+        """Check a batch's loss [], before its backward pass. Raises: NonFiniteError."""
         if self.deferred:
-            self.note(is_bad(loss))
+            self.note(is_nonfinite(loss))
         elif not math.isfinite(value := loss.item()):
-            self._fail(f"the training loss is {value}", index, self._rate(), images, targets)
+            self._fail(f"the training loss is {value}")
 
-    def note(self, bad: Tensor) -> None:
-        """Note whether a batch's loss is bad [], to be looked at later."""
-        self.bad = bad if self.bad is None else self.bad | bad
+    def note(self, nonfinite: Tensor) -> None:
+        """Keep whether a batch's loss is not finite, [] bool on the device, to be read later."""
+        self.nonfinite = nonfinite if self.nonfinite is None else self.nonfinite | nonfinite
 
-    def check_gradients(self, norm: Tensor | None, index: int, images: Tensor, targets: Tensor) -> None:
-        """Look at a step's gradients, before it is taken; `norm` is theirs, if it is known. Raises: NonFiniteError."""
+    def check_gradients(self, norm: Tensor | None) -> None:
+        """Check a step's gradients, before the update; `norm` is their norm [], if known. Raises: NonFiniteError."""
         if self.deferred:
-            assert self.bad is not None
-            if norm is not None and not self.scaled:
-                self.bad = self.bad | ~torch.isfinite(norm)
-            if self.gated:  # what GradScaler tells a fused optimizer
-                self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-                self.optimizer.found_inf = self.bad.float()  # type: ignore[attr-defined]
-            self._take(self.bad, index, images, targets)
-            self.bad = None
+            self._defer(norm)
             return
         if self.scaled:
             return
-        if norm is None and self.watch is not None:
-            finite = self.watch.all_finite()
+        if norm is None and self.finite_check is not None:
+            finite = self.finite_check.all_finite()
         else:
             gradients = [gradient for p in self.parameters if (gradient := p.grad) is not None]
             # A norm is not finite where a gradient is not; that of finite gradients may lie beyond float32.
             norm = nn.utils.get_total_norm(gradients) if norm is None else norm
             finite = math.isfinite(norm.item()) or all(torch.isfinite(g).all().item() for g in gradients)
         if not finite:
-            self._fail("a gradient is not finite", index, self._rate(), images, targets)
+            self._fail("a gradient is not finite")
 
-    def after_step(self) -> None:
-        """The step is taken; look at those long enough ago. Raises: NonFiniteError."""
-        for buffer, kept in zip(self.buffers, self.kept, strict=True):
-            kept.copy_(buffer)
-        while len(self.taken) > IN_FLIGHT:
-            self._look()
+    def after_update(self) -> None:
+        """Keep the running statistics of a good step; read the answers of steps long enough ago. Raises: as finish."""
+        self.batch = None  # so that its memory is free for the next
+        for buffer, good in zip(self.buffers, self.good_buffers, strict=True):
+            good.copy_(buffer)
+        while len(self.pending) > IN_FLIGHT:
+            self._read_oldest()
 
-    def settle(self) -> None:
-        """Look at every step that was taken. Raises: NonFiniteError."""
-        while self.taken:
-            self._look()
+    def finish(self) -> None:
+        """Read the answers of all steps. Raises: NonFiniteError."""
+        while self.pending:
+            self._read_oldest()
 
-    def _take(self, bad: Tensor, index: int, images: Tensor, targets: Tensor) -> None:
+    def _defer(self, norm: Tensor | None) -> None:
+        assert self.nonfinite is not None
+        assert self.batch is not None
+        nonfinite = self.nonfinite
+        if norm is not None and not self.scaled:
+            nonfinite = nonfinite | ~torch.isfinite(norm)
+        if self.gated:  # as GradScaler does with a fused optimizer
+            self.run.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.run.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
         ready = None
-        answer = torch.empty((), dtype=torch.bool, pin_memory=bad.is_cuda)
-        answer.copy_(bad, non_blocking=True)
-        if bad.is_cuda:
+        answer = torch.empty((), dtype=torch.bool, pin_memory=nonfinite.is_cuda)
+        answer.copy_(nonfinite, non_blocking=True)
+        if nonfinite.is_cuda:
             ready = torch.cuda.Event()
             ready.record()
-        self.taken.append(_PendingCheck(answer, ready, index, self._rate(), images, targets))
+        self.pending.append(_PendingCheck(answer, ready, self.batch, self._learning_rate()))
+        self.nonfinite = None
 
-    def _look(self) -> None:
-        step = self.taken.popleft()
+    def _read_oldest(self) -> None:
+        step = self.pending.popleft()
         if step.ready is not None:
             step.ready.synchronize()
-        if step.bad.item():
-            self._fail("the training loss is not finite", step.index, step.learning_rate, step.images, step.targets)
+        if step.nonfinite.item():
+            self.batch = step.batch
+            self._fail("the training loss is not finite", step.learning_rate)
 
-    def _fail(self, what: str, index: int, learning_rate: float, images: Tensor, targets: Tensor) -> None:
-        self.taken.clear()
-        layer = first_nonfinite(self.model, self.loss, self.device, self.precision, images, targets)
-        for buffer, kept in zip(self.buffers, self.kept, strict=True):
-            buffer.copy_(kept)
-        raise NonFiniteError(what, self.epoch, index + 1, learning_rate, layer, images, targets)
+    def _fail(self, what: str, learning_rate: float | None = None) -> NoReturn:
+        assert self.batch is not None
+        self.pending.clear()
+        index, images, targets = self.batch
+        run = self.run
+        layer = first_nonfinite(run.model, run.loss, run.device, run.precision, images, targets)
+        for buffer, good in zip(self.buffers, self.good_buffers, strict=True):
+            buffer.copy_(good)
+        rate = self._learning_rate() if learning_rate is None else learning_rate
+        raise NonFiniteError(what, self.epoch, index + 1, rate, layer, images, targets)
 
-    def _rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+    def _learning_rate(self) -> float:
+        return float(self.run.optimizer.param_groups[0]["lr"])
 
 
-def _watch(parameters: list[Tensor]) -> "FiniteCheck | None":
-    """What looks at gradients fast, where it can: on the CPU, if model or loss has brought Numba in."""
-    usual = all(type(p) is nn.Parameter and p.is_cpu and p.dtype is torch.float32 for p in parameters)
-    if not usual or "numba" not in sys.modules:
+def _finite_check(parameters: list[Tensor]) -> "FiniteCheck | None":
+    """The compiled check of gradients on the CPU; None where it cannot be used."""
+    if not all(type(p) is nn.Parameter and p.is_cpu and p.dtype is torch.float32 for p in parameters):
         return None
-    from ..kernels.all_finite import FiniteCheck
-
+    try:
+        from ..kernels.all_finite import FiniteCheck
+    except ImportError:  # no Numba for this Python or this processor; PyTorch's operations give the same answer
+        return None
     return FiniteCheck(parameters)
 
 
-def is_bad(loss: Tensor) -> Tensor:
-    """Whether a loss [] is not finite [], on its device."""
+def is_nonfinite(loss: Tensor) -> Tensor:
+    """Whether a loss [] is not finite, [] bool on its device."""
     return ~torch.isfinite(loss.detach())
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """Have a compiled model run layer by layer, where there can be one."""
+    """Runs a compiled model layer by layer, so that its hooks are called."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
@@ -197,25 +198,25 @@ def first_nonfinite(
     images: Tensor,
     targets: Tensor,
 ) -> str:
-    """The first value on a batch's way that is not finite, in words: `what comes out of layer '4' (Linear)`.
+    """The first value of a batch's forward and backward pass that is not finite, in words: `the output of layer '4'`.
 
-    The forward pass is made again; the model, its running statistics and the random numbers stay as they are.
+    The forward pass is repeated; the model, its running statistics and the random numbers stay as they are.
     """
     if not torch.isfinite(images).all():
         return "the images of the batch"
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            return f"the weight '{name}', from an earlier step"
-    found: list[str] = []
+            return f"the weight '{name}', since an earlier step"
+    layers: list[str] = []
     hooks = []
     for name, module in model.named_modules():
         if not list(module.children()):
 
-            def look(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+            def check_output(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
                 if isinstance(output, Tensor) and not torch.isfinite(output).all():
-                    found.append(f"what comes out of layer '{name}' ({type(module).__name__})")
+                    layers.append(f"the output of layer '{name}' ({type(module).__name__})")
 
-            hooks.append(module.register_forward_hook(look))
+            hooks.append(module.register_forward_hook(check_output))
     before = [buffer.clone() for buffer in model.buffers()]
     try:
         devices = [device] if device.type == "cuda" else []
@@ -226,10 +227,10 @@ def first_nonfinite(
         for hook in hooks:
             hook.remove()
         with torch.no_grad():
-            for buffer, kept in zip(model.buffers(), before, strict=True):
-                buffer.copy_(kept)
-    if found:
-        return found[0]
+            for buffer, value_before in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value_before)
+    if layers:
+        return layers[0]
     if not torch.isfinite(logits).all():
         return "the logits"
     if not torch.isfinite(value):
@@ -238,4 +239,4 @@ def first_nonfinite(
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f"the gradient of '{name}'; the loss is finite"
-    return "nothing, when the batch was tried again"
+    return "none: tried again, the batch is finite"

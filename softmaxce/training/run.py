@@ -25,12 +25,12 @@ class Progress:
         epoch: epochs done.
         batch: batches of the next epoch done.
         seconds: of training spent on these.
-        nonfinite: batches whose loss was not finite, and which were passed over.
-        best_epoch: the one whose weights are kept; 0 before there is one.
+        nonfinite: steps left out because a loss or a gradient was not finite.
+        best_epoch: the number of the best epoch so far; 0 before there is one.
         best_value: its `best_metric` on the validation split.
         best_sha256: the checksum of its checkpoint.
-        waited: epochs since it improved by more than min_delta, for early stopping.
-        waited_from: the figure those epochs are compared with.
+        epochs_without_improvement: by more than min_delta, for early stopping.
+        reference_value: the `best_metric` that those epochs did not improve on.
     """
 
     epoch: int = 0
@@ -40,8 +40,8 @@ class Progress:
     best_epoch: int = 0
     best_value: float | None = None
     best_sha256: str | None = field(default=None, compare=False)  # of a file, not of the run
-    waited: int = 0
-    waited_from: float | None = None
+    epochs_without_improvement: int = 0
+    reference_value: float | None = None
 
 
 @dataclass
@@ -49,11 +49,11 @@ class Run:
     """Everything a training run needs, built once by build.build_run; a plain record.
 
     Attributes:
-        config: what was asked for.
+        config: the config it was built from.
         classes: the K class names.
-        class_counts: how many training images each has.
-        preprocessing: what images go through before the model.
-        device: where everything below is.
+        class_counts: training images of each class.
+        preprocessing: the images' shape and normalization.
+        device: of everything below.
         model: (images [B, C, H, W]) -> logits [B, K].
         loss: (logits [B, K], targets [B] or [B, K]) -> scalar or [B].
         optimizer: over the model's parameters that train.
@@ -63,13 +63,13 @@ class Run:
         test: the test batches; None if the data set has none.
         mix: mixup or CutMix on a batch; None if off.
         average: the moving average of the weights; None if off.
-        scaler: scales the loss for fp16 (it does nothing otherwise).
+        scaler: scales the loss for fp16; disabled otherwise.
         progress: how far the run has come.
-        tally: the sums of the epoch in progress; always the same one.
-        graph_wanted: whether full batches are to go through a CUDA graph.
+        tally: the metrics of the epoch in progress; always the same object.
+        use_graph: whether to make a CUDA graph for full batches.
         all_train_images: the fingerprint of the data set's training images before any were held out or left out; None
             where `train` has them all.
-        step: what full batches go through, once it is made.
+        static_step: the forward and backward pass for full batches as a CUDA graph, once it is made.
     """
 
     config: Config
@@ -89,27 +89,27 @@ class Run:
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
     tally: RunningMetrics = field(init=False)
-    graph_wanted: bool = False
+    use_graph: bool = False
     all_train_images: str | None = None
-    step: StaticStep | None = field(default=None, init=False)
+    static_step: StaticStep | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.tally = RunningMetrics(self.device)
 
     @property
     def precision(self) -> str:
-        """What the forward pass computes in: float32, bf16 or fp16."""
+        """Of the forward pass: float32, bf16 or fp16."""
         return choose_precision(self.config.precision, self.device)
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is evaluated and kept: the average where there is one."""
+        """The model that is evaluated and saved: the average where there is one."""
         return self.average.module if self.average is not None else self.model
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to: a row of the table.
+    """The result of one epoch: a row of the table.
 
     Attributes:
         number: counted from 1.
@@ -120,7 +120,7 @@ class Epoch:
         images_per_second: of the training pass.
         seconds: of the whole epoch, evaluation included.
         best: whether it is the best so far on the validation split.
-        waited: epochs since the last improvement, for early stopping.
+        epochs_without_improvement: for early stopping.
     """
 
     number: int
@@ -131,10 +131,10 @@ class Epoch:
     images_per_second: float
     seconds: float
     best: bool
-    waited: int
+    epochs_without_improvement: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON line holds it. Losses in nats, accuracies in [0, 1]."""
+        """The JSON line of the epoch. Losses in nats, accuracies in [0, 1]."""
         line: dict[str, Any] = {"event": "epoch", "epoch": self.number, "learning_rate": self.learning_rate}
         for name in ("train", "validation", "test"):
             if (scores := getattr(self, name)) is not None:

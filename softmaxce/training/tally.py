@@ -5,17 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WAITING = 1 << 16  # logits that may wait to be looked at
+MAX_PENDING = 1 << 16  # logits whose batches are not added up yet
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The two figures of an epoch's row.
+    """Loss and accuracy over some images.
 
     Attributes:
-        loss: nats an image.
-        accuracy: the share of images whose largest logit is their label's, in [0, 1].
-        images: how many images they were measured on.
+        loss: nats per image.
+        accuracy: the fraction of images whose largest logit is their label's, in [0, 1].
+        images: how many.
     """
 
     loss: float
@@ -23,66 +23,66 @@ class Scores:
     images: int
 
     def to_dict(self) -> dict[str, float]:
-        """As a JSON line holds it."""
+        """Its entries in a JSON line."""
         return {"loss": self.loss, "accuracy": self.accuracy}
 
 
 class RunningMetrics:
-    """Running sums of loss and hits. They stay on the device; `scores` is the only place that waits for it.
+    """Running sums of losses and correct predictions. They stay on the device; only `scores` waits for it.
 
-    On the CPU batches are added up some at a time: alone, each would cost more in calls than in sums.
+    On the CPU several small batches are added up together: one at a time, the calls would cost more than the sums.
 
     Attributes:
         images: how many; the caller counts them, as a CUDA graph that calls `add` cannot.
-        room: so many logits may wait for that; 0 where what they lie in is written over by the next batch.
+        max_pending: logits that may wait to be added up; 0 where the next batch overwrites their memory.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.images = 0
-        self.room = WAITING if device.type == "cpu" else 0
+        self.max_pending = MAX_PENDING if device.type == "cpu" else 0
         self._loss = torch.zeros((), device=device)
-        self._hits = torch.zeros((), dtype=torch.int64, device=device)
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits, targets
-        self._numbers = 0  # of these logits
+        self._num_correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits, targets
+        self._pending_logits = 0
 
     @property
     def loss(self) -> Tensor:
-        """Nats, of all images []; always the same tensor."""
+        """The sum of the images' losses [], in nats; always the same tensor."""
         self._add_up()
         return self._loss
 
     @property
-    def hits(self) -> Tensor:
+    def num_correct(self) -> Tensor:
         """Images whose largest logit is their label's []; always the same tensor."""
         self._add_up()
-        return self._hits
+        return self._num_correct
 
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Add up one batch: its mean loss (scalar), logits [B, K], targets [B] ids or [B, K] probabilities."""
-        self._waiting.append((loss.detach(), logits.detach(), targets))
-        self._numbers += logits.numel()
-        if self._numbers > self.room:
+        """Add one batch: its mean loss [], logits [B, K], targets [B] ids or [B, K] probabilities."""
+        self._pending.append((loss.detach(), logits.detach(), targets))
+        self._pending_logits += logits.numel()
+        if self._pending_logits > self.max_pending:
             self._add_up()
 
     def _add_up(self) -> None:
-        if not self._waiting:
+        if not self._pending:
             return
-        losses, *pairs = zip(*self._waiting, strict=True)
+        losses, *pairs = zip(*self._pending, strict=True)
         for loss, targets in zip(losses, pairs[1], strict=True):
             self._loss.add_(loss, alpha=len(targets))
         logits, targets = (torch.cat(batches) if len(batches) > 1 else batches[0] for batches in pairs)
         ids = targets if targets.ndim == 1 else targets.argmax(1)
-        self._hits.add_((logits.argmax(1) == ids).sum())
-        self._waiting.clear()
-        self._numbers = 0
+        self._num_correct.add_((logits.argmax(1) == ids).sum())
+        self._pending.clear()
+        self._pending_logits = 0
 
     def clear(self) -> None:
-        """Begin anew, in the same place."""
+        """Set the sums to 0, in place."""
         self.loss.zero_()
-        self.hits.zero_()
+        self.num_correct.zero_()
         self.images = 0
 
     def scores(self) -> Scores:
-        """The sums, divided once."""
+        """The means over all images so far."""
         images = max(1, self.images)
-        return Scores(self.loss.item() / images, self.hits.item() / images, self.images)
+        return Scores(self.loss.item() / images, self.num_correct.item() / images, self.images)

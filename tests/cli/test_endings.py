@@ -141,9 +141,9 @@ def test_a_checkpoint_that_was_asked_for_before_the_first_step_is_saved_after_it
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGUSR1)
         pauses = Pauses(Every(), signals)
-        assert pauses.after_step()
+        assert pauses.should_checkpoint()
         pauses.saved()
-        assert not pauses.after_step()
+        assert not pauses.should_checkpoint()
 
 
 # -- a loss that is not finite ----------------------------------------------------------------------------------------

@@ -135,8 +135,7 @@ def test_an_alternating_flip_mirrors_half_of_the_images_and_in_the_next_epoch_th
     for epoch in (1, 2, 3):
         left = torch.empty(10_000)
         for batch in chosen.split(700):
-            augmentation.place(epoch, batch)
-            left[batch] = augmentation(images[: len(batch)])[:, 0, 0, 0]
+            left[batch] = augmentation(images[: len(batch)], indices=batch, epoch=epoch)[:, 0, 0, 0]
         seen.append(left)
     first, second, third = seen
     assert (first + second).equal(torch.ones(10_000))
@@ -186,7 +185,7 @@ def test_color_jitter_is_torchvisions_with_a_factor_an_image(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RandomAffine(10, [0.1]), "translate must be two shares"),
+        (lambda: RandomAffine(10, [0.1]), "translate must be two fractions"),
         (lambda: RandomAffine(10, scale=[1.2, 0.8]), r"scale must be \[smallest, largest\]"),
         (lambda: ColorJitter(hue=0.7), r"hue must be in \[0, 0.5\], got 0.7"),
     ],

@@ -100,10 +100,10 @@ def test_an_alternating_flip_is_told_which_images_a_batch_holds(kind: str, on_di
 @pytest.mark.parametrize("start", [0, 1, 3])
 @pytest.mark.parametrize("shuffle_seed", [None, 0])
 def test_batches_made_in_one_pass_are_those_made_in_two(shuffle_seed: int | None, start: int) -> None:
-    batches = Batches(SPLIT, PLAIN, batch_size=8, device=CPU, shuffle_seed=shuffle_seed)
-    assert batches.taker is not None
+    batches = Batches(SPLIT, PLAIN, batch_size=8, device=CPU, shuffle_seed=shuffle_seed, compiled=True)
+    assert batches.gatherer is not None
     in_one_pass = list(batches.epoch(1, start))
-    batches.taker = None
+    batches.gatherer = None
     in_two = list(batches.epoch(1, start))
     assert len(in_one_pass) == len(in_two) == 7 - start
     for first, second in zip(in_one_pass, in_two, strict=True):
@@ -113,13 +113,13 @@ def test_batches_made_in_one_pass_are_those_made_in_two(shuffle_seed: int | None
 def test_a_batch_that_several_threads_make_in_parts_is_the_one_made_in_two_passes() -> None:
     images = torch.randint(256, (700, 3, 6, 5), dtype=torch.uint8)
     split = InMemory(images, torch.arange(700))
-    batches = Batches(split, PLAIN, batch_size=600, device=CPU, shuffle_seed=0)
-    assert batches.taker is not None
+    batches = Batches(split, PLAIN, batch_size=600, device=CPU, shuffle_seed=0, compiled=True)
+    assert batches.gatherer is not None
     first_batch = next(iter(batches.epoch(1)))
     assert numba_runtime.parts_of(first_batch[0].numel(), 600) > 1
     assert first_batch[0].shape == (600, 3, 6, 5)
     in_parts = list(batches.epoch(1))
-    batches.taker = None
+    batches.gatherer = None
     for first, second in zip(in_parts, batches.epoch(1), strict=True):
         assert all(a.equal(b) for a, b in zip(first, second, strict=True))
 

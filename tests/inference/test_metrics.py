@@ -72,10 +72,10 @@ def test_a_tally_weighs_batches_by_their_images() -> None:
 def test_a_tally_that_waits_has_the_sums_of_one_that_does_not(soft: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     waiting, prompt = RunningMetrics(torch.device("cpu")), RunningMetrics(torch.device("cpu"))
-    prompt.room, waiting.room = 0, 60
+    prompt.max_pending, waiting.max_pending = 0, 60
     for size in (7, 7, 7, 3):
         logits, labels = torch.randn(2, size, 4, generator=generator)
         for tally in (waiting, prompt):
             tally.add(logits.sum(), logits, labels if soft else labels.argmax(1))
     assert waiting.loss.equal(prompt.loss)
-    assert waiting.hits.equal(prompt.hits)
+    assert waiting.num_correct.equal(prompt.num_correct)

@@ -20,7 +20,7 @@ from softmaxce.errors import RunError
 from softmaxce.files import locked
 from softmaxce.runs import checkpoint
 from softmaxce.runs.folder import BEST, LAST, LAST_BEFORE
-from softmaxce.training.loop import CheckpointEvent, fit, fit_with_pauses
+from softmaxce.training.loop import CheckpointEvent, fit, fit_with_checkpoints
 from softmaxce.training.run import Epoch, Progress, Run
 
 from ..helpers import VARIANTS, config, figures
@@ -31,10 +31,10 @@ CALLS = ("open", "write", "fsync", "close", "link", "replace", "unlink")  # what
 class EveryStep:
     """Pauses wherever a run can pause."""
 
-    def after_step(self) -> bool:
+    def should_checkpoint(self) -> bool:
         return True
 
-    def at_once(self) -> bool:
+    def should_abort_evaluation(self) -> bool:
         return False
 
 
@@ -44,7 +44,7 @@ def small(**changes: Any) -> Run:
 
 def train_on(run: Run) -> Iterator[bool]:
     """Train; at each moment that is saved, whether the epoch is the best so far."""
-    for event in fit_with_pauses(run, EveryStep()):
+    for event in fit_with_checkpoints(run, EveryStep()):
         yield isinstance(event, Epoch) and event.best
 
 
@@ -318,7 +318,7 @@ def test_resumed_within_an_epoch_is_bit_identical(variant: str, tmp_path: Path) 
     run = build_run(asked)
     done: list[Any] = []
     while run.progress.epoch < 2:  # after each single step, everything is built anew from the file
-        for event in fit_with_pauses(run, EveryStep()):
+        for event in fit_with_checkpoints(run, EveryStep()):
             events += isinstance(event, CheckpointEvent)
             if isinstance(event, Epoch):
                 done.append((event.number, event.learning_rate, event.train, event.validation, event.test, event.best))

@@ -19,8 +19,8 @@ from softmaxce.runs.checkpoint import load, restore, save
 from softmaxce.runs.folder import LAST
 from softmaxce.runtime.random_state import random_state
 from softmaxce.training.cuda_graph import NoGraphError, static_step
-from softmaxce.training.loop import CheckpointEvent, fit, fit_with_pauses
-from softmaxce.training.nonfinite import NonFiniteError, is_bad
+from softmaxce.training.loop import CheckpointEvent, fit, fit_with_checkpoints
+from softmaxce.training.nonfinite import NonFiniteError, is_nonfinite
 from softmaxce.training.run import Epoch, Run
 from softmaxce.training.step import make_static_step
 
@@ -39,7 +39,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 def state(run: Run) -> list[Any]:
     """All that training changes."""
-    tensors = [*run.model.state_dict().values(), run.tally.loss, run.tally.hits]
+    tensors = [*run.model.state_dict().values(), run.tally.loss, run.tally.num_correct]
     tensors += [value for entry in run.optimizer.state.values() for value in entry.values()]
     return [*(tensor.tolist() for tensor in tensors), run.tally.images, str(random_state()), run.scaler.state_dict()]
 
@@ -54,7 +54,7 @@ def same_bits(one: Run, other: Run) -> bool:
 @pytest.mark.parametrize("way", WAYS)
 def test_batches_through_static_buffers_give_the_bits_of_the_ordinary_loop(way: str) -> None:
     ordinary, static = (build_run(config(**WAYS[way])) for _ in range(2))
-    static.step = make_static_step(static)
+    static.static_step = make_static_step(static)
     torch.manual_seed(3)
     expected = figures(ordinary)
     torch.manual_seed(3)
@@ -65,7 +65,7 @@ def test_batches_through_static_buffers_give_the_bits_of_the_ordinary_loop(way: 
 @pytest.mark.parametrize("way", WAYS)
 def test_making_the_step_leaves_a_run_as_it_was(way: str) -> None:
     run = build_run(config(data__train=200, **WAYS[way]))
-    for event in fit_with_pauses(run, AfterTwo()):  # in the middle of an epoch, with sums and an optimizer's state
+    for event in fit_with_checkpoints(run, AfterTwo()):  # in the middle of an epoch, with sums and an optimizer's state
         assert isinstance(event, CheckpointEvent)
         break
     before = state(run)
@@ -79,11 +79,11 @@ class AfterTwo:
 
     steps = 0
 
-    def after_step(self) -> bool:
+    def should_checkpoint(self) -> bool:
         self.steps += 1
         return self.steps == 2
 
-    def at_once(self) -> bool:
+    def should_abort_evaluation(self) -> bool:
         return False
 
 
@@ -91,15 +91,15 @@ class AfterTwo:
 def test_a_run_through_static_buffers_is_resumed_within_an_epoch_bit_for_bit(way: str, tmp_path: Path) -> None:
     asked = config(data__train=200, **WAYS[way])
     whole = build_run(asked)
-    whole.step = make_static_step(whole)
-    events = fit_with_pauses(whole, AfterTwo())
+    whole.static_step = make_static_step(whole)
+    events = fit_with_checkpoints(whole, AfterTwo())
     assert isinstance(next(events), CheckpointEvent)
     save(whole, tmp_path, best=False)
     last = list(events)[-1]
     torch.rand(100)  # another process would stand elsewhere
     second = build_run(asked)
     restore(second, load(tmp_path / LAST))
-    second.step = make_static_step(second)
+    second.static_step = make_static_step(second)
     again = list(fit(second))[-1]
     assert isinstance(last, Epoch)
     assert (again.train, again.validation) == (last.train, last.validation)
@@ -108,7 +108,7 @@ def test_a_run_through_static_buffers_is_resumed_within_an_epoch_bit_for_bit(way
 
 def test_a_loss_that_is_not_finite_is_told_with_its_own_batch() -> None:
     run = build_run(config(optimizer={"name": "sgd", "lr": 1e30}, schedule="constant", data__train=400))
-    run.step = make_static_step(run)
+    run.static_step = make_static_step(run)
     batches = list(run.train.epoch(1))
     with pytest.raises(NonFiniteError) as raised:
         list(fit(run))
@@ -156,7 +156,7 @@ def trained_on(model: nn.Module, loss: Any = nn.functional.cross_entropy) -> Any
         value = loss(model(images), targets)
         value.backward()
         hits.add_(1)
-        return is_bad(value)
+        return is_nonfinite(value)
 
     torch.manual_seed(0)
     return static_step(body, torch.randn(6, 4), torch.arange(6) % 3, (model, loss), (hits,), copied=False)
@@ -228,7 +228,7 @@ def test_a_step_that_cannot_be_captured_is_told_once_and_the_run_goes_on(caplog:
     ordinary, run = build_run(config(model="linear")), build_run(config(model="linear"))
     for each in (ordinary, run):
         each.model.register_forward_hook(lambda *_: random.random() and None)
-    run.graph_wanted = True
+    run.use_graph = True
     with caplog.at_level(logging.WARNING):
         assert figures(run) == figures(ordinary)
     assert caplog.messages == ["no CUDA graph: a step draws random numbers on the CPU"]
@@ -237,7 +237,7 @@ def test_a_step_that_cannot_be_captured_is_told_once_and_the_run_goes_on(caplog:
 def test_a_step_that_cannot_be_captured_stops_a_run_that_insists() -> None:
     run = build_run(config(model="linear"))
     run.model.register_forward_hook(lambda *_: random.random() and None)
-    run.config, run.graph_wanted = replace(run.config, cuda_graph=True), True
+    run.config, run.use_graph = replace(run.config, cuda_graph=True), True
     with pytest.raises(TrainingError, match=r"no CUDA graph: a step draws .*; cuda_graph: auto trains without"):
         list(fit(run))
 
@@ -253,9 +253,9 @@ def test_a_graph_trains_as_the_ordinary_loop_does_on_a_gpu(way: str) -> None:
     for run in runs:
         torch.manual_seed(3)
         ends.append([(epoch.train.loss, epoch.train.images) for epoch in fit(run)])
-    assert runs[0].step is not None
-    assert runs[0].step.body is None  # it was captured
-    assert runs[1].step is None
+    assert runs[0].static_step is not None
+    assert runs[0].static_step.body is None  # it was captured
+    assert runs[1].static_step is None
     tolerance = 0.02 if way in ("bf16", "fp16") else 1e-3
     for (loss, images), (expected, expected_images) in zip(*ends, strict=True):
         assert images == expected_images
@@ -320,7 +320,7 @@ def test_a_capture_that_fails_spoils_nothing(caplog: pytest.LogCaptureFixture) -
 def test_a_run_with_a_graph_is_resumed_within_an_epoch_bit_for_bit(tmp_path: Path) -> None:
     asked = config(device="cuda", deterministic=True, data__train=200, optimizer={"name": "adamw", "lr": 0.01})
     whole = build_run(asked)
-    events = fit_with_pauses(whole, AfterTwo())
+    events = fit_with_checkpoints(whole, AfterTwo())
     assert isinstance(next(events), CheckpointEvent)
     save(whole, tmp_path, best=False)
     list(events)
@@ -328,6 +328,6 @@ def test_a_run_with_a_graph_is_resumed_within_an_epoch_bit_for_bit(tmp_path: Pat
     second = build_run(asked)
     restore(second, load(tmp_path / LAST))
     list(fit(second))
-    assert second.step is not None
+    assert second.static_step is not None
     assert same_bits(whole, second)
     torch.use_deterministic_algorithms(False)

@@ -150,7 +150,7 @@ def test_without_a_validation_split_the_test_set_selects_nothing() -> None:
 
 def test_early_stopping_counts_epochs_without_improvement() -> None:
     run = build_run(config(epochs=6, optimizer={"name": "sgd", "lr": 1e-12}, early_stopping={"patience": 2}))
-    assert [epoch.waited for epoch in fit(run)] == [0, 1, 2, 3, 4, 5]
+    assert [epoch.epochs_without_improvement for epoch in fit(run)] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_diverging_run_fails_with_the_epoch_and_the_learning_rate() -> None:

@@ -28,7 +28,7 @@ def test_a_learning_rate_that_diverges_is_noticed_before_the_weights_take_it_up(
     with pytest.raises(NonFiniteError) as raised:
         list(fit(run))
     assert (raised.value.epoch, raised.value.batch, raised.value.learning_rate) == (1, 2, 1e30)
-    assert "comes out of layer '" in raised.value.layer
+    assert "the output of layer '" in raised.value.layer
     assert raised.value.images.shape == (32, 1, 16, 16)
     assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
 

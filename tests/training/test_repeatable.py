@@ -14,7 +14,7 @@ from softmaxce.config import recipes
 from softmaxce.config.keys import Config
 from softmaxce.config.reader import Override
 from softmaxce.errors import ConfigError
-from softmaxce.training.loop import CheckpointEvent, fit_with_pauses
+from softmaxce.training.loop import CheckpointEvent, fit_with_checkpoints
 from softmaxce.training.run import Run
 
 from ..helpers import Softmaxce, config
@@ -34,10 +34,10 @@ def as_before() -> Iterator[None]:
 class EveryStep:
     """Pauses wherever a run can pause."""
 
-    def after_step(self) -> bool:
+    def should_checkpoint(self) -> bool:
         return True
 
-    def at_once(self) -> bool:
+    def should_abort_evaluation(self) -> bool:
         return False
 
 
@@ -53,7 +53,7 @@ def with_made_up_images(recipe: str) -> Config:
 def first_steps(run: Run) -> list[Any]:
     """The sums of losses after each of the first steps, and the weights after the last."""
     sums = []
-    for event in islice(fit_with_pauses(run, EveryStep()), STEPS):
+    for event in islice(fit_with_checkpoints(run, EveryStep()), STEPS):
         assert isinstance(event, CheckpointEvent)
         sums.append(run.tally.loss.item())
     return [*sums, *(tensor.clone() for tensor in run.model.state_dict().values())]

@@ -37,6 +37,7 @@ class ClassificationLoss(nn.Module):
     """
 
     not_claimed: ClassVar[dict[str, str]] = {}  # laws of `softmaxce check-loss` that it does not keep, and why
+    mean_is_weighted: ClassVar = True  # as PyTorch's: see losses.interface.mean_divisor
     weight: Tensor | None
 
     def __init__(
