@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from softmaxce.config import reader as configs
-from softmaxce.config.components import Component, target_of
-from softmaxce.config.registry import MENUS
+from softmaxce.config.components import Component
+from softmaxce.config.registry import REGISTRIES
 from softmaxce.config.values import show
 from softmaxce.errors import ConfigError, DataError, Problem, suggestion
 from softmaxce.report import console
@@ -66,8 +66,8 @@ def bench_loss(
     sizes = [_number(text, "--batch") for text in _split(batch, "--batch")]
     models = _split(train, "--train") if train is not None else []
     for model in models:
-        _component(model, "models", "--train")
-    others = [_component(name, "losses", "LOSSES") for name in losses or []]
+        _component(model, "model", "--train")
+    others = [_component(name, "loss", "LOSSES") for name in losses or []]
 
     from softmaxce.bench.allocator import never_trim
     from softmaxce.report import bench_loss as benchmark
@@ -240,7 +240,7 @@ def _dtype(text: str) -> str:
 
 def _component(name: str, menu: str, place: str) -> Component:
     try:
-        target, implied = target_of(name, MENUS[menu])
+        target, implied = REGISTRIES[menu].resolve(name)
     except ValueError as error:
         raise ConfigError([Problem(place, str(error))]) from None
     return Component(name, target, {}, implied, place)

@@ -8,8 +8,8 @@ import typer
 from softmaxce.errors import FAILED, RunError
 from softmaxce.inference import requirements
 
-from .imports import imports
 from .options import AllowChangedData, Device, SplitName, Temperature, Tta
+from .startup import fast_imports
 from .trust import TrustCode
 
 
@@ -47,7 +47,7 @@ def evaluate(
     if chosen is None:
         raise RunError("there is no run under runs/ here; train one, or name a run folder: softmaxce eval RUN")
 
-    with imports():
+    with fast_imports():
         from softmaxce.inference.calibration import temperature_of
         from softmaxce.inference.evaluate import evaluate as measure
         from softmaxce.report import console, evaluation, step_summary

@@ -1,4 +1,4 @@
-"""`softmaxce list`: what a config can name, with arguments, defaults and a line of doc."""
+"""`softmaxce list`: what a config can name, with arguments, defaults and a line of documentation."""
 
 import enum
 import json as jsonlib
@@ -7,50 +7,47 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from softmaxce.config.keys import SUPPLIED
-from softmaxce.config.registry import MENUS, TORCHVISION
+from softmaxce.config.registry import REGISTRIES, Registry
 from softmaxce.config.signatures import Signature, read_signature
 from softmaxce.config.values import describe, show
 from softmaxce.report import console
 
-MenuName = enum.StrEnum("MenuName", {name: name for name in MENUS})  # type: ignore[misc]
-SECTION = {"losses": "loss", "models": "model", "datasets": "data", "optimizers": "optimizer", "schedules": "schedule"}
+KINDS = {registry.kind: registry for registry in REGISTRIES.values()}
+Kind = enum.StrEnum("Kind", {name: name for name in KINDS})  # type: ignore[misc]
 
 
-def list_menus(
-    menu: Annotated[MenuName | None, typer.Argument(help="One menu; all of them if left out.")] = None,
+def list_components(
+    kind: Annotated[Kind | None, typer.Argument(help="One kind of component; default: all.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List the losses, models, datasets, optimizers, schedules and augmentations a config can name."""
-    chosen = [menu.value] if menu else list(MENUS)
+    kinds = [kind.value] if kind else list(KINDS)
     if json:
-        typer.echo(jsonlib.dumps({name: _entries(name) for name in chosen}, indent=2))
+        typer.echo(jsonlib.dumps({name: _entries(KINDS[name]) for name in kinds}, indent=2))
         return
     out = console.stdout()
-    for index, name in enumerate(chosen):
+    for index, name in enumerate(kinds):
         out.print(("\n" if index else "") + name, style="bold")
-        for entry, about in _entries(name).items():
+        for entry, about in _entries(KINDS[name]).items():
             console.print_entry(out, 2, Text(entry, "cyan"), Text(about["doc"]))
             for argument in about["arguments"]:
-                default = "needed" if argument["required"] else f"= {show(argument['default'])}"
+                default = "required" if argument["required"] else f"= {show(argument['default'])}"
                 console.print_entry(out, 6, Text(f"{argument['name']} {default}"), Text(argument["type"], "dim"))
     out.print("\nYour own code: module:Name or file.py:Name in place of a name (see the README).", soft_wrap=True)
 
 
-def _entries(menu: str) -> dict[str, dict[str, Any]]:
-    supplied = set(SUPPLIED.get(SECTION.get(menu, ""), ()))
+def _entries(registry: Registry) -> dict[str, dict[str, Any]]:
+    entries = {name: (target, registry.supplied) for name, target in registry.targets.items()}
+    for family in registry.families:
+        entries[f"{family.prefix}:NAME"] = (family.target, (*registry.supplied, family.argument))
     result = {}
-    entries = dict(MENUS[menu])
-    if menu == "models":
-        entries["torchvision:NAME"] = TORCHVISION
-        supplied.add("architecture")  # it is the NAME
-    for name, target in entries.items():
+    for name, (target, supplied) in entries.items():
         signature = read_signature(target)
         result[name] = {"doc": _first_sentence(signature.doc, target), "arguments": _arguments(signature, supplied)}
     return result
 
 
-def _arguments(signature: Signature, supplied: set[str]) -> list[dict[str, Any]]:
+def _arguments(signature: Signature, supplied: tuple[str, ...]) -> list[dict[str, Any]]:
     return [
         {
             "name": argument.name,

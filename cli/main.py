@@ -22,8 +22,7 @@ from softmaxce.errors import (
 )
 from softmaxce.runtime.signals import Terminated
 
-from .imports import imports
-from .values import read_plainly
+from .startup import fast_imports, limit_openmp_spinning
 
 # name -> file, function or sub-app, and what --help says of it: the first line of its docstring.
 # A command's file is imported when that command is called.
@@ -68,45 +67,28 @@ COMMANDS = {
     ),
     "list": (
         "list",
-        "list_menus",
+        "list_components",
         "List the losses, models, datasets, optimizers, schedules and augmentations a config can name.",
     ),
     "bench": ("bench", "app", "Measure how fast this machine runs softmaxce, beside PyTorch's own."),
     "config": ("config", "app", "List, show, copy and check configs without training."),
 }
-SHOWN = 20  # mistakes told at once
+MAX_SHOWN = 20  # mistakes printed at once
 MARKUP: Literal["rich"] | None = "rich" if sys.stdout is not None and sys.stdout.isatty() else None
 
 
-# Between two operations PyTorch's threads spin for milliseconds: on cores that others use too, every wait is then as
-# long as the others' turn. Here they sleep after some hundredths of a millisecond. (GNU's OpenMP, as PyTorch ships it.)
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-# Nor does pydantic need to look through every installed package for plugins of its own before it checks a config.
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
-
-
-class Command(TyperCommand):
-    """A command whose plain values are read without pydantic."""
-
-    def get_params(self, ctx: Any) -> Any:
-        """Its arguments and options, --help included."""
-        return read_plainly(super().get_params(ctx))
+limit_openmp_spinning()
 
 
 class Group(TyperGroup):
-    """Imports a command when it is called; turns what it raises into one line and an exit status, not a traceback."""
-
-    def get_params(self, ctx: Any) -> Any:
-        """Its own options, --help included."""
-        return read_plainly(super().get_params(ctx))
+    """Imports a command when it is called, and turns its errors into one line and an exit status, not a traceback."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All names, in the order in which --help shows them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command, if it is loaded; else what --help needs of it."""
+        """The command, if it is loaded; else a stand-in with its help, which is all that --help needs."""
         if cmd_name in self.commands or cmd_name not in COMMANDS:
             return self.commands.get(cmd_name)
         return TyperCommand(cmd_name, help=COMMANDS[cmd_name][2])
@@ -115,7 +97,7 @@ class Group(TyperGroup):
         """The command that the arguments name, loaded."""
         if args:
             self.load(args[0])
-            if args[0] not in COMMANDS:  # among whose names one is looked for that is meant
+            if args[0] not in COMMANDS:  # typer suggests the nearest name among these
                 self.commands.update({name: self.get_command(ctx, name) for name in COMMANDS})
         return super().resolve_command(ctx, args)
 
@@ -123,16 +105,16 @@ class Group(TyperGroup):
         """Import a command, if there is one of this name."""
         if name not in COMMANDS or name in self.commands:
             return
-        file, thing, _ = COMMANDS[name]
-        with imports():
-            found = getattr(importlib.import_module(f".{file}", __package__), thing)
-        around = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
-        around.callback()(lambda: None)  # which makes it a group, of one command
-        if isinstance(found, typer.Typer):
-            around.add_typer(found, name=name)
+        file, attribute, _ = COMMANDS[name]
+        with fast_imports():
+            command = getattr(importlib.import_module(f".{file}", __package__), attribute)
+        wrapper = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
+        wrapper.callback()(lambda: None)  # a Typer with one command and no callback would not be a group
+        if isinstance(command, typer.Typer):
+            wrapper.add_typer(command, name=name)
         else:
-            around.command(name, cls=Command)(found)
-        group = typer.main.get_command(around)
+            wrapper.command(name)(command)
+        group = typer.main.get_command(wrapper)
         assert isinstance(group, TyperGroup)
         self.commands[name] = group.commands[name]
 
@@ -147,26 +129,26 @@ class Group(TyperGroup):
                 import traceback
 
                 traceback.print_exception(error.__cause__)
-            for line in lines[:SHOWN]:
-                _tell(str(line))
-            if len(lines) > SHOWN:
-                _tell(f"... and {len(lines) - SHOWN} more mistakes")
+            for line in lines[:MAX_SHOWN]:
+                _print_error(str(line))
+            if len(lines) > MAX_SHOWN:
+                _print_error(f"... and {len(lines) - MAX_SHOWN} more mistakes")
             raise typer.Exit(error.status) from None
         except BrokenPipeError:
-            raise  # whoever read stdout has gone; typer ends quietly
-        except OSError as error:  # a full disk, a folder that went away
-            place = f"{error.filename}: " if error.filename else ""
-            _tell(f"{place}{error.strerror or error}")
+            raise  # the reader of stdout has closed it; typer ends quietly
+        except OSError as error:  # a full disk, a removed folder
+            file = f"{error.filename}: " if error.filename else ""
+            _print_error(f"{file}{error.strerror or error}")
             raise typer.Exit(FAILED) from None
-        except Exception as error:  # any command may run the user's code; if it was not that, the error goes on
-            told = f"memory ran out: {in_one_line(error)}" if ran_out_of_memory(error) else in_users_code(error)
-            if told is None:
+        except Exception as error:  # raised by the user's code, which any command may run; others are raised again
+            message = f"memory ran out: {in_one_line(error)}" if ran_out_of_memory(error) else in_users_code(error)
+            if message is None:
                 raise
             if {"--verbose", "-v"} & set(sys.argv):
                 import traceback
 
                 traceback.print_exception(error)
-            _tell(told)
+            _print_error(message)
             raise typer.Exit(FAILED) from None
         except Terminated:
             raise typer.Exit(TERMINATED) from None
@@ -174,9 +156,9 @@ class Group(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     if not sys.stderr.isatty() and "FORCE_COLOR" not in os.environ:
-        print(f"error: {message}", file=sys.stderr)  # rich would say the same, after some time to be imported
+        print(f"error: {message}", file=sys.stderr)  # rich would print the same, but takes time to import
         return
     from rich.text import Text
 
@@ -218,4 +200,4 @@ def main(
 ) -> None:
     """Train image classifiers from one YAML file, with a softmax + cross-entropy loss you can read."""
     if "" not in sys.path:
-        sys.path.insert(0, "")  # so that module:Name finds the user's code where the user stands, as python -m does
+        sys.path.insert(0, "")  # module:Name is looked up in the current folder too, as python -m does

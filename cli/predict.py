@@ -9,8 +9,8 @@ import typer
 
 from softmaxce.errors import USAGE, ConfigError, Problem
 
-from .imports import imports
 from .options import Device, Temperature
+from .startup import fast_imports
 from .trust import TrustCode
 
 PIPED = 512  # files that are taken from a pipe before the first is told of
@@ -55,7 +55,7 @@ def predict(
     with PrefetchingDecoder(
         image_files(paths, sys.stdin), decode_to(shape), ahead
     ) as decoded:  # while torch is imported
-        with imports():
+        with fast_imports():
             from softmaxce.inference.calibration import temperature_of
             from softmaxce.inference.predict import classify, open_run
             from softmaxce.report.predictions import writer

@@ -12,8 +12,8 @@ from softmaxce.config.reader import Override
 from softmaxce.errors import FAILED
 from softmaxce.inference import requirements
 
-from .imports import imports
 from .options import AllowChangedData
+from .startup import fast_imports
 from .training import OutputOptions, check_tensorboard, make_plan, require_config, train_one
 from .trust import TrustCode
 
@@ -81,7 +81,7 @@ def train(
     if resume is not None and config is None and not trust_code:  # the config is the run folder's
         keys.refuse_users_code(plan.config, f"--resume {resume}")
     if dry_run:
-        with imports():
+        with fast_imports():
             from softmaxce.build import build_run
             from softmaxce.report.summary import print_summary
             from softmaxce.session import check_requirements

@@ -15,7 +15,7 @@ from softmaxce.config.reader import Override
 from softmaxce.errors import ConfigError, Problem, RunError
 from softmaxce.inference.requirements import Requirement
 
-from .imports import imports
+from .startup import fast_imports
 
 if TYPE_CHECKING:
     from softmaxce.runs.plan import Plan
@@ -44,7 +44,7 @@ class ImagesOnDisk:
     def __call__(self, config: Config) -> "Images":
         """A config's images as they are now. Raises: DataError, ConfigError."""
         if self._read is None:
-            with imports():
+            with fast_imports():
                 from softmaxce.runs.provenance import ImagesNow
 
             self._read = ImagesNow()
@@ -108,7 +108,7 @@ def train_one(plan: "Plan", requirements: Sequence[Requirement], output: OutputO
     from softmaxce.runtime.signals import Signals
 
     with Signals() as signals:  # from here on, so that SIGUSR1 does not end a process that is still building
-        with imports():
+        with fast_imports():
             from softmaxce import session
             from softmaxce.build import build_run
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .config.components import Component, build
-from .config.keys import CALLED_WITH, NEEDS_VALIDATION, Config
+from .config.keys import NEEDS_VALIDATION, Config
+from .config.registry import REGISTRIES
 from .data.batches import Batches
 from .data.fingerprint import fingerprint
 from .data.mixup import mixing
@@ -103,7 +104,7 @@ def load_source(config: Config) -> Dataset:
     source = build(config.source, supplied)
     if not isinstance(source, Dataset):
         message = f"{config.source.name} must return a softmaxce.data.splits.Dataset, got {type(source).__name__}"
-        raise ConfigError([Problem(config.source.place, message)])
+        raise ConfigError([Problem(config.source.location, message)])
     if len(source.classes) < 2:
         raise DataError(
             f"{config.source.name}: there is one class only, '{', '.join(source.classes)}', and nothing to tell it "
@@ -212,7 +213,7 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
     model = build(config.model, supplied)
     if not isinstance(model, nn.Module):
         message = f"{config.model.name} must be a torch.nn.Module or return one, got {type(model).__name__}"
-        raise ConfigError([Problem(config.model.place, message)])
+        raise ConfigError([Problem(config.model.location, message)])
     with torch.inference_mode(False), torch.no_grad():  # a first pass shapes lazy layers, before there is an optimizer
         images = torch.zeros(2, *preprocessing.shape)
         model.eval()
@@ -222,14 +223,14 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
             if ran_out_of_memory(error):
                 raise
             message = f"{config.model.name} cannot take images {list(images.shape)}: {in_one_line(error)}"
-            raise ConfigError([Problem(config.model.place, message)]) from error
+            raise ConfigError([Problem(config.model.location, message)]) from error
         model.train()
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         message = (
             f"{config.model.name} must turn images [B, C, H, W] into logits [B, {num_classes}]; for B = 2 it gave {got}"
         )
-        raise ConfigError([Problem(config.model.place, message)])
+        raise ConfigError([Problem(config.model.location, message)])
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -281,7 +282,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = build(replace(component, arguments=arguments), {"params": parameters, "model": model})
     if not isinstance(optimizer, torch.optim.Optimizer):
         message = f"{component.name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        raise ConfigError([Problem(component.place, message)])
+        raise ConfigError([Problem(component.location, message)])
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # what the schedule's factor multiplies
     return optimizer
@@ -329,12 +330,12 @@ def make_loss(component: Component, class_counts: list[int], device: torch.devic
     Raises: ConfigError if it cannot be made, or cannot be called.
     """
     supplied = {"num_classes": len(class_counts), "class_counts": class_counts}
-    loss = build(component, supplied, CALLED_WITH["loss"])
+    loss = build(component, supplied, REGISTRIES["loss"].called_with)
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
     if not callable(loss):
         message = f"{component.name} must be callable as loss(logits, targets), got {type(loss).__name__}"
-        raise ConfigError([Problem(component.place, message)])
+        raise ConfigError([Problem(component.location, message)])
     return loss  # type: ignore[no-any-return]
 
 
@@ -359,11 +360,11 @@ def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: tor
             raise
         kind = "probabilities [B, K], as mixup makes them," if soft else "class ids [B]"
         message = f"{component.name} cannot take logits [B, K] and {kind}: {in_one_line(error)}"
-        raise ConfigError([Problem(component.place, message)]) from error
+        raise ConfigError([Problem(component.location, message)]) from error
     if not isinstance(value, Tensor) or value.shape not in ((), (2,)):
         got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         message = f"{component.name} must return a scalar or one loss an image [B]; for B = 2 it gave {got}"
-        raise ConfigError([Problem(component.place, message)])
+        raise ConfigError([Problem(component.location, message)])
     if not value.requires_grad:
         message = f"{component.name} has no gradient: what it returns must be computed from the logits, undetached"
-        raise ConfigError([Problem(component.place, message)])
+        raise ConfigError([Problem(component.location, message)])

@@ -22,12 +22,12 @@ LONGEST = 600  # characters of a mistake's message: a file that is no config may
 class Problem:
     """One mistake: where it is (`file:line:column` or an option; empty if nowhere), what is wrong and what to do."""
 
-    place: str
+    location: str
     message: str
 
     def __str__(self) -> str:
         message = self.message if len(self.message) <= LONGEST else self.message[: LONGEST - 3] + "..."
-        return f"{self.place}: {message}" if self.place else message
+        return f"{self.location}: {message}" if self.location else message
 
 
 class SoftmaxceError(Exception):

@@ -6,20 +6,12 @@ from functools import partial
 import torch
 
 from ..build import build_loss, build_run
-from ..config import reader, yamlfile
+from ..config import reader
 from ..training.loop import train_epoch
 from .clock import Timed, clock_for, race
 
 STEPS = 32  # of training in one block, before the other loss's turn
 LOSSES = {"torch": "torch_cross_entropy", "ours": "softmax_cross_entropy"}
-
-CONFIG = """\
-device: "{device}"
-epochs: 1
-data: {{name: synthetic, size: 28, train: {images}, test: 10, batch_size: {batch_size}}}
-model: {model}
-optimizer: {{name: sgd, lr: 0.001, momentum: 0.9}}
-"""
 
 
 @dataclass(frozen=True)
@@ -53,15 +45,21 @@ def compare(model: str, batch_size: int, threads: int, device: torch.device, rou
         rounds: how many times each loss has its turn, at least 2.
     Raises: ConfigError if there is no such model, or it cannot take these images.
     """
-    text = CONFIG.format(device=device, images=STEPS * batch_size, batch_size=batch_size, model=f'"{model}"')
-    settings = reader.check(yamlfile.parse(text, "--train"))
+    config = {
+        "device": str(device),
+        "epochs": 1,
+        "data": {"name": "synthetic", "size": 28, "train": STEPS * batch_size, "test": 10, "batch_size": batch_size},
+        "model": model,
+        "optimizer": {"name": "sgd", "lr": 0.001, "momentum": 0.9},
+    }
+    settings = reader.from_dict(config, "--train")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         run = build_run(settings)
         losses = {}
         for name, on_menu in LOSSES.items():
-            named = reader.check(yamlfile.parse(f"{text}loss: {on_menu}\n", "--train"))
+            named = reader.from_dict({**config, "loss": on_menu}, "--train")
             losses[name] = build_loss(named, run.class_counts, run.device)
 
         def epoch_with(name: str) -> None:

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets, transforms
 
 from ..config import reader as configs
-from ..config import yamlfile
 from ..config.components import build
 from ..config.keys import Config
 from ..data.splits import InMemory, Split
@@ -148,8 +147,7 @@ class Plain:
 def main() -> None:
     """Answer requests until there are no more."""
     asked = json.loads(sys.stdin.readline())
-    document = yamlfile.parse(yamlfile.dump(asked["config"]), "--config")
-    plain = Plain(configs.check(document, recipe=asked["recipe"]), asked["about"])
+    plain = Plain(configs.from_dict(asked["config"], "--config", asked["recipe"]), asked["about"])
     for line in sys.stdin:
         request = json.loads(line)
         answer: dict[str, Any] = {"left_out": plain.left_out}

@@ -1,77 +1,48 @@
-"""From a name and its arguments to a callable, checked against the callable's own signature.
+"""From a name and its arguments in a config to a callable, checked against the callable's own signature.
 
-The signature is the schema: nothing is declared twice. It is read from the source text, without importing it, so that
-a mistake in a config is answered before torch is loaded and before any user's code runs; where the text does not tell
-(a decorated function, a name imported from elsewhere), the real signature is read when the component is built.
+The signature is the schema, so that nothing is declared twice. It is read from the source text, without an import, so
+that a mistake in a config is answered before torch is loaded and before any code of the user's runs. Where the text is
+not enough (a decorated function, a name imported from elsewhere), the real signature is read when the component is
+built.
 """
 
 import importlib
 import importlib.util
 import inspect
-import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Problem, SoftmaxceError, in_one_line, ran_out_of_memory, suggestion
-from . import registry
-from .registry import MENUS, TORCHVISION
-from .signatures import NotStatic, Signature, read_signature, signature_of, whole_numbers
-from .values import check_value, describe
-
-# module:Name or file.py:Name, as Python and as JSON Schema read it: identifiers of ASCII, or of any letters beyond it.
-_IDENTIFIER = r"[^\x00-@\[-^`{-\x7f][^\x00-/:-@\[-^`{-\x7f]*"
-OWN_CODE = rf"^(.*\.py|{_IDENTIFIER}(\.{_IDENTIFIER})*):{_IDENTIFIER}$(?!\n)"
+from .registry import Registry
+from .signatures import NotStatic, Signature, read_signature, signature_of
+from .values import convert, describe
 
 
 @dataclass(frozen=True)
 class Component:
     """A name from a config, the code it stands for, and its arguments.
 
-    `implied` holds the arguments that the name itself gives (`torchvision:resnet50`'s architecture); `place` is where
-    the config names it, and does not count when two components are compared.
+    Attributes:
+        name: as the config writes it.
+        target: module:Name or file.py:Name.
+        arguments: by name.
+        implied: the arguments that the name itself implies (the architecture of `torchvision:resnet50`).
+        location: where the config names it, for messages; ignored when two components are compared.
     """
 
     name: str
     target: str
     arguments: dict[str, Any]
     implied: dict[str, Any] = field(default_factory=dict)
-    place: str = field(default="", compare=False)
+    location: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As a config writes it."""
         return {"name": self.name, **self.arguments}
-
-
-# -- names ------------------------------------------------------------------------------------------------------------
-
-
-def target_of(name: str, menu: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """The `module:Name` a config's name stands for, and the arguments that the name itself implies.
-
-    Raises: ValueError, with the likely remedy, if the name is not on the menu and is no `module:Name`.
-    """
-    if name in menu:
-        return menu[name], {}
-    prefix, colon, rest = name.rpartition(":")
-    if prefix == "torchvision" and menu is registry.MODELS:
-        known = registry.torchvision_names()
-        if rest not in known:
-            raise ValueError(f"torchvision has no model '{rest}'{suggestion(rest, known)}")
-        return TORCHVISION, {"architecture": rest}
-    if colon:
-        if re.search(OWN_CODE, name):
-            return name, {}
-        raise ValueError(f"'{name}' is no module:Name; write for example mylab.losses:Tilted or ./tilted.py:Tilted")
-    listing = next(word for word, entries in MENUS.items() if entries is menu)
-    hint = suggestion(name, menu) or f"; `softmaxce list {listing}` shows all"
-    raise ValueError(f"there is no '{name}' among the {listing}{hint}")
-
-
-# -- signatures -------------------------------------------------------------------------------------------------------
 
 
 def takes(component: Component, name: str) -> bool:
@@ -79,37 +50,97 @@ def takes(component: Component, name: str) -> bool:
     try:
         try:
             signature = read_signature(component.target)
-        except NotStatic:  # the object itself is asked
+        except NotStatic:  # the object's own signature is read instead
             signature = signature_of(load_object(component.target))
     except (ValueError, TypeError) as error:
-        raise ConfigError([Problem(component.place, str(error))]) from error
+        raise ConfigError([Problem(component.location, str(error))]) from error
     return name in signature.names()
 
 
-# -- checks -----------------------------------------------------------------------------------------------------------
+# -- checking ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ArgumentProblem:
+    """What is wrong with a component's arguments.
+
+    Attributes:
+        argument: the name; None if it is the component as a whole.
+        message: what is wrong, and the remedy.
+        of_value: the value is wrong, not the name.
+    """
+
+    argument: str | None
+    message: str
+    of_value: bool = False
+
+
+def resolve(
+    registry: Registry,
+    name: str,
+    arguments: Mapping[str, Any],
+    location: str,
+    *,
+    aliases: Mapping[str, str] | None = None,
+    other_keys: Sequence[str] = (),
+) -> tuple[Component, list[ArgumentProblem]]:
+    """The component that a config names, its arguments converted and its defaults filled in; and what is wrong with it.
+
+    Args:
+        registry: of its section.
+        name: as the config writes it.
+        arguments: as the config writes them.
+        location: of the name, for messages.
+        aliases: what other trainers call an argument -> its name here, for suggestions.
+        other_keys: keys that may stand beside the arguments, for suggestions.
+    Raises: ValueError if there is no such component.
+    """
+    target, implied = registry.resolve(name)
+    component = Component(name, target, dict(arguments), implied, location)
+    try:
+        signature = read_signature(target)
+    except NotStatic:  # `build` checks the arguments against the object itself
+        return component, []
+    return check_component(
+        component, signature, registry.supplied, registry.called_with, aliases=aliases, other_keys=other_keys
+    )
 
 
 def check_arguments(
-    what: str, signature: Signature, arguments: Mapping[str, Any], supplied: Collection[str] = ()
-) -> list[tuple[str | None, str]]:
-    """What is wrong with `arguments` for a component called `what`: (argument or None, message) pairs."""
+    what: str,
+    signature: Signature,
+    arguments: Mapping[str, Any],
+    supplied: Collection[str] = (),
+    *,
+    aliases: Mapping[str, str] | None = None,
+    other_keys: Sequence[str] = (),
+) -> tuple[dict[str, Any], list[ArgumentProblem]]:
+    """The arguments of a component called `what`, each converted to its type, and what is wrong with them."""
     known = {a.name: a for a in signature.arguments}
-    problems: list[tuple[str | None, str]] = []
+    converted: dict[str, Any] = dict(arguments)
+    problems: list[ArgumentProblem] = []
     for name, value in arguments.items():
         if name in supplied:
-            problems.append((name, f"'{name}' is supplied by softmaxce; remove it"))
-        elif name not in known:
-            if not signature.takes_any:
-                open_names = [n for n in known if n not in supplied]
-                likely = suggestion(name, open_names) or _takes(open_names)
-                problems.append((name, f"{what} takes no '{name}'{likely}"))
-        elif (message := check_value(value, known[name].type)) is not None:
-            problems.append((name, f"{name} {message}"))
+            problems.append(ArgumentProblem(name, f"'{name}' is supplied by softmaxce; remove it"))
+        elif name in known:
+            try:
+                converted[name] = convert(value, known[name].type)
+            except ValueError as error:
+                problems.append(ArgumentProblem(name, f"{name} {error}", of_value=True))
+        elif not signature.takes_any:
+            names = [n for n in known if n not in supplied]
+            hint = _likely(name, [*names, *other_keys], aliases or {}) or _takes(names)
+            problems.append(ArgumentProblem(name, f"{what} takes no '{name}'{hint}"))
     missing = [a.name for a in known.values() if a.required and a.name not in arguments and a.name not in supplied]
     for name in missing:
         kind = "" if known[name].type is Any else f" ({describe(known[name].type)})"
-        problems.append((None, f"{what} needs '{name}'{kind}"))
-    return problems
+        problems.append(ArgumentProblem(None, f"{what} needs '{name}'{kind}"))
+    return converted, problems
+
+
+def _likely(name: str, known: Sequence[str], aliases: Mapping[str, str]) -> str:
+    alias = aliases.get(name)
+    return f"; did you mean '{alias}'?" if alias in known else suggestion(name, known)
 
 
 def _takes(names: list[str]) -> str:
@@ -119,10 +150,10 @@ def _takes(names: list[str]) -> str:
 def left_to_the_caller(
     signature: Signature, arguments: Mapping[str, Any], supplied: Collection[str], called_with: int
 ) -> list[str]:
-    """The arguments that a plain function takes when it is called: `logits` and `targets` of loss(logits, targets).
+    """The arguments that a plain function receives when it is called: `logits` and `targets` of loss(logits, targets).
 
-    A function whose first `called_with` arguments nobody gives beforehand is itself what the config wants. A class, and
-    a function that takes fewer such arguments, make what it wants; for them the list is empty.
+    A function that takes at least `called_with` positional arguments without a default, none of them given beforehand,
+    is itself the component. A class, or a function that takes fewer, builds the component; the list is then empty.
     """
     names = signature.names()[:called_with]
     is_plain = signature.leading >= called_with and not {*names} & {*arguments, *supplied}
@@ -130,21 +161,27 @@ def left_to_the_caller(
 
 
 def check_component(
-    component: Component, signature: Signature, supplied: Collection[str], called_with: int = 0
-) -> tuple[Component, list[tuple[str | None, str]]]:
-    """The component with the defaults it did not give filled in, and what is wrong with it."""
-    component = replace(component, arguments=whole_numbers(component.arguments, signature))
-    given = {*supplied, *component.implied}
-    given.update(left_to_the_caller(signature, component.arguments, given, called_with))
-    problems = check_arguments(component.name, signature, component.arguments, given)
+    component: Component,
+    signature: Signature,
+    supplied: Collection[str],
+    called_with: int = 0,
+    *,
+    aliases: Mapping[str, str] | None = None,
+    other_keys: Sequence[str] = (),
+) -> tuple[Component, list[ArgumentProblem]]:
+    """The component with its arguments converted and its defaults filled in, and what is wrong with it."""
+    preset = {*supplied, *component.implied}
+    preset.update(left_to_the_caller(signature, component.arguments, preset, called_with))
+    arguments, problems = check_arguments(
+        component.name, signature, component.arguments, preset, aliases=aliases, other_keys=other_keys
+    )
     defaults = {
         a.name: list(a.default) if isinstance(a.default, tuple) else a.default
         for a in signature.arguments
-        if a.name not in given and not a.required and a.default is not ...
+        if a.name not in preset and not a.required and a.default is not ...
     }
-    arguments = {**{k: v for k, v in defaults.items() if k not in component.arguments}, **component.arguments}
     order = {name: i for i, name in enumerate(signature.names())}
-    arguments = dict(sorted(arguments.items(), key=lambda item: order.get(item[0], len(order))))
+    arguments = dict(sorted({**defaults, **arguments}.items(), key=lambda item: order.get(item[0], len(order))))
     return replace(component, arguments=arguments), problems
 
 
@@ -158,20 +195,11 @@ def load_object(target: str) -> Any:
     """
     module_name, _, name = target.rpartition(":")
     try:
-        if module_name.endswith(".py"):
-            file = Path(module_name).resolve()
-            unique = f"softmaxce_user_{file.stem}"
-            if unique not in sys.modules:
-                spec = importlib.util.spec_from_file_location(unique, file)
-                assert spec is not None
-                assert spec.loader is not None
-                sys.modules[unique] = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(sys.modules[unique])
-            module = sys.modules[unique]
-        else:
-            module = importlib.import_module(module_name)
-    except Exception as error:  # importing the user's module; told
-        sys.modules.pop(f"softmaxce_user_{Path(module_name).stem}", None)
+        module = (
+            _import_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
+        )
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        sys.modules.pop(_module_name(Path(module_name)), None)
         if ran_out_of_memory(error):
             raise
         raise ValueError(f"importing '{module_name}' failed: {in_one_line(error)}") from error
@@ -180,38 +208,53 @@ def load_object(target: str) -> Any:
     return getattr(module, name)
 
 
+def _import_file(file: Path) -> Any:
+    name = _module_name(file)
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file.resolve())
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def _module_name(file: Path) -> str:
+    return f"softmaxce_user_{file.stem}"
+
+
 def build(component: Component, supplied: Mapping[str, Any], called_with: int = 0) -> Any:
-    """What a component names, made with its arguments and with those of `supplied` that it takes.
+    """What a component names, built with its arguments and with those of `supplied` that it takes.
 
     Args:
-        component: the name and the arguments that a config gives.
-        supplied: what softmaxce gives to a component that takes it.
-        called_with: how many arguments the result will be called with. A function that waits for them (see
-            `left_to_the_caller`), or an object made already, is itself the result, with its other arguments bound.
-    Raises: ConfigError, with the component's place, if the name cannot be imported, an argument does not fit, or the
+        component: the name and the arguments from a config.
+        supplied: what softmaxce passes to a component that takes it.
+        called_with: the number of arguments the result will be called with. A function that waits for them (see
+            `left_to_the_caller`), or an object that is not a class or function, is itself the result, with its other
+            arguments bound.
+    Raises: ConfigError, with the component's location, if the name cannot be imported, an argument does not fit, or the
         callable raises anything.
     """
     try:
-        found = load_object(component.target)
-        signature = signature_of(found)
+        target = load_object(component.target)
+        signature = signature_of(target)
     except (ValueError, TypeError) as error:
-        raise ConfigError([Problem(component.place, str(error))]) from error
-    component = replace(component, arguments=whole_numbers(component.arguments, signature))
-    given = {*supplied, *component.implied}
-    waits_for = left_to_the_caller(signature, component.arguments, given, called_with)
-    problems = check_arguments(component.name, signature, component.arguments, {*given, *waits_for})
+        raise ConfigError([Problem(component.location, str(error))]) from error
+    preset = {*supplied, *component.implied}
+    waits_for = left_to_the_caller(signature, component.arguments, preset, called_with)
+    arguments, problems = check_arguments(component.name, signature, component.arguments, {*preset, *waits_for})
     if problems:
-        raise ConfigError([Problem(component.place, message) for _, message in problems])
-    extra = {name: value for name, value in supplied.items() if name in signature.names()}
-    arguments = {**component.arguments, **component.implied, **extra}
-    makes = inspect.isclass(found) or inspect.isroutine(found) or isinstance(found, partial)
-    if waits_for or (called_with and not makes):
-        return partial(found, **arguments) if arguments else found
+        raise ConfigError([Problem(component.location, problem.message) for problem in problems])
+    arguments |= component.implied
+    arguments |= {name: value for name, value in supplied.items() if name in signature.names()}
+    is_factory = inspect.isclass(target) or inspect.isroutine(target) or isinstance(target, partial)
+    if waits_for or (called_with and not is_factory):
+        return partial(target, **arguments) if arguments else target
     try:
-        return found(**arguments)
+        return target(**arguments)
     except SoftmaxceError:
         raise
-    except Exception as error:  # the user's constructor; told with its line
+    except Exception as error:  # a constructor of the user's may raise anything
         if ran_out_of_memory(error):
             raise
-        raise ConfigError([Problem(component.place, f"{component.name}: {in_one_line(error)}")]) from error
+        raise ConfigError([Problem(component.location, f"{component.name}: {in_one_line(error)}")]) from error

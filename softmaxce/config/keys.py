@@ -1,43 +1,34 @@
-"""The keys of a config and their defaults: what a config file can say."""
+"""The keys of a config and their defaults."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from ..argument_types import Fraction, Moments, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from annotated_types import doc
+from pydantic import Field
+
+from ..argument_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from ..errors import RunError
-from . import registry
 from .components import Component
 from .signatures import REQUIRED, Argument, Signature
 
-# What softmaxce passes to a component that takes it, so that a file never has to.
-SUPPLIED = {
-    "model": ("in_channels", "num_classes", "image_size"),
-    "loss": ("num_classes", "class_counts"),
-    "data": ("root", "download", "seed"),
-    "optimizer": ("params", "model"),
-    "schedule": ("step", "steps", "steps_per_epoch"),
-    "augment": (),
-}
-CALLED_WITH = {"loss": 2}  # a plain function loss(logits, targets) may stand there itself
-COMPONENTS: dict[str, Mapping[str, str]] = {
-    "model": registry.MODELS,
-    "loss": registry.LOSSES,
-    "optimizer": registry.OPTIMIZERS,
-    "schedule": registry.SCHEDULES,
-}
+CheckpointInterval = Annotated[
+    str,
+    Field(pattern=r"^0*[1-9][0-9]* steps?$|^(0*[1-9][0-9]*|[0-9]+\.[0-9]*[1-9]0*) minutes?$"),
+    doc("'N steps' or 'N minutes'"),
+]
 NEEDS_VALIDATION = "early_stopping needs a validation split; set data.validation, to 0.1 for example"
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop when the best validation figure has not improved for some epochs.
+    """Stop when the best validation metric has not improved for some epochs.
 
     Attributes:
-        patience: how many epochs without improvement to wait.
-        min_delta: what counts as one, in the unit of `best_metric`.
+        patience: epochs without improvement after which to stop.
+        min_delta: the smallest change that counts as an improvement, in the unit of `best_metric`.
     """
 
     patience: PositiveInt
@@ -46,7 +37,7 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class Normalize:
-    """Fixed normalisation: (pixel in [0, 1] - mean) / std, one number a channel."""
+    """Fixed normalization: (pixel in [0, 1] - mean) / std, one number per channel."""
 
     mean: list[float]
     std: list[PositiveFloat]
@@ -54,19 +45,20 @@ class Normalize:
 
 @dataclass(frozen=True)
 class Data:
-    """The `data` section. What it does not name here goes to the source as its arguments.
+    """The `data` section. Its other keys are passed to the data set as arguments.
 
     Attributes:
-        name: the source, a name on the menu or module:Name.
-        root: the folder with the data; None means $SOFTMAXCE_DATA, else a folder in the user's cache.
-        download: fetch what is missing.
-        batch_size: images a training step.
-        eval_batch_size: images at once in evaluation; it does not change a figure.
-        augment: what is done to training images, in this order.
-        normalize: auto (the training images' own mean and deviation), imagenet, none, or {mean: [..], std: [..]}.
-        validation: how much of the training images to hold out, a count (100) or a fraction (0.1); stratified, by the
-            seed.
-        train_limit: use only this many training images; stratified, by the seed.
+        name: the data set, a registered name or module:Name.
+        root: the folder with the data; null means $SOFTMAXCE_DATA, else a folder in the user's cache.
+        download: download missing files.
+        batch_size: images per training batch.
+        eval_batch_size: images per evaluation batch; it changes no metric.
+        augment: augmentations of the training images, applied in this order.
+        normalize: auto (mean and standard deviation of the training images), imagenet, none, or
+            {mean: [..], std: [..]}.
+        validation: the part of the training images to hold out, as a count (100) or a fraction (0.1); stratified,
+            chosen by the seed.
+        train_limit: use only this many training images; stratified, chosen by the seed.
     """
 
     name: str
@@ -82,39 +74,43 @@ class Data:
 
 @dataclass(frozen=True)
 class Config:
-    """A complete config. Every field is a key of the file; the defaults are the file's.
+    """A complete config. Every field is a key of the file, except source, augment and recipe; the defaults are the
+    file's.
 
     Attributes:
         seed: of the weights, the shuffling, the augmentation and the validation split.
         device: auto, cpu, cuda, cuda:N or mps.
-        precision: float32, or bf16 or fp16 (autocast; the weights stay float32); auto: bf16 where the device has
+        precision: float32, or bf16 or fp16 (autocast; the weights stay float32); auto is bf16 where the device has
             instructions for it, else float32.
-        compile: have torch.compile make one program of the model; seconds to minutes at first. On the CPU slower.
-        cuda_graph: on CUDA, replay forward and backward pass of full batches as one CUDA graph: auto, where the run
-            allows it, and else it says why not; true, or stop; false.
-        keep_memory: keep freed memory in the process for the next batch (CPU, glibc); it changes no figure.
-            Under ulimit -v or strict overcommit memory is given back all the same: what is kept would count.
-        deterministic: refuse operations whose result is not the same to the last bit each time; slower on a GPU.
-        epochs: how many times every training image is seen.
-        data: where the images come from and how they are batched.
+        compile: compile the model with torch.compile; this takes seconds to minutes at first, and on the CPU the
+            compiled model is slower.
+        cuda_graph: on CUDA, replay forward and backward pass of full batches as one CUDA graph. auto does so where the
+            run allows it and reports why not elsewhere; true stops with an error instead; false never does.
+        keep_memory: keep freed memory in the process for the next batch (CPU, glibc); it changes no metric. Ignored
+            under ulimit -v or strict overcommit, where the kept memory would count against the limit.
+        deterministic: refuse operations whose result can differ in the last bit from run to run; slower on a GPU.
+        epochs: the number of passes over the training images.
+        data: the data set and how it is batched.
         model: the network.
-        loss: what is minimised.
-        optimizer: torch's own, with torch's argument names, or muon.
-        schedule: the learning rate's course, step by step.
-        clip_grad_norm: scale the gradient down to this norm where it is larger.
-        grad_accum_steps: batches whose gradients are averaged before one step.
+        loss: the objective that is minimized.
+        optimizer: one of torch's, with torch's argument names, or muon.
+        schedule: the learning-rate schedule, applied at every step.
+        clip_grad_norm: clip the gradient to this norm.
+        grad_accum_steps: batches whose gradients are averaged before one optimizer step.
         mixup_alpha: mixup's Beta parameter (Zhang et al. 2018); 0 is off.
         cutmix_alpha: CutMix's Beta parameter (Yun et al. 2019); 0 is off. With both, each batch draws one of the two.
         model_ema_decay: evaluate an exponential moving average of the weights with this decay.
         model_ema_steps: steps between two updates of that average.
-        tta: test-time augmentation in final figures, eval and predict, not in the epochs' table: none; flip, an image
-            and its mirror image; crops, an image and two shifted by a pixel; flip_crops. Logits are averaged.
+        tta: test-time augmentation in the final metrics, eval and predict, not in the table of epochs. none; flip, an
+            image and its mirror image; crops, an image and two shifted by a pixel; flip_crops, both. The logits are
+            averaged.
         early_stopping: {patience, min_delta}; it needs a validation split.
-        best_metric: what decides the best epoch, on the validation split.
-        checkpoint_every: save within an epoch too, every '500 steps' or '10 minutes'; it changes no figure.
-        on_nonfinite: what to do about a loss or gradient that is not finite: stop, skip that step, or restore the last
-            checkpoint's weights and go on after that batch.
-        max_nonfinite: how many of them a run may skip or restore after before it stops.
+        best_metric: the metric on the validation split that decides which epoch is the best.
+        checkpoint_every: save a checkpoint within an epoch too, every '500 steps' or '10 minutes'; it changes no
+            metric.
+        on_nonfinite: what to do if a loss or gradient is not finite. stop; skip that step; or restore the weights of
+            the last checkpoint and continue after that batch.
+        max_nonfinite: how many such steps a run may skip or restore from before it stops.
     """
 
     epochs: PositiveInt
@@ -141,7 +137,7 @@ class Config:
     tta: Literal["none", "flip", "crops", "flip_crops"] = "none"
     early_stopping: EarlyStopping | None = None
     best_metric: Literal["accuracy", "loss"] = "accuracy"
-    checkpoint_every: Moments | None = None
+    checkpoint_every: CheckpointInterval | None = None
     on_nonfinite: Literal["stop", "skip", "restore"] = "stop"
     max_nonfinite: PositiveInt = 10
     recipe: str = "run"
@@ -152,7 +148,7 @@ class Config:
         return Path(self.data.root).expanduser() if self.data.root else default_root()
 
     def to_dict(self) -> dict[str, Any]:
-        """As a file writes it, every default spelt out."""
+        """As a file writes it, with every default written out."""
         result: dict[str, Any] = {}
         for name in KEYS:
             value = getattr(self, name)
@@ -168,28 +164,28 @@ class Config:
 
 
 def users_code(config: Config) -> list[str]:
-    """What a config names that is code outside softmaxce, `mylab.losses:Tilted`."""
+    """The code outside softmaxce that a config names, such as `mylab.losses:Tilted`."""
     components = (config.model, config.loss, config.optimizer, config.schedule, config.source, *config.augment)
-    named = [component.name for component in components if ":" in component.name and not component.implied]
-    return list(dict.fromkeys(named))
+    names = [component.name for component in components if ":" in component.name and not component.implied]
+    return list(dict.fromkeys(names))
 
 
-def refuse_users_code(config: Config, place: str) -> None:
-    """Refuse a config that came with a run, not from the user's hand, if it names code outside softmaxce.
+def refuse_users_code(config: Config, location: str) -> None:
+    """Refuse a config that was read from a run, not written by the user, if it names code outside softmaxce.
 
     Args:
-        config: what the run was trained with.
-        place: the checkpoint or run folder that it lay in.
-    Raises: RunError, with the way to trust it.
+        config: of the run.
+        location: the checkpoint or run folder it was read from.
+    Raises: RunError, with the option that allows it.
     """
-    if named := users_code(config):
+    if names := users_code(config):
         raise RunError(
-            f"{place}: its config names code of the user's, {', '.join(named)}, which would be run; "
-            "if you trust the folder it came from and that code, add --trust-code"
+            f"{location}: its config names code outside softmaxce, {', '.join(names)}, which would be run; "
+            "if you trust that folder and that code, add --trust-code"
         )
 
 
-# The keys of a file, in the order in which a person reads them.
+# The keys of a file, in the order in which they are written.
 KEYS = (
     *("seed", "device", "precision", "deterministic", "compile", "cuda_graph", "keep_memory", "epochs"),
     *("data", "model", "loss", "optimizer", "schedule"),
@@ -200,7 +196,7 @@ DEFAULT_COMPONENTS = {"loss": "softmax_cross_entropy", "schedule": "constant"}
 
 
 def signature_of_section(section: type, names: Sequence[str] | None = None) -> Signature:
-    """A section's dataclass in the form in which components are checked."""
+    """The signature of a section's dataclass, in the form in which the arguments of components are checked."""
     hints = get_type_hints(section, include_extras=True)
     arguments = []
     for entry in fields(section):
@@ -217,8 +213,8 @@ def signature_of_section(section: type, names: Sequence[str] | None = None) -> S
 
 def default_root() -> Path:
     """Where data sets are looked for: $SOFTMAXCE_DATA, else a folder in the user's cache."""
-    if named := os.environ.get("SOFTMAXCE_DATA"):
-        return Path(named)
+    if folder := os.environ.get("SOFTMAXCE_DATA"):
+        return Path(folder)
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("softmaxce"))

@@ -1,16 +1,18 @@
-"""The menus: every name a config can use, and the code it stands for, written as module:Name.
+"""The registries: every name that a config can use, and the code it stands for, as module:Name.
 
-Nothing registers itself and nothing here is imported before it is used, so a config is checked, and `softmaxce list`
-answers, without importing torch. To add to a menu, write the class or function and add its line here.
+Nothing registers itself, and the code is imported only when it is used, so that a config is checked and
+`softmaxce list` answers without importing torch. To register a component, add its line here.
 """
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from . import registry
+from ..errors import suggestion
 
 LOSSES = {
     "softmax_cross_entropy": "softmaxce.losses.builtin:softmax_cross_entropy",
@@ -82,7 +84,7 @@ SCHEDULES = {
     "one_cycle": "softmaxce.optim.schedules:one_cycle",
 }
 
-# What `softmaxce check-loss` tries on a loss. These are no components: a config names none of them.
+# What `softmaxce check-loss` tests. These are not components: a config names none of them.
 LAWS = {
     "value": "softmaxce.laws.calculus:value",
     "gradient": "softmaxce.laws.calculus:gradient",
@@ -105,7 +107,7 @@ LAWS = {
 
 @cache
 def torchvision_names() -> tuple[str, ...]:
-    """What `torchvision:NAME` can name: the functions under @register_model in the files of torchvision/models."""
+    """The models of torchvision: the functions under @register_model in the files of torchvision/models."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return ()
@@ -115,12 +117,79 @@ def torchvision_names() -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-TORCHVISION = "softmaxce.models.torchvision_models:torchvision_model"  # what torchvision:NAME stands for
-MENUS: dict[str, Mapping[str, str]] = {
-    "losses": registry.LOSSES,
-    "models": registry.MODELS,
-    "datasets": registry.DATASETS,
-    "optimizers": registry.OPTIMIZERS,
-    "schedules": registry.SCHEDULES,
-    "augmentations": registry.AUGMENTATIONS,
+# module:Name or file.py:Name, as Python and as JSON Schema read it: identifiers of ASCII, or of any letters beyond it.
+_IDENTIFIER = r"[^\x00-@\[-^`{-\x7f][^\x00-/:-@\[-^`{-\x7f]*"
+OWN_CODE = rf"^(.*\.py|{_IDENTIFIER}(\.{_IDENTIFIER})*):{_IDENTIFIER}$(?!\n)"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Components with a common prefix, `torchvision:resnet50`, that one function builds from the rest of the name.
+
+    Attributes:
+        prefix: before the colon.
+        target: the function, module:Name.
+        argument: the argument of the function that takes the rest of the name.
+        names: lists what can follow the colon.
+    """
+
+    prefix: str
+    target: str
+    argument: str
+    names: Callable[[], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The components that one section of a config can name.
+
+    Attributes:
+        kind: in the plural, as in `softmaxce list losses`.
+        targets: name -> module:Name.
+        supplied: the arguments that softmaxce passes to a component that takes them, so that a config never has to.
+        called_with: the number of arguments a component is called with once it is built; 0 if it is not called. Where
+            this is not 0, a plain function, loss(logits, targets), can itself be the component.
+        families: components with a common prefix.
+    """
+
+    kind: str
+    targets: Mapping[str, str]
+    supplied: tuple[str, ...] = ()
+    called_with: int = 0
+    families: tuple[Family, ...] = ()
+
+    def resolve(self, name: str) -> tuple[str, dict[str, Any]]:
+        """The module:Name that a name in a config stands for, and the arguments that the name implies.
+
+        Raises: ValueError, with the likely remedy, if the name is neither registered nor a module:Name.
+        """
+        if name in self.targets:
+            return self.targets[name], {}
+        prefix, colon, rest = name.rpartition(":")
+        for family in self.families:
+            if prefix == family.prefix:
+                known = family.names()
+                if rest not in known:
+                    raise ValueError(f"{prefix} has no model '{rest}'{suggestion(rest, known)}")
+                return family.target, {family.argument: rest}
+        if colon:
+            if re.search(OWN_CODE, name):
+                return name, {}
+            raise ValueError(f"'{name}' is no module:Name; write for example mylab.losses:Tilted or ./tilted.py:Tilted")
+        hint = suggestion(name, self.targets) or f"; `softmaxce list {self.kind}` shows all"
+        raise ValueError(f"there is no '{name}' among the {self.kind}{hint}")
+
+
+TORCHVISION = Family(
+    "torchvision", "softmaxce.models.torchvision_models:torchvision_model", "architecture", torchvision_names
+)
+
+# The section of a config -> what it can name.
+REGISTRIES = {
+    "loss": Registry("losses", LOSSES, ("num_classes", "class_counts"), called_with=2),
+    "model": Registry("models", MODELS, ("in_channels", "num_classes", "image_size"), families=(TORCHVISION,)),
+    "data": Registry("datasets", DATASETS, ("root", "download", "seed")),
+    "optimizer": Registry("optimizers", OPTIMIZERS, ("params", "model")),
+    "schedule": Registry("schedules", SCHEDULES, ("step", "steps", "steps_per_epoch")),
+    "augment": Registry("augmentations", AUGMENTATIONS),
 }

@@ -1,35 +1,34 @@
-"""The config for editors and for people who start one: its JSON Schema, and a recipe's commented copy."""
+"""The JSON Schema of a config, for editors and other programs."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from . import registry
-from .components import OWN_CODE
-from .keys import COMPONENTS, KEYS, SUPPLIED, Config, Data, EarlyStopping, Normalize, signature_of_section
-from .registry import TORCHVISION
+from .keys import KEYS, Config, Data, EarlyStopping, Normalize, signature_of_section
+from .registry import OWN_CODE, REGISTRIES, Registry
 from .signatures import Argument, Signature, read_signature
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a config file: every key, every name on a menu, every argument."""
+    """The JSON Schema (2020-12) of a config file: every key, every registered name, every argument."""
     root = _section(signature_of_section(Config, KEYS), Config)
     properties = root["properties"]
-    for key, menu in COMPONENTS.items():
-        properties[key] |= _component(menu, SUPPLIED[key])
+    for key in ("model", "loss", "optimizer", "schedule"):
+        properties[key] |= _component(REGISTRIES[key])
     data, definitions = _data()
     properties["data"] |= data
     properties["early_stopping"] |= {"anyOf": [_section(signature_of_section(EarlyStopping)), {"type": "null"}]}
+    families = {
+        family.prefix: {"enum": [f"{family.prefix}:{name}" for name in family.names()]}
+        for registry in REGISTRIES.values()
+        for family in registry.families
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "softmaxce config",
         **root,
-        "$defs": {
-            "torchvision": {"enum": [f"torchvision:{name}" for name in registry.torchvision_names()]},
-            **definitions,
-        },
+        "$defs": {**families, **definitions},
     }
 
 
@@ -56,23 +55,23 @@ def _argument(argument: Argument) -> dict[str, Any]:
     return result
 
 
-def _component(menu: Mapping[str, str], supplied: tuple[str, ...]) -> dict[str, Any]:
-    """A name on the menu, the user's module:Name, or a mapping of a name and its arguments."""
+def _component(registry: Registry) -> dict[str, Any]:
+    """A registered name, the user's module:Name, or a mapping of a name and its arguments."""
     own = {"type": "string", "pattern": OWN_CODE}
-    choices: list[dict[str, Any]] = [{"enum": list(menu)}]
-    for name, target in menu.items():
-        choices.append(_mapping({"const": name}, read_signature(target), supplied))
-    if menu is registry.MODELS:
-        own["pattern"] = OWN_CODE.replace("^", "^(?!torchvision:[^:]*$)", 1)
-        names = {"$ref": "#/$defs/torchvision"}
-        choices += [names, _mapping(names, read_signature(TORCHVISION), (*supplied, "architecture"))]
+    choices: list[dict[str, Any]] = [{"enum": list(registry.targets)}]
+    for name, target in registry.targets.items():
+        choices.append(_mapping({"const": name}, read_signature(target), registry.supplied))
+    for family in registry.families:
+        own["pattern"] = own["pattern"].replace("^", f"^(?!{family.prefix}:[^:]*$)", 1)
+        names = {"$ref": f"#/$defs/{family.prefix}"}
+        choices += [names, _mapping(names, read_signature(family.target), (*registry.supplied, family.argument))]
     choices += [own, {"type": "object", "properties": {"name": own}, "required": ["name"]}]
     return {"anyOf": choices}
 
 
 def _mapping(name: dict[str, Any], signature: Signature, supplied: tuple[str, ...]) -> dict[str, Any]:
-    open_ones = tuple(argument for argument in signature.arguments if argument.name not in supplied)
-    section = _section(Signature(open_ones, signature.doc, signature.takes_any))
+    arguments = tuple(argument for argument in signature.arguments if argument.name not in supplied)
+    section = _section(Signature(arguments, signature.doc, signature.takes_any))
     section["properties"] = {"name": name, **section["properties"]}
     section["required"] = ["name", *section.get("required", [])]
     if signature.doc:
@@ -81,16 +80,16 @@ def _mapping(name: dict[str, Any], signature: Signature, supplied: tuple[str, ..
 
 
 def _data() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The data section: its own keys, defined once, in every choice, and beside them those of the source."""
+    """The data section, and definitions: its own keys are defined once and referred to beside each data set's."""
     own = _section(signature_of_section(Data), Data)["properties"]
     own["augment"] = {
         "type": "array",
-        "items": _component(registry.AUGMENTATIONS, SUPPLIED["augment"]),
+        "items": _component(REGISTRIES["augment"]),
         "description": own["augment"]["description"],
     }
     numbers = _section(signature_of_section(Normalize))
     own["normalize"] |= {"anyOf": [{"enum": ["auto", "imagenet", "none"]}, numbers]}
-    result = _component(registry.DATASETS, SUPPLIED["data"])
+    result = _component(REGISTRIES["data"])
     for choice in result["anyOf"]:
         if "properties" in choice:
             name = choice["properties"]["name"]
@@ -100,7 +99,7 @@ def _data() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def attribute_docs(documented: type) -> dict[str, str]:
-    """What a dataclass's docstring says of each attribute."""
+    """The descriptions of a dataclass's attributes, from its docstring."""
     body = (documented.__doc__ or "").partition("Attributes:")[2]
     entries = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", body, re.MULTILINE)
     return {name: " ".join(text.split()).rstrip(".") for name, text in entries}

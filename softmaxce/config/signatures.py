@@ -3,14 +3,13 @@
 import ast
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_origin
 
 from .. import argument_types
 from ..errors import suggestion
-from .values import check_value
 
 REQUIRED = object()  # the default of an argument that has none
 
@@ -219,20 +218,3 @@ def _union(*types: Any) -> Any:
     """A union without what a config cannot give (a Tensor, say); Any if nothing is left."""
     known = tuple(t for t in types if t is not Any)
     return Union[known] if any(t is not None for t in known) else Any  # noqa: UP007 - the members are not known here
-
-
-def whole_numbers(arguments: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
-    """The arguments with 1e3 and 2.0 as whole numbers where nothing but those will do, as JSON Schema takes them."""
-    types = {argument.name: argument.type for argument in signature.arguments}
-    return {
-        name: value if name not in types or check_value(value, types[name]) is None else _whole(value, types[name])
-        for name, value in arguments.items()
-    }
-
-
-def _whole(value: Any, type_: Any) -> Any:
-    def as_whole(item: Any) -> Any:
-        return int(item) if isinstance(item, float) and item.is_integer() else item
-
-    changed = [as_whole(item) for item in value] if isinstance(value, list) else as_whole(value)
-    return changed if check_value(changed, type_) is None else value

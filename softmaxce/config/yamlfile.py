@@ -1,7 +1,7 @@
-"""Read YAML as YAML 1.2 means it, and remember where every key and value was written.
+"""Reads YAML 1.2, and records where every key and value was written.
 
-PyYAML speaks YAML 1.1, in which `lr: 3e-4` is text, `no` is false, `010` is 8 and a repeated key silently wins. Here
-scalars follow YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema) and a repeated key is refused.
+PyYAML implements YAML 1.1, in which `lr: 3e-4` is text, `no` is false, `010` is 8 and the last of two equal keys wins.
+Here scalars follow YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema) and a repeated key is refused.
 """
 
 import re
@@ -13,11 +13,12 @@ import yaml
 
 from ..errors import ConfigError, Problem
 
-# What no config needs, refused before it can take a second or fill the memory.
+# No config needs more; larger files are refused before they take seconds to parse, or fill the memory.
 MAX_BYTES = 1 << 18
 MAX_DEPTH = 50
-MAX_NODES = 10_000  # aliases may repeat a node; this bounds what a few lines of them can expand to
+MAX_NODES = 10_000  # aliases may repeat a node; this bounds what they expand to
 MAX_TEXT = 10_000  # characters in one scalar
+MAX_DIGITS = 300  # of an integer
 
 NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -77,7 +78,7 @@ for _tag, _pattern in CORE:
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML document's plain data and the place of every key and value in it.
+    """A YAML document's plain data, and the position of every key and value in it.
 
     Attributes:
         name: the file's name, as the user wrote it.
@@ -91,9 +92,11 @@ class Document:
     keys: dict[Path_, tuple[int, int]]
     values: dict[Path_, tuple[int, int]]
 
-    def place(self, path: Path_, *, of_value: bool = False) -> str:
-        """`file:line:column` of `path`, or of the nearest thing around it that was written."""
+    def location(self, path: Path_, *, of_value: bool = False) -> str:
+        """`file:line:column` of `path`, or of the nearest container of it that was written; the name if no file was."""
         positions = self.values if of_value else self.keys
+        if not self.values:
+            return self.name
         while path and path not in positions:
             path = path[:-1]
         return ":".join(map(str, (self.name, *positions.get(path, (1, 1)))))
@@ -126,7 +129,7 @@ def read(file: Path, name: str | None = None) -> Document:
 
 
 def parse(text: str, name: str) -> Document:
-    """Parse one YAML document. Raises ConfigError, with the place, if it is not valid YAML 1.2 of plain data."""
+    """Parse one YAML document. Raises ConfigError, with the location, if it is not valid YAML 1.2 of plain data."""
     loader = None
     try:
         loader = _Loader(text)
@@ -135,16 +138,75 @@ def parse(text: str, name: str) -> Document:
         raise ConfigError([_syntax_problem(error, name)]) from None
     except yaml.reader.ReaderError as error:  # it has a position, but no mark
         raise ConfigError([_character_problem(error, text, name)]) from None
-    except (ValueError, OverflowError):  # PyYAML's own slip: \UFFFFFFFF, or a %YAML version of thousands of digits
+    except (ValueError, OverflowError):  # a bug of PyYAML's: \UFFFFFFFF, or a %YAML version of thousands of digits
         assert loader is not None
         mark = loader.get_mark()
-        place = f"{name}:{mark.line + 1}:{mark.column + 1}"
-        raise ConfigError([Problem(place, "is not valid YAML: a number here is out of range")]) from None
+        location = f"{name}:{mark.line + 1}:{mark.column + 1}"
+        raise ConfigError([Problem(location, "is not valid YAML: a number here is out of range")]) from None
     builder = _Builder(name)
     data = builder.build(node, (), 0) if node is not None else None
     if builder.problems:
         raise ConfigError(builder.problems)
     return Document(name, data, builder.keys, builder.values)
+
+
+def plain(data: Any, name: str) -> Any:
+    """A copy of data that did not come from a file, checked against the limits of one.
+
+    Args:
+        data: dicts, lists, str, int, float, bool and None; tuples count as lists.
+        name: what to call it in messages.
+    Raises: ConfigError if it holds anything else, or more than a file may hold.
+    """
+    return _Copier(name).copy(data, "", 0)
+
+
+class _Copier:
+    """Copies plain data and counts what it copies."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.nodes = 0
+        self.characters = 0
+
+    def copy(self, value: Any, path: str, depth: int) -> Any:
+        self.nodes += 1
+        if self.nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise self._error("", f"holds more than {MAX_NODES:,} values or {MAX_DEPTH} levels; that is no config")
+        if isinstance(value, dict):
+            return {
+                self._key(key, path): self.copy(item, f"{path}.{key}" if path else key, depth + 1)
+                for key, item in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.copy(item, f"{path}.{i}", depth + 1) for i, item in enumerate(value)]
+        if isinstance(value, str):
+            return self._text(value, path)
+        if value is None or isinstance(value, bool | float):
+            return value
+        if isinstance(value, int):
+            if value.bit_length() > MAX_DIGITS * 10 // 3:
+                raise self._error(path, "is too large a number")
+            return value
+        raise self._error(path, f"a config is plain data, got {type(value).__name__}")
+
+    def _key(self, key: Any, path: str) -> str:
+        if not isinstance(key, str):
+            raise self._error(path, f"a key must be text, got {type(key).__name__}")
+        return self._text(key, path)
+
+    def _text(self, text: str, path: str) -> str:
+        self.characters += len(text)
+        if len(text) > MAX_TEXT:
+            raise self._error(path, f"a text of {len(text):,} characters; {MAX_TEXT:,} are the limit")
+        if self.characters > MAX_BYTES:
+            raise self._error("", f"holds more than {MAX_BYTES:,} characters; that is no config")
+        if unfit := _unfit(text):
+            raise self._error(path, f"the character U+{ord(unfit):04X} is no text")
+        return text
+
+    def _error(self, path: str, message: str) -> ConfigError:
+        return ConfigError([Problem(self.name, f"{path}: {message}" if path else message)])
 
 
 def dump(data: Any) -> str:
@@ -160,7 +222,7 @@ def _character_problem(error: yaml.reader.ReaderError, text: str, name: str) -> 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, name: str) -> Problem:
     mark = error.problem_mark or error.context_mark
-    place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+    location = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
     what = error.problem or "it cannot be parsed"
     remedy = ""
     if "\\t" in what:
@@ -175,7 +237,7 @@ def _syntax_problem(error: yaml.MarkedYAMLError, name: str) -> Problem:
         remedy = "; a bracket or a comma is missing"
     elif error.context and "quoted scalar" in error.context:
         remedy = "; a quote is missing"
-    return Problem(place, f"is not valid YAML: {what}{remedy}")
+    return Problem(location, f"is not valid YAML: {what}{remedy}")
 
 
 class _Builder:
@@ -233,7 +295,7 @@ class _Builder:
         if kind == "bool" and BOOL.match(text):
             return text.lower() == "true"
         if kind == "int" and INT.match(text):
-            if len(text) > 300:
+            if len(text) > MAX_DIGITS:
                 self.problems.append(self._problem(node, "is too large a number"))
                 return 0
             return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
@@ -244,14 +306,17 @@ class _Builder:
 
     def _text(self, node: Any) -> str:
         text: str = node.value
-        if unfit := next(
-            (character for character in text if character == "\0" or "\ud800" <= character <= "\udfff"), ""
-        ):
+        if unfit := _unfit(text):
             self.problems.append(self._problem(node, f"the character U+{ord(unfit):04X} is no text"))
         return text
 
     def _problem(self, node: Any, message: str) -> Problem:
         return Problem(":".join(map(str, (self.name, *_position(node)))), message)
+
+
+def _unfit(text: str) -> str:
+    """The first character that is not text, NUL or a lone surrogate; else an empty string."""
+    return next((character for character in text if character == "\0" or "\ud800" <= character <= "\udfff"), "")
 
 
 def _not_plain(tag: str) -> str:

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from ..build import FEWER_IMAGES, build_loss, build_model, hold_out, load_source
-from ..config import yamlfile
 from ..config.components import build
 from ..config.keys import Config, refuse_users_code
-from ..config.reader import as_recorded, check
+from ..config.reader import as_recorded, from_dict
 from ..data.batches import Batches
 from ..data.preprocessing import Preprocessing
 from ..data.splits import Dataset, Split
@@ -68,8 +67,7 @@ def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, 
             plain[section] = {**(plain[section] if isinstance(plain.get(section), dict) else {}), name: value}
         else:
             plain[key] = value
-    document = yamlfile.parse(yamlfile.dump(plain), str(checkpoint.file))
-    config = check(document, recipe=checkpoint.header["recipe"])
+    config = from_dict(plain, str(checkpoint.file), checkpoint.header["recipe"])
     if not trust_code:
         refuse_users_code(config, str(checkpoint.file))
     return config

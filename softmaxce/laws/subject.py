@@ -85,7 +85,7 @@ def _not_claimed(loss: Loss, component: Component) -> Mapping[str, str]:
     elif unknown := [name for name in claims if name not in LAWS]:
         message = f"names no law: '{unknown[0]}'{suggestion(str(unknown[0]), LAWS)}"
     if message:
-        raise ConfigError([Problem(component.place, f"{component.name}.not_claimed {message}")])
+        raise ConfigError([Problem(component.location, f"{component.name}.not_claimed {message}")])
     return claims
 
 

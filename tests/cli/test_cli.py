@@ -450,9 +450,9 @@ def test_list_names_everything_on_the_menus(softmaxce: Softmaxce) -> None:
     from softmaxce.config import registry
 
     listed = json.loads(softmaxce("list", "--json").stdout)
-    for menu, names in registry.MENUS.items():
-        assert set(names) <= set(listed[menu])
-        assert all(entry["doc"] for entry in listed[menu].values())
+    for entry in registry.REGISTRIES.values():
+        assert set(entry.targets) <= set(listed[entry.kind])
+        assert all(about["doc"] for about in listed[entry.kind].values())
 
 
 @pytest.mark.parametrize(
@@ -479,9 +479,9 @@ def test_what_needs_no_torch_does_not_import_it(arguments: list[str], tmp_path: 
 
 def test_help_says_of_each_command_what_the_command_says_of_itself(app: typer.Typer) -> None:
     group: Any = typer.main.get_command(app)
-    for name, (_, _, told) in sys.modules[type(group).__module__].COMMANDS.items():
+    for name, (_, _, summary) in sys.modules[type(group).__module__].COMMANDS.items():
         group.load(name)
-        assert group.commands[name].help.splitlines()[0] == told
+        assert group.commands[name].help.splitlines()[0] == summary
     assert list(group.commands) == group.list_commands(None)
 
 
@@ -494,9 +494,8 @@ def test_help_imports_no_command(tmp_path: Path) -> None:
         "softmaxce.errors",
         "softmaxce.runtime.signals",
         "softmaxce_cli",
-        "softmaxce_cli.imports",
         "softmaxce_cli.main",
-        "softmaxce_cli.values",
+        "softmaxce_cli.startup",
     ]
     assert done.stdout.splitlines()[-1] == str(names)
 

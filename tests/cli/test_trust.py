@@ -50,7 +50,7 @@ def test_a_runs_code_is_refused_until_the_user_vouches_for_it(
     assert refused.returncode == 2
     assert not trace.exists()
     (line,) = refused.stderr.splitlines()
-    assert "best.safetensors: its config names code of the user's, own.py:mine" in line
+    assert "best.safetensors: its config names code outside softmaxce, own.py:mine" in line
     assert "--trust-code" in line
     trusted = softmaxce(command, "run", "--trust-code")
     assert trusted.returncode == 0, trusted.stderr
@@ -64,7 +64,7 @@ def test_a_resumed_runs_code_is_refused_unless_the_users_own_config_names_it(
     assert refused.returncode == 2
     assert not trace.exists()
     (line,) = refused.stderr.splitlines()
-    assert "--resume run: its config names code of the user's, own.py:mine" in line
+    assert "--resume run: its config names code outside softmaxce, own.py:mine" in line
     assert "--trust-code" in line
     for word in (["--config", "own.yaml"], ["--trust-code"]):
         done = softmaxce("train", "--resume", "run", "--epochs", "3", "--quiet", *word)

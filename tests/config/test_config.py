@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,21 +13,24 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from softmaxce import argument_types
+from softmaxce.build import build_run
 from softmaxce.config import registry, yamlfile
-from softmaxce.config.components import target_of
-from softmaxce.config.keys import Config, default_root
-from softmaxce.config.reader import check, load, parse_override
+from softmaxce.config.components import build
+from softmaxce.config.keys import CheckpointInterval, Config, default_root
+from softmaxce.config.reader import check, from_dict, load, named, parse_override
 from softmaxce.config.recipes import MODELINE, commented_copy, find, headline, recipes
 from softmaxce.config.schema import schema
-from softmaxce.config.signatures import NAMES
-from softmaxce.config.values import fits
+from softmaxce.config.signatures import NAMES as TYPES
+from softmaxce.config.values import convert
 from softmaxce.errors import ConfigError
+from softmaxce.training.loop import fit
 
 from ..helpers import SMALL
 
+FINITE = (argument_types.PositiveFloat, argument_types.NonNegativeFloat)
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 
@@ -36,18 +42,17 @@ def read(text: str, *overrides: str) -> Config:
 # -- a value ----------------------------------------------------------------------------------------------------------
 
 
-ANY_SCALAR = st.one_of(
-    *(st.none(), st.booleans(), st.floats(), st.integers(), st.integers(2**62, 2**70), st.text(max_size=3)),
-    *(st.sampled_from([10**400, "mean", "5 steps", "5 steps\n", "0 steps", "1.5 minutes", 1.0, 0.0, -1, 2**63]),),
+SCALARS = st.one_of(
+    *(st.none(), st.booleans(), st.floats(allow_nan=False), st.integers(), st.integers(2**62, 2**70)),
+    *(st.text(max_size=3), st.sampled_from([10**400, "mean", "5 steps", "1.5 minutes", 1.0, 0.0, -1, 2**63])),
 )
 
 
 @given(
-    value=ANY_SCALAR | st.lists(ANY_SCALAR, max_size=3) | st.dictionaries(st.text(max_size=1), ANY_SCALAR, max_size=1),
-    type_=st.sampled_from([kind for name, kind in NAMES.items() if kind is not None])
+    value=SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=1), SCALARS, max_size=1),
+    type_=st.sampled_from([kind for name, kind in TYPES.items() if kind is not None])
     | st.sampled_from(
         [
-            Any,
             None,
             list[int],
             list[argument_types.PositiveFloat],
@@ -56,22 +61,110 @@ ANY_SCALAR = st.one_of(
             dict[str, int],
         ]
     )
-    | st.sampled_from([Literal["mean"], Literal["mean", "sum"], argument_types.PositiveInt | Literal["all"]]),
+    | st.sampled_from([Literal["mean"], Literal["mean", "sum"], argument_types.PositiveInt | Literal["all"]])
+    | st.sampled_from([Literal[1, 3], Literal[True, "auto"], CheckpointInterval]),
 )
-def test_a_value_fits_a_type_where_pydantic_in_strict_mode_says_so(value: Any, type_: Any) -> None:
+def test_a_value_is_accepted_where_its_types_json_schema_accepts_it(value: Any, type_: Any) -> None:
+    by_schema = jsonschema.Draft202012Validator(TypeAdapter(type_).json_schema()).is_valid(value)
+    if type_ in FINITE and value in (float("inf"), float("-inf")):  # JSON has no such number
+        by_schema = False
+    if 10**400 in (value if isinstance(value, list) else [value]) and "float" in str(type_):  # and no largest float
+        by_schema = False
     try:
-        TypeAdapter(type_).validate_python(value, strict=True)
-    except ValidationError:
-        expected = False
+        converted = convert(value, type_)
+    except ValueError:
+        assert not by_schema
     else:
-        expected = True
-    assert fits(value, type_) is expected
+        assert by_schema
+        assert converted == value
+
+
+@pytest.mark.parametrize(
+    ("value", "type_", "converted"),
+    [
+        (1, float, 1.0),
+        (1, float | None, 1.0),
+        ([0, 0.5], list[float], [0.0, 0.5]),
+        (1, argument_types.NonNegativeFloat, 1.0),
+        ({"a": 1}, dict[str, float], {"a": 1.0}),
+        (1, int | float, 1),
+        (1.0, int | float, 1.0),
+        (1e3, int, 1000),
+        (2.0, argument_types.PositiveInt | None, 2),
+        ([16.0, 8], list[argument_types.PositiveInt], [16, 8]),
+        (1.0, Literal[1, 3], 1),
+        (1, Any, 1),
+    ],
+)
+def test_a_number_has_the_type_of_its_argument(value: Any, type_: Any, converted: Any) -> None:
+    result = convert(value, type_)
+    assert repr(result) == repr(converted)
+
+
+@pytest.mark.parametrize("value", [float("nan"), [float("nan")], [[1.0, float("nan")]]])
+@pytest.mark.parametrize("type_", [Any, float, list, list[float], dict])
+def test_nan_is_refused_wherever_it_stands(value: Any, type_: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be .*, got .*nan"):
+        convert(value, type_)
 
 
 def test_one_is_not_true() -> None:
-    assert not fits(1, Literal[True, "auto"])
-    assert not fits(True, Literal[1, "auto"])
-    assert fits(True, Literal[True, "auto"])
+    for value, type_ in ((1, Literal[True, "auto"]), (True, Literal[1, 3]), (1, bool), (True, int), (True, float)):
+        with pytest.raises(ValueError, match="must be"):
+            convert(value, type_)
+    assert convert(True, Literal[True, "auto"]) is True
+
+
+# -- ints for floats --------------------------------------------------------------------------------------------------
+
+
+def test_an_int_for_a_float_is_a_float_in_every_section() -> None:
+    changes = ("mixup_alpha=1", "clip_grad_norm=2", "early_stopping={patience: 1, min_delta: 1}", "optimizer.lr=1")
+    changes += ("schedule={name: cosine, warmup_epochs: 1}", "loss={name: focal, gamma: 2}")
+    changes += ("data.normalize={mean: [0], std: [1]}", "data.augment=[{name: random_affine, degrees: 10}]")
+    config = read(SMALL, *changes)
+    assert config.early_stopping is not None
+    assert isinstance(config.data.normalize, dict)
+    numbers = [config.mixup_alpha, config.clip_grad_norm, config.early_stopping.min_delta]
+    numbers += [config.optimizer.arguments["lr"], config.schedule.arguments["warmup_epochs"]]
+    numbers += [config.loss.arguments["gamma"], config.augment[0].arguments["degrees"]]
+    numbers += [*config.data.normalize["mean"], *config.data.normalize["std"]]
+    assert [type(number) for number in numbers] == [float] * len(numbers)
+
+
+USERS = """
+def unchanged(function):
+    return function
+class Class:
+    def __init__(self, beta: "float", betas: list[float] = (), size: int = 1):
+        self.given = (beta, betas, size)
+@unchanged
+def decorated(beta: float, betas: tuple = (), size: int = 1):
+    return Given(beta, list(betas), size)
+class Given:
+    def __init__(self, *given):
+        self.given = given
+"""
+
+
+@pytest.mark.parametrize("name", ["Class", "decorated"])
+def test_an_int_for_a_float_of_a_users_component_arrives_as_a_float(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / f"numbers_{name}.py"
+    file.write_text(USERS)
+    overrides = [parse_override(text) for text in ("beta=1", "size=2.0")]
+    component = named("model", f"{file.name}:{name}", overrides)
+    beta, _, size = build(component, {}).given
+    assert (beta, size) == (1.0, 2)
+    assert (type(beta), type(size)) == (float, int)
+
+
+def test_a_run_with_mixup_alpha_1_trains() -> None:
+    run = build_run(read(SMALL, "mixup_alpha=1", "cutmix_alpha=1", "epochs=1", "device=cpu"))
+    (epoch,) = fit(run)
+    assert math.isfinite(epoch.train.loss)
 
 
 # -- a config ---------------------------------------------------------------------------------------------------------
@@ -134,7 +227,7 @@ def test_an_override_of_a_list_entry_counts_from_0() -> None:
     assert augment[1]["padding"] == 3
 
 
-YAML_SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+PLAIN_DATA = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
 WORDS = st.sampled_from(["name", "lr", "augment", "validation", "patience", "x", "normalize"])
 SECTIONS = st.sampled_from(
     ["data", "model", "loss", "optimizer", "schedule", "early_stopping", "epochs", "seed", "device"]
@@ -144,8 +237,69 @@ SECTIONS = st.sampled_from(
 def nested(keys: st.SearchStrategy[str]) -> st.SearchStrategy[object]:
     """Anything YAML can hold, its mappings with such keys."""
     return st.recursive(
-        YAML_SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=10
+        PLAIN_DATA, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=10
     )
+
+
+# -- a dict -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dict_is_the_config_that_its_yaml_text_is() -> None:
+    data = yamlfile.parse(SMALL, "x.yaml").data
+    assert from_dict(data).to_dict() == read(SMALL).to_dict()
+
+
+def test_a_mistake_in_a_dict_is_reported_with_its_source() -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict({**yamlfile.parse(SMALL, "x.yaml").data, "epochs": 0}, source="a notebook")
+    assert str(caught.value) == "a notebook: epochs must be a positive whole number, got 0"
+
+
+def test_a_dict_is_copied_and_its_tuples_are_lists() -> None:
+    data = {**yamlfile.parse(SMALL, "x.yaml").data, "model": {"name": "mlp", "hidden": (5, 4)}}
+    config = from_dict(data)
+    assert config.model.arguments["hidden"] == [5, 4]
+    assert data["model"]["hidden"] == (5, 4)
+
+
+CYCLE: dict[str, Any] = {}
+CYCLE["data"] = CYCLE
+DEEP: dict[str, Any] = {}
+for _ in range(60):
+    DEEP = {"data": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (CYCLE, "more than 10,000 values or 50 levels"),
+        (DEEP, "more than 10,000 values or 50 levels"),
+        ([0] * 10_001, "more than 10,000 values"),
+        ("x" * 10_001, "x: a text of 10,001 characters; 10,000 are the limit"),
+        (["x" * 10_000] * 30, "more than 262,144 characters"),
+        (10**400, "x: is too large a number"),
+        ("\0", r"x: the character U\+0000 is no text"),
+        (["\ud800"], r"x.0: the character U\+D800 is no text"),
+        ({1: 2}, "x: a key must be text, got int"),
+        (Path("x"), "x: a config is plain data, got PosixPath"),
+        ({1, 2}, "x: a config is plain data, got set"),
+    ],
+    ids=lambda value: str(value)[:20] if isinstance(value, str) else "",
+)
+def test_a_dict_has_the_limits_of_a_file(value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict({"x": value})
+
+
+@given(nested(st.text(max_size=12)))
+def test_a_dict_and_its_yaml_text_give_the_same_config_or_the_same_problems(data: object) -> None:
+    def answer(check_it: Callable[[], Config]) -> object:
+        try:
+            return check_it().to_dict()
+        except ConfigError as error:
+            return sorted(re.sub(r"^[^:]*: (?=the character)", "", problem.message) for problem in error.problems)[-1:]
+
+    assert answer(lambda: from_dict(data)) == answer(lambda: read(yamlfile.dump(data)))
 
 
 @given(nested(st.text(max_size=12)))
@@ -296,10 +450,10 @@ def test_program_and_schema_agree_on_what_a_whole_number_is(value: object, key: 
 @pytest.mark.parametrize("as_mapping", [False, True])
 @pytest.mark.parametrize("name", CODE_NAMES)
 def test_program_and_schema_agree_on_what_can_name_code(name: str, as_mapping: bool) -> None:
-    for key, menu in {"model": registry.MODELS, "loss": registry.LOSSES}.items():
+    for key in ("model", "loss"):
         plain = {**yaml.safe_load(SMALL), key: {"name": name} if as_mapping else name}
         try:
-            target_of(name, menu)
+            registry.REGISTRIES[key].resolve(name)
             by_program = True
         except ValueError:
             by_program = False

@@ -164,9 +164,9 @@ def test_a_file_that_is_not_utf_8_or_not_there_is_named(tmp_path: Path) -> None:
         yamlfile.read(tmp_path)
 
 
-def test_places_point_at_keys_and_values() -> None:
+def test_locations_point_at_keys_and_values() -> None:
     document = yamlfile.parse("a:\n  b: [1, 22]\n", "f.yaml")
-    assert document.place(("a", "b")) == "f.yaml:2:3"
-    assert document.place(("a", "b"), of_value=True) == "f.yaml:2:6"
-    assert document.place(("a", "b", 1)) == "f.yaml:2:10"
-    assert document.place(("a", "absent")) == "f.yaml:1:1"
+    assert document.location(("a", "b")) == "f.yaml:2:3"
+    assert document.location(("a", "b"), of_value=True) == "f.yaml:2:6"
+    assert document.location(("a", "b", 1)) == "f.yaml:2:10"
+    assert document.location(("a", "absent")) == "f.yaml:1:1"

@@ -1,0 +1,174 @@
+"""The check of a config: plain data becomes a Config, or a list of everything that is wrong with it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from ..errors import ConfigError, Problem, suggestion
+from . import registry
+from .aliases import ELSEWHERE, ELSEWHERE_IN
+from .components import Component, check_arguments, resolve
+from .keys import (
+    DEFAULT_COMPONENTS,
+    KEYS,
+    NEEDS_VALIDATION,
+    Config,
+    Data,
+    EarlyStopping,
+    Normalize,
+    signature_of_section,
+)
+from .overrides import Override, Path_, apply
+from .registry import REGISTRIES
+from .values import show
+from .yamlfile import Document
+
+
+class Checker:
+    """One pass over a config's data. It turns the data into a Config and collects what is wrong with it."""
+
+    def __init__(self, document: Document, overrides: Sequence[Override]) -> None:
+        self.document = document
+        self.data, self.options, self.problems = apply(document.data, overrides)
+
+    def config(self, recipe: str) -> Config:
+        """The config. Raises: ConfigError with every mistake, in reading order."""
+        own = self._section(Config, self.data, (), KEYS, "a config")
+        values = {key: own[key] for key in KEYS if key in own and key not in ("early_stopping", *REGISTRIES)}
+        for key in ("model", "loss", "optimizer", "schedule"):
+            if key in own or key in DEFAULT_COMPONENTS:
+                values[key] = self._component(key, own.get(key, DEFAULT_COMPONENTS.get(key)), (key,))
+        if "data" in own:
+            values.update(self._data(own["data"]))
+        if own.get("early_stopping") is not None:
+            values["early_stopping"] = self._early_stopping(own["early_stopping"])
+        self._check_device(own.get("device", "auto"))
+        if values.get("early_stopping") and self._has_no_validation(values):
+            self._problem(("early_stopping",), NEEDS_VALIDATION)
+        if self.problems:
+            raise ConfigError(sorted(set(self.problems), key=self._reading_order))
+        return Config(**values, recipe=recipe)
+
+    # -- sections
+
+    def _section(
+        self, section: type, data: Mapping[str, Any], path: Path_, names: Sequence[str] | None, what: str
+    ) -> dict[str, Any]:
+        """The plain keys of a section, converted to their types."""
+        signature = signature_of_section(section, names)
+        known = signature.names()
+        values, problems = check_arguments(what, signature, data)
+        for problem in problems:
+            key, message = problem.argument, problem.message
+            if not path and key in ELSEWHERE and key not in known:
+                message = f"{what} takes no '{key}'; here it is {ELSEWHERE[key].format(key)}"
+            self._problem((*path, key) if key else path, message, problem.of_value)
+        return values
+
+    def _data(self, raw: Any) -> dict[str, Any]:
+        path = ("data",)
+        if isinstance(raw, str):
+            raw = {"name": raw}
+        if not isinstance(raw, dict):
+            self._problem(path, f"data must be a name or a mapping with a name, got {show(raw)}", of_value=True)
+            return {}
+        keys = {entry.name for entry in fields(Data)}
+        problems_before = len(self.problems)
+        self._check_validation(raw.get("validation"))
+        own = self._section(Data, {key: value for key, value in raw.items() if key in keys}, path, None, "data")
+        if isinstance(own.get("normalize"), dict):
+            own["normalize"] = self._section(Normalize, own["normalize"], (*path, "normalize"), None, "normalize")
+        is_sound = len(self.problems) == problems_before
+        source = None
+        if isinstance(raw.get("name"), str):
+            # seed is the config's own key, not a data set's; root and download stand among the common keys
+            component = {key: value for key, value in raw.items() if key == "name" or key not in keys}
+            source = self._component("data", component, path, other_keys=sorted(keys))
+        augment = own.get("augment", [])
+        return {
+            "data": Data(**own) if is_sound else None,
+            "source": source,
+            "augment": tuple(
+                self._component("augment", item, (*path, "augment", i), "augmentation")
+                for i, item in enumerate(augment if isinstance(augment, list) else [])
+            ),
+        }
+
+    def _check_validation(self, value: Any) -> None:
+        """Answer the values of data.validation for which the general message is too general."""
+        path = ("data", "validation")
+        if isinstance(value, float) and value >= 1 and value.is_integer():  # not nan or inf
+            message = f"validation must be a fraction between 0 and 1 or a whole number of images, got {show(value)}"
+            self._problem(path, f"{message}; for so many images write {int(value)}", of_value=True)
+        if value == 0:
+            message = "validation must be a count of at least 1 or a fraction between 0 and 1; leave it out for none"
+            self._problem(path, message, of_value=True)
+
+    def _early_stopping(self, raw: Any) -> EarlyStopping | None:
+        path = ("early_stopping",)
+        if not isinstance(raw, dict):
+            self._problem(path, f"write it as {{patience: 5}}, got {show(raw)}", of_value=True)
+            return None
+        problems_before = len(self.problems)
+        values = self._section(EarlyStopping, raw, path, None, "early_stopping")
+        return EarlyStopping(**values) if len(self.problems) == problems_before else None
+
+    def _check_device(self, device: Any) -> None:
+        if isinstance(device, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            message = f"device must be auto, cpu, cuda, cuda:N or mps, got '{device}'"
+            self._problem(("device",), message + suggestion(device, ["auto", "cpu", "cuda", "mps"]), of_value=True)
+
+    @staticmethod
+    def _has_no_validation(values: dict[str, Any]) -> bool:
+        """Whether there is certainly no validation split; a folder, or a data set of the user's, may have one."""
+        data, source = values.get("data"), values.get("source")
+        return bool(
+            data
+            and source
+            and data.validation is None
+            and source.name in registry.DATASETS
+            and source.name != "image_folder"
+        )
+
+    def _component(
+        self, section: str, raw: Any, path: Path_, what: str = "", other_keys: Sequence[str] = ()
+    ) -> Component | None:
+        name = raw if isinstance(raw, str) else raw.get("name") if isinstance(raw, dict) else None
+        if not isinstance(name, str):
+            rule = "needs a 'name'" if isinstance(raw, dict) else "must be a name or a mapping with a name"
+            self._problem(path, f"{what or section} {rule}, got {show(raw)}", of_value=True)
+            return None
+        arguments = {k: v for k, v in raw.items() if k != "name"} if isinstance(raw, dict) else {}
+        try:
+            component, problems = resolve(
+                REGISTRIES[section],
+                name,
+                arguments,
+                self._location(path, of_value=False),
+                aliases=ELSEWHERE_IN.get(section),
+                other_keys=other_keys,
+            )
+        except ValueError as error:
+            self._problem((*path, "name") if isinstance(raw, dict) else path, str(error), of_value=True)
+            return None
+        for problem in problems:
+            self._problem((*path, problem.argument) if problem.argument else path, problem.message, problem.of_value)
+        return component
+
+    # -- locations
+
+    def _location(self, path: Path_, *, of_value: bool) -> str:
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.options:
+                return self.options[path[:length]]
+        return self.document.location(path, of_value=of_value)
+
+    def _problem(self, path: Path_, message: str, of_value: bool = False) -> None:
+        """Add a problem at a path: at the value there, or else at the key."""
+        self.problems.append(Problem(self._location(path, of_value=of_value), message))
+
+    @staticmethod
+    def _reading_order(problem: Problem) -> tuple[int, int, str]:
+        numbers = re.search(r":(\d+):(\d+)$", problem.location)
+        return (int(numbers[1]), int(numbers[2]), "") if numbers else (0, 0, problem.location)
