@@ -1,4 +1,4 @@
-"""`softmaxce check-loss`: whether a loss, softmaxce's or one's own, is what a loss has to be."""
+"""`softmaxce check-loss`: tests a loss, softmaxce's or your own, on the laws of a sound loss."""
 
 import enum
 import os
@@ -16,7 +16,7 @@ LawName = enum.StrEnum("LawName", {name: name for name in registry.LAWS})  # typ
 
 def check_loss(
     target: Annotated[
-        str, typer.Argument(help="A loss of the menu, or your own: module:Name or file.py:Name, a class or a function.")
+        str, typer.Argument(help="A built-in loss, or your own: module:Name or file.py:Name, a class or a function.")
     ],
     set_: Annotated[
         list[str] | None,
@@ -26,23 +26,23 @@ def check_loss(
         str | None,
         typer.Option(
             metavar="TARGET",
-            help="A loss with the right values, e.g. softmax_cross_entropy; it gets the arguments that both take.",
+            help="A loss with the correct values, e.g. softmax_cross_entropy; it gets the arguments that both take.",
         ),
     ] = None,
-    skip: Annotated[list[LawName] | None, typer.Option(help="A law that the loss does not claim.")] = None,
-    only: Annotated[list[LawName] | None, typer.Option(help="Try this law only.")] = None,
+    skip: Annotated[list[LawName] | None, typer.Option(help="A law that the loss is exempt from.")] = None,
+    only: Annotated[list[LawName] | None, typer.Option(help="Test this law only.")] = None,
     classes: Annotated[
-        int | None, typer.Option(min=2, help="The number of classes, if the loss takes no other; else several.")
+        int | None, typer.Option(min=2, help="The number of classes, if the loss takes no other; default: several.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search for an input that breaks a law.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search for an input that violates a law.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
-    """Try a loss on the laws of a sound one; show the smallest input that breaks each, and what the loss costs."""
+    """Test a loss on the laws of a sound loss; show the smallest input that violates each, and its time and memory."""
     component = reader.named("loss", target, [reader.parse_override(text) for text in set_ or []])
     named_reference = reader.named("loss", reference, option="--reference") if reference else None
 
-    # hypothesis notes what it has read of one's code; not in the folder where one stands
+    # hypothesis stores what it has read of the user's code; keep that out of the current folder
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(platformdirs.user_cache_dir("softmaxce"), "laws")))
     from softmaxce.laws import cost
     from softmaxce.laws.examine import examine
@@ -50,16 +50,16 @@ def check_loss(
     from softmaxce.report import console, laws
     from softmaxce.runtime.device import choose_device
 
-    where = choose_device(device)
-    truth = Subject(referring(named_reference, component), where, classes) if named_reference else None
-    subject = Subject(component, where, classes, truth, seed)
-    verdicts = laws.watched(examine(subject, skip or (), only or ()), len(only or registry.LAWS))
+    torch_device = choose_device(device)
+    known = Subject(referring(named_reference, component), torch_device, classes) if named_reference else None
+    subject = Subject(component, torch_device, classes, known, seed)
+    results = laws.watched(examine(subject, skip or (), only or ()), len(only or registry.LAWS))
     costs = None if only else cost.measure(subject)
     if json:
         import json as jsonlib
 
-        typer.echo(jsonlib.dumps(laws.plain(subject, verdicts, costs)))
+        typer.echo(jsonlib.dumps(laws.plain(subject, results, costs)))
     else:
-        laws.print_verdicts(subject, verdicts, costs, console.stdout())
-    if any(verdict.answer == "broken" for verdict in verdicts):
+        laws.print_verdicts(subject, results, costs, console.stdout())
+    if any(result.status == "failed" for result in results):
         raise typer.Exit(FAILED)

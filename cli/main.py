@@ -37,7 +37,7 @@ COMMANDS = {
     "check-loss": (
         "check_loss",
         "check_loss",
-        "Try a loss on the laws of a sound one; show the smallest input that breaks each, and what the loss costs.",
+        "Test a loss on the laws of a sound loss; show the smallest input that violates each, and its time and memory.",
     ),
     "predict": (
         "predict",

@@ -14,26 +14,26 @@ from .subject import Subject, value_and_gradient
 
 
 def without_reference(subject: Subject) -> str:
-    """Values cannot be told right from wrong by themselves."""
+    """A value can be checked only against a reference."""
     return "" if subject.reference is not None else "no --reference given"
 
 
-def whose_truth(subject: Subject) -> str:
-    """Where the right values come from."""
+def source_of_reference(subject: Subject) -> str:
+    """Where the correct values come from."""
     assert subject.reference is not None
     return "mpmath's, with 50 digits" if _is_exact(subject.reference) else "in float64"
 
 
 def _is_exact(reference: Subject) -> bool:
-    """Whether exact.cross_entropy computes what this reference means."""
+    """Whether exact.cross_entropy computes this reference."""
     arguments = reference.component.arguments
     others = [key for key, value in arguments.items() if key not in exact.KNOWN and value not in (None, -100)]
     is_known = reference.component.name in exact.CROSS_ENTROPIES
     return is_known and not others and not isinstance(arguments.get("weight"), str)
 
 
-def truth(subject: Subject, case: Case) -> tuple[Tensor, Tensor]:
-    """The reference's value and gradient: with 50 digits where it is cross-entropy, else as it computes in float64."""
+def reference_values(subject: Subject, case: Case) -> tuple[Tensor, Tensor]:
+    """The reference's value and gradient: with 50 digits if it is cross-entropy, else in float64."""
     reference = subject.reference
     assert reference is not None
     if _is_exact(reference):
@@ -44,11 +44,11 @@ def truth(subject: Subject, case: Case) -> tuple[Tensor, Tensor]:
 
 
 def _against_the_reference(subject: Subject, case: Case, which: int) -> str | None:
-    expected = truth(subject, case)
+    expected = reference_values(subject, case)
     for dtype in (torch.float64, torch.float32):
         logits, targets = case.tensors(subject, dtype)
         got = value_and_gradient(subject.loss(case.num_classes, dtype), logits, targets)
-        if got[0].ndim == 1 and expected[0].ndim == 0:  # one loss an image: what is trained with is their mean
+        if got[0].ndim == 1 and expected[0].ndim == 0:  # one loss per image: training uses their mean
             got = got[0].mean(), got[1] / len(targets)
         what = ("value", "gradient")[which]
         if message := compare_one(what, got[which], expected[which], logits, dtype):
@@ -56,8 +56,8 @@ def _against_the_reference(subject: Subject, case: Case, which: int) -> str | No
     return None
 
 
-def near_and_far(subject: Subject) -> SearchStrategy[Case]:
-    """Usual logits, which allow little tolerance, and gaps that exp cannot take in float32 or float64."""
+def moderate_and_large_logits(subject: Subject) -> SearchStrategy[Case]:
+    """Moderate logits, with a small tolerance, and differences whose exp overflows in float32 and float64."""
     return batches(subject, steps(10)) | batches(subject, steps(450))
 
 
@@ -65,18 +65,18 @@ value = Law(
     "the value is the reference's",
     "the formula (sign, log, the class picked, smoothing, weights, divisor); overflow",
     lambda subject, case: _against_the_reference(subject, case, 0),
-    near_and_far,
-    unasked=without_reference,
-    remark=whose_truth,
+    moderate_and_large_logits,
+    not_applicable=without_reference,
+    remark=source_of_reference,
 )
 
 gradient = Law(
     "the gradient is the reference's",
     "a custom backward (for cross-entropy it is softmax - one-hot, times the upstream gradient); a detach()",
     lambda subject, case: _against_the_reference(subject, case, 1),
-    near_and_far,
-    unasked=without_reference,
-    remark=whose_truth,
+    moderate_and_large_logits,
+    not_applicable=without_reference,
+    remark=source_of_reference,
 )
 
 
@@ -88,18 +88,18 @@ def _gradcheck(subject: Subject, case: Case) -> str | None:
     loss = subject.loss(case.num_classes)
 
     def scaled(z: Tensor, targets: Tensor = targets) -> Tensor:
-        return 0.5 * loss(z, targets)  # so that a backward which forgets the upstream gradient is seen
+        return 0.5 * loss(z, targets)  # detects a backward that ignores the upstream gradient
 
     if gradcheck(scaled, logits.clone().requires_grad_(), raise_exception=False):
         return None
     analytic = value_and_gradient(scaled, logits, targets)[1]
     numeric = torch.zeros_like(logits)
-    for place in range(logits.numel()):
+    for index in range(logits.numel()):
         step = torch.zeros_like(logits)
-        step.view(-1)[place] = 1e-6
-        numeric.view(-1)[place] = (scaled(logits + step) - scaled(logits - step)).sum() / 2e-6
+        step.view(-1)[index] = 1e-6
+        numeric.view(-1)[index] = (scaled(logits + step) - scaled(logits - step)).sum() / 2e-6
     if torch.allclose(analytic, numeric, 1e-3, 1e-5):
-        gradcheck(scaled, logits.clone().requires_grad_())  # another complaint: it raises, and says which
+        gradcheck(scaled, logits.clone().requires_grad_())  # it failed for another reason, which this raises
     return f"of half the loss, backward gives {show(analytic)}, finite differences {show(numeric)}"
 
 
@@ -123,6 +123,6 @@ second_derivative = Law(
     "and so is the second derivative",
     "a custom backward must itself be made of differentiable operations on saved tensors, or not be claimed",
     _gradgradcheck,
-    lambda subject: distinct_batches(subject, 3, most_rows=1),
+    lambda subject: distinct_batches(subject, 3, max_rows=1),
     examples=10,
 )

@@ -1,4 +1,4 @@
-"""The inputs that laws are tried on, and how hypothesis draws and shrinks them."""
+"""The inputs that laws are tested on, and the hypothesis strategies that draw and shrink them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from .subject import Subject
 
 @dataclass(frozen=True)
 class Case:
-    """One batch, and what else a law draws.
+    """One batch, and what else a law needs.
 
     Attributes:
         logits: [B][K].
         targets: [B] class ids.
-        more: by name, as it is shown: `shift`, say.
+        more: further inputs by name, such as `shift`.
     """
 
     logits: Sequence[Sequence[float]]
@@ -28,7 +28,6 @@ class Case:
 
     @property
     def num_classes(self) -> int:
-        """K."""
         return len(self.logits[0])
 
     def tensors(self, subject: Subject, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -37,13 +36,13 @@ class Case:
         return logits, torch.tensor(self.targets, device=subject.device)
 
     def lines(self) -> list[str]:
-        """As Python that makes it."""
+        """As the Python code that creates it."""
         rows = ", ".join(f"[{', '.join(map(_number, row))}]" for row in self.logits)
         more = [f"{name} = {value}" for name, value in self.more.items()]
         return [f"logits = torch.tensor([{rows}])", f"targets = torch.tensor({list(self.targets)})", *more]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it; an infinite logit as the text "-inf"."""
+        """As JSON; an infinite logit is the text "-inf"."""
         rows = [[x if abs(x) != torch.inf else _number(x).replace("torch.", "") for x in row] for row in self.logits]
         return {"logits": rows, "targets": list(self.targets), **self.more}
 
@@ -55,7 +54,7 @@ def _number(x: float) -> str:
 
 
 def steps(limit: float) -> SearchStrategy[float]:
-    """Multiples of 1/4 in [-limit, limit], which shrink to 0; each dtype holds them exactly up to 32."""
+    """Multiples of 1/4 in [-limit, limit], which shrink to 0; exact in every dtype up to 32."""
     bound = int(4 * limit)
     return st.integers(-bound, bound).map(lambda n: n / 4)
 
@@ -65,14 +64,14 @@ def batches(
     draw: st.DrawFn,
     subject: Subject,
     values: SearchStrategy[float],
-    most_classes: int = 6,
-    least_rows: int = 1,
-    most_rows: int = 3,
+    max_classes: int = 6,
+    min_rows: int = 1,
+    max_rows: int = 3,
 ) -> Case:
-    """Batches of a few rows; of two classes and more, or of as many as the subject is bound to."""
+    """Batches of a few rows, of two classes and more, or of the subject's fixed number of classes."""
     fixed = subject.num_classes
-    classes = draw(st.just(fixed) if fixed else st.integers(2, most_classes))
-    rows = draw(st.integers(least_rows, most_rows))
+    classes = draw(st.just(fixed) if fixed else st.integers(2, max_classes))
+    rows = draw(st.integers(min_rows, max_rows))
     row = st.lists(values, min_size=classes, max_size=classes)
     logits = draw(st.lists(row, min_size=rows, max_size=rows))
     targets = draw(st.lists(st.integers(0, classes - 1), min_size=rows, max_size=rows))
@@ -80,17 +79,17 @@ def batches(
 
 
 @st.composite
-def distinct_batches(draw: st.DrawFn, subject: Subject, limit: float, most_rows: int = 2) -> Case:
-    """Batches in which no two logits of a row are equal or a round number apart: derivatives exist there."""
-    case = draw(batches(subject, steps(limit), most_classes=4, most_rows=most_rows))
+def distinct_batches(draw: st.DrawFn, subject: Subject, limit: float, max_rows: int = 2) -> Case:
+    """Batches in which no two logits of a row are equal or differ by a round number, so that derivatives exist."""
+    case = draw(batches(subject, steps(limit), max_classes=4, max_rows=max_rows))
     rows = [[x + (index + 1) / 100 for index, x in enumerate(row)] for row in case.logits]
     return Case(rows, case.targets)
 
 
 @st.composite
 def extreme_batches(draw: st.DrawFn, subject: Subject) -> Case:
-    """Batches with logits at ±1e4 and classes ruled out by -infinity; never the target."""
-    case = draw(batches(subject, st.sampled_from([0.0, 1.0, 1e4, -1e4, -torch.inf]), most_rows=2))
+    """Batches with logits at ±1e4 and masked classes at -infinity, but never the target."""
+    case = draw(batches(subject, st.sampled_from([0.0, 1.0, 1e4, -1e4, -torch.inf]), max_rows=2))
     rows = [
         [0.0 if index == target and x == -torch.inf else x for index, x in enumerate(row)]
         for row, target in zip(case.logits, case.targets, strict=True)
@@ -108,14 +107,14 @@ def shifted_batches(draw: st.DrawFn, subject: Subject) -> Case:
 
 @st.composite
 def permuted_batches(draw: st.DrawFn, subject: Subject) -> Case:
-    """Batches, and another order of their classes."""
+    """Batches, and a permutation of their classes."""
     case = draw(batches(subject, steps(10)))
     return Case(case.logits, case.targets, {"permutation": draw(st.permutations(range(case.num_classes)))})
 
 
 @st.composite
 def mixed_batches(draw: st.DrawFn, subject: Subject) -> Case:
-    """Batches with a second class id for each row, and the first one's share, as mixup draws them."""
+    """Batches with a second class id for each row, and the weight of the first, as in mixup."""
     case = draw(batches(subject, steps(10)))
     ids = st.integers(0, case.num_classes - 1)
     others = draw(st.lists(ids, min_size=len(case.targets), max_size=len(case.targets)))

@@ -1,6 +1,6 @@
-"""What a loss costs beside PyTorch's cross-entropy: time of a forward and backward pass, peak memory.
+"""The cost of a loss relative to PyTorch's cross-entropy: time of a forward and backward pass, peak memory.
 
-For a quick look at one's own loss; `softmaxce bench loss` measures more, over a grid.
+A quick measurement of one loss; `softmaxce bench loss` measures more, over a grid.
 """
 
 import ctypes
@@ -23,15 +23,15 @@ from .subject import Subject, value_and_gradient
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
 
-SHAPES = ((128, 10), (1024, 1000))  # a small model's training step; a large one's
+SHAPES = ((128, 10), (1024, 1000))  # a training step of a small model, and of a large one
 ROUNDS = 7
-SECONDS = 0.03  # of each round, for each loss
-MEMORY = 10 * 2**20  # float32 logits: at 40 MiB, a block is the system's own and is given back when it is freed
+SECONDS = 0.03  # per round and loss
+MEMORY = 10 * 2**20  # float32 logits, 40 MiB: malloc maps a block of this size and unmaps it when it is freed
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one batch costs.
+    """The time of one batch.
 
     Attributes:
         rows, num_classes: of the logits, float32.
@@ -45,17 +45,15 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """The loss's time over PyTorch's."""
         return self.seconds / self.torch_seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
         return {**asdict(self), "ratio": self.ratio}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The most memory held at once during a forward and backward pass, beyond the logits, in sizes of the logits."""
+    """Peak memory of a forward and backward pass beyond the logits, in multiples of the logits' size."""
 
     rows: int
     num_classes: int
@@ -65,20 +63,19 @@ class Memory:
 
 @dataclass(frozen=True)
 class Costs:
-    """Both, or why they could not be measured."""
+    """Times and memory, or the reason why they could not be measured."""
 
     times: list[Cost]
     memory: Memory | None
     problem: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
         memory = asdict(self.memory) if self.memory else None
         return {"times": [cost.to_dict() for cost in self.times], "memory": memory, "problem": self.problem or None}
 
 
 def measure(subject: Subject) -> Costs:
-    """What the loss costs, in a second or two."""
+    """Measure the loss; takes a second or two."""
     try:
         with quiet():
             peaks = memory(subject)
@@ -90,8 +87,8 @@ def measure(subject: Subject) -> Costs:
 
 
 def times(subject: Subject) -> list[Cost]:
-    """The time of a training step's share of the loss, turn and turn about with PyTorch's."""
-    # Once a block of this size was freed, glibc keeps smaller ones for the next, so that page faults favour nobody.
+    """The time of forward and backward pass, measured alternately with PyTorch's."""
+    # After a block of this size was freed, glibc keeps smaller freed blocks, so neither loss pays more page faults.
     torch.empty(31 << 20, dtype=torch.uint8)
     costs = []
     for rows, num_classes in SHAPES:
@@ -104,7 +101,7 @@ def times(subject: Subject) -> list[Cost]:
 
 
 def memory(subject: Subject) -> Memory | None:
-    """The peak memory beside PyTorch's; None where it cannot be told (on a CPU, only Linux tells)."""
+    """Peak memory, the loss's and PyTorch's; None where it cannot be measured (on a CPU, outside Linux)."""
     num_classes = subject.num_classes or 2560
     rows = MEMORY // num_classes
     peaks = []

@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradient with 50 digits, by mpmath: the truth that no floating-point loss can argue with."""
+"""Cross-entropy and its gradient with 50 digits, by mpmath, as the reference for floating-point losses."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .cases import Case
 
-# The names under which a config or a user knows softmax cross-entropy.
+# The names of softmax cross-entropy in configs and in PyTorch.
 CROSS_ENTROPIES = {
     "softmax_cross_entropy",
     "torch_cross_entropy",
@@ -18,7 +18,7 @@ CROSS_ENTROPIES = {
     "torch.nn:CrossEntropyLoss",
     "torch.nn.functional:cross_entropy",
 }
-KNOWN = {"weight", "label_smoothing", "reduction"}  # the arguments that `cross_entropy` below understands
+KNOWN = {"weight", "label_smoothing", "reduction"}  # the arguments that `cross_entropy` below takes
 
 
 def cross_entropy(

@@ -1,35 +1,35 @@
-"""A loss before the laws: one verdict after the other."""
+"""Tests a loss on the laws, one after the other."""
 
 from collections.abc import Collection, Iterator
 
 from ..config.components import load_object
 from ..config.registry import LAWS
-from .law import Law, LawResult, judge
+from .law import Law, LawResult, check_law
 from .subject import Subject
 
 
 def law_named(name: str) -> Law:
-    """The law behind an id of menus.LAWS."""
+    """The law registered under this name in config.registry.LAWS."""
     law = load_object(LAWS[name])
     assert isinstance(law, Law)
     return law
 
 
 def examine(subject: Subject, skip: Collection[str] = (), only: Collection[str] = ()) -> Iterator[LawResult]:
-    """Try the laws in the menu's order.
+    """Test the laws in the order of the registry.
 
     Args:
-        subject: the loss. What it says it does not claim is not tried.
-        skip: ids of laws that are not tried either.
-        only: ids of the laws to go through; all of them if empty.
+        subject: the loss. Laws in its `not_claimed` are not tested.
+        skip: names of laws that are not tested either.
+        only: names of the laws to test; all if empty.
     """
     for name in LAWS:
         if only and name not in only:
             continue
         law = law_named(name)
         if name in skip:
-            yield LawResult(name, law.claim, "not claimed", "skipped by --skip")
+            yield LawResult(name, law.claim, "exempt", "skipped by --skip")
         elif name in subject.not_claimed:
-            yield LawResult(name, law.claim, "not claimed", str(subject.not_claimed[name]))
+            yield LawResult(name, law.claim, "exempt", str(subject.not_claimed[name]))
         else:
-            yield judge(name, law, subject)
+            yield check_law(name, law, subject)

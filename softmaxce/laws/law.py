@@ -1,4 +1,4 @@
-"""What a law is, and the search for the smallest input that breaks it."""
+"""What a law is, and the search for the smallest input that violates it."""
 
 import contextlib
 import time
@@ -17,27 +17,27 @@ from .cases import Case
 from .quiet import quiet
 from .subject import Subject
 
-Answer = Literal["holds", "broken", "not claimed", "not asked"]
-LONGEST_SHRINKING = 4.0  # seconds of work; after that the smallest input found so far is it
+Status = Literal["passed", "failed", "exempt", "not applicable"]
+JSON_WORDS = {"passed": "holds", "failed": "broken", "exempt": "not claimed", "not applicable": "not asked"}
+MAX_SHRINKING = 4.0  # CPU seconds; after that the smallest input so far is reported
 
 
 def nothing(subject: Subject) -> str:
-    """Nothing to say."""
     return ""
 
 
 @dataclass(frozen=True)
 class Law:
-    """A sentence that is true of a sound loss, and the way to try it.
+    """A property of every sound loss, and a test of it.
 
     Attributes:
-        claim: the sentence.
-        look_at: what to look at where it is broken.
-        test: (subject, case) -> what is wrong, or None. What it raises counts as wrong too.
-        cases: subject -> the inputs to try.
-        examples: how many of them.
-        unasked: subject -> why the law does not concern it; empty if it does.
-        remark: subject -> what to add where the law holds.
+        claim: the property, as a sentence.
+        look_at: where to look for the cause if the test fails.
+        test: (subject, case) -> what is wrong, or None. An exception counts as a failure too.
+        cases: subject -> the strategy that generates the inputs.
+        examples: the number of inputs to try.
+        not_applicable: subject -> why the law does not apply to it; empty if it does.
+        remark: subject -> a remark on a passed test.
     """
 
     claim: str
@@ -45,28 +45,28 @@ class Law:
     test: Callable[[Subject, Case], str | None]
     cases: Callable[[Subject], SearchStrategy[Case]]
     examples: int = 100
-    unasked: Callable[[Subject], str] = nothing
+    not_applicable: Callable[[Subject], str] = nothing
     remark: Callable[[Subject], str] = nothing
 
 
 @dataclass(frozen=True)
 class LawResult:
-    """What became of one law.
+    """The result of testing one law.
 
     Attributes:
-        law: its id.
-        claim: its sentence.
-        answer: holds, broken, not claimed (by the loss, or skipped) or not asked.
-        detail: what is wrong; or why it is not claimed or not asked; or a remark.
-        case: the smallest input found that breaks it.
-        look_at: what to look at where it is broken.
-        examples: how many inputs were tried.
-        seconds: how long that took.
+        law: its name.
+        claim: the property, as a sentence.
+        status: passed, failed, exempt (by the loss itself, or by --skip) or not applicable.
+        detail: what is wrong; or why it is exempt or not applicable; or a remark.
+        case: the smallest input that violates it.
+        look_at: where to look for the cause.
+        examples: the number of inputs tried.
+        seconds: the time that took.
     """
 
     law: str
     claim: str
-    answer: Answer
+    status: Status
     detail: str = ""
     case: Case | None = None
     look_at: str = ""
@@ -74,8 +74,8 @@ class LawResult:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        line: dict[str, Any] = {"law": self.law, "claim": self.claim, "verdict": self.answer}
+        """As JSON; `verdict` keeps the words of the first version."""
+        line: dict[str, Any] = {"law": self.law, "claim": self.claim, "verdict": JSON_WORDS[self.status]}
         if self.detail:
             line["detail"] = self.detail
         if self.case is not None:
@@ -83,17 +83,17 @@ class LawResult:
         return {**line, "examples": self.examples, "seconds": round(self.seconds, 3)}
 
 
-class Broken(Exception):
-    """A case breaks the law; hypothesis goes on to look for a smaller one."""
+class Violated(Exception):
+    """A case violates the law; hypothesis then searches for a smaller one."""
 
 
-def judge(name: str, law: Law, subject: Subject) -> LawResult:
-    """Try a law on inputs drawn from the subject's seed, and shrink the first that breaks it."""
-    if reason := law.unasked(subject):
-        return LawResult(name, law.claim, "not asked", reason)
+def check_law(name: str, law: Law, subject: Subject) -> LawResult:
+    """Test a law on inputs generated from the subject's seed, and shrink the first that violates it."""
+    if reason := law.not_applicable(subject):
+        return LawResult(name, law.claim, "not applicable", reason)
     started = time.perf_counter()
-    broken: list[tuple[Case, str]] = []
-    found_at = 0.0
+    failures: list[tuple[Case, str]] = []
+    first_failure = 0.0
     tried = 0
 
     @seed(subject.seed)
@@ -108,30 +108,30 @@ def judge(name: str, law: Law, subject: Subject) -> LawResult:
     )
     @given(law.cases(subject))
     def search(case: Case) -> None:
-        nonlocal found_at, tried
-        too_late = broken and time.process_time() - found_at > LONGEST_SHRINKING
-        if too_late and case not in [known for known, _ in broken]:
+        nonlocal first_failure, tried
+        too_late = failures and time.process_time() - first_failure > MAX_SHRINKING
+        if too_late and case not in [known for known, _ in failures]:
             return
         tried += 1
         if message := what_is_wrong(law, subject, case):
-            found_at = found_at or time.process_time()
-            broken.append((case, message))
-            raise Broken
+            first_failure = first_failure or time.process_time()
+            failures.append((case, message))
+            raise Violated
 
-    with quiet(), contextlib.suppress(Broken, Flaky):  # flaky: the loss differs from call to call
+    with quiet(), contextlib.suppress(Violated, Flaky):  # reported below; flaky: the loss differs between calls
         search()
     seconds = time.perf_counter() - started
-    if broken:
-        case, message = broken[-1]  # hypothesis ends with the smallest
-        return LawResult(name, law.claim, "broken", message, case, law.look_at, tried, seconds)
-    return LawResult(name, law.claim, "holds", law.remark(subject), examples=tried, seconds=seconds)
+    if failures:
+        case, message = failures[-1]  # hypothesis ends with the smallest
+        return LawResult(name, law.claim, "failed", message, case, law.look_at, tried, seconds)
+    return LawResult(name, law.claim, "passed", law.remark(subject), examples=tried, seconds=seconds)
 
 
 def what_is_wrong(law: Law, subject: Subject, case: Case) -> str | None:
-    """What a case shows to be wrong with the subject, or None."""
+    """What is wrong with the subject on this case, or None."""
     try:
         return law.test(subject, case)
-    except Exception as error:  # whatever the loss raises is the finding
+    except Exception as error:  # whatever the loss raises is the result of the test
         if ran_out_of_memory(error):
             raise
         return f"it raises {in_one_line(error).rstrip('.')}"
@@ -141,9 +141,9 @@ def what_is_wrong(law: Law, subject: Subject, case: Case) -> str | None:
 
 
 def tolerance(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
-    """How far a result may be off: some units of rounding of the dtype, for the largest logit and the result's size.
+    """The error that rounding allows: some eps of the dtype, times the largest |logit| and the largest |result|.
 
-    A logit z is known to a relative unit, so its exp is known to |z| units; and a few operations add a unit each.
+    A logit z has a relative error of eps, so its exp has one of |z| eps; and each operation adds one more eps.
     """
     units = 4 if dtype.itemsize == 2 else 32
     size = max(1.0, _largest(logits)) * max(1.0, _largest(expected))
@@ -158,9 +158,9 @@ def _largest(tensor: Tensor) -> float:
 def compare(
     got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], logits: Tensor, dtype: torch.dtype = torch.float64
 ) -> str | None:
-    """What is wrong with a value and a gradient, given the right ones; None where they are near enough."""
-    for what, mine, true in zip(("value", "gradient"), got, expected, strict=True):
-        if message := compare_one(what, mine, true, logits, dtype):
+    """What is wrong with a value and a gradient, given the exact ones; None if they are within the tolerance."""
+    for what, computed, exact in zip(("value", "gradient"), got, expected, strict=True):
+        if message := compare_one(what, computed, exact, logits, dtype):
             return message
     return None
 
@@ -180,7 +180,7 @@ def compare_one(
 
 
 def show(tensor: Tensor, digits: int = 6) -> str:
-    """A few numbers as a person reads them."""
+    """A tensor of up to two dimensions as text."""
     if tensor.ndim == 0:
         return f"{tensor.item():.{digits}g}"
     if tensor.ndim == 2 and len(tensor) == 1:

@@ -21,7 +21,7 @@ def _finite(subject: Subject, case: Case) -> str | None:
 
 
 def _has_a_limit(subject: Subject, case: Case) -> bool:
-    """Whether the loss settles while the logits at -infinity go there. With label smoothing, say, it grows for ever."""
+    """Whether the loss has a limit as the masked logits go to -infinity. With label smoothing, for one, it diverges."""
     logits, targets = case.tensors(subject)
     loss = subject.loss(case.num_classes)
     far, farther = (loss(logits.clamp(min=lowest), targets) for lowest in (-2e4, -4e4))
@@ -39,8 +39,8 @@ def _dtypes(subject: Subject, case: Case) -> str | None:
     for dtype in DTYPES:
         logits, targets = case.tensors(subject, dtype)
         got = value_and_gradient(subject.loss(case.num_classes, dtype), logits, targets)
-        wanted = {dtype, torch.float32} if dtype.itemsize == 2 else {dtype}
-        if got[0].dtype not in wanted:
+        allowed = {dtype, torch.float32} if dtype.itemsize == 2 else {dtype}
+        if got[0].dtype not in allowed:
             return f"logits in {_name(dtype)} give a loss in {_name(got[0].dtype)}"
         if message := compare(got, expected, logits, dtype):
             return f"in {_name(dtype)} {message}"
@@ -69,7 +69,7 @@ finite = Law(
 
 dtypes = Law(
     "float32, bfloat16 and float16 agree with float64",
-    "an epsilon or an exp that the narrow dtype cannot hold; .float() of float64; constants in another dtype",
+    "an epsilon or an exp outside the range of the narrow dtype; .float() of float64; constants in another dtype",
     _dtypes,
     lambda subject: batches(subject, steps(8)),
 )

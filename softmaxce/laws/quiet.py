@@ -1,4 +1,4 @@
-"""Keeps what PyTorch says on the side (about GPUs that are not there, say) away from the verdicts."""
+"""Suppresses PyTorch's warnings (about missing GPUs, for example) while a loss is tested."""
 
 import contextlib
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Neither warnings nor log lines below errors, for a while."""
+    """No warnings, and no log lines below the level of errors, inside the block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

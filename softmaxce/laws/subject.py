@@ -1,4 +1,4 @@
-"""The loss under examination, made anew wherever a law wants another dtype, reduction or number of classes."""
+"""The loss under test, built again wherever a law needs another dtype, reduction or number of classes."""
 
 import copy
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from ..config.signatures import signature_of
 from ..errors import ConfigError, Problem, suggestion
 from ..losses.interface import Loss, reduction_of
 
-CLASSES = 3  # where a law needs no other number
+CLASSES = 3  # unless a law needs another number
 
 
 class Subject:
@@ -23,14 +23,14 @@ class Subject:
 
     Args:
         component: the name and the arguments.
-        device: where the laws are tried.
-        num_classes: the only number of classes to try; None for several.
-        reference: the loss that gives the right values and gradients; None if there is none.
-        seed: of the search for a case that breaks a law.
-    Raises: ConfigError if it cannot be made or called, or if its `not_claimed` is no mapping from laws to reasons.
+        device: where the laws are tested.
+        num_classes: the only number of classes to test; None for several.
+        reference: a loss with the correct values and gradients; None if there is none.
+        seed: of the search for a case that violates a law.
+    Raises: ConfigError if it cannot be built or called, or if its `not_claimed` is no mapping from laws to reasons.
 
     Attributes:
-        not_claimed: the laws that the loss says it does not keep, law -> reason.
+        not_claimed: the laws that the loss declares itself exempt from, law -> reason.
     """
 
     def __init__(
@@ -47,25 +47,25 @@ class Subject:
         self.num_classes = num_classes or (len(weight) if isinstance(weight, list) else None)
         self.reference = reference
         self.seed = seed
-        self._made: dict[tuple[Any, ...], Loss] = {}
+        self._cache: dict[tuple[Any, ...], Loss] = {}
         loss = self.loss(dtype=torch.float32)
         refuse_unfit(loss, component, self.num_classes or CLASSES, device)
         self.not_claimed = _not_claimed(loss, component)
 
     def loss(self, num_classes: int | None = None, dtype: torch.dtype = torch.float64, **changes: Any) -> Loss:
-        """The loss for so many classes, its own tensors in `dtype`, with some of its arguments changed.
+        """The loss for `num_classes` classes, its own tensors in `dtype`, with some of its arguments changed.
 
-        A loss that asks for `class_counts` gets 10, 20, 30, ...: no two classes are alike.
+        A loss that takes `class_counts` gets 10, 20, 30, ..., so that no two classes are equal.
         """
         num_classes = num_classes or self.num_classes or CLASSES
         key = (num_classes, dtype, *sorted(changes.items()))
-        if key not in self._made:
+        if key not in self._cache:
             component = replace(self.component, arguments={**self.component.arguments, **changes})
-            made = make_loss(component, [10 * (index + 1) for index in range(num_classes)], self.device)
-            if isinstance(made, nn.Module):
-                made = copy.deepcopy(made).to(dtype)
-            self._made[key] = made
-        return self._made[key]
+            loss = make_loss(component, [10 * (index + 1) for index in range(num_classes)], self.device)
+            if isinstance(loss, nn.Module):
+                loss = copy.deepcopy(loss).to(dtype)
+            self._cache[key] = loss
+        return self._cache[key]
 
     def takes(self, argument: str) -> bool:
         """Whether the loss has an argument of this name."""
@@ -90,7 +90,7 @@ def _not_claimed(loss: Loss, component: Component) -> Mapping[str, str]:
 
 
 def value_and_gradient(loss: Loss, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """What a loss gives for logits [B, K], and the gradient of (the sum of) that with respect to them, [B, K]."""
+    """A loss's value [] or [B] for logits [B, K], and the gradient [B, K] of (the sum of) it."""
     leaf = logits.detach().clone().requires_grad_()
     value = loss(leaf, targets)
     (gradient,) = torch.autograd.grad(value.sum(), leaf)
@@ -98,13 +98,13 @@ def value_and_gradient(loss: Loss, logits: Tensor, targets: Tensor) -> tuple[Ten
 
 
 def class_weights_of(loss: Loss, targets: Tensor) -> Tensor:
-    """The weight that each target [B] has in the loss's mean, [B]: its class's, as in PyTorch; else 1."""
+    """The weight of each target [B] in the loss's mean, [B]: its class weight, as in PyTorch, or 1."""
     weight = getattr(loss, "weight", None)
     return weight[targets].double() if isinstance(weight, Tensor) else torch.ones_like(targets, dtype=torch.float64)
 
 
 def referring(reference: Component, component: Component) -> Component:
-    """The reference with the subject's arguments of the same names: smoothing is smoothing in both, say."""
+    """The reference with those of the subject's arguments that it takes too, such as label_smoothing."""
     names = signature_of(load_object(reference.target)).names()
     shared = {name: value for name, value in component.arguments.items() if name in names}
     return replace(reference, arguments={**reference.arguments, **shared})

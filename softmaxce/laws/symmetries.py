@@ -1,4 +1,4 @@
-"""Laws that compare a loss with itself: other logits, another order, another way to say the same targets."""
+"""Laws that compare a loss with itself: shifted logits, permuted classes, equivalent targets."""
 
 import copy
 
@@ -25,13 +25,13 @@ def _permutation(subject: Subject, case: Case) -> str | None:
     order = case.more["permutation"]
     loss = subject.loss(case.num_classes)
     value, gradient = value_and_gradient(loss, logits, targets)
-    places = torch.tensor([order.index(k) for k in range(len(order))], device=targets.device)
-    got = value_and_gradient(_reordered(loss, order), logits[:, order], places[targets])
+    new_ids = torch.tensor([order.index(k) for k in range(len(order))], device=targets.device)
+    got = value_and_gradient(_reordered(loss, order), logits[:, order], new_ids[targets])
     return compare(got, (value, gradient[:, order]), logits)
 
 
 def _reordered(loss: Loss, order: list[int]) -> Loss:
-    """The loss with its own numbers for each class (class weights, log-priors, ...) in another order."""
+    """The loss with its per-class tensors (class weights, log-priors, ...) permuted."""
     if not isinstance(loss, nn.Module):
         return loss
     loss = copy.deepcopy(loss)
@@ -52,9 +52,9 @@ def _rows(subject: Subject, case: Case) -> str | None:
         return compare((value, gradient), (values, gradients), logits)
     if subject.reduction == "sum":
         return compare((value, gradient), (values.sum(), gradients), logits)
-    shares = class_weights_of(loss, targets)
-    shares = shares / shares.sum()
-    message = compare((value, gradient), ((shares * values).sum(), shares[:, None] * gradients), logits)
+    weights = class_weights_of(loss, targets)
+    weights = weights / weights.sum()
+    message = compare((value, gradient), ((weights * values).sum(), weights[:, None] * gradients), logits)
     if message and compare_one("value", value, values.sum(), logits) is None:
         return f"{message}: it is the sum of the rows, not their mean"
     return message
@@ -78,14 +78,14 @@ def _takes_no_reduction(subject: Subject) -> str:
     return "" if subject.takes("reduction") else "it has no argument `reduction`"
 
 
-def _added_up(subject: Subject, num_classes: int) -> Loss:
-    """The loss with reduction sum if it has such: PyTorch's weighted means divide ids and probabilities differently."""
+def _summed(subject: Subject, num_classes: int) -> Loss:
+    """The loss with reduction sum if it has one: PyTorch's weighted mean has another divisor for probabilities."""
     return subject.loss(num_classes, reduction="sum") if subject.takes("reduction") else subject.loss(num_classes)
 
 
 def _one_hot(subject: Subject, case: Case) -> str | None:
     logits, targets = case.tensors(subject)
-    loss = _added_up(subject, case.num_classes)
+    loss = _summed(subject, case.num_classes)
     expected = value_and_gradient(loss, logits, targets)
     return compare(value_and_gradient(loss, logits, _labels(targets, logits)), expected, logits)
 
@@ -98,7 +98,7 @@ def _soft_targets(subject: Subject, case: Case) -> str | None:
     logits, targets = case.tensors(subject)
     others = torch.tensor(case.more["mixed_with"], device=targets.device)
     share = case.more["share"]
-    loss = _added_up(subject, case.num_classes)
+    loss = _summed(subject, case.num_classes)
     first, second = (value_and_gradient(loss, logits, _labels(ids, logits)) for ids in (targets, others))
     mixed = share * _labels(targets, logits) + (1 - share) * _labels(others, logits)
     value, gradient = (share * one + (1 - share) * other for one, other in zip(first, second, strict=True))
@@ -114,7 +114,7 @@ shift = Law(
 
 permutation = Law(
     "the order of the classes does not matter",
-    "an index that is off by one; a class that is treated apart; max or argsort at ties",
+    "an index that is off by one; a class that is treated differently; max or argsort with ties",
     _permutation,
     permuted_batches,
 )
@@ -123,7 +123,7 @@ rows = Law(
     "a batch's loss is the mean of its rows'",
     "softmax, max or sum over dim 0 in place of dim 1; the divisor; for a sum, give the loss reduction = 'sum'",
     _rows,
-    lambda subject: batches(subject, steps(10), least_rows=2, most_rows=4),
+    lambda subject: batches(subject, steps(10), min_rows=2, max_rows=4),
 )
 
 reductions = Law(
@@ -131,20 +131,20 @@ reductions = Law(
     "the divisor of mean; a reduction that is ignored",
     _reductions,
     lambda subject: batches(subject, steps(10)),
-    unasked=_takes_no_reduction,
+    not_applicable=_takes_no_reduction,
 )
 
 class_ids = Law(
     "one-hot targets give what class ids give",
-    "the way for float targets [B, K]; if only class ids are meant, say so in not_claimed",
+    "the branch for float targets [B, K]; if it takes class ids only, add this law to not_claimed",
     _one_hot,
     lambda subject: batches(subject, steps(10)),
 )
 
 soft_targets = Law(
     "a mixed target costs the mixture of its classes",
-    "argmax or rounding of the targets; a function of the whole loss, not of each class's term: if meant, say so in "
-    "not_claimed",
+    "argmax or rounding of the targets; a function of the whole loss, not of each class's term: if that is intended, "
+    "add this law to not_claimed",
     _soft_targets,
     mixed_batches,
 )

@@ -1,4 +1,4 @@
-"""Laws of the machinery around a loss: the same bits again, torch.compile, torch.func.vmap."""
+"""Laws of a loss under PyTorch's machinery: determinism, torch.compile, torch.func.vmap."""
 
 import shutil
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def _determinism(subject: Subject, case: Case) -> str | None:
 
 
 class _deterministic:
-    """PyTorch's deterministic mode, for a while."""
+    """PyTorch's deterministic mode, as a context manager."""
 
     def __enter__(self) -> None:
         self.before = torch.are_deterministic_algorithms_enabled()
@@ -51,7 +51,7 @@ def backend() -> str:
     return "inductor" if any(map(shutil.which, ("c++", "g++", "clang++", "cl"))) else "aot_eager"
 
 
-def compiles_with(chosen: str) -> Callable[[Subject, Case], str | None]:
+def compiles_with(backend_name: str) -> Callable[[Subject, Case], str | None]:
     """The test of the law `compile` with one of torch.compile's backends."""
 
     def test(subject: Subject, case: Case) -> str | None:
@@ -65,7 +65,7 @@ def compiles_with(chosen: str) -> Callable[[Subject, Case], str | None]:
         torch._dynamo.reset()
         try:
             got = value_and_gradient(
-                torch.compile(call, fullgraph=True, dynamic=False, backend=chosen), logits, targets
+                torch.compile(call, fullgraph=True, dynamic=False, backend=backend_name), logits, targets
             )
         finally:
             torch._dynamo.reset()
@@ -75,7 +75,7 @@ def compiles_with(chosen: str) -> Callable[[Subject, Case], str | None]:
 
 
 def _traced_only(subject: Subject) -> str:
-    return "" if backend() == "inductor" else "traced whole with aot_eager; there is no C++ compiler for inductor"
+    return "" if backend() == "inductor" else "traced in one graph by aot_eager; there is no C++ compiler for inductor"
 
 
 def _compile(subject: Subject, case: Case) -> str | None:
@@ -108,7 +108,7 @@ determinism = Law(
 
 compiles = Law(
     "torch.compile takes it without a graph break",
-    "what Python must look at: .item(), float(tensor), `if tensor`, NumPy, print; shapes that depend on values",
+    "values that Python reads: .item(), float(tensor), `if tensor`, NumPy, print; shapes that depend on values",
     _compile,
     usual_batch,
     examples=1,

@@ -14,7 +14,7 @@ from ..laws.law import LawResult
 from ..laws.subject import Subject
 from . import console as consoles
 
-STYLES = {"holds": "green", "broken": "bold red", "not claimed": "yellow", "not asked": "dim"}
+STYLES = {"passed": "green", "failed": "bold red", "exempt": "yellow", "not applicable": "dim"}
 
 
 def watched(verdicts: Iterable[LawResult], count: int) -> list[LawResult]:
@@ -39,7 +39,7 @@ def plain(subject: Subject, verdicts: list[LawResult], costs: Costs | None) -> d
         "reference": subject.reference.component.to_dict() if subject.reference else None,
         "device": str(subject.device),
         "seed": subject.seed,
-        "sound": not any(verdict.answer == "broken" for verdict in verdicts),
+        "sound": not any(verdict.status == "failed" for verdict in verdicts),
         "laws": [verdict.to_dict() for verdict in verdicts],
         "cost": costs.to_dict() if costs else None,
     }
@@ -62,15 +62,15 @@ def print_verdicts(subject: Subject, verdicts: list[LawResult], costs: Costs | N
 def _table(verdicts: list[LawResult]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("law", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table.add_column("status", no_wrap=True)
     table.add_column("claim")
     for verdict in verdicts:
         about = Text(verdict.claim)
-        if verdict.detail and verdict.answer != "broken":
-            about = Text(f"{verdict.claim}: {verdict.detail}" if verdict.answer == "holds" else verdict.detail)
-        if verdict.answer != "broken":
+        if verdict.detail and verdict.status != "failed":
+            about = Text(f"{verdict.claim}: {verdict.detail}" if verdict.status == "passed" else verdict.detail)
+        if verdict.status != "failed":
             about.stylize("dim")
-        table.add_row(verdict.law, Text(verdict.answer, STYLES[verdict.answer]), about)
+        table.add_row(verdict.law, Text(verdict.status, STYLES[verdict.status]), about)
     return table
 
 
@@ -112,8 +112,8 @@ def _share(peak: str, torch_peak: str) -> str:
 
 
 def _summary(subject: Subject, verdicts: list[LawResult]) -> Text:
-    broken = [verdict.law for verdict in verdicts if verdict.answer == "broken"]
-    tried = sum(verdict.answer in ("broken", "holds") for verdict in verdicts)
+    broken = [verdict.law for verdict in verdicts if verdict.status == "failed"]
+    tried = sum(verdict.status in ("failed", "passed") for verdict in verdicts)
     name = subject.component.name
     if broken:
         return Text(f"{name} breaks {len(broken)} of {tried} laws tried: {', '.join(broken)}", style="red")

@@ -77,6 +77,25 @@ def configs(folder: Path) -> Round:
 # -- checkpoints and run folders --------------------------------------------------------------------------------------
 
 
+def _damage_tensors(tensors: dict[str, Any], rng: random.Random) -> None:
+    """Remove, add, exchange or replace one tensor."""
+    import torch
+
+    key = rng.choice(list(tensors))
+    match rng.randrange(5):
+        case 0:
+            del tensors[key]
+        case 1:
+            tensors[rng.choice(["x", "training/x", "../x", ""])] = torch.zeros(2)
+        case 2:
+            tensors[key] = tensors[key].to(rng.choice([torch.float64, torch.int64, torch.uint8, torch.bfloat16]))
+        case 3:
+            tensors[key] = torch.zeros(rng.choice([(), (0,), (3, 3), (1, 2, 3, 4)]), dtype=tensors[key].dtype)
+        case 4:
+            other = rng.choice(list(tensors))
+            tensors[key], tensors[other] = tensors[other], tensors[key]
+
+
 def checkpoints(folder: Path) -> Round:
     """A trained run's folder: bytes of each file, and headers and tensors spoilt inside a sound safetensors file.
 
@@ -115,21 +134,7 @@ def checkpoints(folder: Path) -> Round:
         if rng.random() < 0.6:
             header = spoil_data(header, rng)
         else:
-            key = rng.choice(list(tensors))
-            match rng.randrange(5):
-                case 0:
-                    del tensors[key]
-                case 1:
-                    tensors[rng.choice(["x", "training/x", "../x", ""])] = torch.zeros(2)
-                case 2:
-                    tensors[key] = tensors[key].to(
-                        rng.choice([torch.float64, torch.int64, torch.uint8, torch.bfloat16])
-                    )
-                case 3:
-                    tensors[key] = torch.zeros(rng.choice([(), (0,), (3, 3), (1, 2, 3, 4)]), dtype=tensors[key].dtype)
-                case 4:
-                    other = rng.choice(list(tensors))
-                    tensors[key], tensors[other] = tensors[other], tensors[key]
+            _damage_tensors(tensors, rng)
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         save_file(tensors, file, _metadata(tensors, header))
 

@@ -12,7 +12,7 @@ from softmaxce.config import reader, registry
 from softmaxce.errors import ConfigError
 from softmaxce.laws import cost
 from softmaxce.laws.examine import examine, law_named
-from softmaxce.laws.law import LawResult, judge
+from softmaxce.laws.law import LawResult, check_law
 from softmaxce.laws.subject import Subject, referring, value_and_gradient
 from softmaxce.laws.transforms import compiles_with
 
@@ -30,11 +30,11 @@ def subject(name: str, reference: str | None = None, seed: int = 0, **arguments:
 
 def compiled(examined: Subject) -> LawResult:
     """The verdict of the law `compile`, by tracing alone: it takes seconds less, and a graph break is one in both."""
-    return judge("compile", replace(law_named("compile"), test=compiles_with("aot_eager")), examined)
+    return check_law("compile", replace(law_named("compile"), test=compiles_with("aot_eager")), examined)
 
 
 def broken(verdicts: Collection[LawResult]) -> dict[str, str]:
-    return {v.law: f"{v.detail} {v.case and v.case.lines()}" for v in verdicts if v.answer == "broken"}
+    return {v.law: f"{v.detail} {v.case and v.case.lines()}" for v in verdicts if v.status == "failed"}
 
 
 # -- sound losses -----------------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def test_a_loss_on_the_menu_keeps_every_law_it_claims(name: str) -> None:
 def test_cross_entropy_keeps_every_law_whatever_its_arguments(name: str, arguments: dict[str, object]) -> None:
     verdicts = list(examine(subject(name, "softmax_cross_entropy", **arguments), skip=["compile"]))
     assert broken(verdicts) == {}
-    assert [v.law for v in verdicts if v.answer == "not asked"] == []
+    assert [v.law for v in verdicts if v.status == "not applicable"] == []
 
 
 def test_the_exact_reference_is_torchs_in_float64_on_ordinary_logits() -> None:
@@ -94,7 +94,7 @@ def test_a_mistake_breaks_the_laws_that_it_should_and_no_other(wrong: type[Wrong
     for name in sorted(set(registry.LAWS) - {"compile"}):
         law = law_named(name)  # a quarter of the examples is enough to find nothing: that was tried above
         verdicts.append(
-            judge(name, law if name in wrong.breaks else replace(law, examples=max(1, law.examples // 4)), examined)
+            check_law(name, law if name in wrong.breaks else replace(law, examples=max(1, law.examples // 4)), examined)
         )
     if "compile" in wrong.breaks:
         verdicts.append(compiled(examined))
@@ -130,8 +130,8 @@ def test_the_smallest_input_is_the_one_a_person_would_give() -> None:
 def test_the_same_seed_finds_the_same_case() -> None:
     name = "tests.laws.wrong:WithAnEpsilon"
     first, second = (list(examine(subject(name, seed=3), only=["dtypes", "shift"])) for _ in range(2))
-    assert [(v.answer, v.case, v.detail, v.examples) for v in first] == [
-        (v.answer, v.case, v.detail, v.examples) for v in second
+    assert [(v.status, v.case, v.detail, v.examples) for v in first] == [
+        (v.status, v.case, v.detail, v.examples) for v in second
     ]
 
 
@@ -139,14 +139,14 @@ def test_smoothing_that_is_ignored_is_found_only_where_the_reference_smooths() -
     name = f"tests.laws.wrong:{IgnoresSmoothing.__name__}"
     (unsmoothed,) = examine(subject(name, "softmax_cross_entropy"), only=["value"])
     (smoothed,) = examine(subject(name, "torch_cross_entropy", label_smoothing=0.1), only=["value"])
-    assert (unsmoothed.answer, smoothed.answer) == ("holds", "broken")
+    assert (unsmoothed.status, smoothed.status) == ("passed", "failed")
 
 
 def test_a_reference_of_ones_own_counts_as_it_computes_in_float64() -> None:
     (own,) = examine(subject("softmax_cross_entropy", "tests.laws.wrong:Sound"), only=["gradient"])
-    assert (own.answer, own.detail) == ("holds", "in float64")
+    assert (own.status, own.detail) == ("passed", "in float64")
     (other,) = examine(subject("softmax_cross_entropy", "tests.laws.wrong:CapsLogits"), only=["gradient"])
-    assert other.answer == "broken"
+    assert other.status == "failed"
 
 
 # -- what is not claimed ----------------------------------------------------------------------------------------------
@@ -162,8 +162,8 @@ class Misspelt(LooksAtValues):
 
 def test_what_a_loss_does_not_claim_is_not_tried() -> None:
     verdicts = {v.law: v for v in examine(subject(f"{__name__}:Capped"), skip=["shift"])}
-    assert (verdicts["compile"].answer, verdicts["vmap"].detail) == ("not claimed", "it looks at values")
-    assert (verdicts["shift"].answer, verdicts["shift"].detail) == ("not claimed", "skipped by --skip")
+    assert (verdicts["compile"].status, verdicts["vmap"].detail) == ("exempt", "it looks at values")
+    assert (verdicts["shift"].status, verdicts["shift"].detail) == ("exempt", "skipped by --skip")
     assert broken(verdicts.values()) == {}
 
 
