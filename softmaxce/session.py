@@ -136,28 +136,28 @@ class Reporters(Reporter):
     def __init__(self, reporters: Iterable[Reporter]) -> None:
         self._reporters = tuple(reporters)
 
-    def start(self, run: Run, folder: Path) -> None:  # noqa: D102
+    def start(self, run: Run, folder: Path) -> None:
         for reporter in self._reporters:
             reporter.start(run, folder)
 
-    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:  # noqa: D102
+    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:
         for reporter in self._reporters:
             batches = reporter.track(batches, done, epoch)
         return batches
 
-    def epoch(self, epoch: Epoch) -> None:  # noqa: D102
+    def epoch(self, epoch: Epoch) -> None:
         for reporter in self._reporters:
             reporter.epoch(epoch)
 
-    def message(self, level: Level, text: str) -> None:  # noqa: D102
+    def message(self, level: Level, text: str) -> None:
         for reporter in self._reporters:
             reporter.message(level, text)
 
-    def stopping(self) -> None:  # noqa: D102
+    def stopping(self) -> None:
         for reporter in self._reporters:
             reporter.stopping()
 
-    def end(self, outcome: Outcome) -> None:  # noqa: D102
+    def end(self, outcome: Outcome) -> None:
         for reporter in self._reporters:
             reporter.end(outcome)
 
