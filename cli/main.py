@@ -186,9 +186,9 @@ app = typer.Typer(
 
 def _version(show: bool) -> None:
     if show:
-        from importlib.metadata import version
+        from softmaxce.runtime.version import softmaxce_version
 
-        typer.echo(f"softmaxce {version('softmaxce')}")
+        typer.echo(f"softmaxce {softmaxce_version()}")
         raise typer.Exit
 
 

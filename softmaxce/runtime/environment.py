@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .version import softmaxce_version
+
 
 def describe_device(device: torch.device) -> str:
     """The device in words, as a person knows it."""
@@ -20,7 +22,7 @@ def describe_device(device: torch.device) -> str:
 def environment(device: torch.device) -> dict[str, Any]:
     """What a result depends on beside the config: versions, machine, device."""
     return {
-        "softmaxce": version("softmaxce"),
+        "softmaxce": softmaxce_version(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # its own kind of string, which YAML cannot dump
         "torchvision": version("torchvision"),
