@@ -4,7 +4,7 @@ import ast
 import importlib.util
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_origin
 
@@ -74,11 +74,39 @@ def read_signature(target: str) -> Signature:
         raise ValueError(f"{file.name} defines no '{name}'{suggestion(name, bound)}")
     doc = ast.get_docstring(node) or ""
     function: ast.stmt | None = node
+    base = None
     if isinstance(node, ast.ClassDef):
         function = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+        base = _base_in_package(module, tree, node)
+    if function is None and base is not None:
+        return replace(read_signature(base), doc=doc)
     if not isinstance(function, ast.FunctionDef) or function.decorator_list or node.decorator_list:
         raise NotStatic(target)
-    return _static_signature(function, doc, skip_self=isinstance(node, ast.ClassDef))
+    signature = _static_signature(function, doc, skip_self=isinstance(node, ast.ClassDef))
+    if base is not None and function.args.vararg and function.args.kwarg:
+        return _with_arguments_of(read_signature(base), signature, function)
+    return signature
+
+
+def _base_in_package(module: str, tree: ast.Module, node: ast.ClassDef) -> str | None:
+    """The `module:Name` of the first base of a class of softmaxce's own, if that is defined in the same package."""
+    if module.partition(".")[0] != __name__.partition(".")[0] or not node.bases:
+        return None
+    name = ast.unparse(node.bases[0])
+    if any(isinstance(n, ast.ClassDef) and n.name == name for n in tree.body):
+        return f"{module}:{name}"
+    for line in tree.body:
+        if isinstance(line, ast.ImportFrom) and line.level == 1 and any(alias.name == name for alias in line.names):
+            return f"{module.rpartition('.')[0]}.{line.module}:{name}"
+    return None
+
+
+def _with_arguments_of(base: Signature, own: Signature, function: ast.FunctionDef) -> Signature:
+    """A class's signature with its base's arguments in place of *args and **kwargs, in the order that Python has."""
+    positional = len(own.arguments) - len(function.args.kwonlyargs)
+    inherited = [argument for argument in base.arguments if argument.name not in own.names()]
+    arguments = (*own.arguments[:positional], *inherited, *own.arguments[positional:])
+    return replace(own, arguments=arguments, takes_any=base.takes_any)
 
 
 def signature_of(component: Callable[..., Any]) -> Signature:

@@ -1,4 +1,4 @@
-"""Whether any of a step's gradients is not finite, on the CPU: one pass over their bits."""
+"""Whether all gradients of a step are finite, on the CPU: one pass over their bits."""
 
 import ctypes
 from collections.abc import Callable, Sequence
@@ -10,62 +10,63 @@ import torch
 from numba import carray, njit  # type: ignore[attr-defined]
 from torch import Tensor
 
-from .numba_runtime import at, compiled, parts_of, run, take_part
+from .numba_runtime import compile_kernel, next_chunk, num_chunks, pointer_to, run
 
 i32, i64 = np.int32, np.int64
-EXPONENT = i32(0x7F800000)  # float32's; all of its bits are set in infinity and in NaN
+EXPONENT = i32(0x7F800000)  # of float32: all its bits are set in infinity and in NaN
 
 
-class Job(ctypes.Structure):
-    """What a pass is to do. Names ending in _ are addresses.
+class FiniteJob(ctypes.Structure):
+    """The kernel's arguments. Names ending in _ are addresses.
 
     Attributes:
-        next_part: the first part that no thread has taken yet.
-        found_: int64, set to 1 if a number is not finite.
-        tensors_: [tensors, 2] int64, each one's address, 0 if there is none, and how many numbers it has.
-        numbers: of all tensors.
-        parts: these are shared out in so many, one tensor after the other.
+        next_chunk: the first chunk that no thread has taken yet.
+        nonfinite_: int64, set to 1 if a number is not finite.
+        tensors_: [num_tensors, 2] int64: each one's address, 0 if there is none, and how many numbers it has.
+        numbers: how many all tensors have.
+        num_chunks: into so many chunks these numbers are split, one tensor after the other.
     """
 
     _fields_ = tuple(
-        (name, ctypes.c_int64) for name in ("next_part", "found_", "tensors_", "tensors", "numbers", "parts")
+        (name, ctypes.c_int64)
+        for name in ("next_chunk", "nonfinite_", "tensors_", "num_tensors", "numbers", "num_chunks")
     )
 
 
 @njit(error_model="numpy", forceinline=True)
-def count(bits: Any, first: Any, last: Any) -> Any:
-    """How many are not finite, in lanes."""
-    found = i32(0)
+def count_nonfinite(bits: Any, first: Any, last: Any) -> Any:
+    """How many are not finite; vectorized."""
+    count = i32(0)
     for index in range(first, last):
-        found += i32(1) if (bits[index] & EXPONENT) == EXPONENT else i32(0)
-    return found
+        count += i32(1) if (bits[index] & EXPONENT) == EXPONENT else i32(0)
+    return count
 
 
-def walk(job_: Any) -> None:
-    """The pass."""
+def kernel(job_: Any) -> None:
+    """Look at every number of the job's tensors."""
     job = carray(job_, 1)[0]
-    tensors, found = at(job.tensors_, i64(0)), at(job.found_, i64(0))
+    tensors, nonfinite = pointer_to(job.tensors_, i64(0)), pointer_to(job.nonfinite_, i64(0))
     while True:
-        part = take_part(job_)
-        if part >= job.parts:
+        chunk = next_chunk(job_)
+        if chunk >= job.num_chunks:
             return
-        first, last = job.numbers * part // job.parts, job.numbers * (part + 1) // job.parts
-        for index in range(job.tensors):
+        first, last = job.numbers * chunk // job.num_chunks, job.numbers * (chunk + 1) // job.num_chunks
+        for index in range(job.num_tensors):
             address, numbers = tensors[2 * index], tensors[2 * index + 1]
-            if address != 0 and count(at(address, i32(0)), max(first, 0), min(last, numbers)) > 0:
-                found[0] = 1
+            if address != 0 and count_nonfinite(pointer_to(address, i32(0)), max(first, 0), min(last, numbers)) > 0:
+                nonfinite[0] = 1
             first, last = first - numbers, last - numbers  # from the next tensor's start
 
 
 @cache
 def _compiled() -> Callable[[int], None]:
-    return compiled(walk, Job, set())
+    return compile_kernel(kernel, FiniteJob, set())
 
 
 class FiniteCheck:
-    """Looks at the gradients of parameters on the CPU.
+    """Checks the gradients of parameters on the CPU.
 
-    Nearly every gradient that autograd has made is dense and float32: these are read in one pass. Any other (sparse,
+    Nearly every gradient that autograd makes is dense and float32: these are read in one pass. Any other (sparse,
     expanded, of another dtype) is left to PyTorch.
     """
 
@@ -75,7 +76,7 @@ class FiniteCheck:
 
     def all_finite(self) -> bool:
         """Whether every number of every gradient is finite."""
-        addresses_and_sizes, numbers = [0], 0  # the first is where the answer goes
+        addresses_and_sizes, numbers = [0], 0  # the first receives the answer
         for parameter in self.parameters:
             gradient = parameter.grad
             if gradient is None:
@@ -88,14 +89,14 @@ class FiniteCheck:
             addresses_and_sizes += (gradient.data_ptr(), size)
             numbers += size
         table = (ctypes.c_int64 * len(addresses_and_sizes))(*addresses_and_sizes)
-        found_ = ctypes.addressof(table)
-        job = Job(0, found_, found_ + 8, len(table) // 2, numbers, parts_of(numbers, numbers))
+        nonfinite_ = ctypes.addressof(table)
+        job = FiniteJob(0, nonfinite_, nonfinite_ + 8, len(table) // 2, numbers, num_chunks(numbers, numbers))
         run(self.function, job, numbers)
         return not table[0]
 
 
 def _is_readable(gradient: Tensor) -> bool:
-    """Whether its numbers are float32 and lie one after the other; in which order is all the same."""
+    """Whether its numbers are float32 and lie one after the other, in whatever order."""
     return (
         gradient.layout is torch.strided
         and gradient.dtype is torch.float32

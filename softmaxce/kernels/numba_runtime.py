@@ -1,7 +1,8 @@
-"""Loops that a processor runs: compiled by Numba to C functions, run in the threads that PyTorch's own work runs in.
+"""Kernels: functions compiled by Numba to C functions, and run in the threads that PyTorch's own operations run in.
 
-A job is a ctypes structure that says what to do, numbers and addresses alone. Its first field is `next_part` and one is
-`parts`: the work is shared out in so many parts, each of which is taken by whichever thread asks first.
+A kernel's only argument is the address of its job, a ctypes structure of numbers and addresses. The first field of a
+job is `next_chunk` and one is `num_chunks`: the threads take the chunks of the work one after the other (dynamic
+scheduling).
 """
 
 import ctypes
@@ -26,19 +27,21 @@ from platformdirs import user_cache_dir
 intrinsic: Any = _intrinsic
 pointer: Any = types.CPointer
 
-SHARE = 1 << 14  # numbers that are worth a thread: waking one takes as long as some thousands
-PART = 1 << 12  # numbers in a part, at least
-PARTS_A_THREAD = 4  # who is done first takes another; for each the cores pass a line of memory to and fro, for 0.2 us
+NUMBERS_PER_THREAD = 1 << 14  # fewer are not worth a thread: waking one takes as long as some thousands
+MIN_CHUNK = 1 << 12  # numbers in a chunk
+CHUNKS_PER_THREAD = 4  # a thread that is done early takes another; each costs 0.2 us, for the counter's cache line
 
 
-def compiled(function: Callable[[Any], None], job: type[ctypes.Structure], fastmath: set[str]) -> Callable[[int], None]:
-    """A function of a pointer to a job as a C function of its address. Calling it releases Python's lock.
+def compile_kernel(
+    function: Callable[[Any], None], job: type[ctypes.Structure], fastmath: set[str]
+) -> Callable[[int], None]:
+    """A function of a pointer to a job, as a C function of its address. Calling it releases the GIL.
 
-    It is compiled in a thread of its own, where no ctrl-C arrives: interrupted half-way, Numba may be of no more use to
-    the process. Who waits for it is interrupted at once.
+    It is compiled in a thread of its own, where no ctrl-C arrives: Numba, interrupted half-way, may be unusable for the
+    rest of the process. The thread that waits here is interrupted at once.
 
-    The machine code is kept in the user's cache (or in $NUMBA_CACHE_DIR), not beside the source, where numba would put
-    it: pip would leave it behind, and what is left of a package hides the one that is installed in its place.
+    The machine code is cached in the user's cache folder (or $NUMBA_CACHE_DIR), not beside the source, where Numba puts
+    it: pip would leave it there, and the remains of a package hide the one that is installed in its place.
     """
     executor = ThreadPoolExecutor(1, "softmaxce compiles")
     result = executor.submit(_compile, function, job, fastmath)
@@ -49,17 +52,17 @@ def compiled(function: Callable[[Any], None], job: type[ctypes.Structure], fastm
 def _compile(function: Callable[[Any], None], job: type[ctypes.Structure], fastmath: set[str]) -> Callable[[int], None]:
     signature = types.void(pointer(numba.from_dtype(np.dtype(job))))
     settings: Any = numba.config
-    with _SETTING:  # of the process, so that no thread takes another's setting for the user's
-        asked = settings.CACHE_DIR
+    with _SETTING:  # the setting is the process's: no thread may take another's value for the user's
+        users_folder = settings.CACHE_DIR
         try:
-            settings.CACHE_DIR = _cache_folder(asked or user_cache_dir("softmaxce"))
-            found = numba.cfunc(signature, cache=True, fastmath=fastmath, error_model="numpy")(function)
-        except RuntimeError:  # there is no folder to keep it in
-            found = numba.cfunc(signature, fastmath=fastmath, error_model="numpy")(function)
+            settings.CACHE_DIR = _cache_folder(users_folder or user_cache_dir("softmaxce"))
+            kernel = numba.cfunc(signature, cache=True, fastmath=fastmath, error_model="numpy")(function)
+        except RuntimeError:  # no cache folder can be written: compile without one
+            kernel = numba.cfunc(signature, fastmath=fastmath, error_model="numpy")(function)
         finally:
-            settings.CACHE_DIR = asked
-    _KEPT.append(found)
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(int(found.address or 0))
+            settings.CACHE_DIR = users_folder
+    _COMPILED.append(kernel)
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(int(kernel.address or 0))
 
 
 @cache
@@ -76,12 +79,12 @@ def _cache_folder(root: str) -> str:
 
 
 _SETTING = threading.RLock()
-_KEPT: list[Any] = []  # machine code lives as long as its object
+_COMPILED: list[Any] = []  # machine code lives as long as its object
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def at(typing: Any, address: Any, like: Any) -> Any:
-    """The pointer to numbers like this that an address is."""
+def pointer_to(typing: Any, address: Any, like: Any) -> Any:
+    """An address as a pointer to numbers of the type of `like`."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -90,58 +93,58 @@ def at(typing: Any, address: Any, like: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def take_part(typing: Any, job_: Any) -> Any:
-    """Take the next part of a job, whichever thread asks. Returns its number."""
+def next_chunk(typing: Any, job_: Any) -> Any:
+    """Take the next chunk of a job, atomically. Returns its number, which is at least num_chunks if none is left."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         whole = context.get_value_type(types.int64)
-        next_part = builder.bitcast(arguments[0], whole.as_pointer())  # the first field
-        return builder.atomic_rmw("add", next_part, whole(1), "monotonic")
+        counter = builder.bitcast(arguments[0], whole.as_pointer())  # the first field
+        return builder.atomic_rmw("add", counter, whole(1), "monotonic")
 
     return types.int64(job_), code
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def prefetch(typing: Any, array: Any, index: Any) -> Any:
-    """Have the cache line that holds this number on its way, to be read soon."""
+    """Start to load the cache line that holds this number, which will be read soon."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number = ir.IntType(32)
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), byte)
-        builder.call(function, [place, number(0), number(3), number(1)])  # to read; all caches; data
+        start = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), byte)
+        builder.call(function, [start, number(0), number(3), number(1)])  # to read; all caches; data
         return context.get_dummy_value()
 
     return types.void(array, index), code
 
 
-def parts_of(numbers: int, most: int, *, whatever_the_threads: bool = False) -> int:
-    """How many parts to share a job of so many numbers out in, at most `most`; one, where it is too small to share.
+def num_chunks(numbers: int, most: int, *, fixed: bool = False) -> int:
+    """Into how many chunks a job of so many numbers is split: at most `most`, and one if it is too small to split.
 
-    With `whatever_the_threads` it is the same for any number of them, as a result that is summed up by parts needs it:
-    enough for eight, and for more where the parts are large anyway.
+    With `fixed` it does not depend on the number of threads, as a sum over the chunks must not: it is then enough for
+    eight threads, and for more where the chunks are large anyway.
     """
-    if numbers < 2 * SHARE:
+    if numbers < 2 * NUMBERS_PER_THREAD:
         return 1
-    threads = max(8, numbers // (64 * PART)) if whatever_the_threads else torch.get_num_threads()
-    return max(1, min(most, numbers // PART, PARTS_A_THREAD * threads))
+    threads = max(8, numbers // (64 * MIN_CHUNK)) if fixed else torch.get_num_threads()
+    return max(1, min(most, numbers // MIN_CHUNK, CHUNKS_PER_THREAD * threads))
 
 
 def run(function: Callable[[int], None], job: Any, numbers: int) -> None:
-    """Do a job of so many numbers, in as many threads as PyTorch uses, as it has parts, and as are worth it."""
-    threads = min(torch.get_num_threads(), job.parts, numbers // SHARE)
+    """Do a job of so many numbers, in as many threads as PyTorch uses, as it has chunks, and as are worth it."""
+    threads = min(torch.get_num_threads(), job.num_chunks, numbers // NUMBERS_PER_THREAD)
     if threads < 2:
         function(ctypes.addressof(job))
-    elif team := _team():
-        team(function, ctypes.addressof(job), threads, 0)
+    elif parallel := _openmp_parallel():
+        parallel(function, ctypes.addressof(job), threads, 0)
     else:
         _run_in_pool(function, job, threads)
 
 
 def _run_in_pool(function: Callable[[int], None], job: Any, threads: int) -> None:
-    """Do a job in this thread and others. Whatever interrupts it is raised when all have left the job's memory."""
+    """Do a job in this thread and others. An interruption is raised only when all of them are done with its memory."""
     others: list[Future[None]] = []
     try:
         pool = _pool()
@@ -161,18 +164,19 @@ def _wait_for_all(others: list["Future[None]"]) -> None:
 
 
 @cache
-def _team() -> Callable[..., None] | None:
-    """Runs a C function in the threads that PyTorch's own operations run in, where those are OpenMP's.
+def _openmp_parallel() -> Callable[..., None] | None:
+    """OpenMP's GOMP_parallel of PyTorch's own runtime: it runs a C function in the threads of PyTorch's operations.
 
-    Between two operations they do not sleep but wait for the next, so other threads would have to share the cores with
-    them. A fork leaves them behind.
+    Between two operations these do not sleep but spin, so other threads would have to share the cores with them. None,
+    where torch has no such function, and after a fork, which does not copy the threads: a pool is then used.
     """
-    if os.getpid() != _PROCESS:
+    library = getattr(torch._C, "__file__", None)
+    if os.getpid() != _PROCESS or library is None:
         return None
-    team: Any = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
-    if team is not None:
-        team.argtypes, team.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
-    return team  # type: ignore[no-any-return]
+    parallel: Any = getattr(ctypes.CDLL(library), "GOMP_parallel", None)
+    if parallel is not None:
+        parallel.argtypes, parallel.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return parallel  # type: ignore[no-any-return]
 
 
 @cache
@@ -182,7 +186,7 @@ def _pool() -> ThreadPoolExecutor:
 
 _PROCESS = os.getpid()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_team.cache_clear)
+    os.register_at_fork(after_in_child=_openmp_parallel.cache_clear)
     os.register_at_fork(after_in_child=_pool.cache_clear)
-    # No fork while another thread compiles: the child would have the compiler's locks, held by nobody.
+    # No fork while another thread compiles: the child would inherit the compiler's locks, locked for ever.
     os.register_at_fork(before=_SETTING.acquire, after_in_parent=_SETTING.release, after_in_child=_SETTING.release)

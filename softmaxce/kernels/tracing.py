@@ -1,13 +1,26 @@
-"""Whether PyTorch has to see every operation by itself, so that a kernel of our own would be in the way."""
+"""Whether PyTorch has to see every operation itself, so that a fused kernel must not replace them.
 
-from torch._C import _are_functorch_transforms_active as is_functorch_active
-from torch._C import _len_torch_dispatch_stack as num_modes
+This is the only file that uses private names of torch for that question. Where a version of torch lacks one of them the
+answer is yes: the reference implementation is then used, with the same results, only slower.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-__all__ = ["forward_ad", "is_compiling", "is_functorch_active", "is_watched", "num_modes"]  # to ask without a call
+
+def _unknown() -> bool:
+    return True
+
+
+is_functorch_active: Any = getattr(torch._C, "_are_functorch_transforms_active", _unknown)
+num_dispatch_modes: Any = getattr(torch._C, "_len_torch_dispatch_stack", _unknown)
+forward_mode: Any = forward_ad if hasattr(forward_ad, "_current_level") else SimpleNamespace(_current_level=0)
 
 
 def is_watched() -> bool:
-    """Whether it is tracing for torch.compile, transforming (torch.func, forward mode), or in a dispatch mode."""
-    return is_compiling() or forward_ad._current_level >= 0 or is_functorch_active() or num_modes() > 0
+    """Whether torch.compile is tracing, torch.func or forward mode is transforming, or a dispatch mode is on."""
+    return is_compiling() or forward_mode._current_level >= 0 or is_functorch_active() or num_dispatch_modes() > 0

@@ -1,33 +1,34 @@
-"""Cross-entropy and its gradient on a GPU: the kernels, which fused.py launches.
+"""Cross-entropy and its gradient on a GPU: the Triton kernels, which losses/cuda.py launches.
 
-The arithmetic is that of `definition` in cross_entropy.py, arranged so that the logits travel as little as they can:
-the forward pass reads them once; the backward pass reads them once and writes the gradient once. What the second needs
-to know of the first is six numbers a row.
+Experimental: tested in Triton's interpreter and compiled for NVIDIA GPUs, but not measured on one; see losses/cuda.py.
 
-Reading once means that a row's largest logit is not known before its last block has come. So the sum of exponentials
-is kept relative to the largest logit so far, m, and shrinks by exp(m - new m) when a larger one appears (Milakov and
+The arithmetic is that of losses/reference.py, arranged for the least memory traffic: the forward pass reads the logits
+once; the backward pass reads them once and writes the gradient once. The forward pass saves six numbers a row for it.
+
+Reading once means that a row's largest logit is not known before its last block is read. So the sum of exponentials is
+relative to the largest logit so far, m, and is multiplied by exp(m - new m) when a larger one appears (Milakov and
 Gimelshein 2018, "Online normalizer calculation for softmax", algorithm 3). The target's own term is left out of that
-sum, `rest`, so that nothing cancels however sure the model is:
+sum, `rest`, so that nothing cancels however confident the model is:
 
     log sum = log1p(rest) where the target is the largest logit, else log(rest + exp(x_y - m))
     loss    = T log sum - sum_i Q_i (x_i - m)              neither term is negative: no digit is lost here either
     d x_i   = T exp(x_i - m) / sum - Q_i
     d x_y   = (T - Q_y) - T rest / sum                     for a one-hot label, or where S_y is large
 
-with the label Q_i = weight_i (spread + share q_i), q one-hot or probabilities, T its sum. For probabilities, y is the
-class with the largest Q_i; while the blocks come in, a larger one takes its place and the former joins `rest`.
+with the label Q_i = weight_i (uniform_mass + target_mass q_i), q one-hot or probabilities, T its sum. With
+probabilities, y is the class of the largest Q_i: when a block has a larger one, that becomes y and the former joins
+`rest`.
 
-Exponentials are kept 2^HEADROOM times too large, as a GPU's exp2 rounds results below 2^-126 to 0. A float32
-difference x - m of 40 is off by up to 2e-6, and so would be its exponential: for float32 logits what the subtraction
-has rounded away is computed too (Knuth's two-sum), and the multiple of ln 2 is taken off in two parts (Cody and Waite
-1980).
+Exponentials are scaled up by 2^HEADROOM, as a GPU's exp2 rounds results below 2^-126 to 0. A float32 difference x - m
+of 40 is off by up to 2e-6, and so would be its exponential: for float32 logits the rounding error of the subtraction is
+computed too (Knuth's two-sum), and the multiple of ln 2 is subtracted in two parts (Cody and Waite 1980).
 """
 
 import triton
 import triton.language as tl
 
 IDS = tl.constexpr(0)  # what the labels are: class ids,
-SMOOTH = tl.constexpr(1)  # class ids with label smoothing (or any other even share),
+SMOOTH = tl.constexpr(1)  # class ids with label smoothing,
 SOFT = tl.constexpr(2)  # probabilities
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -35,7 +36,7 @@ LN2_HIGH = tl.constexpr(355 / 512)  # nine bits: its product with a whole number
 LN2_LOW = tl.constexpr(-2.1219444005469057e-4)
 HEADROOM = tl.constexpr(48)
 DOWN = tl.constexpr(2.0**-48)
-DEPTH = tl.constexpr(-119.0)  # below it, exp times any sensible factor is 0
+DEPTH = tl.constexpr(-119.0)  # below, exp times any sensible factor is 0
 INFINITY = tl.constexpr(float("inf"))
 
 
@@ -67,14 +68,25 @@ def log1p(r):
 
 @triton.jit
 def label_of(
-    labels, weight, row, col, inside, y, num_classes, stride, spread, share, KIND: tl.constexpr, WEIGHTED: tl.constexpr
+    labels,
+    weight,
+    row,
+    col,
+    inside,
+    y,
+    num_classes,
+    stride,
+    uniform_mass,
+    target_mass,
+    KIND: tl.constexpr,
+    WEIGHTED: tl.constexpr,
 ):
     """The label Q of a tile [ROWS, BLOCK]; 0 outside."""
     if KIND == SOFT:
         q = tl.load(labels + row[:, None] * stride + col[None, :], mask=inside, other=0.0).to(tl.float32)
     else:
         q = tl.where(col[None, :] == y[:, None], 1.0, 0.0)
-    label = spread + share * q
+    label = uniform_mass + target_mass * q
     if WEIGHTED:
         label *= tl.load(weight + col, mask=col < num_classes, other=0.0).to(tl.float32)[None, :]
     return tl.where(inside, label, 0.0)
@@ -88,14 +100,14 @@ def forward(
     losses,  # [num_rows], for the reduction "none"
     sums,  # [2, programs]: the losses of a program's rows, and what the mean divides by
     saved,  # [6, num_rows]: m, sum, rest, T, T - Q_y, y (-1 for a row that does not count)
-    wrong,  # [2]: an id that is no class, and num_classes
+    invalid,  # [2], written: a class id out of range, and num_classes
     num_rows,
     num_classes,
     stride,
     label_stride,
     ignore_index,
-    spread,
-    share,
+    uniform_mass,
+    target_mass,
     KIND: tl.constexpr,
     WEIGHTED: tl.constexpr,
     EXACT: tl.constexpr,
@@ -108,7 +120,7 @@ def forward(
     live = row < num_rows
     if KIND == SOFT:
         counts = live
-        bad = row < 0
+        is_invalid = row < 0
         y = tl.zeros([ROWS], tl.int32)
         x_y = tl.full([ROWS], -INFINITY, tl.float32)
         label_y = tl.full([ROWS], -INFINITY, tl.float32)
@@ -116,15 +128,15 @@ def forward(
     else:
         ids = tl.load(labels + row, mask=live, other=0)
         counts = live & (ids != ignore_index)
-        bad = counts & ((ids < 0) | (ids >= num_classes))
-        tl.store(wrong + tl.zeros([ROWS], tl.int32), ids, mask=bad)
-        tl.store(wrong + tl.full([ROWS], 1, tl.int32), tl.zeros([ROWS], tl.int64) + num_classes, mask=bad)
-        y = tl.where(counts & (bad == 0), ids, 0).to(tl.int32)
+        is_invalid = counts & ((ids < 0) | (ids >= num_classes))
+        tl.store(invalid + tl.zeros([ROWS], tl.int32), ids, mask=is_invalid)
+        tl.store(invalid + tl.full([ROWS], 1, tl.int32), tl.zeros([ROWS], tl.int64) + num_classes, mask=is_invalid)
+        y = tl.where(counts & (is_invalid == 0), ids, 0).to(tl.int32)
         x_y = tl.load(logits + row * stride + y, mask=live, other=0.0).to(tl.float32)
         w_y = tl.where(counts, 1.0, 0.0)
         if WEIGHTED:
             w_y = tl.load(weight + y, mask=counts, other=0.0).to(tl.float32)
-        label_y = w_y * (spread + share)
+        label_y = w_y * (uniform_mass + target_mass)
 
     m = tl.full([ROWS], -INFINITY, tl.float32)
     origin = tl.zeros([ROWS], tl.float32)  # m; or 0, as long as there are only classes at -infinity
@@ -141,12 +153,23 @@ def forward(
         rest = rest * DOWN * exponential(m, new_origin, EXACT)
         if KIND != IDS:
             label = label_of(
-                labels, weight, row, col, inside, y, num_classes, label_stride, spread, share, KIND, WEIGHTED
+                labels,
+                weight,
+                row,
+                col,
+                inside,
+                y,
+                num_classes,
+                label_stride,
+                uniform_mass,
+                target_mass,
+                KIND,
+                WEIGHTED,
             )
             product += seen * (origin - new_origin)
             product += tl.sum(tl.where(label != 0.0, label * (x - new_origin[:, None]), 0.0), 1)
             seen += tl.sum(label, 1)
-        if KIND == SOFT:  # does a class of this block take the place of y, which then joins the others?
+        if KIND == SOFT:  # a class of this block may become y, and the former y then joins the others
             candidates = tl.where(inside, label, -INFINITY)
             largest = tl.max(candidates, 1)
             larger = largest > label_y
@@ -165,12 +188,12 @@ def forward(
     z_y = x_y - origin
     total = rest + exponential(x_y, origin, EXACT)
     total = tl.where(m == -INFINITY, float("nan"), total)
-    label_sum = tl.where(bad, float("nan"), tl.where(counts, others + label_y, 0.0))
+    label_sum = tl.where(is_invalid, float("nan"), tl.where(counts, others + label_y, 0.0))
     if KIND == IDS:
         product = tl.where(w_y != 0.0, label_y * z_y, 0.0)
     log_sum = tl.where(z_y == 0.0, log1p(rest * DOWN), tl.log(total * DOWN))
     loss = tl.where(total == total, label_sum * log_sum - product, float("nan"))
-    loss = tl.where(bad, float("nan"), tl.where(counts, loss, 0.0))
+    loss = tl.where(is_invalid, float("nan"), tl.where(counts, loss, 0.0))
     tl.store(saved + row, origin, mask=live)
     tl.store(saved + num_rows.to(tl.int64) + row, total, mask=live)
     tl.store(saved + num_rows.to(tl.int64) * 2 + row, rest, mask=live)
@@ -186,20 +209,20 @@ def forward(
 
 @triton.jit(do_not_specialize=["num_sums"])
 def reduce(
-    sums,  # [2, num_sums], as `forward` leaves them
+    sums,  # [2, num_sums], as `forward` writes them
     result,  # []: the sum or the mean of the losses
     divisor,  # []: what the mean divides by, else 1
     num_sums,
     MEAN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add up what the programs of `forward` have left, always in the same order."""
+    """Add up the sums of the programs of `forward`, always in the same order."""
     losses = tl.zeros([BLOCK], tl.float32)
     weights = tl.zeros([BLOCK], tl.float32)
     for start in range(0, num_sums, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        losses += tl.load(sums + at, mask=at < num_sums, other=0.0)
-        weights += tl.load(sums + num_sums + at, mask=at < num_sums, other=0.0)
+        index = start + tl.arange(0, BLOCK)
+        losses += tl.load(sums + index, mask=index < num_sums, other=0.0)
+        weights += tl.load(sums + num_sums + index, mask=index < num_sums, other=0.0)
     total = tl.sum(losses, 0)
     count = tl.sum(weights, 0)
     if MEAN:
@@ -224,8 +247,8 @@ def backward(
     stride,
     label_stride,
     upstream_stride,
-    spread,
-    share,
+    uniform_mass,
+    target_mass,
     KIND: tl.constexpr,
     WEIGHTED: tl.constexpr,
     EXACT: tl.constexpr,
@@ -251,7 +274,9 @@ def backward(
     x = tl.load(logits + row[:, None] * stride + col[None, :], mask=inside, other=-INFINITY).to(tl.float32)
     g = exponential(x, origin[:, None], EXACT) * (label_sum * size / total)[:, None]
     if KIND != IDS:
-        label = label_of(labels, weight, row, col, inside, y, num_classes, label_stride, spread, share, KIND, WEIGHTED)
+        label = label_of(
+            labels, weight, row, col, inside, y, num_classes, label_stride, uniform_mass, target_mass, KIND, WEIGHTED
+        )
         g -= label * size[:, None]
     g_y = (others - label_sum * (rest / total)) * size
     is_y = col[None, :] == y[:, None]
@@ -259,5 +284,5 @@ def backward(
         is_y = is_y & (rest + rest < total)[:, None]  # where S_y is small, T S - Q is the more accurate
     g = tl.where(is_y, g_y[:, None], g)
     g = tl.where((y < 0)[:, None], 0.0, g)
-    at = row[:, None] * num_classes + col[None, :]
-    tl.store(gradient + at, g.to(gradient.dtype.element_ty), mask=inside)
+    index = row[:, None] * num_classes + col[None, :]
+    tl.store(gradient + index, g.to(gradient.dtype.element_ty), mask=inside)

@@ -24,7 +24,7 @@ def softmax_cross_entropy(
         weight: a factor for each class's term, K numbers; `balanced` takes N / (K * count) of the training labels.
         ignore_index: images with this class id count for nothing.
         reduction: mean, sum or none (one loss an image).
-        label_smoothing: the share of the label spread evenly over all classes, in [0, 1].
+        label_smoothing: the part of the label that is spread evenly over all classes, in [0, 1].
         class_counts: how many training images each class has; `balanced` needs it.
         num_classes: K, if known: a `weight` of another length is then refused at once.
     Raises: ValueError if an argument does not fit.

@@ -1,4 +1,4 @@
-"""Cross-entropy of a small batch on the CPU in one thread, with as few Python operations as possible."""
+"""Cross-entropy of a small batch on the CPU: class ids, a plain mean, one thread, and as little Python as possible."""
 
 import ctypes
 import math
@@ -7,16 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, bfloat16, empty_like, is_grad_enabled, scalar_tensor
 
-from ..kernels.cross_entropy import GRADIENT, MEAN, SURVEY, Job
+from ..kernels.cross_entropy import GRADIENT, MEAN, VALIDATE, CrossEntropyJob
 from ..kernels.tensor_memory import address, dense
-from .cpu import CPU, CrossEntropyKernel, _backward, _handed_over, _scalar
+from .cpu import CPU, backward, rounded_scalar, take_gradient
+from .cpu_launch import CrossEntropyKernel
 
 
 class SmallBatchCrossEntropy(torch.autograd.Function):
-    """The same for a training step's usual call: class ids, a plain mean, and so few logits that one thread takes them.
-
-    With 128 images of 10 classes the loss takes as long as twenty lines of Python do, so there are few here.
-    """
+    """cpu.fused_cross_entropy for the usual training step: with 128 images of 10 classes each line of Python counts."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float = 0.0) -> Tensor:
@@ -28,77 +26,77 @@ class SmallBatchCrossEntropy(torch.autograd.Function):
             logits_, ids_ = address(logits, logits.dtype, gradient.numel()), address(target, torch.int64, len(logits))
         dtype = logits.dtype
         key = logits.shape, dtype, ignore_index, label_smoothing
-        ready = _READY.pop(key, None) or _ReadyStep(logits, target, ignore_index, label_smoothing)
-        job = ready.job
+        call = _IDLE.pop(key, None) or _PreparedCall(logits, target, ignore_index, label_smoothing)
+        job = call.job
         job.logits_ = logits_
         job.ids_ = ids_
         job.gradient_ = gradient.data_ptr()
-        ready.function(ready.address)
-        wrong, divisor, total = job.wrong_row, job.divisor or math.nan, ready.total.value
-        if wrong >= 0:
+        call.function(call.address)
+        invalid_row, divisor, total = job.invalid_row, job.divisor or math.nan, call.total.value
+        if invalid_row >= 0:
             raise IndexError("a class id is out of range")
-        _READY[key] = ready
-        ctx.kept = ignore_index, label_smoothing, divisor
+        _IDLE[key] = call
+        ctx.saved = ignore_index, label_smoothing, divisor
         ctx.save_for_backward(logits, target, None)
         if dtype is bfloat16 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
         try:
             return scalar_tensor(total / divisor, dtype=dtype, device=CPU)
-        except RuntimeError:  # it is beyond the dtype's largest number
-            return _scalar(total / divisor, dtype)
+        except RuntimeError:  # beyond the dtype's largest number
+            return rounded_scalar(total / divisor, dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient, for the logits alone."""
         if ctx.gradient is not None and upstream.item() == 1.0 and not is_grad_enabled():
-            gradient = _handed_over(ctx)
+            gradient = take_gradient(ctx)
             if gradient is not None:
                 return gradient, None, None, None
-        ignore_index, label_smoothing, divisor = ctx.kept
+        ignore_index, label_smoothing, divisor = ctx.saved
         ctx.arguments, ctx.scale = (ignore_index, "mean", label_smoothing), 1.0 / divisor
-        return _backward(ctx, upstream), None, None, None
+        return backward(ctx, upstream), None, None, None
 
 
-class _ReadyStep:
-    """A job for the usual step of one shape: to fill in what changes takes a third of making one.
+class _PreparedCall:
+    """A job for batches of one shape: filling in what changes takes a third of the time of making one.
 
-    It is complete when it is made and does not change but for the addresses of a call.
+    It is complete when it is made; later calls change only the addresses of logits, ids and gradient.
     """
 
-    __slots__ = ("address", "function", "job", "kept", "total")
+    __slots__ = ("address", "function", "job", "tensors", "total")
 
     def __init__(self, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float) -> None:
         if not INT64.min <= ignore_index <= INT64.max:
             raise OverflowError(f"ignore_index {ignore_index} does not fit in int64")  # ctypes would cut it off
-        walk = CrossEntropyKernel(logits, target, None, ignore_index, label_smoothing)
-        _, *self.kept = walk.kept  # addresses are good as long as their tensors
-        _, labels_, weight_ = walk.addresses
-        self.function, self.total = walk.function, ctypes.c_double()
+        kernel = CrossEntropyKernel(logits, target, None, ignore_index, label_smoothing)
+        _, *self.tensors = kernel.tensors  # an address is valid only while its tensor lives
+        _, labels_, weight_ = kernel.addresses
+        self.function, self.total = kernel.function, ctypes.c_double()
         num_rows, num_classes = logits.shape
-        self.job = Job(
+        self.job = CrossEntropyJob(
             stride=num_classes,
             labels_=labels_,
             weight_=weight_,
             num_rows=num_rows,
             num_classes=num_classes,
             ignore_index=ignore_index,
-            options=SURVEY | MEAN | GRADIENT | walk.options,
-            spread=walk.spread,
-            share=walk.share,
+            options=VALIDATE | MEAN | GRADIENT | kernel.options,
+            uniform_mass=kernel.uniform_mass,
+            target_mass=kernel.target_mass,
             scale=1.0,
             sums_=ctypes.addressof(self.total),
-            parts=1,
-            wrong_row=-1,
+            num_chunks=1,
+            invalid_row=-1,
         )
         self.address = ctypes.addressof(self.job)
-        if len(_READY) >= MOST_READY:
-            _READY.clear()
+        if len(_IDLE) >= MAX_IDLE:
+            _IDLE.clear()
 
 
-# Jobs that nobody is using, by what they are for. A call takes one out and puts it back when it is done, so another
-# thread, a signal handler or a finalizer that calls the loss meanwhile makes its own, and one that a refused id or an
-# interruption has left half-way is not met again.
-_READY: dict[Any, _ReadyStep] = {}
-MOST_READY = 64  # shapes
+# Prepared calls that are not in use, by shape, dtype and options. A call takes one out and puts it back when it is
+# done, so another thread, a signal handler or a finalizer that calls the loss meanwhile makes its own, and one that a
+# refused id or an interruption has left half-way is not used again.
+_IDLE: dict[Any, _PreparedCall] = {}
+MAX_IDLE = 64  # shapes
 INT64 = torch.iinfo(torch.int64)
-small_batch_fast_path = SmallBatchCrossEntropy.apply  # found once, not at every step
+small_batch_fast_path = SmallBatchCrossEntropy.apply  # looked up once, not at every step

@@ -1,4 +1,4 @@
-"""From a loss's name and arguments to a callable, and whether that can be trained with."""
+"""What training needs to know of any loss: its type, its reduction, and its value as a scalar."""
 
 from collections.abc import Callable
 
@@ -8,14 +8,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # logits [B, K], targets [B] or [B, K
 
 
 def reduction_of(loss: Loss) -> str:
-    """How a loss reduces a batch: its `reduction` attribute or argument; mean where it has none."""
-    bound = getattr(loss, "keywords", {})  # of a plain function with arguments
+    """How a loss reduces a batch: its `reduction` attribute or bound argument; mean if it has neither."""
+    bound = getattr(loss, "keywords", {})  # of a functools.partial
     return str(getattr(loss, "reduction", bound.get("reduction", "mean")))
 
 
 def to_scalar(loss: Tensor) -> Tensor:
-    """A loss as one number []: the mean, unless it is one already; in a small model's step every operation counts."""
-    return loss.mean() if loss.ndim else loss
+    """A loss as a scalar []: its mean, unless it is one already."""
+    return loss.mean() if loss.ndim else loss  # not mean() of a scalar: in a small model's step every operation costs
 
 
 def mean_divisor(loss: Loss, targets: Tensor) -> Tensor | int:

@@ -1,9 +1,10 @@
-"""The reference implementation: the article's steps, and cross-entropy in operations that PyTorch can differentiate."""
+"""Softmax and cross-entropy in operations of PyTorch: the article's steps, and the reference implementation."""
 
 import torch
 from torch import Tensor
 
-from .arguments import _arithmetic, _check_ids, _classes_last, _result_dtype
+from .arguments import arithmetic_dtype, check_class_ids, classes_last, result_dtype
+from .targets import reduce_losses, target_distribution, zero_where_ignored
 
 
 def softmax(logits: Tensor, dim: int = -1) -> Tensor:
@@ -24,7 +25,7 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
 
 
 def log_softmax(logits: Tensor, dim: int = -1) -> Tensor:
-    """The logarithm of softmax, finite wherever the logits are: z_i - log sum_k exp(z_k).
+    """The logarithm of softmax, z_i - log sum_k exp(z_k): finite wherever the logits are.
 
     Args:
         logits: any shape, float, any real numbers.
@@ -55,12 +56,12 @@ def one_hot(targets: Tensor, num_classes: int) -> Tensor:
     tensor([[1., 0., 0.],
             [0., 0., 1.]])
     """
-    _check_ids(targets, num_classes, None)
+    check_class_ids(targets, num_classes, None)
     return (targets.unsqueeze(-1) == torch.arange(num_classes, device=targets.device)).float()
 
 
 def naive_cross_entropy(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy as it stands on paper, from probabilities: -sum_i L_i log S_i. For reading, not for training.
+    """Cross-entropy as written on paper, from probabilities: -sum_i L_i log S_i. For reading, not for training.
 
     Args:
         probabilities: [..., K], each in (0, 1], as softmax makes them on paper.
@@ -83,7 +84,7 @@ def _shifted(logits: Tensor, dim: int) -> Tensor:
     return logits - logits.amax(dim, keepdim=True).detach() if logits.numel() else logits
 
 
-def definition(
+def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -91,48 +92,31 @@ def definition(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy in operations that PyTorch can differentiate (any number of times), transform and compile.
+    """The reference implementation: operations that PyTorch can differentiate twice and more, transform and compile.
 
-    The arguments and the result are those of `cross_entropy`, and so are the numbers. It takes the time and the memory
-    of its single operations. A class id outside [0, K) makes a loss of NaN where it cannot be looked at (under
-    torch.compile and torch.func) and an IndexError elsewhere.
+    The arguments and the result are those of `softmaxce.cross_entropy`, and so are the numbers. It takes the time and
+    the memory of its single operations. A class id outside [0, K) makes a loss of NaN where it cannot be looked at (on
+    CUDA, under torch.compile and torch.func) and an IndexError elsewhere.
     """
-    dtype = _result_dtype(input, target, weight)
-    logits = _classes_last(input).to(_arithmetic(dtype))  # [..., K]
-    num_classes = logits.shape[-1]
-    divisor: Tensor | float = float(logits.shape[:-1].numel())  # what the mean divides by
-    if target.shape == input.shape:
-        labels = _classes_last(target).to(logits.dtype)
-        share = torch.ones_like(labels[..., :1])
-    else:
-        _check_ids(target, num_classes, ignore_index)
-        counts = (target != ignore_index).unsqueeze(-1)  # [..., 1]
-        labels = (target.unsqueeze(-1) == torch.arange(num_classes, device=target.device)) & counts
-        # Where an id cannot be looked at, one that is no class makes a NaN of its row.
-        share = torch.where(counts & ~labels.any(-1, keepdim=True), torch.nan, counts.to(logits.dtype))
-        labels = labels * share
-        logits = torch.where(counts, logits, 0)  # so that a NaN in an ignored row reaches nothing
-        divisor = labels.sum() if weight is None else (labels * weight).sum()
-    if label_smoothing > 0:
-        labels = labels * (1 - label_smoothing) + share * (label_smoothing / num_classes)
-    if weight is not None:
-        labels = labels * weight.to(logits.dtype)
-    losses = _from_labels(logits, labels) if num_classes else logits.sum(-1)
-    if reduction == "sum":
-        losses = losses.sum()
-    elif reduction == "mean":
-        losses = losses.sum() / (divisor if isinstance(divisor, Tensor) or divisor else torch.nan)
-    return losses.to(dtype)
+    dtype = result_dtype(input, target, weight)
+    logits = classes_last(input).to(arithmetic_dtype(dtype))  # [..., K]
+    is_soft = target.shape == input.shape
+    labels, divisor, counts = target_distribution(
+        target, logits, weight, ignore_index, label_smoothing, is_soft=is_soft
+    )
+    logits = zero_where_ignored(logits, counts)
+    losses = _from_distribution(logits, labels) if logits.shape[-1] else logits.sum(-1)
+    return reduce_losses(losses, divisor, reduction).to(dtype)
 
 
-def _from_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """-sum_i Q_i log S_i for logits z [..., K] and labels Q [..., K]: the heart of `definition`."""
+def _from_distribution(logits: Tensor, labels: Tensor) -> Tensor:
+    """-sum_i Q_i log S_i for logits z [..., K] and a target distribution Q [..., K]."""
     z = _shifted(logits, -1)
     log_sum = _log_sum(z, labels.detach().argmax(-1, keepdim=True), -1).squeeze(-1)
     return labels.sum(-1) * log_sum - (labels * torch.where((labels == 0) & z.isinf(), 0, z)).sum(-1)
 
 
 def _log_sum(z: Tensor, y: Tensor, dim: int) -> Tensor:
-    """log sum_k exp(z_k) along `dim`, which is kept, as log(1 + the rest): exact where exp(z_y) is nearly all."""
+    """log sum_k exp(z_k) along `dim`, which is kept, as log(1 + the rest): accurate where exp(z_y) is nearly all."""
     rest = z.exp().scatter(dim, y, 0).sum(dim, keepdim=True)
     return torch.log1p(rest + torch.expm1(z.gather(dim, y)))

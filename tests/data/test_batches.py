@@ -116,7 +116,7 @@ def test_a_batch_that_several_threads_make_in_parts_is_the_one_made_in_two_passe
     batches = Batches(split, PLAIN, batch_size=600, device=CPU, shuffle_seed=0, compiled=True)
     assert batches.gatherer is not None
     first_batch = next(iter(batches.epoch(1)))
-    assert numba_runtime.parts_of(first_batch[0].numel(), 600) > 1
+    assert numba_runtime.num_chunks(first_batch[0].numel(), 600) > 1
     assert first_batch[0].shape == (600, 3, 6, 5)
     in_parts = list(batches.epoch(1))
     batches.gatherer = None

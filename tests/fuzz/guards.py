@@ -18,7 +18,7 @@ from softmaxce.kernels import cross_entropy as kernels_cross_entropy
 from softmaxce.kernels import max_pool, numbers
 from softmaxce.kernels.all_finite import FiniteCheck
 from softmaxce.kernels.gather_normalize import BatchGatherer
-from softmaxce.losses import cpu
+from softmaxce.losses.cpu_launch import CrossEntropyKernel
 from softmaxce.losses.variants.focal import FocalLoss
 from softmaxce.losses.variants.z_loss import ZLossCrossEntropy
 from softmaxce.models.max_pool import MaxPool2x2
@@ -77,11 +77,11 @@ def losses(rows: int, classes: int, dtype: torch.dtype, *, at_end: bool) -> None
         )
         linear_cross_entropy(features, projection, ids % 5, reduction="sum").backward()
     # gradients and losses too lie at the end of their memory
-    walk = cpu.CrossEntropyKernel(guarded(torch.randn(rows, classes).to(dtype), at_end=at_end), ids, None, -100, 0.0)
-    outputs = guarded(torch.zeros(rows, dtype=walk.number), at_end=at_end)
+    kernel = CrossEntropyKernel(guarded(torch.randn(rows, classes).to(dtype), at_end=at_end), ids, None, -100, 0.0)
+    outputs = guarded(torch.zeros(rows, dtype=kernel.dtype), at_end=at_end)
     gradient = guarded(torch.zeros(rows, classes, dtype=dtype), at_end=at_end)
-    walk.go(
-        kernels_cross_entropy.SURVEY | kernels_cross_entropy.LOSSES | kernels_cross_entropy.GRADIENT,
+    kernel.launch(
+        kernels_cross_entropy.VALIDATE | kernels_cross_entropy.LOSSES | kernels_cross_entropy.GRADIENT,
         losses=outputs,
         gradient=gradient,
     )
@@ -102,8 +102,8 @@ def images(shape: tuple[int, int, int, int], dtype: torch.dtype, *, at_end: bool
     pooled = guarded(torch.zeros(half, dtype=dtype), at_end=at_end, strides=smaller)
     places = guarded(torch.zeros(half, dtype=torch.int8), at_end=at_end, strides=smaller)
     if dtype in max_pool.KINDS and pooled.numel():
-        max_pool._go(pixels, pooled, places)
-        max_pool._go(pixels, pooled, places, spread=True)
+        max_pool.launch(pixels, pooled, places)
+        max_pool.launch(pixels, pooled, places, backward=True)
     data = guarded(torch.randint(256, shape, dtype=torch.uint8), at_end=at_end)
     mean, scale = (guarded(torch.rand(channels), at_end=at_end) for _ in range(2))
     taker = BatchGatherer(data, mean, scale)

@@ -218,7 +218,7 @@ def test_machine_code_is_kept_once_in_the_users_cache_and_not_beside_the_package
     for _ in range(2):  # the second process finds what the first has left
         subprocess.run([sys.executable, "-c", call], env=environment | {"XDG_CACHE_HOME": str(tmp_path)}, check=True)
         kept = sorted(file.name.split(".py")[0] for file in (tmp_path / "softmaxce").rglob("*.nbc"))
-        assert [name.split(".locals")[0] for name in kept] == ["cpu.walk_over"] * 2 + ["max_pool_cpu.pass_over"]
+        assert [name.split(".locals")[0] for name in kept] == ["cross_entropy.kernel_for"] * 2 + ["max_pool.kernel_for"]
     assert sorted(package.rglob("*.nb*")) == before
 
 

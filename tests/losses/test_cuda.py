@@ -5,7 +5,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,9 +16,7 @@ from torch.nn import functional
 
 from softmaxce import cross_entropy, linear_cross_entropy
 from softmaxce.losses import cross_entropy as module_of_cross_entropy
-from softmaxce.losses import cuda
-from softmaxce.losses import linear_cross_entropy as module_of_linear_cross_entropy
-from softmaxce.losses.reference import definition
+from softmaxce.losses import cuda, linear_chunks, reference
 
 from .references import BITS, OPERATION, ROWS, as_double, assert_as_good, taken, truth, units
 from .references import value_and_gradient as parity
@@ -114,10 +112,10 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The public functions take the kernels: they do on a GPU, and in the interpreter are told to."""
     assert cuda._work(DEVICE, torch.float32)
     if INTERPRETED:
-        original = module_of_cross_entropy._kernels
-        for module in (module_of_cross_entropy, module_of_linear_cross_entropy):
-            monkeypatch.setattr(module, "_kernels", lambda *given: original(*given) and cuda)
-        monkeypatch.setattr(module_of_cross_entropy, "_is_usual_step", lambda *given: False)
+        original = module_of_cross_entropy.fused_backend
+        for module in (module_of_cross_entropy, linear_chunks):
+            monkeypatch.setattr(module, "fused_backend", lambda *given: original(*given) and cuda)
+        monkeypatch.setattr(module_of_cross_entropy, "fits_fast_path", lambda *given: False)
 
 
 @pytest.mark.usefixtures("chosen")
@@ -139,8 +137,8 @@ def test_every_sample_of_torchs_operation_gives_torchs_value_and_gradient() -> N
 def test_linear_cross_entropy_in_chunks_is_cross_entropy_of_linear(
     reduction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module_of_linear_cross_entropy, "ROOM", 1)
-    monkeypatch.setattr(module_of_linear_cross_entropy, "FEWEST", 30)
+    monkeypatch.setattr(linear_chunks, "MAX_LOGITS", 1)
+    monkeypatch.setattr(linear_chunks, "MIN_ROWS", 30)
     generator = torch.Generator().manual_seed(0)
     x, w, b = (torch.randn(*shape, generator=generator).to(DEVICE) for shape in ((70, 8), (50, 8), (50,)))
     ids = (torch.arange(70) % 50).to(DEVICE)
@@ -186,17 +184,20 @@ def test_logits_that_keep_rising_lose_nothing_from_block_to_block() -> None:
     shift=st.sampled_from([0.0, -1e3, 1e4]),
     seed=st.integers(0, 99),
 )
-def test_whatever_the_shape_and_the_logits_it_is_the_definition(
+def test_whatever_the_shape_and_the_logits_it_is_the_reference(
     rows: int, classes: int, scale: float, shift: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = (torch.randn(rows, classes, generator=generator) * scale + shift).to(DEVICE)
     ids = torch.randint(classes, (rows,), generator=generator).to(DEVICE)
-    mine, exact = value_and_gradient(ours, logits, ids), value_and_gradient(definition, logits.double(), ids)
+    mine, exact = (
+        value_and_gradient(ours, logits, ids),
+        value_and_gradient(reference.cross_entropy, logits.double(), ids),
+    )
     torch.testing.assert_close(mine, exact, rtol=3e-6, atol=1e-15)
 
 
-def test_infinite_and_missing_logits_give_what_the_definition_gives() -> None:
+def test_infinite_and_missing_logits_give_what_the_reference_gives() -> None:
     inf, nan = float("inf"), float("nan")
     rows = torch.tensor(
         [[1.0, -inf, 0.0], [-inf, -inf, -inf], [-inf, 2.0, -inf], [inf, 0.0, 1.0], [nan, 0.0, 1.0], [0.0, inf, nan]]
@@ -204,7 +205,9 @@ def test_infinite_and_missing_logits_give_what_the_definition_gives() -> None:
     for target in (torch.tensor([0, 0, 1, 0, 0, 1]), torch.tensor([1, 1, 0, 1, 1, 0]), torch.full((6,), 2)):
         for spread in (0.0, 0.1):
             got = value_and_gradient(ours, rows, target.to(DEVICE), reduction="none", label_smoothing=spread)
-            true = value_and_gradient(definition, rows, target.to(DEVICE), reduction="none", label_smoothing=spread)
+            true = value_and_gradient(
+                reference.cross_entropy, rows, target.to(DEVICE), reduction="none", label_smoothing=spread
+            )
             assert torch.equal(got[0].isinf(), true[0].isinf())
             finite = true[0].isfinite()
             assert not got[0][~finite & ~true[0].isinf()].isfinite().any()
@@ -244,7 +247,7 @@ def test_upstream_gradients_are_folded_in_before_the_one_rounding() -> None:
         logits[0, 0] = 12.0
     loss = cuda.fused_cross_entropy(logits, ids, None, -100, "mean", 0.0, torch.float32)
     (gradient,) = torch.autograd.grad(loss * 65536, logits)
-    exact = value_and_gradient(definition, logits.double(), ids)[1] * 2  # that upstream gradient is 0.5
+    exact = value_and_gradient(reference.cross_entropy, logits.double(), ids)[1] * 2  # that upstream gradient is 0.5
     torch.testing.assert_close(gradient.double(), exact * 65536, rtol=2.0**-11 * 1.01, atol=3e-8)
     losses = ours(logits, ids, reduction="none")
     (summed,) = torch.autograd.grad(losses.sum(), logits, retain_graph=True)  # an expanded upstream gradient
@@ -267,11 +270,11 @@ def test_any_number_of_backward_passes_give_the_same_and_the_logits_stay_as_they
         loss.backward()
 
 
-def test_second_derivatives_are_the_definitions() -> None:
+def test_second_derivatives_are_the_references() -> None:
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     ids = torch.tensor([0, 2, 4, 1], device=DEVICE)
     hessians = []
-    for function in (ours, definition):
+    for function in (ours, reference.cross_entropy):
         leaf = logits.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(function(leaf, ids, label_smoothing=0.1), leaf, create_graph=True)
         hessians.append(torch.autograd.grad(gradient.pow(2).sum(), leaf)[0])
@@ -318,7 +321,7 @@ def test_a_class_id_out_of_range_makes_its_row_nan_and_is_named_when_asked() -> 
         cuda.check_class_ids()  # it is said once
 
 
-def test_float64_and_what_is_promoted_to_it_take_the_definition() -> None:
+def test_float64_and_what_is_promoted_to_it_take_the_reference() -> None:
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     soft = torch.rand(3, 4, dtype=torch.float64, device=DEVICE)
     loss = cuda.fused_cross_entropy(logits, soft, None, -100, "mean", 0.0, torch.float64)
@@ -326,6 +329,31 @@ def test_float64_and_what_is_promoted_to_it_take_the_definition() -> None:
 
 
 # -- how much it moves ------------------------------------------------------------------------------------------------
+
+
+class Traffic(NamedTuple):
+    """Bytes that a forward and a backward pass read and write, and the fewest with which it can be done."""
+
+    moved: int
+    least: int
+
+
+def traffic(num_rows: int, num_classes: int, dtype: torch.dtype, soft: torch.dtype | None = None) -> Traffic:
+    """For a mean without weights, over class ids or over probabilities of the dtype `soft`.
+
+    The least is: in either pass the logits and the labels are read; once the gradient is written.
+    """
+    plan = cuda.launch_plan(num_rows, num_classes)
+    logits = num_rows * num_classes * dtype.itemsize
+    labels = num_rows * (8 if soft is None else num_classes * soft.itemsize)
+    targets = num_rows * dtype.itemsize if soft is None else 0  # each row's target logit is looked up
+    per_row = 4 * cuda.SAVED * num_rows
+    sums = 4 * 2 * plan.programs
+    forward = logits + labels + targets + per_row + sums
+    reduce = sums + dtype.itemsize + 4
+    scalars = (dtype.itemsize + 4) * plan.programs * plan.blocks  # the upstream gradient and the divisor
+    backward = logits + (labels if soft else 0) + per_row * plan.blocks + scalars + logits
+    return Traffic(forward + reduce + backward, 3 * logits + 2 * labels)
 
 
 @pytest.fixture
@@ -359,7 +387,7 @@ def test_the_bytes_that_move_are_those_of_the_plan(
         moved.clear()
         cuda.fused_cross_entropy(logits, target, None, -100, "mean", 0.0, dtype).backward()
         # besides, each id is looked at once to be noted if it is no class: none is, so nothing is stored
-        assert sum(moved) == cuda.traffic(*shape, dtype, soft).moved
+        assert sum(moved) == traffic(*shape, dtype, soft).moved
 
 
 @pytest.mark.parametrize(
@@ -367,7 +395,7 @@ def test_the_bytes_that_move_are_those_of_the_plan(
 )
 def test_little_more_moves_than_must(shape: tuple[int, int], bound: float) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        moved, least = cuda.traffic(*shape, dtype)
+        moved, least = traffic(*shape, dtype)
         assert 1 <= moved / least < 1 + (bound - 1) * 4 / dtype.itemsize
 
 

@@ -234,7 +234,7 @@ def test_a_signal_handler_may_call_the_loss_while_a_step_is_being_made() -> None
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
         nonlocal calls
-        if frame.f_code.co_filename.endswith("losses/cpu.py") and event == "line":
+        if frame.f_code.co_filename.rpartition("/")[2].startswith("cpu") and event == "line":
             sys.settrace(None)
             for other in others:
                 torch.testing.assert_close(cross_entropy(*other), functional.cross_entropy(*other))
@@ -375,7 +375,7 @@ def test_a_gatherer_refuses_images_that_there_are_none_of_and_means_of_another_d
     torch.testing.assert_close(taker.normalized(strided), images[strided].float())
     torch.testing.assert_close(taker.normalized(torch.tensor([3]).expand(4)), images[[3] * 4].float())
     for wrong in (5, -1, 1 << 40):
-        with pytest.raises(IndexError, match="none of the 5"):
+        with pytest.raises(IndexError, match="outside"):
             taker.normalized(torch.tensor([0, wrong]))
     for mean in (torch.zeros(1), torch.zeros(3, dtype=torch.float64), torch.zeros(6)[::2]):
         with pytest.raises(ValueError, match="kernel expects"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softmaxce import LinearCrossEntropyLoss, linear_cross_entropy
-from softmaxce.losses import linear_cross_entropy as module_of
+from softmaxce.losses import linear_chunks
 
 from .torchs_samples import op_db
 
@@ -20,8 +20,8 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few rows at a time that small inputs take several chunks, the last one not full."""
-    monkeypatch.setattr(module_of, "ROOM", 1)
-    monkeypatch.setattr(module_of, "FEWEST", 3)
+    monkeypatch.setattr(linear_chunks, "MAX_LOGITS", 1)
+    monkeypatch.setattr(linear_chunks, "MIN_ROWS", 3)
 
 
 def torchs(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None, **rest: Any) -> Any:

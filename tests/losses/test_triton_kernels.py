@@ -25,9 +25,9 @@ def test_the_kernels_pass_their_tests_in_tritons_interpreter() -> None:
     assert int(passed) >= 80
 
 
-POINTERS = {"labels": "i64", "weight": "fp32", "losses": "fp32", "sums": "fp32", "saved": "fp32", "wrong": "i64"}
+POINTERS = {"labels": "i64", "weight": "fp32", "losses": "fp32", "sums": "fp32", "saved": "fp32", "invalid": "i64"}
 POINTERS |= {"upstream": "fp32", "divisor": "fp32", "result": "fp32"}
-FLOATS = {"spread", "share"}
+FLOATS = {"uniform_mass", "target_mass"}
 
 
 def assembly(kernel: Any, logits: str, warps: int, constants: dict[str, Any], gpu: int) -> str:
@@ -58,7 +58,7 @@ def test_the_kernels_compile_keep_to_their_registers_and_move_16_bytes_at_a_time
 ) -> None:
     from softmaxce.kernels import triton_cross_entropy as kernels
 
-    cut = cuda.plan(*shape)
+    cut = cuda.launch_plan(*shape)
     constants = {"KIND": 0, "WEIGHTED": False, "EXACT": logits == "fp32", "REDUCED": True, "weight": None}
     constants |= {"ROWS": cut.rows, "BLOCK": cut.block, "losses": None}
     forward = assembly(kernels.forward, logits, cut.warps, constants, gpu)

@@ -48,7 +48,7 @@ def test_values_and_gradients_are_those_of_torchs_layers(
     torch.manual_seed(seed)
     images = torch.randint(-levels, levels + 1, shape).to(dtype)  # with few levels, most maxima are there twice
     images = images.contiguous(memory_format=torch.channels_last)
-    assert max_pool._is_usual(images)
+    assert max_pool.fits_kernel(images)
     assert_same(images, relu)
 
 
@@ -78,7 +78,7 @@ def test_many_parts_in_several_threads_leave_no_seam(channels: int, threads: int
     try:
         for height, width in ((28, 28), (27, 15)):
             images = torch.randn(64, channels, height, width).to(memory_format=torch.channels_last)
-            assert images.numel() >= 2 * numba_runtime.SHARE or channels == 1
+            assert images.numel() >= 2 * numba_runtime.NUMBERS_PER_THREAD or channels == 1
             assert_same(images, relu=True)
     finally:
         torch.set_num_threads(before)
@@ -86,7 +86,7 @@ def test_many_parts_in_several_threads_leave_no_seam(channels: int, threads: int
 
 def test_images_that_lie_otherwise_go_through_torchs_own_operations() -> None:
     images = torch.randn(2, 3, 6, 7)
-    assert not max_pool._is_usual(images)
+    assert not max_pool.fits_kernel(images)
     assert_same(images, relu=True)
     with pytest.raises(RuntimeError):
         MaxPool2x2()(torch.zeros(2, 3, 1, 1))
@@ -95,7 +95,7 @@ def test_images_that_lie_otherwise_go_through_torchs_own_operations() -> None:
 def test_its_derivatives_are_those_of_finite_differences_twice_over() -> None:
     torch.manual_seed(0)
     images = torch.randn(2, 3, 5, 4, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
-    assert max_pool._is_usual(images)
+    assert max_pool.fits_kernel(images)
     for relu in (False, True):
         assert torch.autograd.gradcheck(MaxPool2x2(relu), images)
         assert torch.autograd.gradgradcheck(MaxPool2x2(relu), images)

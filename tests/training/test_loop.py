@@ -309,7 +309,7 @@ def test_one_class_alone_is_refused() -> None:
 
 def test_a_class_id_that_a_gpu_has_met_is_named_at_the_end_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     met = torch.tensor([12, 10])  # as a kernel notes it: the id, and the number of classes
-    monkeypatch.setitem(cuda._wrong, torch.device("cpu"), met)
+    monkeypatch.setitem(cuda._invalid_ids, torch.device("cpu"), met)
     with pytest.raises(IndexError, match="class id 12 is out of range: with 10 classes"):
         next(fit(build_run(config())))
     assert not met.any()

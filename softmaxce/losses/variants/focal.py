@@ -1,12 +1,12 @@
 """Focal loss: what the model already gets right counts less."""
 
 import math
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...argument_types import NonNegativeFloat, Probability, Reduction
+from ...argument_types import NonNegativeFloat
 from .base import TermwiseLoss, complement
 
 FAR = 1e4  # nats; exp(-FAR) is 0 in every dtype, and has a slope of 0
@@ -28,18 +28,8 @@ class FocalLoss(TermwiseLoss):
     tensor(0.0485)
     """
 
-    def __init__(
-        self,
-        gamma: NonNegativeFloat = 2.0,
-        weight: Tensor | list[float] | Literal["balanced"] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        label_smoothing: Probability = 0.0,
-        *,
-        class_counts: list[int] | None = None,
-        num_classes: int | None = None,
-    ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, class_counts, num_classes)
+    def __init__(self, gamma: NonNegativeFloat = 2.0, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if not 0 <= gamma < math.inf:
             raise ValueError(f"gamma must be a number of at least 0, got {gamma}")
         self.gamma = gamma

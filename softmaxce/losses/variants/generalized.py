@@ -1,10 +1,10 @@
 """Generalized cross-entropy, for noisy labels: between cross-entropy and the mean absolute error."""
 
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
-from ...argument_types import Probability, Reduction
+from ...argument_types import Probability
 from .base import TermwiseLoss, complement
 
 
@@ -25,18 +25,8 @@ class GeneralizedCrossEntropy(TermwiseLoss):
     tensor(0.3410)
     """
 
-    def __init__(
-        self,
-        q: Probability = 0.7,
-        weight: Tensor | list[float] | Literal["balanced"] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        label_smoothing: Probability = 0.0,
-        *,
-        class_counts: list[int] | None = None,
-        num_classes: int | None = None,
-    ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, class_counts, num_classes)
+    def __init__(self, q: Probability = 0.7, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if not 0 <= q <= 1:
             raise ValueError(f"q must be in [0, 1], got {q}")
         self.q = q

@@ -1,12 +1,12 @@
 """Cross-entropy with adjusted logits, for long-tailed classes: rare ones need not outshout common ones."""
 
 import math
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...argument_types import NonNegativeFloat, Probability, Reduction
+from ...argument_types import NonNegativeFloat
 from .base import LogitAdjustingLoss
 
 
@@ -36,15 +36,12 @@ class LogitAdjustedCrossEntropy(LogitAdjustingLoss):
         self,
         tau: NonNegativeFloat = 1.0,
         priors: list[float] | None = None,
-        weight: Tensor | list[float] | Literal["balanced"] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        label_smoothing: Probability = 0.0,
-        *,
+        *args: Any,
         class_counts: list[int] | None = None,
         num_classes: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, class_counts, num_classes)
+        super().__init__(*args, class_counts=class_counts, num_classes=num_classes, **kwargs)
         if not 0 <= tau < math.inf:
             raise ValueError(f"tau must be a number of at least 0, got {tau}")
         shares = torch.tensor(priors if priors is not None else class_counts or [], dtype=torch.float64)

@@ -1,12 +1,11 @@
 """PolyLoss: cross-entropy's power series in 1 - p, with another first coefficient."""
 
 import math
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...argument_types import Probability, Reduction
 from .base import TermwiseLoss, complement
 
 SMALL, TERMS = 0.5, 16  # the series' 16th term is 6e-18 of its first there
@@ -29,18 +28,8 @@ class PolyLoss(TermwiseLoss):
     tensor(1.0990)
     """
 
-    def __init__(
-        self,
-        epsilon: float = 2.0,
-        weight: Tensor | list[float] | Literal["balanced"] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        label_smoothing: Probability = 0.0,
-        *,
-        class_counts: list[int] | None = None,
-        num_classes: int | None = None,
-    ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, class_counts, num_classes)
+    def __init__(self, epsilon: float = 2.0, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if not -1 <= epsilon < math.inf:
             raise ValueError(f"epsilon must be a number of at least -1, got {epsilon}")
         self.epsilon = epsilon

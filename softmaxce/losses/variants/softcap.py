@@ -1,12 +1,12 @@
 """Cross-entropy of logits that cannot grow beyond a cap."""
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ...argument_types import PositiveFloat, Probability, Reduction
+from ...argument_types import PositiveFloat
 from .base import LogitAdjustingLoss
 
 
@@ -31,18 +31,8 @@ class SoftcapCrossEntropy(LogitAdjustingLoss):
         "shift": "a cap holds logits near 0, so it matters where they lie",
     }
 
-    def __init__(
-        self,
-        cap: PositiveFloat = 30.0,
-        weight: Tensor | list[float] | Literal["balanced"] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        label_smoothing: Probability = 0.0,
-        *,
-        class_counts: list[int] | None = None,
-        num_classes: int | None = None,
-    ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, class_counts, num_classes)
+    def __init__(self, cap: PositiveFloat = 30.0, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if not 0 < cap < math.inf:
             raise ValueError(f"cap must be a number above 0, got {cap}")
         self.cap = cap

@@ -1,11 +1,11 @@
 """Symmetric cross-entropy, for noisy labels: the labels from the prediction's side as well."""
 
 import math
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
-from ...argument_types import NonNegativeFloat, Probability, Reduction
+from ...argument_types import NonNegativeFloat
 from .base import TermwiseLoss, complement
 
 
@@ -34,15 +34,10 @@ class SymmetricCrossEntropy(TermwiseLoss):
         alpha: NonNegativeFloat = 0.1,
         beta: NonNegativeFloat = 1.0,
         log_zero: float = -4.0,
-        weight: Tensor | list[float] | Literal["balanced"] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        label_smoothing: Probability = 0.0,
-        *,
-        class_counts: list[int] | None = None,
-        num_classes: int | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, class_counts, num_classes)
+        super().__init__(*args, **kwargs)
         if not 0 <= alpha < math.inf:
             raise ValueError(f"alpha must be a number of at least 0, got {alpha}")
         self.alpha = alpha

@@ -1,11 +1,11 @@
 """Cross-entropy at a temperature: logits are divided by it first."""
 
 import math
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
-from ...argument_types import PositiveFloat, Probability, Reduction
+from ...argument_types import PositiveFloat
 from .base import LogitAdjustingLoss
 
 
@@ -25,18 +25,8 @@ class TemperatureCrossEntropy(LogitAdjustingLoss):
     tensor(1.0890)
     """
 
-    def __init__(
-        self,
-        temperature: PositiveFloat = 1.0,
-        weight: Tensor | list[float] | Literal["balanced"] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        label_smoothing: Probability = 0.0,
-        *,
-        class_counts: list[int] | None = None,
-        num_classes: int | None = None,
-    ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, class_counts, num_classes)
+    def __init__(self, temperature: PositiveFloat = 1.0, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be a number above 0, got {temperature}")
         self.temperature = temperature

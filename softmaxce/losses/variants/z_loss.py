@@ -1,15 +1,15 @@
 """Cross-entropy with z-loss, which keeps the logits from drifting away together."""
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from ...argument_types import NonNegativeFloat, Probability, Reduction
-from ..arguments import _classes_last
+from ...argument_types import NonNegativeFloat
+from ..arguments import classes_last
 from ..cross_entropy import cross_entropy
-from .base import ClassificationLoss, reduced, shares_of_ids
+from ..targets import reduce_losses, target_distribution, weights_of_ids, zero_where_ignored
+from .base import ClassificationLoss
 
 
 class ZLossCrossEntropy(ClassificationLoss):
@@ -32,25 +32,15 @@ class ZLossCrossEntropy(ClassificationLoss):
 
     not_claimed: ClassVar = {"shift": "z-loss is there to make a number added to all logits matter"}
 
-    def __init__(
-        self,
-        z_loss: NonNegativeFloat = 1e-4,
-        weight: Tensor | list[float] | Literal["balanced"] | None = None,
-        ignore_index: int = -100,
-        reduction: Reduction = "mean",
-        label_smoothing: Probability = 0.0,
-        *,
-        class_counts: list[int] | None = None,
-        num_classes: int | None = None,
-    ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, class_counts, num_classes)
+    def __init__(self, z_loss: NonNegativeFloat = 1e-4, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if not 0 <= z_loss < math.inf:
             raise ValueError(f"z_loss must be a number of at least 0, got {z_loss}")
         self.z_loss = z_loss
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """(logits [B, K], targets [B] class ids or [B, K] probabilities) -> the loss in nats."""
-        logits, weight, dtype = self._wide(input, target)
+        logits, weight, dtype = self._prepare(input, target)
         smoothing = self.label_smoothing
         losses = cross_entropy(
             logits,
@@ -60,17 +50,18 @@ class ZLossCrossEntropy(ClassificationLoss):
             reduction="none",
             label_smoothing=smoothing,
         )
-        z = _classes_last(logits)
+        z = classes_last(logits)
+        counts: Tensor | None = None
+        divisor: Tensor | float
         if target.shape == input.shape:
-            labels = _classes_last(target).to(z.dtype)
-            share = (labels if weight is None else labels * weight).sum(-1)
-            divisor = z.new_tensor(float(z.shape[:-1].numel()))
-            counts = torch.ones_like(share, dtype=torch.bool)
+            labels, divisor, _ = target_distribution(target, z, weight, self.ignore_index, 0.0, is_soft=True)
+            mass = labels.sum(-1)
         else:
             counts = target != self.ignore_index
-            share = shares_of_ids(target, weight, self.ignore_index, z.dtype)
-            divisor = share.sum()
+            mass = weights_of_ids(target, weight, self.ignore_index, z.dtype)
+            divisor = mass.sum()
         if smoothing and weight is not None:
-            share = share * (1 - smoothing) + weight.mean() * smoothing * counts
-        log_z = torch.where(counts.unsqueeze(-1), z, 0).logsumexp(-1)  # so that a NaN in an ignored row stays there
-        return reduced(losses + self.z_loss * share * log_z**2, divisor, self.reduction).to(dtype)
+            uniform_mass = weight.mean() * smoothing
+            mass = mass * (1 - smoothing) + (uniform_mass if counts is None else uniform_mass * counts)
+        log_z = zero_where_ignored(z, counts).logsumexp(-1)
+        return reduce_losses(losses + self.z_loss * mass * log_z**2, divisor, self.reduction).to(dtype)

@@ -1,0 +1,241 @@
+"""Cross-entropy and its gradient on the CPU for rows of a few classes with class ids as labels.
+
+Such a row is too short for the processor's vectors, so many rows are computed side by side: each inner loop takes one
+class of a block of rows, as a column of `e` [classes, rows].
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from .cross_entropy_terms import (
+    CONTRACT,
+    GRADIENT,
+    LOSSES,
+    SMOOTH,
+    UPSTREAM,
+    WEIGHT,
+    distribution_loss,
+    is_finite,
+    minus_log_softmax,
+)
+from .numbers import exp, f64, narrow, order, scaling, unorder, widen
+
+FEW_CLASSES = 32  # below, this is the faster way
+ROWS_PER_BLOCK = 128
+
+
+class Block(NamedTuple):
+    """Scratch space for a block of rows, [rows] each but for `e`.
+
+    Attributes:
+        e: [classes, rows], the logits, then their exponentials.
+        offsets, lowests, exponents: what `scaling` gives for each row.
+        rests: the sum of e without the target's term; then the gradient at the target.
+        factors: e of the target; then the factor of e in the gradient.
+        uniforms: the part of the gradient that label smoothing takes from every class, before its weight.
+        origins, products: float64, with label smoothing: an origin, and the sum of Q_i (x_i - origin).
+        largest, smallest: each row's extremes as `order` has them.
+    """
+
+    e: Any
+    offsets: Any
+    lowests: Any
+    rests: Any
+    factors: Any
+    uniforms: Any
+    origins: Any
+    products: Any
+    largest: Any
+    smallest: Any
+    exponents: Any
+
+
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
+def find_extremes(block: Any, rows: Any) -> None:
+    """Each row's largest and smallest logit."""
+    largest, smallest = block.largest, block.smallest
+    for i in range(len(block.e)):
+        column = block.e[i]
+        for j in range(rows):
+            key = order(column[j])
+            largest[j] = key if i == 0 else max(largest[j], key)
+            smallest[j] = key if i == 0 else min(smallest[j], key)
+
+
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
+def find_scaling(block: Any, rows: Any) -> None:
+    """Each row's scaling; zeros for a row that is not finite."""
+    number = block.e.dtype.type
+    for j in range(rows):
+        block.offsets[j], block.lowests[j], block.exponents[j] = number(0), number(0), order(number(0))
+        if is_finite(block.largest[j], block.smallest[j], number):
+            block.offsets[j], block.lowests[j], block.exponents[j] = scaling(unorder(block.largest[j]))
+
+
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
+def sum_smoothing(block: Any, rows: Any, ids: Any, start: Any, weight: Any, step: Any) -> None:
+    """Each row's origin, and what label smoothing adds to the sum of Q_i (x_i - origin)."""
+    e, origins, products = block.e, block.origins, block.products
+    for j in range(rows):
+        y = ids[start + j]
+        x_y = e[0 if y == step.ignore_index else y, j]
+        origins[j], products[j] = x_y if x_y > -np.inf else unorder(block.largest[j]), 0
+    for i in range(len(e)):
+        column, label = e[i], weight[i] * step.uniform_mass
+        if label != 0:
+            for j in range(rows):
+                products[j] += label * (f64(column[j]) - origins[j])
+
+
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
+def exponentiate(block: Any, rows: Any) -> None:
+    """e = exp(e - offset) 2^(HEADROOM - k), in place."""
+    offsets, lowests, exponents = block.offsets, block.lowests, block.exponents
+    for i in range(len(block.e)):
+        column = block.e[i]
+        for j in range(rows):
+            z = column[j] - offsets[j]
+            column[j] = exp(z if z > lowests[j] else lowests[j], exponents[j])
+
+
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
+def sum_rests(block: Any, rows: Any, ids: Any, start: Any, ignore_index: Any) -> None:
+    """Each row's e_y, which becomes 0 in e, and the sum of the others."""
+    e, rests, factors = block.e, block.rests, block.factors
+    for j in range(rows):
+        y = ids[start + j]
+        if y == ignore_index:
+            y = 0
+        factors[j] = e[y, j]
+        e[y, j] = 0
+    for i in range(len(e)):
+        column = e[i]
+        for j in range(rows):
+            rests[j] = column[j] if i == 0 else rests[j] + column[j]
+
+
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
+def finish_losses(
+    block: Any,
+    rows: Any,
+    logits: Any,
+    stride: Any,
+    ids: Any,
+    start: Any,
+    weight: Any,
+    upstream: Any,
+    losses: Any,
+    uniform_sum: Any,
+    step: Any,
+    sum_of_losses: Any,
+) -> Any:
+    """Each row's loss, and what its gradient is made of. Returns `sum_of_losses` with the losses added."""
+    number, options = weight.dtype.type, step.options
+    for j in range(rows):
+        row = start + j
+        y = ids[row]
+        rest, e_y = f64(block.rests[j]), f64(block.factors[j])
+        loss = total = label_y = size = 0.0
+        if y == step.ignore_index:
+            pass
+        elif not is_finite(block.largest[j], block.smallest[j], number):
+            loss = total = size = np.nan
+        else:
+            x_y = widen(logits[row * stride + y])
+            total = label_y = f64(weight[y]) if options & WEIGHT else 1.0
+            size = step.scale * upstream[row] if options & UPSTREAM else step.scale
+            offset, k = block.offsets[j], block.exponents[j]
+            loss_y = minus_log_softmax(rest, e_y, x_y, offset, block.lowests[j], k)
+            if options & SMOOTH:
+                total = uniform_sum + total * step.target_mass
+                label_y = label_y * (step.uniform_mass + step.target_mass)
+                origin, product = block.origins[j], block.products[j]
+                loss = distribution_loss(total, label_y, product, loss_y, x_y, origin, rest + e_y, offset, k)
+            elif total != 0:
+                loss = total * loss_y
+        sum_of_losses += loss
+        if options & LOSSES:
+            losses[row] = loss
+        per_sum = total * size / (rest + e_y)
+        block.factors[j], block.uniforms[j] = number(per_sum), number(size * step.uniform_mass)
+        slope = per_sum * e_y if label_y == 0 else (total - label_y) * size - per_sum * rest
+        block.rests[j] = number(slope)
+    return sum_of_losses
+
+
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
+def store_gradient(block: Any, rows: Any, ids: Any, start: Any, weight: Any, gradient: Any, step: Any) -> None:
+    """The gradient of the block's rows, factor e - Q, and at the target its own."""
+    number, num_classes, e = weight.dtype.type, step.num_classes, block.e
+    for j in range(rows):
+        g = gradient[(start + j) * num_classes : (start + j + 1) * num_classes]
+        y = ids[start + j]
+        if y == step.ignore_index:
+            g[:] = narrow(number(0), g)
+            continue
+        factor, uniform = block.factors[j], block.uniforms[j]
+        if step.options & SMOOTH:
+            for i in range(num_classes):
+                g[i] = narrow(e[i, j] * factor - weight[i] * uniform, g)
+        else:
+            for i in range(num_classes):
+                g[i] = narrow(e[i, j] * factor, g)
+        g[y] = narrow(block.rests[j], g)
+
+
+@njit(fastmath=CONTRACT, error_model="numpy")
+def short_rows(
+    logits: Any,
+    stride: Any,
+    ids: Any,
+    weight: Any,
+    upstream: Any,
+    losses: Any,
+    gradient: Any,
+    first: Any,
+    last: Any,
+    step: Any,
+) -> float:
+    """The losses and the gradients of the rows from `first` to before `last`, in blocks. Returns the losses' sum."""
+    num_classes, options = step.num_classes, step.options
+    width = min(ROWS_PER_BLOCK, last - first)
+    numbers = np.empty((num_classes + 5, width), dtype=weight.dtype)
+    wide = np.empty((2, width if options & SMOOTH else 0))
+    keys = np.full((3, width), order(weight.dtype.type(0)))
+    block = Block(
+        numbers[5:],
+        numbers[0],
+        numbers[1],
+        numbers[2],
+        numbers[3],
+        numbers[4],
+        wide[0],
+        wide[1],
+        keys[0],
+        keys[1],
+        keys[2],
+    )
+    uniform_sum = 0.0  # of the weighted uniform part of a smoothed label
+    if options & SMOOTH:
+        for i in range(num_classes):
+            uniform_sum += weight[i] * step.uniform_mass
+    sum_of_losses = 0.0
+    for start in range(first, last, ROWS_PER_BLOCK):
+        rows = min(width, last - start)
+        for j in range(rows):
+            for i in range(num_classes):
+                block.e[i, j] = widen(logits[(start + j) * stride + i])
+        find_extremes(block, rows)
+        find_scaling(block, rows)
+        if options & SMOOTH:
+            sum_smoothing(block, rows, ids, start, weight, step)
+        exponentiate(block, rows)
+        sum_rests(block, rows, ids, start, step.ignore_index)
+        sum_of_losses = finish_losses(
+            block, rows, logits, stride, ids, start, weight, upstream, losses, uniform_sum, step, sum_of_losses
+        )
+        if options & GRADIENT:
+            store_gradient(block, rows, ids, start, weight, gradient, step)
+    return sum_of_losses
