@@ -159,7 +159,6 @@ def one_row(
     e_y, rest = e[y], long_sum(e, y)
     x_y = widen(x[y])
     loss_y = minus_log_softmax(rest, e_y, x_y, offset, lowest, k)
-
     origin = x_y if x_y > -np.inf else unorder(largest)
     total, label_y, product = label_terms(x, y, x_y, origin, q, weight, step)
     if options & (SMOOTH | SOFT):

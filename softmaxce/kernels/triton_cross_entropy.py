@@ -22,6 +22,8 @@ probabilities, y is the class of the largest Q_i: when a block has a larger one,
 Exponentials are scaled up by 2^HEADROOM, as a GPU's exp2 rounds results below 2^-126 to 0. A float32 difference x - m
 of 40 is off by up to 2e-6, and so would be its exponential: for float32 logits the rounding error of the subtraction is
 computed too (Knuth's two-sum), and the multiple of ln 2 is subtracted in two parts (Cody and Waite 1980).
+
+`forward` is long, as the dozen running values of its loop would have to be passed into and out of every part.
 """
 
 import triton

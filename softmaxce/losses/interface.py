@@ -1,4 +1,4 @@
-"""What training needs to know of any loss: its type, its reduction, and its value as a scalar."""
+"""What training needs to know of any loss: its type, its reduction, its scalar value and what its mean divides by."""
 
 from collections.abc import Callable
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
+from softmaxce.config.registry import LOSSES
+from softmaxce.config.signatures import read_signature, signature_of
 from softmaxce.losses.variants.focal import FocalLoss
 from softmaxce.losses.variants.generalized import GeneralizedCrossEntropy
 from softmaxce.losses.variants.logit_adjusted import LogitAdjustedCrossEntropy
@@ -309,3 +311,42 @@ def test_the_examples_in_the_docstrings_print_what_they_say(module: str) -> None
     loaded = importlib.import_module(f"softmaxce.losses.variants.{module}")
     failed, tried = doctest.testmod(loaded, extraglobs={"torch": torch})
     assert (failed, tried > 0) == (0, True)
+
+
+# -- signatures -------------------------------------------------------------------------------------------------------
+
+OPTIONS = ["weight", "ignore_index", "reduction", "label_smoothing", "class_counts", "num_classes"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_source_text_and_the_class_say_the_same_arguments_and_the_common_options_come_last(name: str) -> None:
+    module, _, attribute = LOSSES[name].partition(":")
+    static = read_signature(LOSSES[name])
+    loaded = signature_of(getattr(importlib.import_module(module), attribute))
+    assert [(a.name, a.default) for a in static.arguments] == [(a.name, a.default) for a in loaded.arguments]
+    assert static.names()[-6:] == OPTIONS
+    assert not static.takes_any
+    assert not loaded.takes_any
+
+
+def test_the_common_options_may_be_given_by_position() -> None:
+    loss = FocalLoss(2.0, [1.0, 3.0], 1, "sum", 0.25)
+    assert loss.weight is not None
+    assert (loss.weight.tolist(), loss.ignore_index, loss.reduction, loss.label_smoothing) == ([1, 3], 1, "sum", 0.25)
+
+
+def test_a_subclass_of_a_users_keeps_its_own_signature_and_takes_what_it_takes() -> None:
+    class Mine(FocalLoss):
+        def __init__(self, extra: float = 1.0, **options: Any) -> None:
+            super().__init__(**options)
+            self.extra = extra
+
+    class Through(FocalLoss):
+        def __init__(self, extra: float = 1.0, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.extra = extra
+
+    assert signature_of(Mine).names() == ["extra"]
+    assert signature_of(Mine).takes_any
+    assert signature_of(Through).names() == ["extra", "gamma", *OPTIONS]
+    assert Through(2.0, 3.0, None, 5).ignore_index == 5
