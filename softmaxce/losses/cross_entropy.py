@@ -26,8 +26,7 @@ they would give in exact arithmetic. Where it departs from paper, and why:
 
 backends.py decides who computes it: on the CPU cpu.py, on CUDA cuda.py (experimental), where these can run; elsewhere,
 and wherever PyTorch must see the single operations (under torch.compile, torch.func and for second derivatives),
-`reference.cross_entropy`, which is the same arithmetic in a dozen lines. (The function `cross_entropy` is long for its
-documentation and its arguments, which are PyTorch's.)
+`reference.cross_entropy`, which is the same arithmetic in a dozen lines.
 
 Bridle 1990, "Probabilistic interpretation of feedforward classification network outputs".
 """

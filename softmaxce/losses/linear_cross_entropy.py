@@ -19,8 +19,6 @@ second derivatives.
 This is a function for models of your own, not a loss that a config can choose. softmaxce's training step needs the
 logits themselves (it counts the correct ones for the training accuracy, and calls any loss with them), and an image
 classifier's are small: 512 images of 1,000 classes make 2 MB, less than any of its convolutions.
-
-(The function is long for its documentation and its arguments, which are PyTorch's.)
 """
 
 from typing import Any
