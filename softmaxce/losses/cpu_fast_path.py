@@ -1,4 +1,4 @@
-"""Cross-entropy of a small batch on the CPU: class ids, a plain mean, one thread, and as little Python as possible."""
+"""Cross-entropy of a small batch on the CPU: class ids, an unweighted mean, one thread, and little Python."""
 
 import ctypes
 import math

@@ -117,6 +117,6 @@ def _from_distribution(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _log_sum(z: Tensor, y: Tensor, dim: int) -> Tensor:
-    """log sum_k exp(z_k) along `dim`, which is kept, as log(1 + the rest): accurate where exp(z_y) is nearly all."""
+    """log sum_k exp(z_k) along `dim`, with keepdim, as log(1 + the rest): accurate where exp(z_y) is nearly all."""
     rest = z.exp().scatter(dim, y, 0).sum(dim, keepdim=True)
     return torch.log1p(rest + torch.expm1(z.gather(dim, y)))

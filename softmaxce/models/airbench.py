@@ -8,7 +8,7 @@ from ..argument_types import PositiveFloat, PositiveInt
 from .max_pool import MaxPool2x2
 
 PATCH = 2  # the whitening layer's kernel, in pixels
-RIDGE = 5e-4  # added to a principal component's variance, so that what hardly varies is not blown up
+RIDGE = 5e-4  # added to a principal component's variance, so that components of tiny variance are not amplified
 
 
 class Airbench(nn.Module):
@@ -90,6 +90,6 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.4)  # torch's momentum is the new batch's share
+    norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.4)  # torch's momentum is the weight of the new batch
     norm.weight.requires_grad_(False)
     return norm

@@ -1,4 +1,4 @@
-"""A small convolutional network for small images: the workhorse of the recipes."""
+"""A small convolutional network for small images, used by most recipes."""
 
 from torch import nn
 
@@ -22,7 +22,7 @@ def cnn(
     Args:
         channels: the width of each stage.
         convs_per_stage: convolutions in each.
-        dropout: the share of the last features that is dropped in training.
+        dropout: the fraction of the last features that is dropped in training.
         batch_norm: normalise after each convolution; else the convolutions have biases.
         hidden: the width of a fully connected layer on all features of the last stage, which is then halved too, in
             place of the global maximum; null for none.

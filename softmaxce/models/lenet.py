@@ -1,4 +1,4 @@
-"""LeNet-5, in today's form."""
+"""LeNet-5 with ReLU and max-pooling."""
 
 from torch import Tensor, nn
 

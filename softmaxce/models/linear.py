@@ -1,4 +1,4 @@
-"""Softmax regression: the weighted sums of the pixels, and nothing else."""
+"""Softmax regression: one linear layer on the pixels."""
 
 from torch import nn
 

@@ -17,7 +17,7 @@ def mlp(
 
     Args:
         hidden: the widths of the hidden layers.
-        dropout: the share of each hidden layer's outputs that is dropped in training.
+        dropout: the fraction of each hidden layer's outputs that is dropped in training.
         in_channels: C.
         image_size: (H, W) in pixels.
         num_classes: K.

@@ -101,7 +101,7 @@ def wide_resnet(
     Args:
         depth: 6 n + 4 layers.
         width: how many times wider than a plain ResNet.
-        dropout: the share dropped between a block's two convolutions in training.
+        dropout: the fraction dropped between a block's two convolutions in training.
         in_channels: C.
         num_classes: K.
     Returns: images [B, C, H, W] -> logits [B, K].
@@ -142,5 +142,5 @@ class _WideBlock(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         activated = self.activate(images)
-        straight = images if self.shortcut is None else self.shortcut(activated)
-        return torch.add(straight, self.branch(activated))
+        shortcut = images if self.shortcut is None else self.shortcut(activated)
+        return torch.add(shortcut, self.branch(activated))

@@ -43,14 +43,14 @@ def torchvision_model(
 
     if weights is None:
         options: dict[str, Any] = {}
-        if architecture in ("inception_v3", "googlenet"):  # no auxiliary heads: plain logits are wanted
+        if architecture in ("inception_v3", "googlenet"):  # no auxiliary heads, so that forward returns logits alone
             options = {"aux_logits": False, "init_weights": False}
         model = get_model(architecture, num_classes=num_classes, **options)
         head = _head(model)[1]
     else:
         model = _pretrained(architecture, weights)
         if hasattr(model, "aux_logits"):
-            model.aux_logits = False  # the auxiliary heads know the old classes only
+            model.aux_logits = False  # the auxiliary heads are trained for the old classes
         head = _replace_head(model, num_classes)
     return _Adapted(model, head, freeze == "backbone", in_channels, input_size)
 
@@ -96,14 +96,14 @@ def _pretrained(architecture: str, weights: str) -> Any:
     choices = get_model_weights(architecture)
     if weights not in choices.__members__:  # DEFAULT is among them
         raise ValueError(f"weights must be one of {', '.join(choices.__members__)}, got '{weights}'")
-    chosen = choices[weights]
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(chosen.url).name)
+    entry = choices[weights]
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(entry.url).name)
     try:
         with _weights_only():
-            return get_model(architecture, weights=chosen)
+            return get_model(architecture, weights=entry)
     except (URLError, OSError) as error:
         raise DataError(
-            f"the weights {architecture}/{chosen.name} cannot be downloaded from {chosen.url} ({error}); "
+            f"the weights {architecture}/{entry.name} cannot be downloaded from {entry.url} ({error}); "
             f"put the file {file.name} into {file.parent}"
         ) from None
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, UnpicklingError) as error:
@@ -117,7 +117,7 @@ def _pretrained(architecture: str, weights: str) -> Any:
 def _weights_only() -> Iterator[None]:
     """Have torch.load unpickle tensors and nothing else.
 
-    torchvision's models load what lies in the cache without asking for it; torch reads this variable at each load.
+    torchvision's models do not pass weights_only when they load a cached file; torch reads this variable at each load.
     """
     variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(variable)

@@ -1,4 +1,4 @@
-"""Cross-entropy with adjusted logits, for long-tailed classes: rare ones need not outshout common ones."""
+"""Cross-entropy with adjusted logits, for long-tailed data: rare classes are not neglected for common ones."""
 
 import math
 from typing import Any
@@ -44,15 +44,15 @@ class LogitAdjustedCrossEntropy(LogitAdjustingLoss):
         super().__init__(*args, class_counts=class_counts, num_classes=num_classes, **kwargs)
         if not 0 <= tau < math.inf:
             raise ValueError(f"tau must be a number of at least 0, got {tau}")
-        shares = torch.tensor(priors if priors is not None else class_counts or [], dtype=torch.float64)
-        if not len(shares):
+        counts = torch.tensor(priors if priors is not None else class_counts or [], dtype=torch.float64)
+        if not len(counts):
             raise ValueError("priors must be given, K positive numbers, where class_counts are not")
-        if num_classes is not None and len(shares) != num_classes:
-            raise ValueError(f"priors must have one number for each of the {num_classes} classes, got {len(shares)}")
-        if not ((shares > 0) & shares.isfinite()).all():
-            raise ValueError(f"priors must be positive for every class, got {shares.tolist()}")
+        if num_classes is not None and len(counts) != num_classes:
+            raise ValueError(f"priors must have one number for each of the {num_classes} classes, got {len(counts)}")
+        if not ((counts > 0) & counts.isfinite()).all():
+            raise ValueError(f"priors must be positive for every class, got {counts.tolist()}")
         self.tau = tau
-        self.register_buffer("log_priors", (shares / shares.sum()).log().to(torch.get_default_dtype()))
+        self.register_buffer("log_priors", (counts / counts.sum()).log().to(torch.get_default_dtype()))
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """Logits plus tau log(prior)."""

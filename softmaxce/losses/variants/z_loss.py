@@ -1,4 +1,4 @@
-"""Cross-entropy with z-loss, which keeps the logits from drifting away together."""
+"""Cross-entropy with z-loss, a penalty on log Z that stops all logits from drifting together."""
 
 import math
 from typing import Any, ClassVar
