@@ -173,10 +173,10 @@ def bench_predict(
         raise DataError("there is no image among these paths")
 
     from softmaxce.bench import prediction
-    from softmaxce.inference.predict import open_run
+    from softmaxce.inference.trained_model import TrainedModel
     from softmaxce.report import bench_throughput
 
-    opened = open_run(run, device, trust_code=trust_code)
+    opened = TrainedModel.open(run, device=device or "auto", temperature=1.0, trust_code=trust_code)
     with console.stderr().status("decoding and predicting in turns"):
         found = prediction.measure(opened, [str(file) for file in files], rounds)
     told = bench_throughput.plain_predict(found) if json else partial(bench_throughput.print_predict, found)

@@ -1,13 +1,11 @@
-"""`softmaxce calibrate`: make a trained run's probabilities mean what they say."""
+"""`softmaxce calibrate`: fit a run's softmax temperature, so that its probabilities match its accuracy."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from softmaxce.errors import RunError
-
-from .options import AllowChangedData, Device
+from .options import AllowChangedData, Device, run_or_newest
 from .trust import TrustCode
 
 
@@ -22,22 +20,16 @@ def calibrate(
 ) -> None:
     """Fit a run's softmax temperature on its validation split; eval, predict and report then use it.
 
-    Dividing the logits by one number changes no prediction, only how sure of it the model says to be
-    (Guo et al. 2017). It is kept in the run folder as calibration.json; delete that file to forget it.
+    Dividing the logits by one number changes no prediction, only its probability (Guo et al. 2017). The temperature is
+    stored in the run folder as calibration.json; delete that file to undo it.
     """
-    from softmaxce.runs.folder import newest
+    run = run_or_newest(run, "calibrate")
 
-    chosen = run if run is not None else newest()
-    if chosen is None:
-        raise RunError("there is no run under runs/ here; train one, or name a run folder: softmaxce calibrate RUN")
+    from softmaxce.inference.calibration import calibrate as calibrate_run
+    from softmaxce.report import calibration, console, json_values
 
-    from softmaxce.inference.calibration import calibrate as fit
-    from softmaxce.report import calibration, console
-
-    fitted = fit(chosen, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
+    result = calibrate_run(run, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data)
     if json:
-        import json as jsonlib
-
-        typer.echo(jsonlib.dumps(fitted.to_dict()))
+        typer.echo(json_values.dumps(result.to_dict()))
     else:
-        calibration.print_calibration(fitted, console.stdout())
+        calibration.print_calibration(result, console.stdout())

@@ -1,4 +1,4 @@
-"""`softmaxce compare`: runs beside each other, and whether their difference is more than chance."""
+"""`softmaxce compare`: how runs differ, and whether the difference is statistically significant."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from .trust import TrustCode
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders; the first is the yardstick.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders; the first is the baseline.")],
     split: Annotated[SplitName, typer.Option(help="Which of the runs' splits.")] = SplitName.test,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a page with the overlaid learning curves.")
@@ -22,25 +22,25 @@ def compare(
     allow_changed_data: AllowChangedData = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
-    """Compare runs: the config keys that differ, the figures, and whether the difference is larger than chance.
+    """Compare runs: the config keys that differ, the metrics, and whether the difference is larger than chance.
 
-    Each run's kept weights are measured on the split; where two runs had the same images, McNemar's exact test says
-    whether chance explains their difference. Runs that differ by seed alone are told as mean and deviation.
+    Each run's best weights are evaluated on the split. Where two runs have the same images, McNemar's exact test says
+    whether their difference is significant. Runs that differ by seed alone are summarized by mean and deviation.
     """
     if len(runs) < 2:
         raise ConfigError([Problem("compare", "takes two runs or more: softmaxce compare runs/mnist/1 runs/mnist/2")])
-    from softmaxce.inference.compare import compare as measure
-    from softmaxce.report import comparison, console
+    from softmaxce.inference.compare import compare as compare_runs
+    from softmaxce.report import comparison, console, json_values
 
-    found = measure(runs, split.value, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
+    result = compare_runs(
+        runs, split.value, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data
+    )
     if html is not None:
         from softmaxce.report.html.comparison_page import write_page
 
-        write_page(found, html)
+        write_page(result, html)
         typer.echo(f"page: {html}", err=True)
     if json:
-        import json as jsonlib
-
-        typer.echo(jsonlib.dumps(found.to_dict()))
+        typer.echo(json_values.dumps(result.to_dict()))
     else:
-        comparison.print_comparison(found, console.stdout())
+        comparison.print_comparison(result, console.stdout())

@@ -1,14 +1,14 @@
-"""`softmaxce eval`: how good a trained classifier is, and whether that is good enough."""
+"""`softmaxce eval`: the metrics of a trained classifier, and whether they meet requirements."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from softmaxce.errors import FAILED, RunError
+from softmaxce.errors import FAILED
 from softmaxce.inference import requirements
 
-from .options import AllowChangedData, Device, SplitName, Temperature, Tta
+from .options import AllowChangedData, Device, SplitName, Temperature, Tta, run_or_newest
 from .startup import fast_imports
 from .trust import TrustCode
 
@@ -20,7 +20,7 @@ def evaluate(
     ] = None,
     split: Annotated[SplitName, typer.Option(help="Which of the run's splits.")] = SplitName.test,
     data: Annotated[
-        Path | None, typer.Option(help="Another folder: of images, one sub-folder a class; or the data set's root.")
+        Path | None, typer.Option(help="Another folder: of images, one sub-folder per class; or the data set's root.")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at once; the run's data.eval_batch_size if left out.")
@@ -35,52 +35,40 @@ def evaluate(
     allow_changed_data: AllowChangedData = False,
     require: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIGURE>=N", help="Demand a figure, e.g. 'accuracy>=0.99'; exit 1 if not met."),
+        typer.Option(metavar="METRIC>=N", help="Require a metric, e.g. 'accuracy>=0.99'; exit 1 if not met."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
-    """Evaluate a trained classifier: accuracy, a row a class, confusions, calibration."""
-    demands = requirements.parse(require or [])
-    from softmaxce.runs.folder import newest
-
-    chosen = run if run is not None else newest()
-    if chosen is None:
-        raise RunError("there is no run under runs/ here; train one, or name a run folder: softmaxce eval RUN")
+    """Evaluate a trained classifier: accuracy, per-class metrics, confusion matrix, calibration."""
+    required = requirements.parse(require or [])
+    run = run_or_newest(run, "eval")
 
     with fast_imports():
-        from softmaxce.inference.calibration import temperature_of
-        from softmaxce.inference.evaluate import evaluate as measure
+        from softmaxce.inference.evaluate import evaluate as evaluate_run
         from softmaxce.report import console, evaluation, step_summary
-        from softmaxce.runs.header import find_checkpoint
 
-    if temperature is None:
-        temperature = temperature_of(chosen)
-    file, views = find_checkpoint(chosen), tta.value if tta is not None else None
-    evaluated = measure(
-        file,
+    result = evaluate_run(
+        run,
         split.value,
         data,
-        device,
+        device or "auto",
         temperature,
         batch_size,
-        tta=views,
+        tta=None if tta is None else tta.value,
         trust_code=trust_code,
         allow_changed_data=allow_changed_data,
     )
-    if evaluated.differs:
-        place = evaluated.checkpoint.parent
-        typer.echo(f"warning: {place}: this run was trained with {'; '.join(evaluated.differs)}", err=True)
-    requirements.check_classes(demands, [row.name for row in evaluated.figures.classes])
-    verdicts = requirements.judge(demands, evaluated.figures.by_name())
-    step_summary.of_evaluation(evaluated, verdicts)
+    if result.environment_changes:
+        folder = result.checkpoint.parent
+        typer.echo(f"warning: {folder}: this run was trained with {'; '.join(result.environment_changes)}", err=True)
+    requirements.check_classes(required, [row.name for row in result.metrics.classes])
+    checked = requirements.judge(required, result.metrics.by_name())
+    step_summary.of_evaluation(result, checked)
     if json:
-        import json as jsonlib
-
-        answers = {"requirements": [verdict.to_dict() for verdict in verdicts]} if verdicts else {}
-        typer.echo(jsonlib.dumps({**evaluation.plain(evaluated), **answers}))
+        typer.echo(evaluation.to_json(result, checked))
     else:
-        evaluation.print_figures(evaluated, console.stdout())
-    for verdict in verdicts:
-        typer.echo(verdict, err=json)
-    if not all(verdict.met for verdict in verdicts):
+        evaluation.print_evaluation(result, console.stdout())
+    for requirement in checked:
+        typer.echo(requirement, err=json)
+    if not all(requirement.met for requirement in checked):
         raise typer.Exit(FAILED)

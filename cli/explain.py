@@ -1,4 +1,4 @@
-"""`softmaxce explain`: the loss of one image, step by step, with its real numbers."""
+"""`softmaxce explain`: the loss of one image, step by step, with its numbers."""
 
 import sys
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softmaxce.errors import ConfigError, Problem, RunError
+from softmaxce.errors import ConfigError, Problem
 
-from .options import AllowChangedData, SplitName, Temperature
+from .options import AllowChangedData, SplitName, Temperature, run_or_newest
 from .trust import TrustCode
 
 if TYPE_CHECKING:
@@ -21,26 +21,26 @@ def explain(
         typer.Argument(metavar="[RUN]", help="A run folder or a checkpoint; with --index, the newest if left out."),
     ] = None,
     image: Annotated[Path | None, typer.Argument(metavar="[IMAGE]", help="An image file.")] = None,
-    index: Annotated[int | None, typer.Option(min=0, help="In place of IMAGE: an image of the run's own data.")] = None,
+    index: Annotated[int | None, typer.Option(min=0, help="Instead of IMAGE: an image of the run's own data.")] = None,
     split: Annotated[SplitName, typer.Option(help="With --index: which of the run's splits.")] = SplitName.test,
     mix: Annotated[
         str | None,
         typer.Option(
-            metavar="N[=SHARE]", help="With --index: blend in so much of image N, as mixup does; half, or 5=0.3."
+            metavar="N[=W]", help="With --index: mix with image N at weight W, as mixup does; default 0.5, e.g. 5=0.3."
         ),
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The true class, by name or number; or shares, e.g. cat=0.7,dog=0.3."),
+        typer.Option(metavar="NAME", help="The true class, by name or number; or a soft label, e.g. cat=0.7,dog=0.3."),
     ] = None,
     logits: Annotated[
-        str | None, typer.Option(metavar="Z,Z,...", help="In place of RUN: these logits, e.g. 2.0,1.0,0.1.")
+        str | None, typer.Option(metavar="Z,Z,...", help="Instead of RUN: these logits, e.g. 2.0,1.0,0.1.")
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME,...", help="With --logits: what the classes are called.")
+        str | None, typer.Option(metavar="NAME,NAME,...", help="With --logits: the names of the classes.")
     ] = None,
     weight: Annotated[
-        str | None, typer.Option(metavar="W,W,...", help="With --logits: a weight for each class, as loss.weight.")
+        str | None, typer.Option(metavar="W,W,...", help="With --logits: one weight per class, as loss.weight.")
     ] = None,
     label_smoothing: Annotated[
         float | None, typer.Option(min=0, max=1, help="With --logits: as loss.label_smoothing.")
@@ -48,27 +48,27 @@ def explain(
     temperature: Temperature = None,
     trust_code: TrustCode = False,
     allow_changed_data: AllowChangedData = False,
-    digits: Annotated[int, typer.Option(min=2, max=12, help="Decimals of the numbers printed.")] = 4,
+    digits: Annotated[int, typer.Option(min=2, max=12, help="Decimal places of the printed numbers.")] = 4,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write one HTML page where sliders move the logits, in place of printing."),
+        typer.Option(metavar="FILE", help="Write an HTML page with sliders for the logits, instead of printing."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print every intermediate value as one JSON object.")] = False,
 ) -> None:
-    """Show what the loss does with one image, step by step, from its logits to its gradient.
+    """Show how the loss of one image is computed, step by step, from its logits to its gradient.
 
     softmaxce explain RUN IMAGE [--label NAME]; softmaxce explain RUN --index 123; or without a model: softmaxce explain
     --logits 2.0,1.0,0.1 --label 0 --classes cat,dog,bird
     """
     if logits is not None and mix is not None:
-        raise _mistake("--mix", "goes with --index; shares of a label are written --label a=0.7,b=0.3")
-    given = {"--classes": classes, "--weight": weight, "--label-smoothing": label_smoothing}
+        raise _mistake("--mix", "goes with --index; a soft label is written --label a=0.7,b=0.3")
+    for_logits = {"--classes": classes, "--weight": weight, "--label-smoothing": label_smoothing}
     if logits is not None:
         if run is not None or image is not None or index is not None:
-            raise _mistake("--logits", "takes the place of RUN, IMAGE and --index; leave one or the other out")
+            raise _mistake("--logits", "replaces RUN, IMAGE and --index; leave one or the other out")
         explanation = _of_logits(logits, label, classes, weight, label_smoothing or 0.0, temperature or 1.0)
     else:
-        for option, value in given.items():
+        for option, value in for_logits.items():
             if value is not None:
                 raise _mistake(option, "goes with --logits; a run has its own")
         explanation = _of_run(run, image, index, split, mix, label, temperature, trust_code, allow_changed_data)
@@ -87,7 +87,7 @@ def explain(
     from softmaxce.report.explanation import print_explanation
 
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # an encoding without bars and arrows shows ? for them
+        sys.stdout.reconfigure(errors="replace")  # ? for bars and arrows that the encoding lacks
     print_explanation(explanation, console.stdout(), digits)
 
 
@@ -135,44 +135,38 @@ def _of_run(
         what = "either IMAGE or --index, not both" if image is not None else "an image: IMAGE, or --index N"
         raise _mistake("explain", f"needs {what}; or --logits 2.0,1.0,0.1 --label 0, which needs no run")
     if mix is not None and index is None:
-        raise _mistake("--mix", "goes with --index: it blends two images of a split")
-    from softmaxce.runs.folder import newest
+        raise _mistake("--mix", "goes with --index: it mixes two images of a split")
 
     from . import explain_arguments
 
-    blend = None if mix is None else explain_arguments.mix(mix)
-
-    chosen = run if run is not None else newest()
-    if chosen is None:
-        raise RunError("there is no run under runs/ here; train one, or name a run folder: softmaxce explain RUN")
+    mixed = None if mix is None else explain_arguments.mix(mix)
+    run = run_or_newest(run, "explain")
 
     import torch
 
     from softmaxce.explain import trained
-    from softmaxce.inference.calibration import temperature_of
+    from softmaxce.inference.trained_model import TrainedModel
 
-    opened = trained.open_run(chosen, trust_code=trust_code)
-    if temperature is None:
-        temperature = temperature_of(chosen)
+    model = TrainedModel.open(
+        run, device="cpu", temperature=temperature, trust_code=trust_code, allow_changed_data=allow_changed_data
+    )
     target: int | torch.Tensor | None = None
     if index is not None:
-        title = f"{split.value} image {index} of {opened.config.source.name}"
-        if blend is None:
-            pixels, target = trained.pick(opened, split.value, index, allow_changed_data=allow_changed_data)
+        title = f"{split.value} image {index} of {model.config.source.name}"
+        if mixed is None:
+            pixels, target = trained.split_image(model, split.value, index)
         else:
-            other, share = blend
-            pixels, target = trained.blend(
-                opened, split.value, index, other, share, allow_changed_data=allow_changed_data
-            )
-            title += f" blended with {share:g} of image {other}"
-        title += f", by {chosen}"
+            other, mix_weight = mixed
+            pixels, target = trained.mixed_image(model, split.value, index, other, mix_weight)
+            title += f" mixed with image {other} (weight {mix_weight:g})"
+        title += f", by {run}"
     else:
         assert image is not None
-        pixels, title = trained.read_image(opened, image), f"{image}, by {chosen}"
+        pixels, title = trained.read_image(model, image), f"{image}, by {run}"
     if label is not None:
-        found = explain_arguments.label(label, opened.classes)
-        target = found if isinstance(found, int) else torch.tensor(found, dtype=torch.float64)
-    return trained.explain_image(opened, pixels, target, title=title, temperature=temperature)
+        parsed = explain_arguments.label(label, model.classes)
+        target = parsed if isinstance(parsed, int) else torch.tensor(parsed, dtype=torch.float64)
+    return trained.explain_image(model, pixels, target, title=title)
 
 
 def _mistake(option: str, message: str) -> ConfigError:

@@ -1,4 +1,4 @@
-"""What `softmaxce explain` is told as text: rows of numbers, and labels. Needs no torch."""
+"""The arguments of `softmaxce explain` that are text: rows of numbers, and labels. Needs no torch."""
 
 import math
 from collections.abc import Sequence
@@ -8,23 +8,23 @@ from softmaxce.errors import ConfigError, Problem
 
 def numbers(text: str, option: str) -> list[float]:
     """The finite numbers in `2.0,1.0,0.1`. Raises: ConfigError that names the option."""
-    found = []
+    values = []
     for part in text.replace(",", " ").split():
         try:
-            found.append(float(part))
+            values.append(float(part))
         except ValueError:
             raise _mistake(option, f"'{part}' is no number; write them like {option} 2.0,1.0,0.1") from None
-        if not math.isfinite(found[-1]):
+        if not math.isfinite(values[-1]):
             raise _mistake(option, f"numbers must be finite, got {part}")
-    return found
+    return values
 
 
 def logits(text: str) -> list[float]:
     """The numbers of --logits: two or more."""
-    found = numbers(text, "--logits")
-    if len(found) < 2:
-        raise _mistake("--logits", f"needs two numbers or more, one a class, got {len(found)}")
-    return found
+    values = numbers(text, "--logits")
+    if len(values) < 2:
+        raise _mistake("--logits", f"needs two numbers or more, one per class, got {len(values)}")
+    return values
 
 
 def class_names(text: str | None, count: int) -> tuple[str, ...]:
@@ -40,42 +40,42 @@ def class_names(text: str | None, count: int) -> tuple[str, ...]:
 
 
 def weights(text: str, count: int) -> list[float]:
-    """The numbers of --weight: one a class, none negative."""
-    found = numbers(text, "--weight")
-    if len(found) != count or min(found) < 0:
-        raise _mistake("--weight", f"needs {count} numbers, one a class, none negative, got '{text}'")
-    return found
+    """The numbers of --weight: one per class, none negative."""
+    values = numbers(text, "--weight")
+    if len(values) != count or min(values) < 0:
+        raise _mistake("--weight", f"needs {count} numbers, one per class, none negative, got '{text}'")
+    return values
 
 
 def label(text: str, classes: Sequence[str]) -> int | list[float]:
-    """A class by its name or its number, or the shares of several: `cat=0.7,dog=0.3`.
+    """A class by its name or number, or a soft label: `cat=0.7,dog=0.3`.
 
-    Returns: the class id, or one share a class; they add up to 1.
-    Raises: ConfigError if there is no such class, or the shares do not add up.
+    Returns: the class id, or one probability per class; they add up to 1.
+    Raises: ConfigError if there is no such class, or the probabilities do not add up to 1.
     """
     try:
         return _class_id(text, classes)
     except ConfigError:
         if "=" not in text:
             raise
-    shares = [0.0] * len(classes)
+    probabilities = [0.0] * len(classes)
     for part in text.split(","):
-        name, _, share = part.rpartition("=")
-        (value,) = numbers(share, "--label") or [math.nan]
-        if not 0 <= value <= 1:
-            raise _mistake("--label", f"'{part}': a share is a number from 0 to 1, like {classes[0]}=0.7")
-        shares[_class_id(name.strip(), classes)] += value
-    if abs(sum(shares) - 1) > 1e-6:
-        raise _mistake("--label", f"the shares must add up to 1, got {sum(shares):g}")
-    return shares
+        name, _, number = part.rpartition("=")
+        values = numbers(number, "--label")
+        if len(values) != 1 or not 0 <= values[0] <= 1:
+            raise _mistake("--label", f"'{part}': needs one probability from 0 to 1, like {classes[0]}=0.7")
+        probabilities[_class_id(name.strip(), classes)] += values[0]
+    if abs(sum(probabilities) - 1) > 1e-6:
+        raise _mistake("--label", f"the probabilities must add up to 1, got {sum(probabilities):g}")
+    return probabilities
 
 
 def mix(text: str) -> tuple[int, float]:
-    """The image and its share in `5` (half) or `5=0.3`. Raises: ConfigError."""
-    index, equals, share = text.partition("=")
-    value = numbers(share, "--mix") if equals else [0.5]
+    """The image and its weight in `5` (0.5) or `5=0.3`. Raises: ConfigError."""
+    index, equals, weight = text.partition("=")
+    value = numbers(weight, "--mix") if equals else [0.5]
     if not index.isdecimal() or len(value) != 1 or not 0 <= value[0] <= 1:
-        raise _mistake("--mix", f"is an image's number and its share from 0 to 1, like 5=0.3; got '{text}'")
+        raise _mistake("--mix", f"needs an image's number and its weight from 0 to 1, like 5=0.3; got '{text}'")
     return int(index), value[0]
 
 

@@ -1,4 +1,4 @@
-"""`softmaxce predict`: what a trained classifier says of image files."""
+"""`softmaxce predict`: the classes of image files, by a trained classifier."""
 
 import math
 import sys
@@ -13,8 +13,8 @@ from .options import Device, Temperature
 from .startup import fast_imports
 from .trust import TrustCode
 
-PIPED = 512  # files that are taken from a pipe before the first is told of
-BYTES = 64 << 20  # of pixels that are decoded before the model is there to take them
+PIPED = 512  # files that are read from a pipe before the first result is printed
+BYTES = 64 << 20  # of pixels that are decoded before the model is loaded
 
 
 def predict(
@@ -23,8 +23,8 @@ def predict(
         list[str],
         typer.Argument(metavar="PATH...", help="Image files, folders, quoted globs; - reads paths from stdin."),
     ],
-    top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Name the K likeliest classes.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Name the K most probable classes.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at once; the run's data.eval_batch_size if left out.")
@@ -36,12 +36,12 @@ def predict(
         bool, typer.Option("--skip-bad", help="Exit 0 although some images could not be read.")
     ] = False,
 ) -> None:
-    """Predict the class of image files and how probable it is, preprocessed as the run's own images were.
+    """Predict the class of image files and its probability, with the run's own preprocessing.
 
-    What cannot be read is named on stderr and counted, and the exit status is 2.
+    Files that cannot be read are named on stderr and counted, and the exit status is 2.
     """
     if json and csv:
-        raise ConfigError([Problem("--json and --csv", "ask for two formats; choose one")])
+        raise ConfigError([Problem("--json and --csv", "are two formats; choose one")])
     from softmaxce.data.paths import Unreadable, image_files
     from softmaxce.data.prefetch import PrefetchingDecoder, decode_to
     from softmaxce.runs.header import find_checkpoint, read_header
@@ -52,19 +52,17 @@ def predict(
     shape = read_header(find_checkpoint(run))["preprocessing"]["shape"]
     ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
-    with PrefetchingDecoder(
-        image_files(paths, sys.stdin), decode_to(shape), ahead
-    ) as decoded:  # while torch is imported
+    files = image_files(paths, sys.stdin)
+    with PrefetchingDecoder(files, decode_to(shape), ahead) as decoded:  # decodes while torch is imported
         with fast_imports():
-            from softmaxce.inference.calibration import temperature_of
-            from softmaxce.inference.predict import classify, open_run
+            from softmaxce.inference.trained_model import TrainedModel
             from softmaxce.report.predictions import writer
 
-        opened = open_run(run, device, batch_size, trust_code=trust_code)
-        out = writer("json" if json else "csv" if csv else "table", opened.classes, top)
-        if temperature is None:
-            temperature = temperature_of(run)
-        for result in classify(opened, decoded, temperature=temperature, top=top):
+        model = TrainedModel.open(
+            run, device=device or "auto", batch_size=batch_size, temperature=temperature, trust_code=trust_code
+        )
+        out = writer("json" if json else "csv" if csv else "table", model.classes, top)
+        for result in model.predict_decoded(decoded, top):
             if isinstance(result, Unreadable):
                 bad += 1
                 typer.echo(f"cannot be read: {result}", err=True)

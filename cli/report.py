@@ -1,13 +1,11 @@
-"""`softmaxce report`: a trained run as one page and its pictures."""
+"""`softmaxce report`: a trained run as an HTML page and figures."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from softmaxce.errors import RunError
-
-from .options import AllowChangedData, SplitName
+from .options import AllowChangedData, Device, SplitName, run_or_newest
 from .trust import TrustCode
 
 
@@ -21,22 +19,21 @@ def report(
     split: Annotated[
         SplitName | None, typer.Option(help="Which of the run's splits; test if it has one.", show_default=False)
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    device: Device = None,
     trust_code: TrustCode = False,
     allow_changed_data: AllowChangedData = False,
 ) -> None:
-    """Write a run's report: one HTML page that needs nothing beside it, and pictures as SVG and PNG."""
-    from softmaxce.runs.folder import newest, read_record
+    """Write a run's report: one self-contained HTML page, and its figures as SVG and PNG."""
+    from softmaxce.runs.folder import read_record
 
-    folder = run if run is not None else newest()
-    if folder is None:
-        raise RunError("there is no run under runs/ here; train one, or name a run folder: softmaxce report RUN")
-
-    read_record(folder)  # what is no run is said so before torch is loaded
+    run = run_or_newest(run, "report")
+    read_record(run)  # a folder without a run is refused before torch is imported
 
     from softmaxce.report.html.write import write_report
 
     name = split.value if split else None
-    written = write_report(folder, output, name, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
+    written = write_report(
+        run, output, name, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data
+    )
     typer.echo(f"page: {written.page}")
     typer.echo(f"pictures: {written.pictures}", err=True)

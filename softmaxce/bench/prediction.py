@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..data.prefetch import PrefetchingDecoder, decode_to
-from ..inference.predict import AHEAD, predict
+from ..inference.predict import AHEAD
 from ..inference.trained_model import TrainedModel
 from .clock import Spread, ratios, turns
 
@@ -33,7 +33,7 @@ def measure(run: TrainedModel, files: Sequence[str], rounds: int) -> Rates:
     """Decode the files and classify them, in turns.
 
     Args:
-        run: what predict.open_run gave.
+        run: from TrainedModel.open.
         files: their paths; what is no image counts like an image.
         rounds: how often each has its turn, at least 2.
     Raises: DataError if the model takes neither grey nor colour images.
@@ -49,7 +49,7 @@ def measure(run: TrainedModel, files: Sequence[str], rounds: int) -> Rates:
 
     def predicting() -> float:
         began = time.perf_counter()
-        for _ in predict(run, files):
+        for _ in run.predict_files(files, top=1):
             pass
         return time.perf_counter() - began
 

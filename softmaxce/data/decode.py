@@ -54,11 +54,15 @@ class Decode:
             with Image.open(file, formats=_formats()) as image:  # reads the header alone
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
-                pixels = np.asarray(self._fitted(_plain(image, self.channels)))
+                return self.pixels(image)
         except DAMAGED as error:
             if ran_out_of_memory(error):
                 raise MemoryRanOutError(f"{file}: memory ran out while decoding it; data.size needs less") from None
             raise DataError(f"{file}: {_reason(error, file)}") from None
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """An opened image as [C, H, W] uint8; the image itself is turned upright by its EXIF tag."""
+        pixels = np.asarray(self._fitted(_plain(image, self.channels)))
         return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
 
     def _fitted(self, image: Image.Image) -> Image.Image:

@@ -1,1 +1,1 @@
-"""One image's loss, step by step: the numbers, the terminal's text and the page, in the order of the article."""
+"""One image's loss, step by step: the numbers, in the order of the article. `softmaxce.report` presents them."""

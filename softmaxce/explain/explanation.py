@@ -1,17 +1,17 @@
-"""An explanation whole: whose logits they are, the steps they go through, and what is to be seen beside them."""
+"""An explanation: the logits of one image, the steps of its loss, and what is shown beside them."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from .numerics import Computed, compare_formats
+from .numerics import FormatResult, compare_formats
 from .steps import Steps, take_steps
 
 
 @dataclass(frozen=True)
 class Contributions:
-    """Which pixels of the image pushed each logit, for a model that is nothing but weighted sums.
+    """The contribution of each pixel to each logit, for a linear model.
 
     Attributes:
         pixels: [K, H, W], each pixel's weight times its normalised value, summed over the channels.
@@ -24,12 +24,12 @@ class Contributions:
 
 @dataclass(frozen=True)
 class OwnLoss:
-    """The loss the run was trained with, where it is another than cross-entropy: what it says of this image.
+    """The loss the run was trained with, if it is not cross-entropy, on this image.
 
     Attributes:
         name: as the config names it.
         loss: its value.
-        gradient: K, with respect to the logits.
+        gradient: [K], with respect to the logits.
     """
 
     name: str
@@ -39,23 +39,23 @@ class OwnLoss:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything that the terminal, the page and `--json` show.
+    """What the terminal, the page and `--json` show.
 
     Attributes:
         title: what is explained, for the first line.
         classes: K names.
         steps: the numbers.
-        formats: the loss in each number format.
-        image: [C, H, W] uint8, as the model was given it; None without one.
+        formats: the loss in each floating-point format.
+        image: [C, H, W] uint8, in the model's shape; None without one.
         contributions: None unless the model is linear.
-        own_loss: None unless the run has another loss than cross-entropy.
-        notes: sentences on how this differs from the plainest case.
+        own_loss: None if the run's loss is cross-entropy.
+        notes: sentences on what is special about this image or model.
     """
 
     title: str
     classes: tuple[str, ...]
     steps: Steps
-    formats: tuple[Computed, ...]
+    formats: tuple[FormatResult, ...]
     image: Tensor | None = None
     contributions: Contributions | None = None
     own_loss: OwnLoss | None = None
@@ -63,7 +63,7 @@ class Explanation:
 
     @property
     def label(self) -> str:
-        """The name of the label's class; of a soft label, the class with the largest share."""
+        """The name of the label's class; of a soft label, the class with the largest probability."""
         return self.classes[self.steps.main]
 
     @property
@@ -80,7 +80,7 @@ class Explanation:
             "true_class": self.label,
             "predicted_class": self.classes[self.predicted],
             **self.steps.to_dict(),
-            "formats": [computed.to_dict() for computed in self.formats],
+            "formats": [result.to_dict() for result in self.formats],
             "notes": list(self.notes),
         }
         if self.contributions is not None:
@@ -102,9 +102,9 @@ def explain_logits(
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
 ) -> Explanation:
-    """Explain one row of logits without any model. The arguments are take_steps'; `classes` are K names."""
+    """Explain one row of logits, without a model. The arguments are those of take_steps; `classes` are K names."""
     steps = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing, temperature=temperature)
     if len(classes) != len(steps.logits):
-        raise ValueError(f"classes must be {len(steps.logits)} names, one a logit, got {len(classes)}")
+        raise ValueError(f"classes must be {len(steps.logits)} names, one per logit, got {len(classes)}")
     shown = ", ".join(f"{logit:g}" for logit in logits.tolist()[:8]) + (", ..." if len(classes) > 8 else "")
     return Explanation(f"the logits {shown}", classes, steps, compare_formats(steps))

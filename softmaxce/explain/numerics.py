@@ -1,4 +1,4 @@
-"""The same loss in the numbers computers have: done as on paper, done right, and where paper's way meets log 0."""
+"""The loss in each floating-point format, by the naive and the stable formula, and where the naive one fails."""
 
 import math
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ FORMATS = {
 
 
 @dataclass(frozen=True)
-class Limit:
-    """Where softmax reaches 0 in a number format, and so its log does not exist.
+class UnderflowPoint:
+    """Where softmax underflows to 0 in a floating-point format, so that its log is infinite.
 
     Attributes:
         gap: the smallest difference between two logits, [0, -gap], whose smaller softmax is 0.
-        logits: a pair of round numbers past it; the label is the second.
+        logits: a pair of integers beyond it; the label is the second.
         naive: -log of that softmax: infinite.
-        right: the loss from the logits in one step.
+        right: the loss by the stable formula.
     """
 
     gap: float
@@ -38,48 +38,48 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Computed:
-    """One format's answer for the logits that are explained.
+class FormatResult:
+    """The loss of the explained logits in one floating-point format.
 
     Attributes:
         format: the name of PyTorch's dtype.
-        naive: softmax first, then the log of it, every operation in this format; nats.
-        right: the log of softmax in one step, as `cross_entropy` computes it; nats.
-        limit: where the naive way ends in this format, whatever the logits.
+        naive: softmax, then its log, every operation in this format; nats.
+        right: log-softmax in one step, as `cross_entropy` computes it; nats.
+        limit: where the naive formula fails in this format; it does not depend on the explained logits.
     """
 
     format: str
     naive: float
     right: float
-    limit: Limit
+    limit: UnderflowPoint
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it; what is no number is the text inf or nan."""
+        """As JSON holds it; infinities and NaN are the texts inf, -inf and nan."""
         limit = {**vars(self.limit), "naive": _json(self.limit.naive), "right": _json(self.limit.right)}
         return {"format": self.format, "naive": _json(self.naive), "right": _json(self.right), "limit": limit}
 
 
-def compare_formats(steps: Steps) -> tuple[Computed, ...]:
-    """The loss of the logits that `steps` took, naively and right, in each of FORMATS.
+def compare_formats(steps: Steps) -> tuple[FormatResult, ...]:
+    """The loss of the steps' logits in each of FORMATS, by the naive and the stable formula.
 
-    Logits and targets are rounded to the format first. The naive way is softmax, its largest logit subtracted so that
-    exp cannot overflow, and then -sum Q log S.
+    Logits and targets are rounded to the format first. The naive formula is softmax, with the largest logit subtracted
+    so that exp cannot overflow, and then -sum Q log S.
     """
     logits, targets = (torch.tensor(row, dtype=torch.float64) for row in (steps.logits, steps.targets))
     return tuple(
-        Computed(
+        FormatResult(
             name,
             _naive(logits.to(dtype), targets.to(dtype)).item(),
             _right(logits.to(dtype), targets.to(dtype)).item(),
-            limit_of(name),
+            underflow_point(name),
         )
         for name, dtype in FORMATS.items()
     )
 
 
 @cache
-def limit_of(name: str) -> Limit:
-    """Find by bisection where softmax of two logits becomes 0 in a format."""
+def underflow_point(name: str) -> UnderflowPoint:
+    """Find by bisection where the softmax of two logits becomes 0 in a format."""
     dtype = FORMATS[name]
     low, high = 0.0, 1000.0
     while True:
@@ -92,13 +92,13 @@ def limit_of(name: str) -> Limit:
             high = middle
     pair = (float(math.ceil(high)), 0.0)
     logits, target = torch.tensor(pair, dtype=dtype), torch.tensor([0, 1], dtype=dtype)
-    return Limit(high, pair, _naive(logits, target).item(), _right(logits, target).item())
+    return UnderflowPoint(high, pair, _naive(logits, target).item(), _right(logits, target).item())
 
 
 def _naive(logits: Tensor, targets: Tensor) -> Tensor:
-    """On paper a class without a share of the label adds nothing, so it is left out; 0 log 0 would be NaN."""
-    shared = targets > 0
-    return naive_cross_entropy(softmax(logits)[shared], targets[shared])
+    """Classes with target 0 are left out: they add 0 to the sum, and 0 log 0 would be NaN."""
+    nonzero = targets > 0
+    return naive_cross_entropy(softmax(logits)[nonzero], targets[nonzero])
 
 
 def _right(logits: Tensor, targets: Tensor) -> Tensor:

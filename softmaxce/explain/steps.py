@@ -31,10 +31,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Steps:
-    """What cross-entropy does with one row of K logits, every value between, in float64.
+    """Cross-entropy of one row of K logits with every intermediate value, in float64.
 
     Attributes:
-        raw_logits: K, as the network gave them.
+        raw_logits: K, the network's output.
         temperature: what they are divided by; 1 for none.
         logits: K, z: the raw logits over the temperature.
         largest: the largest of them.
@@ -43,18 +43,18 @@ class Steps:
         exponential_sum: their sum, at least 1.
         probabilities: K, S: softmax.
         log_probabilities: K, log S, from the logits in one step, so that none is log 0.
-        label: K, L: one-hot, or the shares of a soft label.
-        label_smoothing: the part of L that is spread evenly over all classes.
+        label: K, L: one-hot, or a soft label.
+        label_smoothing: the part of L that is distributed evenly over all classes.
         smoothed: K, L after smoothing.
-        weight: K, the classes' weights; None for none.
-        targets: K, Q: the smoothed label times the weights; what log S is multiplied by.
+        weight: K, class weights; None without them.
+        targets: K, Q: the smoothed label times the weights.
         terms: K, -Q log S; their sum is the loss.
-        main: the class with the largest Q, the first of these: the label.
+        main: the class with the largest label entry, the first of them.
         loss: nats.
         bits: the same in bits.
-        least: the smallest loss that any probabilities could reach with these targets: 0 for a one-hot label.
-        gradient: K, of the loss with respect to z: sum(Q) S - Q, which is S - L where there are no weights.
-        step: what one step against the gradient does.
+        least: the minimum of the loss over all probabilities for these targets: 0 for a one-hot label.
+        gradient: K, of the loss with respect to z: sum(Q) S - Q, which is S - L without weights.
+        step: one step of gradient descent.
     """
 
     raw_logits: Numbers
@@ -92,15 +92,15 @@ def take_steps(
     label_smoothing: float = 0.0,
     temperature: float = 1.0,
 ) -> Steps:
-    """Take every step of cross-entropy for one row of logits.
+    """Compute every step of cross-entropy for one row of logits.
 
     Args:
         logits: [K] float, finite.
-        target: the class id, or [K] shares, none negative.
-        weight: [K], a factor for each class's term, none negative.
+        target: the class id, or [K] a soft label, no entry negative.
+        weight: [K], a factor for each class's term, no entry negative.
         label_smoothing: in [0, 1].
         temperature: more than 0.
-    Returns: the steps; the loss is that of one image (reduction="none" in PyTorch's words).
+    Returns: the steps; the loss is that of one image (PyTorch's reduction="none").
     Raises:
         ValueError: if a number is not finite, or an argument does not fit.
         IndexError: if the class id is outside [0, K).
@@ -131,7 +131,7 @@ def take_steps(
     total = q.sum()
     terms = _terms(q, log_probabilities)
     loss = terms.sum().item()
-    # sum(Q) S - Q in a form that keeps all digits where S is nearly 1: what is left of each to its sum is never small.
+    # sum(Q) S - Q without cancellation where S is nearly 1: the sums without one class are never small differences.
     gradient = probabilities * _without(q) - q * _without(exponentials) / exponentials.sum()
     size = 1 / total.item() if weights is not None and total > 0 else 1.0
     moved = z - size * gradient
@@ -161,13 +161,13 @@ def take_steps(
 
 
 def _log_softmax(z: Tensor) -> Tensor:
-    """log S, with all digits also where S is nearly 1: the largest logit's exp is 1, and stays out of the sum."""
+    """log S, accurate also where S is nearly 1: the largest logit's exp is 1 and is left to log1p."""
     shifted = z - z.max()
     return shifted - torch.log1p(_without(shifted.exp())[z.argmax()])
 
 
 def _without(values: Tensor) -> Tensor:
-    """[K]: the sum of all values but the i-th; the largest is left out of its sum rather than taken off it."""
+    """[K]: the sum of all values but the i-th; for the largest it is summed without it, not subtracted from the sum."""
     largest = values.argmax()
     others = values.sum() - values
     others[largest] = values.masked_fill(torch.arange(len(values)) == largest, 0).sum()
@@ -175,7 +175,7 @@ def _without(values: Tensor) -> Tensor:
 
 
 def _terms(q: Tensor, log_probabilities: Tensor) -> Tensor:
-    """-Q log S, where a Q of 0 makes 0 and not -0."""
+    """-Q log S, which is 0 and not -0 where Q is 0."""
     return torch.where(q == 0, 0.0, -q * log_probabilities)
 
 

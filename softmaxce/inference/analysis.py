@@ -1,4 +1,4 @@
-"""What a report tells of a run: read from its folder, and measured anew with its checkpoint."""
+"""The numbers of a run's report: metrics with and without calibration, losses of each image, the worst mistakes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,37 +7,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config.keys import Config
-from ..data.splits import Dataset, InMemory, Split
-from ..runs import checkpoint
+from ..data.splits import InMemory, Split
 from ..runs import folder as runfolder
-from ..runs.header import find_checkpoint
-from ..runs.provenance import check_split
 from ..runs.resume import recorded_images
-from ..training.evaluation import loss_of, predict
-from .calibration import fit_temperature, temperature_of
-from .metrics import Metrics, ReliabilityBin, measure, reliability
-from .trained_model import TrainedModel, build_evaluation, config_of, source_of, split_of
+from .metrics import Metrics, ReliabilityBin, reliability
+from .temperature import fit_temperature
+from .trained_model import TrainedModel
 
-GALLERY = 24  # images
+MISTAKES = 24  # at most
 TOP = 3  # classes of each
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """The model's probabilities at one softmax temperature, judged.
+class TemperatureResult:
+    """The metrics and the reliability diagram at one softmax temperature.
 
     Attributes:
         temperature: what the logits were divided by.
-        figures: what `softmaxce eval` tells.
-        bins: the reliability diagram's.
+        metrics: what `softmaxce eval` reports.
+        bins: of the reliability diagram.
         confidence: the mean of the largest probability, in [0, 1].
-        deviation: by how much the accuracy of images that are right with these probabilities would miss their mean
-            by chance (one standard deviation).
+        deviation: the standard deviation of the accuracy, if each image were correct with the probability that the
+            model gives.
     """
 
     temperature: float
-    figures: Metrics
+    metrics: Metrics
     bins: tuple[ReliabilityBin, ...]
     confidence: float
     deviation: float
@@ -45,16 +40,16 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that the model is wrong about.
+    """A misclassified image.
 
     Attributes:
-        index: its place in the split.
+        index: in the split.
         file: its file; None where the images are in memory.
-        image: [C, H, W] uint8, as the model gets it.
-        label: the class it is.
-        top: (class, probability), the likeliest first.
-        label_probability: the label's.
-        loss: -log of it, in nats.
+        image: [C, H, W] uint8, in the model's shape.
+        label: its class.
+        top: (class, probability), the most probable first.
+        label_probability: of its label.
+        loss: -log of that, in nats.
     """
 
     index: int
@@ -67,146 +62,135 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Findings:
+class RunAnalysis:
     """Everything a report shows.
 
     Attributes:
         folder: the run folder.
         record: its run.json.
-        config: what it was trained with.
         epochs: its metrics.jsonl.
-        checkpoint: whose weights were measured.
-        epoch: the epoch they are of.
+        model: the trained model.
         num_parameters: of the model.
-        split: what was measured on.
-        judged: as trained (temperature 1), and, where there is one, at the temperature that fits.
-        calibrated: whether the run predicts at that temperature; else it was fitted for this report alone.
+        split: the split that it was evaluated on.
+        results: as trained (temperature 1), and, if there is one, at the best temperature.
+        calibrated: whether the run predicts at that temperature; else it was fitted for this analysis alone.
         unfitted: why there is no such temperature; empty if there is one.
         losses: [N] float64, -log S_y of each image in nats, as trained.
-        hits: [N] bool, whether the prediction is right.
-        mistakes: the most confidently wrong first.
-        evaluation: the model, as it was measured.
+        correct: [N] bool.
+        mistakes: the most confident first.
     """
 
     folder: Path
     record: dict[str, Any]
-    config: Config
     epochs: list[dict[str, Any]]
-    checkpoint: Path
-    epoch: int
+    model: TrainedModel
     num_parameters: int
     split: str
-    judged: tuple[Judgement, ...]
+    results: tuple[TemperatureResult, ...]
     calibrated: bool
     unfitted: str
     losses: Tensor
-    hits: Tensor
+    correct: Tensor
     mistakes: tuple[Mistake, ...]
-    evaluation: TrainedModel
 
     @property
-    def final(self) -> Judgement:
+    def final(self) -> TemperatureResult:
         """As the run predicts: at its temperature, if it is calibrated."""
-        return self.judged[-1 if self.calibrated else 0]
+        return self.results[-1 if self.calibrated else 0]
 
     @property
-    def classes(self) -> list[str]:
+    def classes(self) -> tuple[str, ...]:
         """The class names."""
-        return [row.name for row in self.judged[0].figures.classes]
+        return self.model.classes
 
 
-def find(
+def analyze(
     folder: Path,
     split: str | None = None,
     device: str | None = None,
     *,
     trust_code: bool = False,
     allow_changed_data: bool = False,
-) -> Findings:
-    """Read a run folder and measure its model.
+) -> RunAnalysis:
+    """Read a run folder and evaluate its model.
 
     Args:
         folder: the run folder.
         split: test, validation or train; None for the first of these that the run has.
-        device: where to compute; None for auto.
+        device: as in TrainedModel.open.
         trust_code: run the user's code that the checkpoint names.
-        allow_changed_data: use the run's splits although their images are others than at training.
+        allow_changed_data: use the run's splits although their images are not those of the training.
     Raises: RunError if the folder holds no run or no checkpoint; DataError, ConfigError as `softmaxce eval`.
     """
     record = runfolder.read_record(folder)
-    loaded = checkpoint.load(find_checkpoint(folder))
-    config = config_of(loaded, {"device": device or "auto"}, trust_code=trust_code)
-    evaluation = build_evaluation(loaded, config)
-    source = source_of(evaluation)
-    own = {} if allow_changed_data else recorded_images(record)  # a split that is gone is missed, not passed over
-    name = split or next(name for name in ("test", "validation", "train") if getattr(source, name) or name in own)
-    chosen = split_of(evaluation, name, source)
-    check_split(loaded.file, name, chosen, allow_changed_data=allow_changed_data)
-    logits, labels = predict(evaluation.model, evaluation.batches(chosen), evaluation.precision)
-    temperature = temperature_of(folder)
-    calibrated, unfitted = temperature != 1, ""
+    model = TrainedModel.open(folder, device=device, trust_code=trust_code, allow_changed_data=allow_changed_data)
+    name = split or _default_split(model, record)
+    images = model.split(name)
+    logits, labels = model.logits(images)
+    temperature, unfitted = model.temperature, ""
+    calibrated = temperature != 1
     if not calibrated:
         try:
-            temperature = _fitting_temperature(evaluation, source, name, allow_changed_data=allow_changed_data)
+            temperature = _fit_on_validation(model, evaluated=name)
         except ValueError as error:
             unfitted = str(error)
-    judged = [_judge(logits, labels, evaluation, t) for t in dict.fromkeys([1.0, temperature])]
+    results = [_at_temperature(model, logits, labels, t) for t in dict.fromkeys([1.0, temperature])]
     logits, labels = logits.cpu().double(), labels.cpu()
-    return Findings(
+    return RunAnalysis(
         folder=folder,
         record=record,
-        config=config,
         epochs=runfolder.read_metrics(folder),
-        checkpoint=loaded.file,
-        epoch=loaded.header["epoch"],
-        num_parameters=sum(p.numel() for p in evaluation.model.parameters()),
+        model=model,
+        num_parameters=sum(p.numel() for p in model.model.parameters()),
         split=name,
-        judged=tuple(judged),
+        results=tuple(results),
         calibrated=calibrated,
         unfitted=unfitted,
         losses=-torch.log_softmax(logits, 1).gather(1, labels.unsqueeze(1)).squeeze(1),
-        hits=logits.argmax(1) == labels,
-        mistakes=_mistakes(logits / (temperature if calibrated else 1), labels, chosen, evaluation.classes),
-        evaluation=evaluation,
+        correct=logits.argmax(1) == labels,
+        mistakes=_mistakes(logits / model.temperature, labels, images, model.classes),
     )
 
 
-def _fitting_temperature(
-    evaluation: TrainedModel, source: Dataset, measured: str, *, allow_changed_data: bool
-) -> float:
-    """The temperature that fits the validation split. Raises: ValueError if there is none, or it would judge itself."""
-    if source.validation is None:
+def _default_split(model: TrainedModel, record: dict[str, Any]) -> str:
+    """The first split that the run has; one that it had when it was trained and that is gone is an error later on."""
+    recorded = {} if model.allow_changed_data else recorded_images(record)
+    return next(
+        name for name in ("test", "validation", "train") if getattr(model.dataset, name) is not None or name in recorded
+    )
+
+
+def _fit_on_validation(model: TrainedModel, *, evaluated: str) -> float:
+    """The best temperature on the validation split. Raises: ValueError if there is none, or no unbiased one."""
+    if model.dataset.validation is None:
         raise ValueError("the run held out no validation split to fit one on")
-    if measured == "validation":
-        raise ValueError("it would be fitted on the very images that it is judged by")
-    check_split(evaluation.file, "validation", source.validation, allow_changed_data=allow_changed_data)
-    logits, labels = predict(evaluation.model, evaluation.batches(source.validation), evaluation.precision)
+    if evaluated == "validation":
+        raise ValueError("it would be fitted on the same images that it is evaluated on")
+    logits, labels = model.logits("validation")
     return fit_temperature(logits.cpu(), labels.cpu())
 
 
-def _judge(logits: Tensor, labels: Tensor, evaluation: TrainedModel, temperature: float) -> Judgement:
-    loss = loss_of(evaluation.loss, logits, labels)
-    logits, labels = logits.cpu().double() / temperature, labels.cpu()
-    probabilities = torch.softmax(logits, 1).numpy()
-    figures = measure(logits, labels, loss, evaluation.classes)
-    bins = tuple(reliability(probabilities, labels.numpy()))
+def _at_temperature(model: TrainedModel, logits: Tensor, labels: Tensor, temperature: float) -> TemperatureResult:
+    metrics = model.metrics_of(logits, labels, temperature)
+    probabilities = torch.softmax(logits.cpu().double() / temperature, 1).numpy()
+    bins = tuple(reliability(probabilities, labels.cpu().numpy()))
     largest = probabilities.max(1)
     deviation = float((largest * (1 - largest)).sum() ** 0.5 / len(labels))
-    return Judgement(temperature, figures, bins, float(largest.mean()), deviation)
+    return TemperatureResult(temperature, metrics, bins, float(largest.mean()), deviation)
 
 
 def _mistakes(logits: Tensor, labels: Tensor, split: Split, names: tuple[str, ...]) -> tuple[Mistake, ...]:
-    """The images predicted wrong, the surest first."""
+    """The misclassified images, the most confident first."""
     probabilities = torch.softmax(logits, 1)
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != labels).nonzero().flatten()
-    order = wrong[torch.argsort(confidence[wrong], descending=True, stable=True)][:GALLERY]
-    found = []
+    order = wrong[torch.argsort(confidence[wrong], descending=True, stable=True)][:MISTAKES]
+    mistakes = []
     for index in order.tolist():
         row, label = probabilities[index], int(labels[index])
         values, ids = row.topk(min(TOP, len(names)))
         image = split.images[index] if isinstance(split, InMemory) else split.decode(split.files[index])
-        found.append(
+        mistakes.append(
             Mistake(
                 index=index,
                 file=None if isinstance(split, InMemory) else split.files[index],
@@ -217,4 +201,4 @@ def _mistakes(logits: Tensor, labels: Tensor, split: Split, names: tuple[str, ..
                 loss=float(-torch.log_softmax(logits[index], 0)[label]),
             )
         )
-    return tuple(found)
+    return tuple(mistakes)

@@ -1,4 +1,4 @@
-"""Runs beside each other: what differs in their configs, what differs in their figures, and whether that is chance."""
+"""Comparison of runs: the config keys and metrics that differ, and whether chance explains the difference."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,36 +12,30 @@ from numpy.typing import NDArray
 from ..config.components import takes
 from ..config.keys import Config
 from ..errors import RunError
-from ..runs import checkpoint
 from ..runs import folder as runfolder
-from ..runs.header import find_checkpoint
 from ..runs.listing import differing
-from ..runs.provenance import check_split
 from ..runs.resume import TrainedRun, differ_by_seed_alone, rule_of, same_data_set
-from ..training.evaluation import loss_of, predict
-from .calibration import temperature_of
-from .metrics import measure
-from .trained_model import build_evaluation, config_of, source_of, split_of
+from .trained_model import TrainedModel
 
-FIGURES = ("accuracy", "nll", "brier", "ece")
-LEVEL = 0.05  # a difference less probable than this under chance is called larger than chance
+METRICS = ("accuracy", "nll", "brier", "ece")
+LEVEL = 0.05  # significance level
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One run, measured on a split as it stands on disk now.
+class RunMetrics:
+    """One run's metrics on a split as it is on disk now.
 
     Attributes:
         folder: the run folder.
         config: what it was trained with.
         epochs: its metrics.jsonl.
-        epoch: that of the weights measured.
+        epoch: that of the evaluated weights.
         images: how many.
-        figures: accuracy, nll, brier and ece, at the run's temperature.
-        hits: [N] bool, which images it gets right.
+        metrics: accuracy, nll, brier and ece, at the run's temperature.
+        correct: [N] bool, the images it classifies correctly.
         labels: [N] int64.
         fingerprint: of the images and labels.
-        record: its run.json.
+        record: its run.json; empty without one.
     """
 
     folder: Path
@@ -49,8 +43,8 @@ class Measured:
     epochs: list[dict[str, Any]]
     epoch: int
     images: int
-    figures: dict[str, float]
-    hits: NDArray[np.bool_]
+    metrics: dict[str, float]
+    correct: NDArray[np.bool_]
     labels: NDArray[np.int64]
     fingerprint: str
     record: dict[str, Any]
@@ -58,12 +52,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two classifiers on the same images.
+    """McNemar's test of two classifiers on the same images.
 
     Attributes:
-        only_first: images that the first alone gets right.
-        only_second: images that the second alone gets right.
-        p: how probable a split at least this uneven is, if each such image were a fair coin's throw.
+        only_first: images that only the first classifies correctly.
+        only_second: images that only the second classifies correctly.
+        p: the p-value, two-sided.
     """
 
     only_first: int
@@ -72,51 +66,51 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class Seeds:
+class SeedGroup:
     """Runs that differ by their seed alone.
 
     Attributes:
-        runs: their places in the comparison, counted from 0.
-        figures: name -> (mean, sample standard deviation, smallest, largest).
+        runs: their indices in the comparison, from 0.
+        metrics: name -> (mean, sample standard deviation, smallest, largest).
     """
 
     runs: tuple[int, ...]
-    figures: dict[str, tuple[float, float, float, float]]
+    metrics: dict[str, tuple[float, float, float, float]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs beside each other; the first is the one that the others are compared with.
+    """Runs compared with the first of them, the baseline.
 
     Attributes:
-        split: what was measured on.
+        split: the split that they were evaluated on.
         runs: in the order given.
         keys: the config keys that differ, each with every run's value.
         seeds: the groups of two or more runs that differ by seed alone.
-        tests: for each run but the first, McNemar's test against the first; None where the images are not the same
-            ones, or the two differ by seed alone.
-        significant: whether that difference is larger than chance, by Holm's correction over all tests, at 0.05.
-        other_data: places of the runs whose `data` keys are the first's and whose data set was another.
+        tests: for each run but the baseline, McNemar's test against it; None where the images are not the same, or the
+            two differ by seed alone.
+        significant: whether that difference is significant at 0.05, by Holm's correction over all tests.
+        other_data: indices of the runs whose `data` keys are the baseline's and that were trained on other images.
     """
 
     split: str
-    runs: tuple[Measured, ...]
+    runs: tuple[RunMetrics, ...]
     keys: dict[str, list[Any]]
-    seeds: tuple[Seeds, ...]
+    seeds: tuple[SeedGroup, ...]
     tests: tuple[McNemar | None, ...]
     significant: tuple[bool | None, ...]
     other_data: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As one JSON object."""
-        rows = [{"run": str(run.folder), "epoch": run.epoch, "images": run.images, **run.figures} for run in self.runs]
-        for row, test, verdict in zip(rows[1:], self.tests, self.significant, strict=True):
-            row["mcnemar"] = {**asdict(test), "larger_than_chance": verdict} if test is not None else None
+        rows = [{"run": str(run.folder), "epoch": run.epoch, "images": run.images, **run.metrics} for run in self.runs]
+        for row, test, significant in zip(rows[1:], self.tests, self.significant, strict=True):
+            row["mcnemar"] = {**asdict(test), "larger_than_chance": significant} if test is not None else None
         names = ("mean", "deviation", "min", "max")
         groups = [
             {
                 "runs": [str(self.runs[i].folder) for i in group.runs],
-                **{name: dict(zip(names, values, strict=True)) for name, values in group.figures.items()},
+                **{name: dict(zip(names, values, strict=True)) for name, values in group.metrics.items()},
             }
             for group in self.seeds
         ]
@@ -132,40 +126,40 @@ def compare(
     trust_code: bool = False,
     allow_changed_data: bool = False,
 ) -> Comparison:
-    """Measure each run's kept weights on the split and set them beside each other.
+    """Evaluate each run's best weights on the split and compare the results.
 
     Args:
-        folders: two run folders or more.
+        folders: two run folders or more, the baseline first.
         split: test, validation or train.
-        device: where to compute; None for auto.
+        device: as in TrainedModel.open.
         roots: for each run the folder where its data is now; None for where it was at training.
         trust_code: run the user's code that the checkpoints name.
-        allow_changed_data: measure the runs' splits although their images are others than at training.
-    Raises: RunError, ConfigError, DataError, if one cannot be measured.
+        allow_changed_data: use the runs' splits although their images are not those of the training.
+    Raises: RunError, ConfigError, DataError, if one cannot be evaluated.
     """
     runs = tuple(
-        measured(folder, split, device, root=root, trust_code=trust_code, allow_changed_data=allow_changed_data)
+        measure_run(folder, split, device, root=root, trust_code=trust_code, allow_changed_data=allow_changed_data)
         for folder, root in zip(folders, roots or [None] * len(folders), strict=True)
     )
     trained = [TrainedRun(run.config, run.record) for run in runs]
     groups = by_seed(trained)
     together = next(group for group in groups if 0 in group)
     tests = [
-        mcnemar(runs[0].hits, run.hits) if index not in together and same_images(runs[0], run) else None
+        mcnemar(runs[0].correct, run.correct) if index not in together and same_images(runs[0], run) else None
         for index, run in enumerate(runs)
     ][1:]
     return Comparison(
         split=split,
         runs=runs,
         keys=differing([run.config.to_dict() for run in runs]),
-        seeds=tuple(Seeds(tuple(group), _spread([runs[i] for i in group])) for group in groups if len(group) > 1),
+        seeds=tuple(SeedGroup(tuple(group), _spread([runs[i] for i in group])) for group in groups if len(group) > 1),
         tests=tuple(tests),
         significant=tuple(holm([test.p if test else None for test in tests])),
         other_data=tuple(index for index, run in enumerate(trained) if _other_data(trained[0], run)),
     )
 
 
-def measured(
+def measure_run(
     folder: Path,
     split: str,
     device: str | None = None,
@@ -173,42 +167,34 @@ def measured(
     root: Path | None = None,
     trust_code: bool = False,
     allow_changed_data: bool = False,
-) -> Measured:
-    """One run's part of a comparison."""
+) -> RunMetrics:
+    """One run's part of a comparison. Arguments and errors as in `compare`."""
     if not folder.is_dir():
         raise RunError(f"{folder}: there is no such run folder")
-    loaded = checkpoint.load(find_checkpoint(folder))
-    where = {} if root is None else {"data.root": str(root)}
-    config = config_of(loaded, {"device": device or "auto", **where}, trust_code=trust_code)
-    evaluation = build_evaluation(loaded, config)
-    images = split_of(evaluation, split, source_of(evaluation))
-    digits = check_split(loaded.file, split, images, allow_changed_data=allow_changed_data)
-    logits, labels = predict(evaluation.model, evaluation.batches(images), evaluation.precision)
-    figures = measure(
-        logits.cpu().double() / temperature_of(folder),
-        labels.cpu(),
-        loss_of(evaluation.loss, logits, labels),
-        evaluation.classes,
+    model = TrainedModel.open(
+        folder, device=device, data_root=root, trust_code=trust_code, allow_changed_data=allow_changed_data
     )
-    return Measured(
+    logits, labels = model.logits(split)
+    metrics = model.metrics_of(logits, labels)
+    return RunMetrics(
         folder=folder,
-        config=config_of(loaded, where, trust_code=trust_code),
+        config=model.config,
         epochs=runfolder.read_metrics(folder),
-        epoch=loaded.header["epoch"],
+        epoch=model.epoch,
         images=len(labels),
-        figures={name: getattr(figures, name) for name in FIGURES},
-        hits=(logits.argmax(1) == labels).cpu().numpy(),
+        metrics={name: getattr(metrics, name) for name in METRICS},
+        correct=(logits.argmax(1) == labels).cpu().numpy(),
         labels=labels.cpu().numpy(),
-        fingerprint=digits,
-        record=runfolder.read_record(folder) if (folder / "run.json").is_file() else {},
+        fingerprint=model.fingerprints[split],
+        record=model.record,
     )
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
-    """McNemar's exact test: of the images that one of two classifiers alone gets right, is one's share more than half?
+    """McNemar's exact test: whether two classifiers are equally accurate.
 
     Args:
-        first: [N] bool, which images the first gets right.
+        first: [N] bool, the images that the first classifies correctly.
         second: [N] bool, likewise, of the same images.
 
     McNemar 1947, in the exact form: the binomial test with p = 1/2 on the images where the two differ.
@@ -221,7 +207,7 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
 
 
 def holm(values: Sequence[float | None], level: float = LEVEL) -> list[bool | None]:
-    """Which of several tests reject chance, so that one false alarm among them is no more probable than `level`.
+    """Which of several tests are significant, with a family-wise error rate of at most `level`.
 
     Args:
         values: their p-values; None where there was no test.
@@ -229,17 +215,17 @@ def holm(values: Sequence[float | None], level: float = LEVEL) -> list[bool | No
 
     Holm 1979: from the smallest p on, the k-th is compared with level / (tests - k + 1), until one fails.
     """
-    verdicts: list[bool | None] = [None if p is None else False for p in values]
+    significant: list[bool | None] = [None if p is None else False for p in values]
     ranked = sorted((p, index) for index, p in enumerate(values) if p is not None)
     for rank, (p, index) in enumerate(ranked):
         if p > level / (len(ranked) - rank):
             break
-        verdicts[index] = True
-    return verdicts
+        significant[index] = True
+    return significant
 
 
 def by_seed(runs: Sequence[TrainedRun]) -> list[list[int]]:
-    """The runs' places, in groups that differ in nothing that changes metrics but the seed."""
+    """The runs' indices, in groups that differ in nothing that changes metrics but the seed."""
     groups: list[list[int]] = []
     for index, run in enumerate(runs):
         for group in groups:
@@ -251,8 +237,8 @@ def by_seed(runs: Sequence[TrainedRun]) -> list[list[int]]:
     return groups
 
 
-def same_images(first: Measured, second: Measured) -> bool:
-    """Whether two runs were measured on the same images: the same pixels, or the same files at another size."""
+def same_images(first: RunMetrics, second: RunMetrics) -> bool:
+    """Whether two runs were evaluated on the same images: the same pixels, or the same files at another size."""
     if first.fingerprint == second.fingerprint:
         return True
     if first.config.root.resolve() != second.config.root.resolve() or not np.array_equal(first.labels, second.labels):
@@ -272,7 +258,7 @@ def _data_keys(first: Config, second: Config) -> set[str]:
 
 
 def _other_data(first: TrainedRun, second: TrainedRun) -> bool:
-    """Whether two runs were trained on other data sets, which their configs do not show."""
+    """Whether two runs were trained on different images although their `data` keys are equal."""
     return not _data_keys(first.config, second.config) and not same_data_set(first, second)
 
 
@@ -281,5 +267,5 @@ def spread(values: Sequence[float]) -> tuple[float, float, float, float]:
     return statistics.fmean(values), statistics.stdev(values), min(values), max(values)
 
 
-def _spread(runs: Sequence[Measured]) -> dict[str, tuple[float, float, float, float]]:
-    return {name: spread([run.figures[name] for run in runs]) for name in FIGURES}
+def _spread(runs: Sequence[RunMetrics]) -> dict[str, tuple[float, float, float, float]]:
+    return {name: spread([run.metrics[name] for run in runs]) for name in METRICS}

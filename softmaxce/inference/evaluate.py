@@ -1,60 +1,59 @@
-"""The final evaluation of a run, and the evaluation of a checkpoint on any split or folder."""
+"""The final evaluation of a training run, and the evaluation of a checkpoint on any split or folder."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..config.keys import Config
-from ..data.splits import Split
 from ..runs import checkpoint, provenance
-from ..runs.folder import BEST, read_record
+from ..runs.folder import BEST
+from ..runs.header import find_checkpoint, read_header
 from ..training.evaluation import loss_of, predict
 from ..training.run import Run
 from ..training.tally import Scores
-from .metrics import Metrics, measure
-from .trained_model import build_evaluation, config_of, folder_split, split_of
-from .tta import with_views
+from .metrics import Metrics, compute_metrics
+from .trained_model import TrainedModel
+from .tta import with_tta
 
 
-def final_evaluation(run: Run, folder: Path, wanted: Collection[str]) -> tuple[str, Scores | None, dict[str, float]]:
-    """Evaluate a finished run once: its best weights on the test split, if a validation split chose them.
+def final_evaluation(run: Run, folder: Path, names: Collection[str]) -> tuple[str, Scores | None, dict[str, float]]:
+    """Evaluate a finished run once: its best weights on the test split, if a validation split selected them.
 
-    Without a validation split these are the last weights; without a test split, the validation split is measured.
+    Without a validation split these are the last weights; without a test split, the validation split is evaluated.
 
     Args:
-        run: a run that fit is done with. Its weights become the best epoch's.
-        folder: where best.safetensors is.
-        wanted: figures that a requirement names; they are measured beside loss and accuracy.
-    Returns: the split's name, its scores (None if there is nothing to measure on), and every figure by its name.
+        run: a run that has been trained. Its weights become those of the best epoch.
+        folder: the run folder, with best.safetensors.
+        names: the metrics that are needed; if others than loss and accuracy are among them, all are computed.
+    Returns: the split's name, its scores (None if there is no split to evaluate on), and the metrics by name.
     """
     if run.progress.best_epoch:
         checkpoint.load_weights(run.evaluated, checkpoint.load(folder / BEST))
     name, batches = ("test", run.test) if run.test is not None else ("validation", run.validation)
     if batches is None:
         return name, None, {}
-    logits, labels = predict(with_views(run.evaluated, run.config.tta), batches, run.precision)
+    logits, labels = predict(with_tta(run.evaluated, run.config.tta), batches, run.precision)
     loss = loss_of(run.loss, logits, labels)
     accuracy = (logits.argmax(1) == labels).sum().item() / len(labels)
-    figures = {"loss": loss, "accuracy": accuracy}
-    if set(wanted) - set(figures):
-        figures = measure(logits.cpu(), labels.cpu(), loss, run.classes).by_name()
-    return name, Scores(loss, accuracy, len(labels)), figures
+    metrics = {"loss": loss, "accuracy": accuracy}
+    if set(names) - set(metrics):
+        metrics = compute_metrics(logits.cpu(), labels.cpu(), loss, run.classes).by_name()
+    return name, Scores(loss, accuracy, len(labels)), metrics
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What was evaluated, on what, and what came out.
+    """The evaluation of a checkpoint.
 
     Attributes:
-        checkpoint: whose weights.
-        epoch: the epoch they are of.
+        checkpoint: the file.
+        epoch: the epoch that its weights are of.
         split: the split's name, or the folder.
-        config: what they were trained with.
-        temperature: what the logits were divided by for the probabilities; `figures.loss` is of the logits as they are.
-        figures: what came out.
-        differs: what the run stood on when it was trained and does not now, `torch 2.14.1, now 2.15`; empty where no
-            run.json lies beside the checkpoint.
+        config: what it was trained with, but for the values that `evaluate` replaced.
+        temperature: what the logits were divided by for the probabilities; `metrics.loss` is of the logits as they are.
+        metrics: the results.
+        environment_changes: what has changed in the environment since training, `torch 2.14.1, now 2.15`; empty where
+            no run.json lies beside the checkpoint.
     """
 
     checkpoint: Path
@@ -62,66 +61,73 @@ class EvaluationResult:
     split: str
     config: Config
     temperature: float
-    figures: Metrics
-    differs: tuple[str, ...] = ()
+    metrics: Metrics
+    environment_changes: tuple[str, ...] = ()
 
 
 def evaluate(
-    file: Path,
-    split: str,
-    data: Path | None,
-    device: str | None,
-    temperature: float = 1.0,
+    path: Path,
+    split: str = "test",
+    data: Path | None = None,
+    device: str | None = None,
+    temperature: float | None = None,
     batch_size: int | None = None,
     *,
     tta: str | None = None,
     trust_code: bool = False,
     allow_changed_data: bool = False,
 ) -> EvaluationResult:
-    """Measure a checkpoint's model.
+    """Evaluate a run's model on one of its own splits or on other data.
 
     Args:
-        file: the checkpoint.
+        path: a run folder or a checkpoint.
         split: test, validation or train: the split that the run used. Its images must be those of the training.
-        data: another folder: of images, one sub-folder a class; or, if it has none, the data set's root.
-        device: where to compute; None for the run's own, if this machine has it, else auto.
-        temperature: what the logits are divided by; calibration.temperature_of(run) gives a run's own.
-        batch_size: images at once; None for the run's data.eval_batch_size.
-        tta: the test-time augmentation, as in a config; None for the run's own.
+        data: another folder: of images, one sub-folder per class; or, if it has none of the classes' names, the root
+            folder of the run's data set.
+        device: as in TrainedModel.open, like temperature, batch_size, tta and trust_code.
+        temperature: what the logits are divided by.
+        batch_size: images at once.
+        tta: the test-time augmentation, as in a config.
         trust_code: run the user's code that the checkpoint names.
-        allow_changed_data: measure the run's own split although its images are others than at training.
+        allow_changed_data: evaluate the run's own split although its images are not those of the training.
     Raises: RunError, ConfigError, DataError.
     """
-    loaded = checkpoint.load(file)
-    changes: dict[str, object] = {"device": device or "auto"}
-    if tta is not None:
-        changes["tta"] = tta
-    classes = set(loaded.header["classes"])
-    as_images = data is not None and bool(classes & (_folder_names(data) | _folder_names(data / "test")))
-    if data is not None and not as_images:
-        changes["data.root"] = str(data)
-    if batch_size is not None:
-        changes["data.eval_batch_size"] = batch_size
-    config = config_of(loaded, changes, trust_code=trust_code)
-    evaluation = build_evaluation(loaded, config)
-    chosen: Split = folder_split(evaluation, data) if data is not None and as_images else split_of(evaluation, split)
-    if data is None:
-        provenance.check_split(file, split, chosen, allow_changed_data=allow_changed_data)
-    logits, labels = predict(evaluation.model, evaluation.batches(chosen), evaluation.precision)
-    loss = loss_of(evaluation.loss, logits, labels)
-    figures = measure(logits.cpu().double() / temperature, labels.cpu(), loss, evaluation.classes)
-    where = str(data) if as_images else split
-    now = provenance.of_machine(evaluation.device, evaluation.precision)
-    differs = tuple(provenance.differences(_recorded(file), now))
-    return EvaluationResult(file, loaded.header["epoch"], where, config, temperature, figures, differs)
+    is_class_folder = data is not None and _has_class_folders(data, read_header(find_checkpoint(path))["classes"])
+    model = TrainedModel.open(
+        path,
+        device=device,
+        batch_size=batch_size,
+        tta=tta,
+        temperature=temperature,
+        data_root=None if is_class_folder else data,
+        trust_code=trust_code,
+        allow_changed_data=allow_changed_data,
+    )
+    if data is not None and is_class_folder:
+        images = model.folder_split(data)
+    else:  # at another root the images are others on purpose
+        images = model.split(split, check_images=data is None)
+    return EvaluationResult(
+        checkpoint=model.checkpoint,
+        epoch=model.epoch,
+        split=str(data) if is_class_folder else split,
+        config=model.config,
+        temperature=model.temperature,
+        metrics=model.metrics(images),
+        environment_changes=_environment_changes(model),
+    )
 
 
-def _recorded(file: Path) -> dict[str, Any]:
-    """What run.json, beside a checkpoint, says the run stood on; empty if it lies alone."""
-    if not (file.parent / "run.json").is_file():
-        return {}
-    found = read_record(file.parent).get("environment")
-    return found if isinstance(found, dict) else {}
+def _environment_changes(model: TrainedModel) -> tuple[str, ...]:
+    recorded = model.record.get("environment")
+    if not isinstance(recorded, dict):
+        return ()
+    return tuple(provenance.differences(recorded, provenance.of_machine(model.device, model.precision)))
+
+
+def _has_class_folders(folder: Path, classes: list[str]) -> bool:
+    """Whether a folder, or `test` in it, has a sub-folder with the name of a class."""
+    return bool(set(classes) & (_folder_names(folder) | _folder_names(folder / "test")))
 
 
 def _folder_names(folder: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""How good a classifier is: figures from logits and labels."""
+"""Metrics of a classifier, from logits and labels."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .requirements import CLASS_METRICS, METRICS
+
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class's row: all in [0, 1] but `support`, the number of its images."""
+    """One class's metrics, in [0, 1], and `support`, the number of its images."""
 
     name: str
     precision: float
@@ -21,12 +23,13 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Everything that `softmaxce eval` tells of a classifier.
+    """What `softmaxce eval` reports of a classifier.
 
     Attributes:
         loss: the run's own loss, nats an image.
         accuracy: top-1, in [0, 1].
-        top5_accuracy: the share whose label is among the five largest logits; None with five classes or fewer.
+        top5_accuracy: the fraction of images whose label is among the five largest logits; None with five classes or
+            fewer.
         nll: mean negative log-likelihood, nats an image: the loss without smoothing or weights.
         brier: mean squared distance between probabilities and one-hot label, in [0, 2] (Brier 1950, eq. 2).
         ece: expected calibration error, in [0, 1] (Guo et al. 2017, eq. 3; 15 equal bins).
@@ -46,16 +49,15 @@ class Metrics:
     images: int
 
     def by_name(self) -> dict[str, float]:
-        """Every single figure under the name that `--require` knows it by."""
-        names = ("loss", "accuracy", "top5_accuracy", "nll", "brier", "ece")
-        result = {name: value for name in names if (value := getattr(self, name)) is not None}
+        """Every scalar metric by its name in `--require`: `accuracy`, `recall.cat`."""
+        result = {name: value for name in METRICS if (value := getattr(self, name)) is not None}
         for row in self.classes:
-            result |= {f"{figure}.{row.name}": getattr(row, figure) for figure in ("precision", "recall", "f1")}
+            result |= {f"{metric}.{row.name}": getattr(row, metric) for metric in CLASS_METRICS}
         return result
 
 
-def measure(logits: Tensor, labels: Tensor, loss: float, names: tuple[str, ...]) -> Metrics:
-    """All figures of a classifier on one split.
+def compute_metrics(logits: Tensor, labels: Tensor, loss: float, names: tuple[str, ...]) -> Metrics:
+    """All metrics of a classifier on one split.
 
     Args:
         logits: [N, K] float.
@@ -69,12 +71,12 @@ def measure(logits: Tensor, labels: Tensor, loss: float, names: tuple[str, ...])
     probabilities = log_probabilities.exp().numpy()
     truth = labels.numpy()
     predicted = logits.argmax(1).numpy()
-    every = np.arange(len(names))
-    table = precision_recall_fscore_support(truth, predicted, labels=every, zero_division=0.0)
+    class_ids = np.arange(len(names))
+    table = precision_recall_fscore_support(truth, predicted, labels=class_ids, zero_division=0.0)
     rows = tuple(
         ClassMetrics(name, float(p), float(r), float(f), int(s)) for name, p, r, f, s in zip(names, *table, strict=True)
     )
-    confusion = confusion_matrix(truth, predicted, labels=every)
+    confusion = confusion_matrix(truth, predicted, labels=class_ids)
     top5 = None
     if len(names) > 5:
         top5 = float((logits.topk(5, 1).indices == labels.unsqueeze(1)).any(1).double().mean())
@@ -92,7 +94,7 @@ def measure(logits: Tensor, labels: Tensor, loss: float, names: tuple[str, ...])
 
 
 def expected_calibration_error(probabilities: NDArray[np.float64], labels: NDArray[np.int64], bins: int = 15) -> float:
-    """How far confidence and accuracy lie apart, weighted over equal bins of confidence.
+    """The mean distance between confidence and accuracy, weighted over equal bins of confidence.
 
     Args:
         probabilities: [N, K], rows sum to 1.
@@ -102,7 +104,7 @@ def expected_calibration_error(probabilities: NDArray[np.float64], labels: NDArr
 
     Guo et al. 2017, "On calibration of modern neural networks", eq. 3.
     """
-    gaps = [bin.hits - bin.confidence * bin.images for bin in reliability(probabilities, labels, bins)]
+    gaps = [bin.num_correct - bin.confidence * bin.images for bin in reliability(probabilities, labels, bins)]
     return float(np.abs(gaps).sum() / len(labels))
 
 
@@ -112,33 +114,33 @@ class ReliabilityBin:
 
     Attributes:
         images: how many.
-        hits: for how many of them the prediction is right.
+        num_correct: how many of them are classified correctly.
         confidence: their mean confidence, in [0, 1]; the interval's middle where there are none.
     """
 
     images: int
-    hits: int
+    num_correct: int
     confidence: float
 
 
 def reliability(probabilities: NDArray[np.float64], labels: NDArray[np.int64], bins: int = 15) -> list[ReliabilityBin]:
-    """Confidence beside accuracy, over equal intervals of confidence: what a reliability diagram draws.
+    """Confidence and accuracy over equal intervals of confidence: the data of a reliability diagram.
 
     Args:
         probabilities: [N, K], rows sum to 1.
         labels: [N] class ids.
         bins: how many equal intervals (a, b] cover (0, 1].
-    Returns: one row an interval, from the lowest confidence.
+    Returns: one bin per interval, in increasing confidence.
 
     DeGroot & Fienberg 1983; Guo et al. 2017, eq. 1 and 2.
     """
     confidence = probabilities.max(1)
-    hits = probabilities.argmax(1) == labels
+    correct = probabilities.argmax(1) == labels
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     images = np.bincount(index, minlength=bins)
     sums = np.bincount(index, confidence, minlength=bins)
-    right = np.bincount(index, hits, minlength=bins)
+    num_correct = np.bincount(index, correct, minlength=bins)
     return [
-        ReliabilityBin(int(n), int(h), float(s / n) if n else (i + 0.5) / bins)
-        for i, (n, h, s) in enumerate(zip(images, right, sums, strict=True))
+        ReliabilityBin(int(n), int(c), float(s / n) if n else (i + 0.5) / bins)
+        for i, (n, c, s) in enumerate(zip(images, num_correct, sums, strict=True))
     ]

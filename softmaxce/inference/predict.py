@@ -1,92 +1,75 @@
-"""What a trained classifier says of image files: decoded in threads while the model works, in the order given."""
+"""Predictions: what a classifier's probabilities say of an image, and images in Python's usual forms as pixels."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from os import PathLike, fspath
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
-from ..data.paths import Unreadable
-from ..data.prefetch import Decoded, PrefetchingDecoder, decode_to
-from ..data.splits import InMemory
-from ..runs import checkpoint
-from ..runs.header import find_checkpoint
-from ..training.evaluation import predict as outputs
-from .trained_model import TrainedModel, build_evaluation, config_of
+from ..data.prefetch import decode_to
+from ..errors import DataError
 
 AHEAD = 2  # batches that are decoded while another is in the model
+
+ImageLike = str | PathLike[str] | Image.Image | NDArray[np.uint8]
+IMAGE_TYPES = (str, PathLike, Image.Image, np.ndarray)  # the same, for isinstance
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A file's likeliest classes, the likeliest first, with their probabilities in [0, 1]."""
+    """The most probable classes of an image, the most probable first, with their probabilities in [0, 1].
+
+    Attributes:
+        path: the image's file; empty for an image that is not a file.
+        classes: their names.
+        probabilities: of these classes.
+    """
 
     path: str
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
 
+    @property
+    def class_name(self) -> str:
+        """The most probable class."""
+        return self.classes[0]
 
-def open_run(
-    run: Path, device: str | None = None, batch_size: int | None = None, *, trust_code: bool = False
-) -> TrainedModel:
-    """A run's model, ready for `predict`.
+    @property
+    def probability(self) -> float:
+        """Its probability."""
+        return self.probabilities[0]
+
+
+def top_classes(
+    probabilities: Tensor, paths: Sequence[str], classes: tuple[str, ...], top: int | None
+) -> list[Prediction]:
+    """One prediction for each row of probabilities [N, K]; `top` classes each, None for all."""
+    values, ids = probabilities.topk(min(top or len(classes), len(classes)), 1)
+    return [
+        Prediction(path, tuple(classes[i] for i in row), tuple(numbers))
+        for path, row, numbers in zip(paths, ids.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def pixels_of(image: ImageLike, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """An image as [C, H, W] uint8, brought to a model's shape as image files are: converted, resized, center-cropped.
 
     Args:
-        run: a run folder or a checkpoint.
-        device: where to compute; None for auto.
-        batch_size: images at once; None for the run's data.eval_batch_size.
-        trust_code: run the user's code that the checkpoint names.
-    Raises: RunError if there is no checkpoint, ConfigError if its parts cannot be built.
+        image: a file, a PIL image, or a uint8 array [H, W] or [H, W, C] with C of 1, 3 or 4.
+        shape: (C, H, W) of the model's images.
+    Raises: DataError if the file cannot be read, the array has another shape or type, or C is neither 1 nor 3.
     """
-    changes: dict[str, object] = {"device": device or "auto"}
-    if batch_size is not None:
-        changes["data.eval_batch_size"] = batch_size
-    loaded = checkpoint.load(find_checkpoint(run))
-    return build_evaluation(loaded, config_of(loaded, changes, trust_code=trust_code))
-
-
-def predict(
-    run: TrainedModel, files: Iterable[str | Unreadable], *, temperature: float = 1.0, top: int = 1
-) -> Iterator[Prediction | Unreadable]:
-    """Classify image files, each brought to the shape and the normalisation that the model was trained with.
-
-    Args:
-        run: what open_run gave.
-        files: their paths; taken only as far ahead as is decoded. What is no image is handed back as Unreadable.
-        temperature: what the logits are divided by; calibration.temperature_of(run) gives a run's own.
-        top: how many classes to name, at most as many as there are.
-    Raises: DataError if the model takes neither grey nor colour images.
-    """
-    decode = decode_to(run.preprocessing.shape)
-    with PrefetchingDecoder(files, decode, AHEAD * run.config.data.eval_batch_size) as images:
-        yield from classify(run, images, temperature=temperature, top=top)
-
-
-def classify(
-    run: TrainedModel, images: PrefetchingDecoder, *, temperature: float = 1.0, top: int = 1
-) -> Iterator[Prediction | Unreadable]:
-    """As `predict`, of files whose decoding, to the model's shape, has begun already."""
-    decoded = iter(images)
-    while batch := list(islice(decoded, run.config.data.eval_batch_size)):
-        yield from _classified(run, batch, temperature, top)
-
-
-def _classified(
-    run: TrainedModel, decoded: list[Decoded], temperature: float, top: int
-) -> Iterator[Prediction | Unreadable]:
-    arrays = [item[1] for item in decoded if not isinstance(item, Unreadable)]
-    rows: Iterator[tuple[list[float], list[int]]] = iter(())
-    if arrays:
-        images = torch.from_numpy(np.stack(arrays))
-        split = InMemory(images, torch.zeros(len(images), dtype=torch.int64))  # nobody knows the labels
-        logits, _ = outputs(run.model, run.batches(split), run.precision)
-        probabilities, ids = torch.softmax(logits.cpu().double() / temperature, 1).topk(min(top, len(run.classes)), 1)
-        rows = zip(probabilities.tolist(), ids.tolist(), strict=True)
-    for item in decoded:
-        if isinstance(item, Unreadable):
-            yield item
-        else:
-            row, classes = next(rows)
-            yield Prediction(item[0], tuple(run.classes[i] for i in classes), tuple(row))
+    decode = decode_to(shape)
+    if isinstance(image, Image.Image):
+        return decode.pixels(image.copy())
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+            raise DataError(
+                f"an image as an array must be uint8 [height, width] or [height, width, 1, 3 or 4], got {image.dtype} "
+                f"{list(image.shape)}"
+            )
+        return decode.pixels(Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image))
+    return decode.array(fspath(image))

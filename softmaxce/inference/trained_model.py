@@ -1,45 +1,130 @@
-"""A trained model from its checkpoint, and the splits that it was trained and evaluated on."""
+"""A trained model, opened from a run folder or a checkpoint: its splits, logits, metrics and predictions."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..build import FEWER_IMAGES, build_loss, build_model, hold_out, load_source
 from ..config.components import build
 from ..config.keys import Config, refuse_users_code
 from ..config.reader import as_recorded, from_dict
 from ..data.batches import Batches
+from ..data.folder import read_folder
+from ..data.paths import Unreadable
+from ..data.prefetch import PrefetchingDecoder, decode_to
 from ..data.preprocessing import Preprocessing
-from ..data.splits import Dataset, Split
-from ..errors import DataError, within_memory
+from ..data.splits import Dataset, InMemory, Split
+from ..errors import ConfigError, DataError, within_memory
 from ..losses.interface import Loss
-from ..runs.checkpoint import Checkpoint, load_weights
+from ..runs import checkpoint as checkpoints
+from ..runs.checkpoint import Checkpoint
+from ..runs.folder import read_record
+from ..runs.header import find_checkpoint
+from ..runs.provenance import check_split
 from ..runs.validation import check_weights
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.device import choose_device, choose_precision, share_processors
 from ..runtime.random_state import set_deterministic
-from .tta import with_views
+from ..training.evaluation import loss_of, predict
+from .metrics import Metrics, compute_metrics
+from .predict import AHEAD, IMAGE_TYPES, ImageLike, Prediction, pixels_of, top_classes
+from .temperature import temperature_of
+from .tta import with_tta
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model, asked as the config's `tta` says, and what it takes to evaluate it; `file` is its checkpoint."""
+    """A trained model, ready for evaluation and prediction; made by `TrainedModel.open`.
 
-    file: Path
+    Attributes:
+        checkpoint: the file that its weights are from.
+        epoch: the epoch they are of.
+        config: what it was trained with, but for the values that `open` replaced; `device` is as recorded.
+        classes: K names.
+        class_counts: the training images of each class.
+        preprocessing: the shape and normalization of its images.
+        device: where it computes.
+        model: images [B, C, H, W] float, normalized -> logits [B, K]; with the config's test-time augmentation.
+        temperature: what logits are divided by before softmax.
+        allow_changed_data: whether `split` returns images other than those of the training.
+    """
+
+    checkpoint: Path
+    epoch: int
     config: Config
     classes: tuple[str, ...]
     class_counts: list[int]
     preprocessing: Preprocessing
     device: torch.device
     model: nn.Module
+    temperature: float = 1.0
+    allow_changed_data: bool = False
+    fingerprints: dict[str, str] = field(default_factory=dict)  # of the splits whose images were checked, by name
+
+    @classmethod
+    def open(
+        cls,
+        path: str | PathLike[str],
+        *,
+        device: str | None = None,
+        batch_size: int | None = None,
+        tta: str | None = None,
+        temperature: float | None = None,
+        data_root: Path | None = None,
+        trust_code: bool = False,
+        allow_changed_data: bool = False,
+    ) -> "TrainedModel":
+        """Read, check and build the model of a run.
+
+        Args:
+            path: a run folder, for its best checkpoint or else its last, or a checkpoint.
+            device: auto, cpu, cuda, cuda:N or mps; None for the run's own, if this machine has it, else auto.
+            batch_size: images at once; None for the run's data.eval_batch_size.
+            tta: the test-time augmentation, as in a config; None for the run's own.
+            temperature: None for the run's own: the one that `softmaxce calibrate` stored, else 1.
+            data_root: where the data set is now; None for where it was at training.
+            trust_code: run the `module:Name` code that the checkpoint names; refused otherwise.
+            allow_changed_data: use the run's splits although their images are not those of the training.
+        Raises: RunError if there is no checkpoint, it is damaged, or its weights do not fit; ConfigError if its parts
+            cannot be built, or the machine has no such device.
+        """
+        file = find_checkpoint(Path(path))
+        loaded = checkpoints.load(file)
+        changes = {
+            "tta": tta,
+            "data.root": None if data_root is None else str(data_root),
+            "data.eval_batch_size": batch_size,
+        }
+        changes = {key: value for key, value in changes.items() if value is not None}
+        config = config_of(loaded, changes, trust_code=trust_code)
+        where = _device(loaded, config, device)
+        preprocessing = _preprocessing(loaded)
+        return cls(
+            checkpoint=file,
+            epoch=loaded.header["epoch"],
+            config=config,
+            classes=tuple(loaded.header["classes"]),
+            class_counts=loaded.header["class_counts"],
+            preprocessing=preprocessing,
+            device=where,
+            model=_build_model(loaded, config, preprocessing, where),
+            temperature=temperature_of(file) if temperature is None else temperature,
+            allow_changed_data=allow_changed_data,
+        )
 
     @cached_property
     def loss(self) -> Loss:
-        """What it was trained with; built when it is asked for, which predictions never do."""
+        """The loss it was trained with; built at the first use, which predictions never make."""
         return build_loss(self.config, self.class_counts, self.device)
 
     @property
@@ -47,88 +132,197 @@ class TrainedModel:
         """What the forward pass computes in: float32, bf16 or fp16."""
         return choose_precision(self.config.precision, self.device)
 
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The run.json beside the checkpoint; empty if there is none. Raises: RunError if it is damaged."""
+        folder = self.checkpoint.parent
+        return read_record(folder) if (folder / "run.json").is_file() else {}
+
+    # -- the run's data -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The splits that the run used, read at the first use; their images are not compared with the training's.
+
+        Raises: DataError if the data has other classes than the model.
+        """
+        with within_memory("reading the data set", FEWER_IMAGES):
+            dataset = hold_out(load_source(self.config), self.config)
+        if dataset.classes != self.classes:
+            raise DataError(
+                f"{self.checkpoint}: the data at {self.config.root} has other classes than this model was trained on"
+            )
+        return dataset
+
+    def split(self, name: str, *, check_images: bool = True) -> Split:
+        """The `train`, `validation` or `test` split that the run used.
+
+        Args:
+            name: of the split.
+            check_images: refuse images that are not those of the training, or warn where `allow_changed_data` is set.
+        Raises: DataError if the run has no such split; RunError if its images have changed.
+        """
+        split: Split | None = getattr(self.dataset, name) if name in SPLITS else None
+        if split is None:
+            present = [other for other in SPLITS if getattr(self.dataset, other) is not None]
+            raise DataError(f"this run has no {name} split; it has {' and '.join(present)}")
+        if check_images and name not in self.fingerprints:
+            self.fingerprints[name] = check_split(
+                self.checkpoint, name, split, allow_changed_data=self.allow_changed_data
+            )
+        return split
+
+    def folder_split(self, folder: Path) -> Split:
+        """A folder's images, one sub-folder per class, in the shape that the model takes. Raises: DataError."""
+        return read_folder(str(folder), self.classes, self.preprocessing.shape)
+
     def batches(self, split: Split) -> Batches:
-        """A split's batches, preprocessed as this model's training images were."""
+        """A split's batches, preprocessed as the training images were. Raises: DataError if the shape is another."""
         if split.shape != self.preprocessing.shape:
-            got, wanted = list(split.shape), list(self.preprocessing.shape)
-            raise DataError(f"the images are {got} (channels, height, width); this model takes {wanted}")
+            shape, expected = list(split.shape), list(self.preprocessing.shape)
+            raise DataError(f"the images are {shape} (channels, height, width); this model takes {expected}")
         return Batches(split, self.preprocessing, batch_size=self.config.data.eval_batch_size, device=self.device)
+
+    # -- what the model says ------------------------------------------------------------------------------------------
+
+    def logits(self, split: str | Split) -> tuple[Tensor, Tensor]:
+        """Logits and labels of a split, given by its name or itself, in its order.
+
+        Returns: [N, K] float32, not divided by the temperature, and [N] int64; on the model's device.
+        Raises: as split and batches.
+        """
+        chosen = self.split(split) if isinstance(split, str) else split
+        return predict(self.model, self.batches(chosen), self.precision)
+
+    def metrics(self, split: str | Split) -> Metrics:
+        """Loss, accuracy, calibration and per-class metrics on a split. Raises: as logits."""
+        return self.metrics_of(*self.logits(split))
+
+    def evaluate(self, split: str = "test") -> Metrics:
+        """The metrics on one of the run's splits. Raises: as logits."""
+        return self.metrics(split)
+
+    def metrics_of(self, logits: Tensor, labels: Tensor, temperature: float | None = None) -> Metrics:
+        """The metrics of logits [N, K] and labels [N], as `logits` returns them.
+
+        The loss is of the logits as they are, probabilities are at the temperature: None for the model's.
+        """
+        loss = loss_of(self.loss, logits, labels)
+        scaled = logits.cpu().double() / (self.temperature if temperature is None else temperature)
+        return compute_metrics(scaled, labels.cpu(), loss, self.classes)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Images [N, C, H, W] uint8 in the model's shape -> [N, K] float64 at the temperature, on the CPU.
+
+        Raises: DataError if the images have another shape or type.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise DataError(f"images as a tensor must be uint8 [N, C, H, W], got {images.dtype} {list(images.shape)}")
+        unlabeled = torch.zeros(len(images), dtype=torch.int64)
+        logits, _ = self.logits(InMemory(images, unlabeled))
+        return torch.softmax(logits.cpu().double() / self.temperature, 1)
+
+    def predict(self, images: ImageLike | Tensor | Iterable[ImageLike], top: int | None = None) -> list[Prediction]:
+        """Classify images.
+
+        Args:
+            images: image files (paths), PIL images or uint8 arrays [H, W] or [H, W, C], one or several, brought to the
+                shape that the model was trained with; or a uint8 tensor [N, C, H, W] or [C, H, W] that has it.
+            top: how many classes each prediction names, the most probable first; None for all.
+        Raises: DataError if an image cannot be read or has an unsuitable shape or type.
+        """
+        if isinstance(images, Tensor):
+            batch = images if images.ndim == 4 else images.unsqueeze(0)
+            return top_classes(self.probabilities(batch), [""] * len(batch), self.classes, top) if len(batch) else []
+        items = iter([images] if isinstance(images, IMAGE_TYPES) else images)
+        predictions: list[Prediction] = []
+        while chunk := list(islice(items, self.config.data.eval_batch_size)):
+            pixels = torch.from_numpy(np.stack([pixels_of(item, self.preprocessing.shape) for item in chunk]))
+            paths = [str(item) if isinstance(item, str | PathLike) else "" for item in chunk]
+            predictions += top_classes(self.probabilities(pixels), paths, self.classes, top)
+        return predictions
+
+    def predict_files(
+        self, files: Iterable[str | Unreadable], top: int | None = None
+    ) -> Iterator[Prediction | Unreadable]:
+        """Classify image files while others are decoded in threads, in their order.
+
+        Args:
+            files: their paths, read only as far ahead as is decoded.
+            top: as in `predict`.
+        Returns: an Unreadable in place of each file that cannot be decoded.
+        Raises: DataError if the model takes neither grey nor color images.
+        """
+        decode = decode_to(self.preprocessing.shape)
+        with PrefetchingDecoder(files, decode, AHEAD * self.config.data.eval_batch_size) as decoded:
+            yield from self.predict_decoded(decoded, top)
+
+    def predict_decoded(self, decoded: PrefetchingDecoder, top: int | None = None) -> Iterator[Prediction | Unreadable]:
+        """As `predict_files`, of files whose decoding, to the model's shape, has begun already."""
+        items = iter(decoded)
+        while chunk := list(islice(items, self.config.data.eval_batch_size)):
+            readable = [item for item in chunk if not isinstance(item, Unreadable)]
+            predictions: Iterator[Prediction] = iter(())
+            if readable:
+                pixels = torch.from_numpy(np.stack([array for _, array in readable]))
+                paths = [path for path, _ in readable]
+                predictions = iter(top_classes(self.probabilities(pixels), paths, self.classes, top))
+            for item in chunk:
+                yield item if isinstance(item, Unreadable) else next(predictions)
 
 
 def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, trust_code: bool = False) -> Config:
     """The config a checkpoint was trained with, with some top-level or data keys changed.
 
-    Raises: ConfigError if it is none; RunError if it names `module:Name` and that code is not to be trusted.
+    Raises: ConfigError if it is not a valid config; RunError if it names `module:Name` and that code is not trusted.
     """
-    plain = as_recorded(checkpoint.header["config"])
+    data = as_recorded(checkpoint.header["config"])
     for key, value in (changes or {}).items():
         section, _, name = key.rpartition(".")
         if section:
-            plain[section] = {**(plain[section] if isinstance(plain.get(section), dict) else {}), name: value}
+            data[section] = {**(data[section] if isinstance(data.get(section), dict) else {}), name: value}
         else:
-            plain[key] = value
-    config = from_dict(plain, str(checkpoint.file), checkpoint.header["recipe"])
+            data[key] = value
+    config = from_dict(data, str(checkpoint.file), checkpoint.header["recipe"])
     if not trust_code:
         refuse_users_code(config, str(checkpoint.file))
     return config
 
 
-def build_evaluation(checkpoint: Checkpoint, config: Config) -> TrainedModel:
-    """The model of a checkpoint, with its weights, ready to be evaluated.
+def _device(checkpoint: Checkpoint, config: Config, requested: str | None) -> torch.device:
+    if requested is not None:
+        return choose_device(
+            config_of(checkpoint, {"device": requested}, trust_code=True).device
+        )  # checked as a config
+    try:
+        return choose_device(config.device)
+    except ConfigError:  # trained on a device that this machine lacks
+        return choose_device("auto")
 
-    Raises: RunError if the weights do not fit; ConfigError as build_run.
-    """
-    header = checkpoint.header
-    device = choose_device(config.device)
-    share_processors()
-    set_deterministic(config.deterministic)
-    stored = header["preprocessing"]
+
+def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
+    stored = checkpoint.header["preprocessing"]
     channels, height, width = stored["shape"]
     mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
-    preprocessing = Preprocessing((channels, height, width), mean, std)
-    if ":" not in config.model.name:  # shapes are compared before memory is taken for whatever the file asks for
-        supplied = {"in_channels": channels, "image_size": (height, width), "num_classes": len(header["classes"])}
+    return Preprocessing((channels, height, width), mean, std)
+
+
+def _build_model(
+    checkpoint: Checkpoint, config: Config, preprocessing: Preprocessing, device: torch.device
+) -> nn.Module:
+    """The model with its weights, in evaluation mode. Raises: RunError if they do not fit; ConfigError as build_run."""
+    share_processors()
+    set_deterministic(config.deterministic)
+    num_classes = len(checkpoint.header["classes"])
+    if ":" not in config.model.name:  # shapes are compared before memory is allocated for whatever the file asks for
+        channels, height, width = preprocessing.shape
+        supplied = {"in_channels": channels, "image_size": (height, width), "num_classes": num_classes}
         with torch.device("meta"):
             shapes = build(config.model, supplied).state_dict()
         check_weights(shapes, checkpoint.weights, checkpoint.file)
-    model = build_model(config, preprocessing, len(header["classes"]), device)
-    load_weights(model, checkpoint)
-    model = with_views(model.eval(), config.tta)
+    model = build_model(config, preprocessing, num_classes, device)
+    checkpoints.load_weights(model, checkpoint)
+    model = with_tta(model.eval(), config.tta)
     if config.keep_memory and device.type == "cpu":
         keep_freed_memory()
-    classes, counts = tuple(header["classes"]), header["class_counts"]
-    return TrainedModel(checkpoint.file, config, classes, counts, preprocessing, device, model)
-
-
-def source_of(evaluation: TrainedModel) -> Dataset:
-    """The splits that the run used. Raises: DataError if the data has other classes than the model."""
-    with within_memory("reading the data set", FEWER_IMAGES):
-        source = hold_out(load_source(evaluation.config), evaluation.config)
-    if source.classes != evaluation.classes:
-        raise DataError(
-            f"{evaluation.file}: the data at {evaluation.config.root} has other classes than this model was trained on"
-        )
-    return source
-
-
-def split_of(evaluation: TrainedModel, name: str, source: Dataset | None = None) -> Split:
-    """The `train`, `validation` or `test` split that the run used. Raises: DataError if it has none.
-
-    Args:
-        evaluation: the run's.
-        name: of the split.
-        source: what source_of gave, if it has been called.
-    """
-    source = source or source_of(evaluation)
-    split: Split | None = getattr(source, name)
-    if split is None:
-        has = [other for other in ("train", "validation", "test") if getattr(source, other) is not None]
-        raise DataError(f"this run has no {name} split; it has {' and '.join(has)}")
-    return split
-
-
-def folder_split(evaluation: TrainedModel, folder: Path) -> Split:
-    """A folder's images, one sub-folder a class, as this model takes them. Raises: DataError."""
-    from ..data.folder import read_folder
-
-    return read_folder(str(folder), evaluation.classes, evaluation.preprocessing.shape)
+    return model

@@ -17,7 +17,7 @@ from ..bench.clock import Spread, Timed
 from ..bench.loss import Case, Result
 from ..bench.loss_in_training import Training
 from ..runtime.environment import environment
-from .training import finite
+from .json_values import finite
 
 Results = Sequence[tuple[Case, Mapping[str, Result]]]
 

@@ -1,21 +1,20 @@
-"""A fitted temperature as a person reads it: the number, and what it changes on each split."""
+"""A fitted temperature and its effect on each split, as a table."""
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from ..inference.calibration import Calibration
+from .console import plain_table
 
 
 def print_calibration(fitted: Calibration, console: Console) -> None:
-    """Print everything, and say so where the calibration error did not fall."""
-    direction = "less sure of itself" if fitted.temperature > 1 else "surer of itself"
+    """Print the temperature, the metrics before and after, and a note where the calibration error did not fall."""
+    direction = "less confident" if fitted.temperature > 1 else "more confident"
     console.print(
         f"{fitted.checkpoint} (epoch {fitted.epoch}): temperature {fitted.temperature:.4f}, {direction}", soft_wrap=True
     )
     console.print()
     splits = {"validation": fitted.validation} | ({"test": fitted.test} if fitted.test is not None else {})
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = plain_table()
     table.add_column("split")
     table.add_column("images", justify="right")
     for name in ("nll before", "after", "ece before", "after"):
@@ -29,7 +28,8 @@ def print_calibration(fitted: Calibration, console: Console) -> None:
     for name, split in splits.items():
         if split.ece[1] >= split.ece[0]:
             console.print(
-                f"On {name} the ece did not fall: the fit lowers the nll of the validation images,\n"
-                "and the ece, which counts in bins, need not follow. More validation images make\n"
-                "both firmer; --temperature 1 shows the probabilities as trained."
+                f"On {name} the ece did not decrease: the temperature minimizes the nll of the\n"
+                "validation images, and the binned ece need not follow. More validation images\n"
+                "make both estimates more reliable; --temperature 1 gives the uncalibrated\n"
+                "probabilities."
             )

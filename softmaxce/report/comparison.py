@@ -1,4 +1,4 @@
-"""A comparison of runs as a person reads it."""
+"""A comparison of runs as tables and sentences."""
 
 from typing import Any
 
@@ -11,41 +11,41 @@ from .console import plain_table, print_table
 PRINTED = ("accuracy", "nll", "ece")  # with their differences they fill 80 columns
 
 
-def print_comparison(found: Comparison, console: Console) -> None:
-    """Which runs, what differs, the figures, and what chance has to do with it."""
-    for number, run in enumerate(found.runs, 1):
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print the runs, the config keys that differ, the metrics, and the tests of the differences."""
+    for number, run in enumerate(comparison.runs, 1):
         console.print(f"{number}  {run.folder} (epoch {run.epoch})", soft_wrap=True)
     console.print()
-    _print_keys(found, console)
-    _print_figures(found, console)
-    for line in conclusions(found):
+    _print_keys(comparison, console)
+    _print_metrics(comparison, console)
+    for line in conclusions(comparison):
         console.print(line, soft_wrap=not console.is_terminal)
 
 
-def conclusions(found: Comparison) -> list[str]:
-    """Whether differences are larger than chance, and what seeds alone do, a sentence each."""
+def conclusions(comparison: Comparison) -> list[str]:
+    """One sentence for each significance test and each group of runs that differ by seed alone."""
     lines = []
-    for number, (test, larger) in enumerate(zip(found.tests, found.significant, strict=True), 2):
-        together = any({0, number - 1} <= set(group.runs) for group in found.seeds)
+    for number, (test, larger) in enumerate(zip(comparison.tests, comparison.significant, strict=True), 2):
+        together = any({0, number - 1} <= set(group.runs) for group in comparison.seeds)
         if test is None:
             if not together:
-                lines.append(f"{number} and 1 were not measured on the same images, so that chance cannot be judged.")
+                lines.append(f"{number} and 1 were not evaluated on the same images: no test of their difference.")
             continue
-        verdict = "larger than chance" if larger else "no larger than chance explains"
+        conclusion = "larger than chance" if larger else "not larger than chance"
         lines.append(
-            f"{number} against 1: {test.only_second:,} images right that 1 has wrong, {test.only_first:,} the other "
-            f"way; {verdict} (p = {test.p:.2g})."
+            f"{number} against 1: {test.only_second:,} images correct that 1 has wrong, {test.only_first:,} the other "
+            f"way; {conclusion} (p = {test.p:.2g})."
         )
-    count = sum(test is not None for test in found.tests)
+    count = sum(test is not None for test in comparison.tests)
     if count:
         corrected = f", Holm's correction for {count} tests" if count > 1 else ""
         lines.append(
-            f"McNemar's exact test on the same {found.runs[0].images:,} images, level {LEVEL}{corrected}. It judges "
-            "these weights; whether another seed would agree, several seeds tell."
+            f"McNemar's exact test on the same {comparison.runs[0].images:,} images, level {LEVEL}{corrected}. This "
+            "compares these weights only; repeat over seeds to test robustness."
         )
-    lines += [f"{index + 1} was trained on other images than 1." for index in found.other_data]
-    for group in found.seeds:
-        mean, deviation, low, high = group.figures["accuracy"]
+    lines += [f"{index + 1} was trained on other images than 1." for index in comparison.other_data]
+    for group in comparison.seeds:
+        mean, deviation, low, high = group.metrics["accuracy"]
         numbers = ", ".join(str(index + 1) for index in group.runs)
         lines.append(
             f"{numbers} differ by seed alone: accuracy {mean:.4f}, deviation {deviation:.4f}, "
@@ -59,39 +59,39 @@ def value_text(value: Any) -> str:
     return "–" if value is None else value if isinstance(value, str) else show(value)
 
 
-def _print_keys(found: Comparison, console: Console) -> None:
-    if not found.keys:
+def _print_keys(comparison: Comparison, console: Console) -> None:
+    if not comparison.keys:
         console.print("The configs are the same.")
         console.print()
         return
     table = plain_table()
-    numbers = [str(number) for number in range(1, len(found.runs) + 1)]
-    if len(numbers) <= max(4, len(found.keys)):
+    numbers = [str(number) for number in range(1, len(comparison.runs) + 1)]
+    if len(numbers) <= max(4, len(comparison.keys)):
         for name in ("config", *numbers):
             table.add_column(name, overflow="fold")
-        for key, values in found.keys.items():
+        for key, values in comparison.keys.items():
             table.add_row(key, *map(value_text, values))
     else:
-        for name in ("", *found.keys):
+        for name in ("", *comparison.keys):
             table.add_column(name, overflow="fold")
-        for place, number in enumerate(numbers):
-            table.add_row(number, *(value_text(values[place]) for values in found.keys.values()))
+        for index, number in enumerate(numbers):
+            table.add_row(number, *(value_text(values[index]) for values in comparison.keys.values()))
     print_table(table, console)
     console.print()
 
 
-def _print_figures(found: Comparison, console: Console) -> None:
+def _print_metrics(comparison: Comparison, console: Console) -> None:
     table = plain_table()
-    table.add_column(found.split)
+    table.add_column(comparison.split)
     for name in PRINTED:
         table.add_column(name, justify="right")
         table.add_column("", justify="right", style="dim")
-    first = found.runs[0].figures
-    for number, run in enumerate(found.runs, 1):
+    first = comparison.runs[0].metrics
+    for number, run in enumerate(comparison.runs, 1):
         cells = []
         for name in PRINTED:
-            cells.append(f"{run.figures[name]:.4f}")
-            cells.append(f"{run.figures[name] - first[name]:+.4f}" if number > 1 else "")
+            cells.append(f"{run.metrics[name]:.4f}")
+            cells.append(f"{run.metrics[name] - first[name]:+.4f}" if number > 1 else "")
         table.add_row(str(number), *cells)
     print_table(table, console)
     console.print()

@@ -1,15 +1,18 @@
-"""A classifier's figures as a person reads them: single figures, a row a class, the confusion matrix."""
+"""An evaluation as tables and as JSON: scalar metrics, per-class metrics, the confusion matrix."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..inference.evaluate import EvaluationResult
 from ..inference.metrics import Metrics
+from ..inference.requirements import RequirementResult
+from . import json_values
+from .console import plain_table
 
 MEANINGS = {
     "loss": "nats an image: the loss the model was trained with",
@@ -20,97 +23,99 @@ MEANINGS = {
     "ece": "expected calibration error (15 bins); 0 is best",
 }
 WIDEST_MATRIX = 80  # columns
-CONFUSIONS = 10  # rows of the list that stands for a matrix too wide
+CONFUSIONS = 10  # rows of the list that replaces a matrix too wide to print
 
 
-def print_figures(evaluated: EvaluationResult, console: Console) -> None:
+def print_evaluation(result: EvaluationResult, console: Console) -> None:
     """Print everything."""
-    figures = evaluated.figures
-    where = f"{evaluated.checkpoint} (epoch {evaluated.epoch}) on {evaluated.split}"
-    console.print(f"{where}: {figures.images:,} images", soft_wrap=True)  # a path is not cut in two
+    metrics = result.metrics
+    where = f"{result.checkpoint} (epoch {result.epoch}) on {result.split}"
+    console.print(f"{where}: {metrics.images:,} images", soft_wrap=True)  # paths are not wrapped
     console.print()
-    console.print(_single_figures(figures))
-    if evaluated.config.tta != "none":
-        console.print(f"test-time augmentation: {evaluated.config.tta}", style="dim")
-    if evaluated.temperature != 1:
-        console.print(f"probabilities at temperature {evaluated.temperature:.4f}", style="dim")
+    console.print(_scalar_table(metrics))
+    if result.config.tta != "none":
+        console.print(f"test-time augmentation: {result.config.tta}", style="dim")
+    if result.temperature != 1:
+        console.print(f"probabilities at temperature {result.temperature:.4f}", style="dim")
     console.print()
-    console.print(_class_table(figures))
+    console.print(_class_table(metrics))
     console.print()
-    _print_confusions(figures, console)
+    _print_confusions(metrics, console)
 
 
-def plain(evaluated: EvaluationResult) -> dict[str, Any]:
-    """The same as one JSON object."""
-    figures = asdict(evaluated.figures)
-    about = {"checkpoint": str(evaluated.checkpoint), "epoch": evaluated.epoch, "split": evaluated.split}
-    return {**about, "temperature": evaluated.temperature, "tta": evaluated.config.tta, **figures}
+def to_json(result: EvaluationResult, requirements: Sequence[RequirementResult] = ()) -> str:
+    """The same as one JSON object, with the requirements if there are any."""
+    line: dict[str, Any] = {"checkpoint": str(result.checkpoint), "epoch": result.epoch, "split": result.split}
+    line |= {"temperature": result.temperature, "tta": result.config.tta, **asdict(result.metrics)}
+    if requirements:
+        line["requirements"] = [requirement.to_dict() for requirement in requirements]
+    return json_values.dumps(line)
 
 
-def _single_figures(figures: Metrics) -> Table:
+def _scalar_table(metrics: Metrics) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
     for name, meaning in MEANINGS.items():
-        if (value := getattr(figures, name)) is not None:
+        if (value := getattr(metrics, name)) is not None:
             table.add_row(name, Text(f"{value:.4f}", style="bold"), meaning)
     return table
 
 
-def _class_table(figures: Metrics) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+def _class_table(metrics: Metrics) -> Table:
+    table = plain_table()
     table.add_column("class", overflow="ellipsis", max_width=30, no_wrap=True)
     for name in ("precision", "recall", "f1", "support"):
         table.add_column(name, justify="right")
-    for row in figures.classes:
+    for row in metrics.classes:
         table.add_row(row.name, f"{row.precision:.4f}", f"{row.recall:.4f}", f"{row.f1:.4f}", f"{row.support:,}")
     return table
 
 
-def _print_confusions(figures: Metrics, console: Console) -> None:
-    names = [row.name for row in figures.classes]
-    most = max((count for row in figures.confusion for count in row), default=0)
+def _print_confusions(metrics: Metrics, console: Console) -> None:
+    names = [row.name for row in metrics.classes]
+    most = max((count for row in metrics.confusion for count in row), default=0)
     column = max(len(str(most)), min(7, max(map(len, names)))) + 1
     label = min(16, max(map(len, names)))
     if label + 1 + column * len(names) > min(console.width, WIDEST_MATRIX):
         column = max(len(str(most)), 3) + 1
     if label + 1 + column * len(names) > min(console.width, WIDEST_MATRIX):
-        _print_most_confused(figures, names, console)
+        _print_most_confused(metrics, names, console)
         return
-    console.print("confusion matrix (a row: the label; a column: the prediction)")
+    console.print("confusion matrix (rows: labels; columns: predictions)")
     console.print(
         Text(" " * (label + 1)) + Text("".join(_cut(name, column - 1).rjust(column) for name in names), "dim")
     )
-    for name, row in zip(names, figures.confusion, strict=True):
+    for name, row in zip(names, metrics.confusion, strict=True):
         line = Text(_cut(name, label).rjust(label) + " ", style="dim")
         total = max(1, sum(row))
         for index, count in enumerate(row):
-            right = names[index] == name
-            line.append((str(count) if count else ".").rjust(column), style=_shade(count / total, right))
+            correct = names[index] == name
+            line.append((str(count) if count else ".").rjust(column), style=_shade(count / total, correct))
         console.print(line)
 
 
-def _print_most_confused(figures: Metrics, names: list[str], console: Console) -> None:
+def _print_most_confused(metrics: Metrics, names: list[str], console: Console) -> None:
     pairs = [
         (count, names[i], names[j])
-        for i, row in enumerate(figures.confusion)
+        for i, row in enumerate(metrics.confusion)
         for j, count in enumerate(row)
         if i != j and count
     ]
     pairs.sort(key=lambda pair: -pair[0])
-    console.print(f"most confused, of {len(names)} classes (the whole matrix is in --json)")
+    console.print(f"most confused, of {len(names)} classes (the full matrix is in --json)")
     for count, label, predicted in pairs[:CONFUSIONS]:
-        console.print(f"  {count:>5}  {label} taken for {predicted}")
+        console.print(f"  {count:>5}  {label} predicted as {predicted}")
 
 
 def _cut(name: str, width: int) -> str:
     return name if len(name) <= width else name[: width - 1] + "~"
 
 
-def _shade(share: float, right: bool) -> str:
-    """A cell's style: green for hits, red for misses, the stronger the larger its share of the row."""
-    if not share:
+def _shade(fraction: float, correct: bool) -> str:
+    """A cell's style: green if correct, red if not, the stronger the larger its fraction of the row."""
+    if not fraction:
         return "dim"
-    level = int(40 + 160 * min(1.0, share if right else 4 * share))
-    return f"white on rgb({0 if right else level},{level // 2 if right else 0},{level // 4 if right else 0})"
+    level = int(40 + 160 * min(1.0, fraction if correct else 4 * fraction))
+    return f"white on rgb({0 if correct else level},{level // 2 if correct else 0},{level // 4 if correct else 0})"

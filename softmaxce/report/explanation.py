@@ -1,27 +1,17 @@
-"""An explanation as text: for each step of the article a sentence, and a small table or picture."""
+"""An explanation as text: for each step of the computation a few sentences, and a small table or drawing."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
 from ..explain.explanation import Explanation
-from ..explain.numerics import Computed
-from ..explain.steps import Steps
+from ..explain.numerics import FormatResult
 from . import terminal_art
+from .explanation_tables import FADED, HIGHLIGHT, INDENT, WRONG, Cell, ExplanationPrinter
 
-WIDEST = 80  # columns
-INDENT = 3
-WIDEST_NAME = 24  # columns of a class's name
-FEW_CLASSES, SHOWN = 12, 8  # more classes than the first are cut down to the second, the label aside
 BAR = 28  # columns
-
-LABEL, LIT, FADED, WRONG = "bold green", "bold yellow", "dim", "bold red"
-
-Cell = str | Text
 
 
 def print_explanation(explanation: Explanation, console: Console, decimals: int = 4) -> None:
@@ -29,162 +19,37 @@ def print_explanation(explanation: Explanation, console: Console, decimals: int 
 
     Args:
         explanation: what to print.
-        console: where to; 80 columns are enough.
-        decimals: of the numbers; one near 0 is written with an exponent.
+        console: at least 80 columns wide.
+        decimals: decimal places; a number near 0 is printed with an exponent.
     """
-    teller = _Teller(explanation, console, decimals)
-    label = (
-        "" if explanation.steps.label.count(0) == len(explanation.classes) else f"; the label is {explanation.label}"
-    )
+    printer = ExplanationPrinter(explanation, console, decimals)
+    has_label = explanation.steps.label.count(0) < len(explanation.classes)
+    label = f"; the label is {explanation.label}" if has_label else ""
     console.print(Text(f"The loss, step by step: {explanation.title}{label}", "bold"), soft_wrap=True)
     for note in explanation.notes:
-        teller.say(note)
-    for tell in CHAPTERS:
-        tell(teller)
+        printer.text(note)
+    for print_step in STEPS:
+        print_step(printer)
 
 
-@dataclass
-class _Teller:
-    """Prints headings, sentences and tables about one explanation."""
-
-    explanation: Explanation
-    console: Console
-    decimals: int
-    number: int = 0
-    shown: list[int] = field(init=False)  # the classes that the tables have a row for
-
-    def __post_init__(self) -> None:
-        steps = self.explanation.steps
-        self.steps = steps
-        self.classes = self.explanation.classes
-        self.shown = rows_for(steps)
-        self.rest = [index for index in range(len(self.classes)) if index not in self.shown]
-        self.width = min(WIDEST, console_width(self.console))
-        self.colour = self.console.color_system is not None and not self.console.no_color
-
-    # -- sentences ----------------------------------------------------------------------------------------------------
-
-    def heading(self, text: str) -> None:
-        """The next step begins."""
-        self.number += 1
-        self.console.print()
-        self.console.print(Text(f"{self.number:>2} {text}", "bold"))
-
-    def say(self, text: str) -> None:
-        """A few sentences, wrapped."""
-        for line in Text(text).wrap(self.console, self.width - INDENT):
-            line.rstrip()
-            self.console.print(Text(" " * INDENT) + line, soft_wrap=True)
-
-    def draw(self, lines: Sequence[Text]) -> None:
-        """A picture."""
-        self.console.print()
-        for line in lines:
-            indented = Text(" " * INDENT) + line
-            indented.rstrip()
-            self.console.print(indented, soft_wrap=True)
-
-    # -- tables -------------------------------------------------------------------------------------------------------
-
-    def num(self, value: float, *, sign: bool = False) -> str:
-        """A number with the wanted decimals; with an exponent where these would not tell it."""
-        plus = "+" if sign and value > 0 else ""
-        if not math.isfinite(value):
-            return str(value)
-        if value == 0 or 1e-3 <= abs(value) < 1e6:
-            return f"{plus}{value:.{self.decimals}f}"
-        if sign and abs(value) < 1e-15:
-            return f"{0:.{self.decimals}f}"
-        return f"{plus}{value:.{self.decimals - 1}e}"
-
-    def percent(self, value: float) -> str:
-        """A probability as a percentage."""
-        return f"{100 * value:.2f} %"
-
-    def share(self, value: float) -> str:
-        """An entry of a label: 0 and 1 as they are."""
-        return f"{value:g}" if value in (0, 1) else self.num(value)
-
-    def name(self, index: int) -> Text:
-        """A class's name; the label's stands out."""
-        text = self.classes[index]
-        if cell_len(text) > WIDEST_NAME:
-            text = set_cell_size(text, WIDEST_NAME - 1) + "…"
-        return Text(text, LABEL if self.steps.label[index] == max(self.steps.label) else "")
-
-    def table(self, header: Sequence[str], row: Callable[[int], Sequence[Cell]], *after: Sequence[Cell]) -> None:
-        """A row a class, then the rows `after`. The first column and one without a heading stand left.
-
-        Args:
-            header: the columns' headings, the first of them the class's; empty strings for none at all.
-            row: a class id -> its cells after the name.
-            after: whole rows, first cells included.
-        """
-        rows: list[list[Cell]] = [[self.name(index), *row(index)] for index in self.shown]
-        rows += [list(cells) for cells in after if cells]
-        self.rows(header, rows)
-
-    def rows(self, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        """Rows of cells under a heading."""
-        cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
-        heads = [Text(text, FADED) for text in header]
-        count = max(len(row) for row in [*cells, heads])
-        widths = [max(row[i].cell_len for row in [heads, *cells] if i < len(row)) for i in range(count)]
-        self.console.print()
-        for row in [heads, *cells] if any(header) else cells:
-            line = Text(" " * INDENT)
-            for i, cell in enumerate(row):
-                space = " " * (widths[i] - cell.cell_len)
-                left = i == 0 or not header[i]
-                line += (cell + Text(space) if left else Text(space) + cell) + Text("  ")
-            line.rstrip()
-            self.console.print(line, soft_wrap=True)
-
-    def others(self, *cells: str) -> list[Cell]:
-        """The row for the classes without one."""
-        return [Text(f"{len(self.rest)} others", FADED), *cells] if self.rest else []
-
-    def rest_of(self, values: Sequence[float]) -> float:
-        """The sum over the classes without a row."""
-        return math.fsum(values[index] for index in self.rest)
-
-
-def rows_for(steps: Steps) -> list[int]:
-    """The classes that tables have a row for: all, or of many those with the largest logits, and the label's."""
-    ids = range(len(steps.logits))
-    if len(ids) <= FEW_CLASSES:
-        return list(ids)
-    wanted = sorted(ids, key=lambda index: -steps.logits[index])[:SHOWN]
-    shares = sorted((index for index in ids if steps.label[index] > 0), key=lambda index: -steps.label[index])
-    return wanted + [index for index in shares[:2] if index not in wanted]
-
-
-def console_width(console: Console) -> int:
-    """The columns there are; a pipe has as many as wanted."""
-    return console.width if console.is_terminal else WIDEST
-
-
-# -- the steps of the article -----------------------------------------------------------------------------------------
-
-
-def _image(to: _Teller) -> None:
+def _image(to: ExplanationPrinter) -> None:
     image = to.explanation.image
     if image is None:
         return
     channels, height, width = image.shape
     to.heading("The image")
-    kind = "grey" if channels == 1 else "coloured"
-    to.say(f"{height * width:,} {kind} pixels, {height} high and {width} wide: this is all that the network is given.")
-    to.draw(terminal_art.picture(image, to.colour))
+    kind = "gray" if channels == 1 else "color"
+    to.text(f"{height * width:,} {kind} pixels, {height} high and {width} wide: the input of the network.")
+    to.draw(terminal_art.picture(image, to.has_color))
 
 
-def _weighted_sums(to: _Teller) -> None:
+def _weighted_sums(to: ExplanationPrinter) -> None:
     steps = to.steps
     to.heading("The weighted sums z, called logits")
-    to.say(
-        "For each class the network adds up what speaks for it and takes away what speaks against it. The sums can be "
-        f"any numbers; they are no probabilities yet. The largest is its answer: "
-        f"{to.classes[to.explanation.predicted]}."
+    to.text(
+        "For each class the network computes a weighted sum: evidence for the class counts positive, evidence against "
+        "it negative. The sums can be any numbers; they are not probabilities yet. The class with the largest sum is "
+        f"the prediction: {to.classes[to.explanation.predicted]}."
     )
     raw = steps.raw_logits
     low, high = min(0.0, *raw), max(0.0, *raw)
@@ -196,41 +61,44 @@ def _weighted_sums(to: _Teller) -> None:
     _contributions(to)
     if steps.temperature != 1:
         to.heading("The temperature")
-        to.say(
-            f"The sums are divided by the temperature, {to.num(steps.temperature)}. A high one makes the probabilities "
-            "more alike, a low one less; softmaxce calibrate finds the one with which they can be taken at their word. "
-            "The order of the classes stays. From here on z is the quotient."
+        to.text(
+            f"The sums are divided by the temperature, {to.num(steps.temperature)}. A higher temperature makes the "
+            "probabilities more equal, a lower one less; softmaxce calibrate fits the one that makes them match the "
+            "accuracy. The order of the classes does not change. From here on z is the quotient."
         )
         to.table(["", "z"], lambda i: [to.num(steps.logits[i])])
 
 
-def _contributions(to: _Teller) -> None:
-    found = to.explanation.contributions
-    if found is None:
+def _contributions(to: ExplanationPrinter) -> None:
+    contributions = to.explanation.contributions
+    if contributions is None:
         return
-    to.heading("Which pixels pushed")
+    to.heading("The contributions of the pixels")
     order = sorted(range(len(to.classes)), key=lambda index: -to.steps.raw_logits[index])
     pair = [to.steps.main, next(index for index in order if index != to.steps.main)]
-    signs = "red pushed the sum up, blue pushed it down" if to.colour else "+ and # pushed up, - and = pushed down"
-    to.say(
-        "This model is nothing but weighted sums, so each pixel's part in them is known: its weight times its "
-        f"brightness, measured from the training images' average. Below, {signs}: for the label, and for its strongest "
-        "rival. A class's pixels and its bias, a number that does not depend on the image, add up to its logit."
+    signs = "red is positive, blue is negative" if to.has_color else "+ and # are positive, - and = are negative"
+    to.text(
+        "This model is linear, so the contribution of each pixel to each sum is known: its weight times its "
+        f"brightness, relative to the mean of the training images. Below, {signs}: for the label, and for the other "
+        "class with the largest logit. The contributions to a class and its bias, which does not depend on the image, "
+        "add up to its logit."
     )
-    pixels = found.pixels.double()
+    pixels = contributions.pixels.double()
     largest = pixels[pair].abs().max().item()
     room = (to.width - INDENT - 4) // 2
     maps = [
-        terminal_art.pushes(pixels[index].numpy(), largest, to.colour, min(room, terminal_art.WIDEST)) for index in pair
+        terminal_art.signed_map(pixels[index].numpy(), largest, to.has_color, min(room, terminal_art.WIDEST))
+        for index in pair
+        for index in pair
     ]
     wide = max(maps[0][0].cell_len, 12)
     title = _to_width(to.name(pair[0]), wide) + Text("    ") + to.name(pair[1])
     title.rstrip()
     to.draw([title, *(_to_width(left, wide) + Text("    ") + right for left, right in zip(*maps, strict=True))])
     up, down = pixels.clamp_min(0).sum((1, 2)).tolist(), pixels.clamp_max(0).sum((1, 2)).tolist()
-    bias = found.bias.tolist()
+    bias = contributions.bias.tolist()
     to.table(
-        ["", "pushed up", "pushed down", "bias", "sum z"],
+        ["", "positive", "negative", "bias", "sum z"],
         lambda i: [
             to.num(up[i], sign=True), to.num(down[i]), to.num(bias[i], sign=True), to.num(to.steps.raw_logits[i])
         ],
@@ -243,23 +111,23 @@ def _to_width(text: Text, width: int) -> Text:
     return text + Text(" " * (width - text.cell_len))
 
 
-def _subtract(to: _Teller) -> None:
+def _subtract(to: ExplanationPrinter) -> None:
     steps = to.steps
-    to.heading("Take the largest off all")
-    to.say(
-        "Next comes exp, and exp of a large number is too large for a computer: float32 ends at exp(88.7). So the "
-        f"largest logit, {to.num(steps.largest)}, is taken off all of them. What comes out is the same, for it "
-        "depends on the differences alone."
+    to.heading("Subtract the largest logit")
+    to.text(
+        "The next step is exp, and exp of a large number overflows: float32 ends at exp(88.7). So the largest logit, "
+        f"{to.num(steps.largest)}, is subtracted from all of them. The probabilities are the same, because they depend "
+        "on the differences alone."
     )
     to.table(["", f"z - {to.num(steps.largest)}"], lambda i: [to.num(steps.shifted[i])])
 
 
-def _exponentials(to: _Teller) -> None:
+def _exponentials(to: ExplanationPrinter) -> None:
     e = to.steps.exponentials
     to.heading("exp of each, and the sum")
-    to.say(
+    to.text(
         "exp(x) is the number e = 2.718... to the power of x. It makes all numbers positive and keeps their order. "
-        "A logit that is larger by 1 counts 2.718 times as much."
+        "Adding 1 to a logit multiplies its exp by 2.718."
     )
     to.table(
         ["", "exp", ""],
@@ -269,10 +137,10 @@ def _exponentials(to: _Teller) -> None:
     )
 
 
-def _softmax(to: _Teller) -> None:
+def _softmax(to: ExplanationPrinter) -> None:
     s = to.steps.probabilities
     to.heading("Softmax: S = exp / sum")
-    to.say("Each is divided by the sum. These are the probabilities: none is below 0, and together they make 1.")
+    to.text("Each is divided by the sum. These are the probabilities: none is negative, and their sum is 1.")
     to.table(
         ["", "S", "", ""],
         lambda i: [to.num(s[i]), Text(to.percent(s[i]).rjust(8)), terminal_art.bar(s[i], 0, 1, BAR)],
@@ -281,62 +149,62 @@ def _softmax(to: _Teller) -> None:
     )
 
 
-def _label(to: _Teller) -> None:
+def _label(to: ExplanationPrinter) -> None:
     steps = to.steps
     to.heading("The label L")
     hard = sorted(steps.label)[-1] == 1
     if hard:
-        to.say(
-            f"It says what is true: {to.explanation.label}. As a vector it is 1 for the true class and 0 for all "
+        to.text(
+            f"The true class is {to.explanation.label}. As a vector, the label is 1 for the true class and 0 for all "
             "others, which is called one-hot."
         )
     else:
-        to.say("It is a soft one: several classes have a share of it, as in images blended by mixup or CutMix.")
+        to.text("It is a soft label: several classes have a probability, as for images mixed by mixup or CutMix.")
     if steps.label_smoothing:
-        to.say(
-            f"Label smoothing spreads {to.num(steps.label_smoothing)} of it evenly over all {len(to.classes)} classes, "
-            "so that the network need not become endlessly sure."
+        to.text(
+            f"Label smoothing distributes {to.num(steps.label_smoothing)} of it evenly over all {len(to.classes)} "
+            "classes, so that the loss does not reward unlimited confidence."
             + ("" if steps.weight is not None else " From here on, L is the smoothed label.")
         )
     if steps.weight is not None:
-        to.say(
-            "The run's class weights then make some classes count more than others: share times weight is Q, and Q "
-            "takes the place of L from here on."
+        to.text(
+            "Class weights make some classes count more than others: label times weight is Q, and Q replaces L from "
+            "here on."
         )
     header = ["", "L"]
-    columns: list[Callable[[int], str]] = [lambda i: to.share(steps.label[i])]
+    columns: list[Callable[[int], str]] = [lambda i: to.label_entry(steps.label[i])]
     if steps.label_smoothing:
         header.append("smoothed")
-        columns.append(lambda i: to.share(steps.smoothed[i]))
+        columns.append(lambda i: to.label_entry(steps.smoothed[i]))
     if steps.weight is not None:
         weight = steps.weight
         header += ["weight", "Q"]
-        columns += [lambda i: to.num(weight[i]), lambda i: to.share(steps.targets[i])]
+        columns += [lambda i: to.num(weight[i]), lambda i: to.label_entry(steps.targets[i])]
     to.table(header, lambda i: [column(i) for column in columns])
 
 
-def _product(to: _Teller) -> None:
+def _product(to: ExplanationPrinter) -> None:
     steps = to.steps
     q = "Q" if steps.weight is not None else "L"
     to.heading(f"Cross-entropy: -{q} log S")
-    left = [index for index, share in enumerate(steps.targets) if share > 0]
+    left = [index for index, target in enumerate(steps.targets) if target > 0]
     rule = (
-        "The log (the natural one) of a probability is 0 for certainty and falls without end towards probability 0; "
-        f"the minus makes a penalty of it. It is taken of each class's S, times {q}."
+        "The natural log of a probability is 0 at probability 1 and goes to minus infinity at probability 0; the minus "
+        f"turns it into a penalty. The log of each class's S is multiplied by {q}."
     )
     if len(left) == 1:
-        to.say(f"{rule} Where {q} is 0 the term vanishes, whatever S may be. One is left: {to.classes[left[0]]}'s.")
+        to.text(f"{rule} Where {q} is 0 the term is 0, whatever S is. One term remains: {to.classes[left[0]]}'s.")
     elif len(left) == len(to.classes):
-        to.say(f"{rule} No {q} is 0, so every class's term counts.")
+        to.text(f"{rule} No {q} is 0, so every class contributes a term.")
     else:
-        to.say(f"{rule} Where {q} is 0 the term vanishes; {len(left)} are left.")
+        to.text(f"{rule} Where {q} is 0 the term is 0; {len(left)} terms remain.")
 
     def row(i: int) -> list[Cell]:
-        lit = steps.targets[i] > 0
-        style = (LIT if i == steps.main else "") if lit else FADED
-        cells = [to.share(steps.targets[i]), to.num(steps.log_probabilities[i]), to.num(steps.terms[i])]
-        word = ("<-" if len(left) == 1 else "") if lit else "vanishes"
-        return [Text(cell, style) for cell in [*cells, word]]
+        counts = steps.targets[i] > 0
+        style = (HIGHLIGHT if i == steps.main else "") if counts else FADED
+        cells = [to.label_entry(steps.targets[i]), to.num(steps.log_probabilities[i]), to.num(steps.terms[i])]
+        remark = ("<-" if len(left) == 1 else "") if counts else "is 0"
+        return [Text(cell, style) for cell in [*cells, remark]]
 
     to.table(
         ["", q, "log S", f"-{q} log S", ""],
@@ -346,60 +214,59 @@ def _product(to: _Teller) -> None:
     )
 
 
-def _loss(to: _Teller) -> None:
+def _loss(to: ExplanationPrinter) -> None:
     steps = to.steps
     to.heading("The loss")
     name = f"S({to.explanation.label})"
-    plain = steps.weight is None and sum(share > 0 for share in steps.targets) == 1
-    what = f"-log {name}" if plain else "the sum of these terms"
-    blind = math.log(len(to.classes))
-    to.say(
+    one_term = steps.weight is None and sum(target > 0 for target in steps.targets) == 1
+    what = f"-log {name}" if one_term else "the sum of these terms"
+    uniform = math.log(len(to.classes))
+    to.text(
         f"It is {what} = {to.num(steps.loss)} nats, or {to.num(steps.bits)} bits (a bit is log 2 = 0.6931 nats). "
         + (
-            f"It is 0 if the network is certain of {to.explanation.label}, and grows without end as {name} nears 0. "
-            f"A blind guess among {len(to.classes)} classes costs log {len(to.classes)} = {to.num(blind)}."
-            if plain
-            else f"It cannot come below {to.num(steps.least)}: that much is left when S has the label's own shares."
+            f"It is 0 at {name} = 1, and grows without bound as {name} nears 0. Equal probabilities for all "
+            f"{len(to.classes)} classes give log {len(to.classes)} = {to.num(uniform)}."
+            if one_term
+            else f"Its minimum is {to.num(steps.least)}, reached when S equals the label."
         )
     )
     if steps.weight is not None:
-        to.say("In training, the mean over a batch divides by the sum of the labels' weights.")
-    if not plain:
-        to.say(f"Here is the place of {to.explanation.label}, the label's largest part, on the curve of -log:")
+        to.text("In training, the mean over a batch divides by the sum of the labels' weights.")
+    if not one_term:
+        to.text(f"The curve of -log, with {to.explanation.label}, the label's largest entry, marked on it:")
     main = steps.main
     to.draw(
         terminal_art.curve(
-            steps.probabilities[main], -steps.log_probabilities[main], name, LIT if to.colour else "bold"
+            steps.probabilities[main], -steps.log_probabilities[main], name, HIGHLIGHT if to.has_color else "bold"
         )
     )
     own = to.explanation.own_loss
     if own is not None:
-        to.say(
-            f"This run was trained with another loss, {own.name}, which gives this image {to.num(own.loss)}. Here you "
-            "see cross-entropy."
+        to.text(
+            f"This run was trained with another loss, {own.name}; its value for this image is {to.num(own.loss)}. The "
+            "steps shown here are those of cross-entropy."
         )
 
 
-def _gradient(to: _Teller) -> None:
+def _gradient(to: ExplanationPrinter) -> None:
     steps = to.steps
     q = "Q" if steps.weight is not None else "L"
     total = math.fsum(steps.targets)
     factor = "" if steps.weight is None else f"{to.num(total)} "
     to.heading(f"The gradient: {factor}S - {q}")
-    to.say(
-        "It says how fast the loss rises with each logit, and this is all there is to its formula"
+    to.text(
+        "The derivative of the loss with respect to each logit has this simple form"
         + (f" ({to.num(total)} is the sum of Q)" if factor else "")
-        + ". Training goes the other way: what has too small a probability is raised, what has too large a one is "
-        "lowered, each by as much as it is wrong. Together they make 0."
+        + ". Gradient descent goes the other way: logits whose probability is too small are raised, those whose "
+        "probability is too large are lowered, each in proportion to its error. The entries sum to 0."
     )
     g = steps.gradient
 
     def row(i: int) -> list[Cell]:
-        turn = "raise z ▲" if g[i] < 0 else "lower z ▼" if g[i] > 0 else "leave z"
+        direction = "raise z ▲" if g[i] < 0 else "lower z ▼" if g[i] > 0 else "keep z"
         style = "green" if g[i] < 0 else "red" if g[i] > 0 else FADED
-        return [
-            to.num(steps.probabilities[i]), to.share(steps.targets[i]), to.num(g[i], sign=True), Text(turn, style)
-        ]  # fmt: skip
+        numbers = [to.num(steps.probabilities[i]), to.label_entry(steps.targets[i]), to.num(g[i], sign=True)]
+        return [*numbers, Text(direction, style)]
 
     to.table(
         ["", "S", q, "gradient", ""],
@@ -409,17 +276,17 @@ def _gradient(to: _Teller) -> None:
     )
     own = to.explanation.own_loss
     if own is not None:
-        to.say(f"{own.name} has another gradient:")
+        to.text(f"{own.name} has another gradient:")
         to.table(["", "gradient"], lambda i: [to.num(own.gradient[i], sign=True)])
 
 
-def _step(to: _Teller) -> None:
+def _step(to: ExplanationPrinter) -> None:
     steps, step = to.steps, to.steps.step
-    to.heading("One step against the gradient")
-    size = "once" if step.size == 1 else f"{to.num(step.size)} times (1 over the sum of Q)"
-    to.say(
-        f"Take the gradient off the logits {size}, and let softmax come out anew. In training the step is smaller, and "
-        "goes on through the network to its weights."
+    to.heading("One step of gradient descent")
+    scaled = "" if step.size == 1 else f" times {to.num(step.size)} (1 over the sum of Q)"
+    to.text(
+        f"Subtract the gradient{scaled} from the logits, and compute softmax again. In training the step is smaller, "
+        "and the gradient is propagated through the network to its weights."
     )
     s, after = steps.probabilities, step.probabilities
     to.table(
@@ -427,41 +294,39 @@ def _step(to: _Teller) -> None:
         lambda i: [to.num(steps.logits[i]), to.num(step.logits[i]), to.percent(s[i]), to.percent(after[i])],
         to.others("", "", to.percent(to.rest_of(s)), to.percent(to.rest_of(after))),
     )
-    change = "falls" if step.loss < steps.loss else "stays" if step.loss == steps.loss else "rises"
+    change = "falls" if step.loss < steps.loss else "does not change" if step.loss == steps.loss else "rises"
     to.console.print()
-    to.say(f"The loss {change}: {to.num(steps.loss)} -> {to.num(step.loss)}.")
+    to.text(f"The loss {change}: {to.num(steps.loss)} -> {to.num(step.loss)}.")
 
 
-def _numerics(to: _Teller) -> None:
-    to.heading("The same in a computer's numbers")
-    to.say(
-        "Naive: softmax first, then its log, as above. Right: the log of softmax in one step, "
-        "(z - largest) - log(sum), as softmaxce does it. float32 is what training computes in as a rule; bfloat16 and "
-        "float16 have fewer digits."
+def _numerics(to: ExplanationPrinter) -> None:
+    to.heading("The same in floating-point arithmetic")
+    to.text(
+        "Naive: softmax, then its log, as above. Stable: log-softmax in one step, (z - largest) - log(sum), as "
+        "softmaxce computes it. Training usually computes in float32; bfloat16 and float16 have fewer digits."
     )
     formats = to.explanation.formats
 
-    def row(computed: Computed) -> list[Cell]:
-        off = abs(computed.naive - computed.right)
-        style = "" if math.isfinite(computed.naive) else WRONG
-        return [computed.format, Text(_full(computed.naive), style), _full(computed.right), f"{off:.1e}"]
+    def row(result: FormatResult) -> list[Cell]:
+        difference = abs(result.naive - result.right)
+        style = "" if math.isfinite(result.naive) else WRONG
+        return [result.format, Text(_full(result.naive), style), _full(result.right), f"{difference:.1e}"]
 
-    to.rows(["", "naive loss", "right loss", "apart by"], [row(computed) for computed in formats])
+    to.rows(["", "naive loss", "stable loss", "difference"], [row(result) for result in formats])
     to.console.print()
-    gap = next(computed.limit.gap for computed in formats if computed.format == "float32")
-    to.say(
-        "On paper softmax never gives zero, so its log always exists. In float32 it does past a gap of about "
-        f"{gap:.0f} between two logits, and then the naive way takes log 0. These pairs show it (the second class is "
-        "the label):"
+    gap = next(result.limit.gap for result in formats if result.format == "float32")
+    to.text(
+        "Mathematically softmax is never 0, so its log is finite. In float32 it underflows to 0 when two logits are "
+        f"more than about {gap:.0f} apart, and the naive loss is infinite. Examples (the second class is the label):"
     )
 
-    def limit_row(computed: Computed) -> list[Cell]:
-        limit = computed.limit
+    def limit_row(result: FormatResult) -> list[Cell]:
+        limit = result.limit
         pair = ", ".join(f"{logit:g}" for logit in limit.logits)
-        return [computed.format, f"{limit.gap:.2f}", pair, Text(f"{limit.naive:g}", WRONG), f"{limit.right:g}"]
+        return [result.format, f"{limit.gap:.2f}", pair, Text(f"{limit.naive:g}", WRONG), f"{limit.right:g}"]
 
-    header = ["", "S is 0 past", "logits", "naive loss", "right loss"]
-    to.rows(header, [limit_row(computed) for computed in formats])
+    header = ["", "S is 0 beyond", "logits", "naive loss", "stable loss"]
+    to.rows(header, [limit_row(result) for result in formats])
 
 
 def _full(value: float) -> str:
@@ -470,7 +335,7 @@ def _full(value: float) -> str:
     )
 
 
-CHAPTERS = (
+STEPS = (
     *(_image, _weighted_sums, _subtract, _exponentials, _softmax, _label, _product, _loss, _gradient, _step),
     _numerics,
 )

@@ -1,9 +1,8 @@
-"""What became of a loss before the laws: a table, the smallest inputs that break it, its cost."""
+"""The results of `softmaxce check-loss`: a table of laws, the smallest failing inputs, the loss's cost."""
 
 from collections.abc import Iterable
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -13,12 +12,13 @@ from ..laws.cost import Costs
 from ..laws.law import LawResult
 from ..laws.subject import Subject
 from . import console as consoles
+from .console import plain_table
 
 STYLES = {"passed": "green", "failed": "bold red", "exempt": "yellow", "not applicable": "dim"}
 
 
 def watched(verdicts: Iterable[LawResult], count: int) -> list[LawResult]:
-    """All verdicts, with a word on stderr, on a terminal, about how far it is."""
+    """All results, with progress on stderr if it is a terminal."""
     console = consoles.stderr()
     if not console.is_terminal:
         return list(verdicts)
@@ -60,7 +60,7 @@ def print_verdicts(subject: Subject, verdicts: list[LawResult], costs: Costs | N
 
 
 def _table(verdicts: list[LawResult]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = plain_table()
     table.add_column("law", no_wrap=True)
     table.add_column("status", no_wrap=True)
     table.add_column("claim")
@@ -90,7 +90,7 @@ def _print_costs(costs: Costs, console: Console) -> None:
     if costs.problem:
         console.print(f"not measured: {costs.problem}")
         return
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = plain_table()
     for index, name in enumerate(("float32, 1 thread", "forward + backward", "torch's", "ratio")):
         table.add_column(name, justify="right" if index else "left")
     for cost in costs.times:

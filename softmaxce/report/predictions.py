@@ -1,4 +1,4 @@
-"""Predictions as they come: aligned lines for a person, JSON Lines or CSV for a program."""
+"""Predictions, printed one by one: as aligned columns, JSON Lines or CSV."""
 
 import csv
 import json
@@ -9,25 +9,25 @@ from rich.cells import cell_len
 
 from ..inference.predict import Prediction
 from . import console
-from .training import finite
+from .json_values import finite
 
 
 class Writer(Protocol):
-    """Who writes predictions to stdout."""
+    """Writes predictions to stdout."""
 
     def write(self, prediction: Prediction) -> None:
-        """One more."""
+        """Write one prediction."""
 
 
 def writer(form: str, classes: tuple[str, ...], top: int) -> Writer:
-    """The one for `table`, `json` or `csv`."""
+    """The writer for `table`, `json` or `csv`."""
     if form == "json":
         return JsonLines(top)
     return Csv(min(top, len(classes))) if form == "csv" else Lines(classes)
 
 
 class Lines:
-    """Probability, class and path in columns; further classes on lines of their own, under the first."""
+    """Probability, class and path in columns; further classes on lines of their own below."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         self.width = max(len("class"), *(cell_len(name) for name in classes))
@@ -35,7 +35,7 @@ class Lines:
             console.stdout().print(f"{'prob.':<6}  {'class':<{self.width}}  path", style="bold")
 
     def write(self, prediction: Prediction) -> None:
-        """A line a class."""
+        """Write a line per class."""
         path = f"  {prediction.path}"
         for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
             space = " " * (self.width - cell_len(name)) if path else ""
@@ -44,14 +44,14 @@ class Lines:
 
 
 class JsonLines:
-    """One JSON object a line: path, class, probability and, where more than one class is asked for, top."""
+    """One JSON object per line: path, class, probability and, for more than one class, top."""
 
     def __init__(self, top: int) -> None:
         self.top = top
-        self.encode = json.JSONEncoder(allow_nan=False).encode  # made once, not at every line
+        self.encode = json.JSONEncoder(allow_nan=False).encode  # made once: json.dumps makes one at every call
 
     def write(self, prediction: Prediction) -> None:
-        """A line."""
+        """Write a line."""
         ranked = list(zip(prediction.classes, prediction.probabilities, strict=True))
         line: dict[str, Any] = {"path": prediction.path, "class": ranked[0][0], "probability": ranked[0][1]}
         if self.top > 1:
@@ -63,7 +63,7 @@ class JsonLines:
 
 
 class Csv:
-    """A header and one row an image: path, class, probability, then class_2, probability_2 and so on."""
+    """A header and one row per image: path, class, probability, class_2, probability_2, ..."""
 
     def __init__(self, top: int) -> None:
         self.rows = csv.writer(sys.stdout, lineterminator="\n")
@@ -71,6 +71,6 @@ class Csv:
         self.rows.writerow(["path", "class", "probability", *names])
 
     def write(self, prediction: Prediction) -> None:
-        """A row."""
+        """Write a row."""
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
         self.rows.writerow([prediction.path, *(value for pair in pairs for value in pair)])

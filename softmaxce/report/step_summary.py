@@ -35,7 +35,7 @@ def of_training(outcome: Outcome) -> None:
 
 def of_evaluation(evaluated: EvaluationResult, requirements: Sequence[RequirementResult]) -> None:
     """Append the result of `softmaxce eval`."""
-    figures = evaluated.figures
+    figures = evaluated.metrics
     names = ("loss", "accuracy", "top5_accuracy", "nll", "brier", "ece")
     rows = {"images": f"{figures.images:,} ({evaluated.split})"}
     rows |= {name: f"{value:.4f}" for name in names if (value := getattr(figures, name)) is not None}

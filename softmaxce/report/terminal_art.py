@@ -1,4 +1,4 @@
-"""Images, bars and curves in the characters of a terminal: half blocks in colour, shades of text without."""
+"""Images, bars and curves as terminal text: half blocks in color, shaded characters without."""
 
 import math
 
@@ -16,8 +16,8 @@ WIDEST, NARROWEST = 56, 24  # columns of an image
 Rows = NDArray[np.float64]  # [H, W, ...]
 
 
-def fitted(pixels: Rows, widest: int = WIDEST) -> Rows:
-    """[H, W, channels] at most `widest` columns wide; a tiny one is enlarged by a whole factor."""
+def resized(pixels: Rows, widest: int = WIDEST) -> Rows:
+    """[H, W, channels] reduced to at most `widest` columns; small images are enlarged by an integer factor."""
     height, width = pixels.shape[:2]
     if width > widest:
         size = (widest, max(1, round(height * widest / width)))
@@ -30,11 +30,11 @@ def fitted(pixels: Rows, widest: int = WIDEST) -> Rows:
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def picture(image: Tensor, colour: bool) -> list[Text]:
+def picture(image: Tensor, color: bool) -> list[Text]:
     """An image [C, H, W] uint8 (C is 1 or 3; else its first channel) as lines, two rows of pixels each."""
-    pixels = fitted(image.permute(1, 2, 0).double().numpy())
+    pixels = resized(image.permute(1, 2, 0).double().numpy())
     pixels = pixels if pixels.shape[2] == 3 else pixels[:, :, :1].repeat(3, axis=2)
-    if not colour:
+    if not color:
         grey = (pixels @ np.array([0.299, 0.587, 0.114])) / 255
         return [
             Text("".join(SHADES[round(value * 9)] for value in row.clip(0, 1)).rstrip()) for row in _halved(grey, 0.0)
@@ -42,12 +42,12 @@ def picture(image: Tensor, colour: bool) -> list[Text]:
     return _half_blocks(pixels, (0, 0, 0))
 
 
-def pushes(contributions: Rows, largest: float, colour: bool, widest: int = WIDEST) -> list[Text]:
-    """A map [H, W] of what pushes up (red, or + and #) and down (blue, or - and =), `largest` being the fullest."""
-    values = fitted(contributions[:, :, None], widest)[:, :, 0] / max(largest, 1e-300)
-    if not colour:
+def signed_map(values: Rows, largest: float, color: bool, widest: int = WIDEST) -> list[Text]:
+    """A map [H, W]: positive values are red, or + and #, negative blue, or - and =; `largest` has full strength."""
+    values = resized(values[:, :, None], widest)[:, :, 0] / max(largest, 1e-300)
+    if not color:
         return [Text("".join(map(_sign, row))) for row in _halved(values, 0.0)]
-    strength = np.sqrt(np.abs(values).clip(0, 1))  # the eye takes the root for even
+    strength = np.sqrt(np.abs(values).clip(0, 1))  # the square root looks linear to the eye
     rgb = np.full((*values.shape, 3), 24.0)
     rgb[:, :, 0] += np.where(values > 0, 231 * strength, 0)
     rgb[:, :, 1] += np.where(values > 0, 60 * strength, 110 * strength)
@@ -64,7 +64,7 @@ def _sign(value: float) -> str:
 
 
 def _halved(values: Rows, fill: float) -> Rows:
-    """Two rows of pixels as one: a character is twice as high as wide."""
+    """Pairs of pixel rows averaged: a character is twice as high as wide."""
     if len(values) % 2:
         values = np.concatenate([values, np.full((1, values.shape[1]), fill)])
     halves: Rows = (values[0::2] + values[1::2]) / 2
@@ -100,35 +100,35 @@ def bar(value: float, low: float, high: float, width: int) -> str:
     return drawn.rjust(left) + axis
 
 
-def curve(probability: float, loss: float, name: str, colour: str, width: int = 48, height: int = 7) -> list[Text]:
-    """The curve of -log over (0, 1], filled below, with the place of `probability` marked on it.
+def curve(probability: float, loss: float, name: str, color: str, width: int = 48, height: int = 7) -> list[Text]:
+    """The curve of -log over (0, 1], filled below, with `probability` marked on it.
 
     Args:
         probability: in [0, 1].
         loss: -log of it, nats.
-        name: what the horizontal axis is called.
-        colour: the style of the mark.
+        name: of the horizontal axis.
+        color: the style of the mark.
     """
     top = 5.0
-    place = min(width - 1, int(probability * width))
+    marked = min(width - 1, int(probability * width))
     lines = []
     for row in range(height):
         line = Text(f"{top:.0f} " if row == 0 else "  ")
         line.append("┤" if row == 0 else "│", "dim")
         for column in range(width):
-            at = -math.log((column + 0.5) / width) if column != place else min(loss, top)
+            at = -math.log((column + 0.5) / width) if column != marked else min(loss, top)
             eighths = round(at / top * height * 8) - (height - 1 - row) * 8
-            if column == place and row == height - 1:
+            if column == marked and row == height - 1:
                 eighths = max(1, eighths)
-            line.append(HEIGHTS[min(8, max(0, eighths))], colour if column == place else "dim")
-        lines.append(_without_end(line))
+            line.append(HEIGHTS[min(8, max(0, eighths))], color if column == marked else "dim")
+        lines.append(_right_stripped(line))
     lines.append(Text("0 ").append("└" + "─" * width, "dim").append(f" 1  {name}"))
-    mark = f"▲ {loss:.4f}" + (" (the curve goes on, out of this picture)" if loss > top else "")
-    flush = 3 + place + len(mark) <= 3 + width + 6
-    lines.append(Text(" " * (3 + place) + mark if flush else f"{loss:.4f} ▲".rjust(3 + place + 1), colour))
+    mark = f"▲ {loss:.4f}" + (" (outside the plot)" if loss > top else "")
+    fits = 3 + marked + len(mark) <= 3 + width + 6
+    lines.append(Text(" " * (3 + marked) + mark if fits else f"{loss:.4f} ▲".rjust(3 + marked + 1), color))
     return lines
 
 
-def _without_end(line: Text) -> Text:
+def _right_stripped(line: Text) -> Text:
     line.rstrip()
     return line

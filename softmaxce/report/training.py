@@ -1,7 +1,6 @@
 """Reporters of a training run: a table on a terminal, plain lines elsewhere, JSON Lines for programs."""
 
 import json
-import math
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from ..runtime.environment import describe_device
 from ..session import Level, Outcome, Reporter
 from ..training.run import Epoch, Run
 from . import console
+from .json_values import finite
 
 
 def console_reporter(*, as_json: bool, quiet: bool) -> Reporter:
@@ -218,15 +218,6 @@ class Messages(Reporter):
     def stopping(self) -> None:
         """Print that the run is about to stop; unbuffered, as the signal may have interrupted another print."""
         os.write(2, b"stopping after this step; ctrl-C again stops at once\n")
-
-
-def finite(value: Any) -> Any:
-    """The same data with None for every NaN or infinity, which JSON cannot represent."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _emit(line: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 from torch.nn import functional
 
 from softmaxce import cross_entropy
-from softmaxce.explain.numerics import FORMATS, compare_formats, limit_of
+from softmaxce.explain.numerics import FORMATS, compare_formats, underflow_point
 from softmaxce.explain.steps import take_steps
 
 
@@ -18,13 +18,13 @@ from softmaxce.explain.steps import take_steps
 )
 def test_softmax_reaches_0_where_half_the_least_number_lies(name: str, least: int) -> None:
     # exp(-gap) rounds to 0 below half of the least positive number, 2^(least - 1)
-    limit, coarse = limit_of(name), torch.finfo(FORMATS[name]).eps
+    limit, coarse = underflow_point(name), torch.finfo(FORMATS[name]).eps
     assert limit.gap == pytest.approx(-(least - 1) * math.log(2), rel=coarse)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_torchs_softmax_reaches_log_0_for_the_pair_shown_and_its_loss_does_not(name: str) -> None:
-    limit = limit_of(name)
+    limit = underflow_point(name)
     logits = torch.tensor([limit.logits], dtype=FORMATS[name])
     assert -functional.softmax(logits, 1).log()[0, 1].item() == limit.naive == math.inf
     ids = torch.tensor([1])

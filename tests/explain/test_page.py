@@ -105,7 +105,7 @@ def test_a_soft_label_is_shown_as_given_and_can_be_changed(page: Browser, file: 
     page.open(file)
     assert_equal(page, take_steps(logits, shares))
     page.evaluate("document.getElementById('label').focus()")
-    page.press("ArrowDown", 2)  # from "as it was given" over the first class to the second
+    page.press("ArrowDown", 2)  # from "as given" over the first class to the second
     assert_equal(page, take_steps(logits, 1))
 
 
@@ -114,7 +114,7 @@ def test_the_keyboard_moves_a_logit_and_every_step_follows(page: Browser, file: 
     write_page(explain_logits(logits, 0, CLASSES), file)
     page.open(file)
     before = single(page, "loss")
-    marked = "document.querySelector('circle.place').getAttribute('cx')"
+    marked = "document.querySelector('circle.mark').getAttribute('cx')"
     place = float(page.evaluate(marked))
     page.press("Tab")  # the first thing that can be reached is the first logit's slider
     assert page.evaluate("document.activeElement.id") == "logit0"

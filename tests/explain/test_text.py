@@ -23,6 +23,7 @@ from softmaxce.build import load_source
 from softmaxce.data.splits import InMemory
 from softmaxce.errors import DataError
 from softmaxce.explain import trained
+from softmaxce.inference.trained_model import TrainedModel
 from softmaxce.report import terminal_art
 
 from ..helpers import SMALL, Softmaxce
@@ -56,7 +57,7 @@ def test_nothing_wraps_or_is_cut_at_80_columns(
         assert names[1] in done.stdout
 
 
-def test_colours_only_where_they_are_wanted(explain: Explain) -> None:
+def test_colors_are_used_only_on_a_terminal_or_by_force(explain: Explain) -> None:
     assert "\x1b[" not in explain(*EXAMPLE).stdout
     assert "\x1b[" in explain(*EXAMPLE, FORCE_COLOR="1", TERM="xterm-256color").stdout
     assert not re.search(r"\x1b\[[\d;]*3[0-7]m", explain(*EXAMPLE, FORCE_COLOR="1", NO_COLOR="1").stdout)
@@ -87,18 +88,19 @@ def test_of_many_classes_the_largest_and_the_label_have_a_row_and_the_rest_one_t
         (("--logits", "1,inf", "--label", "0"), "--logits: numbers must be finite"),
         (("--logits", "1", "--label", "0"), "--logits: needs two numbers or more"),
         (("--logits", "1,2", "--label", "2"), "--label: there is no class '2'; the classes are class 0, class 1"),
-        (("--logits", "1,2", "--label", "0=0.7,1=0.7"), "--label: the shares must add up to 1, got 1.4"),
+        (("--logits", "1,2", "--label", "0=0.7,1=0.7"), "--label: the probabilities must add up to 1, got 1.4"),
         (("--logits", "1,2", "--label", "0=x"), "--label: 'x' is no number"),
-        (("--logits", "1,2", "--label", "0=,1=1"), "--label: '0=': a share is a number from 0 to 1"),
+        (("--logits", "1,2", "--label", "0=,1=1"), "--label: '0=': needs one probability from 0 to 1"),
+        (("--logits", "1,2", "--label", "0=0.5 0.5"), "--label: '0=0.5 0.5': needs one probability from 0 to 1"),
         (("--logits", "1,2", "--label", "0", "--classes", "a"), "--classes: needs one name for each of the 2 logits"),
         (("--logits", "1,2", "--label", "0", "--classes", "a,a"), "--classes: names must differ"),
         (("--logits", "1,2", "--label", "0", "--weight", "1,-1"), "--weight: needs 2 numbers"),
-        (("--logits", "1,2", "--label", "0", "--index", "1"), "--logits: takes the place of RUN, IMAGE and --index"),
+        (("--logits", "1,2", "--label", "0", "--index", "1"), "--logits: replaces RUN, IMAGE and --index"),
         (("nothing", "--index", "1", "--weight", "1,2"), "--weight: goes with --logits"),
         (("--logits", "1,2", "--label", "0", "--mix", "1"), "--mix: goes with --index"),
         (("nothing", "no.png", "--mix", "1"), "--mix: goes with --index"),
-        (("nothing", "--index", "1", "--mix", "1=2"), "--mix: is an image's number and its share from 0 to 1"),
-        (("nothing", "--index", "1", "--mix", "x"), "--mix: is an image's number and its share from 0 to 1"),
+        (("nothing", "--index", "1", "--mix", "1=2"), "--mix: needs an image's number and its weight from 0 to 1"),
+        (("nothing", "--index", "1", "--mix", "x"), "--mix: needs an image's number and its weight from 0 to 1"),
         (("nothing", "--index", "1"), "nothing: there is no such run folder or checkpoint"),
     ],
 )
@@ -121,7 +123,7 @@ def test_a_mistake_is_answered_before_torch_is_loaded(tmp_path: Path) -> None:
     assert done.stdout == "2 False\n"
 
 
-def test_shares_of_a_label_are_a_soft_label(explain: Explain) -> None:
+def test_probabilities_of_several_classes_are_a_soft_label(explain: Explain) -> None:
     answer = json.loads(explain(*EXAMPLE[:2], "--label", "cat=0.7,bird=0.3", *EXAMPLE[4:], "--json").stdout)
     assert answer["true_class"] == "cat"
     wanted = -(np.array([0.7, 0, 0.3]) * log_softmax([2.0, 1.0, 0.1])).sum()
@@ -152,9 +154,9 @@ def test_the_numbers_printed_for_a_real_mnist_image_are_scipys(explain: Explain,
     text = done.stdout
     assert "the label is 3" in text
     z = np.array(column(text, "weighted sums", 1))
-    run = trained.open_run(mnist_run)
+    run = TrainedModel.open(mnist_run, device="cpu")
     with torch.no_grad():
-        image, label = trained.pick(run, "test", 18)
+        image, label = trained.split_image(run, "test", 18)
         pixels = (image.float() / 255 - run.preprocessing.mean[0]) / run.preprocessing.std[0]
         np.testing.assert_allclose(z, run.model(pixels.unsqueeze(0))[0].numpy(), rtol=1e-4, atol=1e-5)
     assert label == 3
@@ -177,13 +179,13 @@ def test_smoothing_and_weights_of_the_run_are_in_the_steps(explain: Explain, lin
     np.testing.assert_allclose(answer["loss"], -(q * np.log(s)).sum(), rtol=1e-6)
     np.testing.assert_allclose(answer["gradient"], q.sum() * s - q, rtol=1e-6)
     text = explain(str(linear_run), "--index", "1").stdout
-    assert "Label smoothing spreads 0.1000" in text
-    assert "every class's term counts" in " ".join(text.split())
+    assert "Label smoothing distributes 0.1000" in text
+    assert "every class contributes a term" in " ".join(text.split())
 
 
-def test_a_blend_is_torchvisions_mixup(explain: Explain, linear_run: Path) -> None:
+def test_a_mixed_image_is_torchvisions_mixup(explain: Explain, linear_run: Path) -> None:
     answer = json.loads(explain(str(linear_run), "--index", "1", "--mix", "2=0.25", "--json").stdout)
-    run = trained.open_run(linear_run)
+    run = TrainedModel.open(linear_run, device="cpu")
     source = load_source(run.config)
     assert isinstance(source.test, InMemory)
     images, labels = source.test.images[[1, 2]].float(), source.test.labels[[1, 2]]
@@ -197,7 +199,7 @@ def test_a_blend_is_torchvisions_mixup(explain: Explain, linear_run: Path) -> No
     assert answer["loss"] == pytest.approx(wanted.item(), rel=1e-6)
 
 
-def test_the_pixels_pushes_and_the_bias_add_up_to_the_logits(explain: Explain, linear_run: Path) -> None:
+def test_the_pixels_contributions_and_the_bias_add_up_to_the_logits(explain: Explain, linear_run: Path) -> None:
     answer = json.loads(explain(str(linear_run), "--index", "1", "--json").stdout)
     pixels = np.array(answer["contributions"]["pixels"])
     assert pixels.shape == (10, 8, 8)
@@ -216,7 +218,7 @@ def test_an_index_is_the_image_of_that_split(explain: Explain, linear_run: Path)
 
 
 def test_a_file_is_explained_as_the_same_image_of_the_split(explain: Explain, linear_run: Path, tmp_path: Path) -> None:
-    source = load_source(trained.open_run(linear_run).config)
+    source = load_source(TrainedModel.open(linear_run, device="cpu").config)
     assert isinstance(source.test, InMemory)
     image, label = source.test.images[3], int(source.test.labels[3])
     Image.fromarray(image[0].numpy()).save(tmp_path / "digit.png")
@@ -224,7 +226,7 @@ def test_a_file_is_explained_as_the_same_image_of_the_split(explain: Explain, li
     of_file = json.loads(explain(str(linear_run), str(tmp_path / "digit.png"), "--label", str(label), "--json").stdout)
     assert {**of_file, "title": ""} == {**of_split, "title": ""}
     unlabelled = explain(str(linear_run), str(tmp_path / "digit.png"))
-    assert "the network's own answer stands in for it" in " ".join(unlabelled.stdout.split())
+    assert "the predicted class is taken as the label" in " ".join(unlabelled.stdout.split())
     missing = explain(str(linear_run), "no.png")
     assert missing.exit_code == 2
     assert missing.stderr == "error: no.png: there is no such file\n"
@@ -248,7 +250,7 @@ def test_another_loss_is_named_with_its_value_beside_cross_entropy(
     assert "trained with another loss, half_of_it.py:half" in explain(str(run), "--index", "0", "--trust-code").stdout
 
 
-def test_a_calibrated_run_is_explained_at_its_temperature_unless_told_otherwise(
+def test_a_calibrated_run_is_explained_at_its_temperature_unless_another_is_given(
     app: typer.Typer, explain: Explain, linear_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -263,18 +265,18 @@ def test_a_calibrated_run_is_explained_at_its_temperature_unless_told_otherwise(
 
 
 def test_a_class_that_the_loss_ignores_is_refused_with_its_name(linear_run: Path) -> None:
-    run = trained.open_run(linear_run)
-    image, label = trained.pick(run, "test", 0)
+    run = TrainedModel.open(linear_run, device="cpu")
+    image, label = trained.split_image(run, "test", 0)
     loss = replace(run.config.loss, arguments={"ignore_index": label})
     ignoring = replace(run, config=replace(run.config, loss=loss))
-    with pytest.raises(DataError, match=f"leaves the class {label} out of account"):
+    with pytest.raises(DataError, match=f"ignores the class {label}"):
         trained.explain_image(ignoring, image, label, title="an image")
     trained.explain_image(ignoring, image, (label + 1) % 10, title="an image")
 
 
-def test_a_run_with_mixup_says_how_a_blend_is_explained(linear_run: Path) -> None:
-    run = trained.open_run(linear_run)
-    image, label = trained.pick(run, "test", 0)
+def test_a_run_with_mixup_says_how_a_mixed_image_is_explained(linear_run: Path) -> None:
+    run = TrainedModel.open(linear_run, device="cpu")
+    image, label = trained.split_image(run, "test", 0)
     mixing = replace(run, config=replace(run.config, mixup_alpha=0.2))
     assert "--mix 5=0.3" in trained.explain_image(mixing, image, label, title="an image").notes[0]
 
@@ -284,7 +286,7 @@ def test_a_run_with_mixup_says_how_a_blend_is_explained(linear_run: Path) -> Non
 
 def test_half_blocks_hold_two_rows_of_pixels_each() -> None:
     image = torch.arange(24 * 26 * 3, dtype=torch.int64).remainder(256).to(torch.uint8).view(3, 26, 24)
-    lines = terminal_art.picture(image, colour=True)
+    lines = terminal_art.picture(image, color=True)
     assert len(lines) == 13
     for row, line in enumerate(lines):
         assert line.plain == "▀" * 24
@@ -294,7 +296,7 @@ def test_half_blocks_hold_two_rows_of_pixels_each() -> None:
 
 
 def test_a_large_image_is_made_to_fit() -> None:
-    lines = terminal_art.picture(torch.full((1, 300, 600), 255, dtype=torch.uint8), colour=False)
+    lines = terminal_art.picture(torch.full((1, 300, 600), 255, dtype=torch.uint8), color=False)
     assert [line.plain for line in lines] == ["@" * 56] * 14
 
 
@@ -313,4 +315,4 @@ def test_the_curve_marks_the_probability() -> None:
         sum(line[3 + column_] not in " " for line in lines[:7] if len(line) > 3 + column_) for column_ in range(40)
     ]
     assert heights == sorted(heights, reverse=True)
-    assert "out of this picture" in terminal_art.curve(0.0, 90.0, "S", "bold")[-1].plain
+    assert "outside the plot" in terminal_art.curve(0.0, 90.0, "S", "bold")[-1].plain

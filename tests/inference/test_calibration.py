@@ -1,4 +1,4 @@
-"""The fitted temperature against the law that its optimum obeys, and the figures against a plain loop and SciPy."""
+"""The fitted temperature against the law that its optimum obeys, and the metrics against a simple loop and SciPy."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,9 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 from typer.testing import CliRunner
 
-from softmaxce.inference.calibration import calibrate, fit_temperature, temperature_of
-from softmaxce.inference.trained_model import build_evaluation, config_of, split_of
-from softmaxce.runs import checkpoint
-from softmaxce.training.evaluation import predict
+from softmaxce.inference.calibration import calibrate
+from softmaxce.inference.temperature import fit_temperature, temperature_of
+from softmaxce.inference.trained_model import TrainedModel
 
 HARD = """\
 epochs: 6
@@ -26,7 +25,7 @@ optimizer: {name: adam, lr: 0.01}
 
 @pytest.fixture(scope="module")
 def run(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run that is too sure of itself."""
+    """A trained run that is overconfident."""
     folder = tmp_path_factory.mktemp("calibration")
     (folder / "hard.yaml").write_text(HARD)
     done = CliRunner().invoke(app, ["train", "--config", str(folder / "hard.yaml"), "--output", str(folder / "run")])
@@ -36,9 +35,7 @@ def run(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def outputs(run: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The run's logits on a split as float64, and the labels."""
-    loaded = checkpoint.load(run / "best.safetensors")
-    evaluation = build_evaluation(loaded, config_of(loaded))
-    logits, labels = predict(evaluation.model, evaluation.batches(split_of(evaluation, split)))
+    logits, labels = TrainedModel.open(run).logits(split)
     return logits.double().numpy(), labels.numpy()
 
 
@@ -67,7 +64,7 @@ def drawn(count: int, spread: float) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("factor", [0.2, 1.0, 7.0])
-def test_the_temperature_undoes_a_factor_on_honest_logits(factor: float) -> None:
+def test_the_temperature_undoes_a_factor_on_calibrated_logits(factor: float) -> None:
     logits, labels = drawn(50_000, 1.5)
     assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.02)
 
@@ -81,20 +78,20 @@ def test_at_the_fitted_temperature_the_slope_of_the_nll_is_zero() -> None:
     assert abs(slope) < 1e-6
 
 
-def test_the_figures_are_those_of_scipy_and_a_plain_loop(run: Path) -> None:
+def test_the_metrics_are_those_of_scipy_and_a_simple_loop(run: Path) -> None:
     fitted = calibrate(run)
     assert fitted.test is not None
-    for name, told in (("validation", fitted.validation), ("test", fitted.test)):
+    for name, metrics in (("validation", fitted.validation), ("test", fitted.test)):
         logits, labels = outputs(run, name)
-        assert told.images == len(labels)
+        assert metrics.images == len(labels)
         for index, temperature in enumerate((1.0, fitted.temperature)):
             scaled = logits / temperature
             nll = -log_softmax(scaled, 1)[np.arange(len(labels)), labels].mean()
-            assert told.nll[index] == pytest.approx(nll, abs=1e-9)
-            assert told.ece[index] == pytest.approx(ece_by_a_loop(softmax(scaled, 1), labels), abs=1e-6)
+            assert metrics.nll[index] == pytest.approx(nll, abs=1e-9)
+            assert metrics.ece[index] == pytest.approx(ece_by_a_loop(softmax(scaled, 1), labels), abs=1e-6)
 
 
-def test_an_overfitted_model_becomes_less_sure_and_its_error_falls(run: Path) -> None:
+def test_an_overfitted_model_becomes_less_confident_and_its_calibration_error_falls(run: Path) -> None:
     fitted = calibrate(run)
     assert fitted.test is not None
     assert fitted.temperature > 1
@@ -103,17 +100,17 @@ def test_an_overfitted_model_becomes_less_sure_and_its_error_falls(run: Path) ->
         assert split.ece[1] < split.ece[0]
 
 
-def test_eval_uses_the_stored_temperature_unless_told_otherwise(app: typer.Typer, run: Path) -> None:
-    def figures(*arguments: str) -> dict[str, float]:
+def test_eval_uses_the_stored_temperature_unless_another_is_given(app: typer.Typer, run: Path) -> None:
+    def metrics(*arguments: str) -> dict[str, float]:
         return json.loads(CliRunner().invoke(app, ["eval", str(run), "--json", *arguments]).stdout)
 
     fitted = json.loads(CliRunner().invoke(app, ["calibrate", str(run), "--json"]).stdout)
-    plain, scaled = figures("--temperature", "1"), figures()
+    uncalibrated, scaled = metrics("--temperature", "1"), metrics()
     assert scaled["temperature"] == fitted["temperature"] == temperature_of(run)
-    assert [plain["ece"], scaled["ece"]] == pytest.approx(fitted["test"]["ece"], abs=1e-12)
-    assert [plain["nll"], scaled["nll"]] == pytest.approx(fitted["test"]["nll"], abs=1e-12)
-    assert plain["confusion"] == scaled["confusion"]
-    assert plain["loss"] == scaled["loss"]
+    assert [uncalibrated["ece"], scaled["ece"]] == pytest.approx(fitted["test"]["ece"], abs=1e-12)
+    assert [uncalibrated["nll"], scaled["nll"]] == pytest.approx(fitted["test"]["nll"], abs=1e-12)
+    assert uncalibrated["confusion"] == scaled["confusion"]
+    assert uncalibrated["loss"] == scaled["loss"]
 
 
 def test_the_temperature_is_of_the_weights_it_was_fitted_to(run: Path) -> None:
@@ -145,7 +142,7 @@ def test_without_a_validation_split_nothing_is_fitted(app: typer.Typer, tmp_path
     assert not (folder / "calibration.json").exists()
 
 
-def test_where_every_validation_image_is_right_no_temperature_is_made_up(app: typer.Typer, tmp_path: Path) -> None:
+def test_if_every_validation_image_is_right_no_temperature_is_fitted(app: typer.Typer, tmp_path: Path) -> None:
     (tmp_path / "easy.yaml").write_text(HARD.replace("noise: 1.2", "noise: 0.05"))
     folder = tmp_path / "run"
     CliRunner().invoke(app, ["train", "--config", str(tmp_path / "easy.yaml"), "--output", str(folder)])

@@ -105,18 +105,18 @@ def test_groups_differ_by_seed_and_what_changes_no_metrics_alone(tmp_path: Path)
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def test_figures_and_differences_are_those_of_eval_and_of_the_hits(app: typer.Typer, place: Path) -> None:
+def test_metrics_and_differences_are_those_of_eval_and_of_the_correct_images(app: typer.Typer, place: Path) -> None:
     found = compare([place / "base", place / "slow", place / "linear"])
     for run in found.runs:
         told = json.loads(CliRunner().invoke(app, ["eval", str(run.folder), "--json"]).stdout)
-        assert run.figures == {name: told[name] for name in ("accuracy", "nll", "brier", "ece")}
-        assert accuracy_score(np.ones(run.images), run.hits) == pytest.approx(run.figures["accuracy"])
+        assert run.metrics == {name: told[name] for name in ("accuracy", "nll", "brier", "ece")}
+        assert accuracy_score(np.ones(run.images), run.correct) == pytest.approx(run.metrics["accuracy"])
     assert set(found.keys) == {"optimizer.lr", "model.name", "model.hidden", "model.dropout"}
     first, second = found.tests
     assert first is not None
     assert second is not None
     for test, run in zip((first, second), found.runs[1:], strict=True):
-        gained = round((run.figures["accuracy"] - found.runs[0].figures["accuracy"]) * run.images)
+        gained = round((run.metrics["accuracy"] - found.runs[0].metrics["accuracy"]) * run.images)
         assert test.only_second - test.only_first == gained
     assert found.significant[0] is True  # hardly trained
     assert "larger than chance (p = " in conclusions(found)[0]
@@ -126,14 +126,14 @@ def test_a_run_is_no_better_than_itself(place: Path) -> None:
     found = compare([place / "base", place / "base"])
     assert found.keys == {}
     assert [group.runs for group in found.seeds] == [(0, 1)]
-    assert found.seeds[0].figures["accuracy"][1] == 0
+    assert found.seeds[0].metrics["accuracy"][1] == 0
     assert found.tests == (None,)
 
 
 def test_runs_on_other_test_images_are_not_tested_against_each_other(place: Path) -> None:
     found = compare([place / "base", place / "other"])
     assert found.tests == (None,)
-    assert conclusions(found) == ["2 and 1 were not measured on the same images, so that chance cannot be judged."]
+    assert conclusions(found) == ["2 and 1 were not evaluated on the same images: no test of their difference."]
 
 
 def test_the_printed_comparison_fits_80_columns_and_json_holds_it_all(app: typer.Typer, place: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_printed_comparison_fits_80_columns_and_json_holds_it_all(app: typer
     printed = CliRunner().invoke(app, line)
     assert printed.exit_code == 0, printed.output
     table = printed.stdout.partition("McNemar")[0].splitlines()
-    assert max(len(row.rstrip()) for row in table if "images right" not in row and "/" not in row) <= 80
+    assert max(len(row.rstrip()) for row in table if "images correct" not in row and "/" not in row) <= 80
     told = json.loads(CliRunner().invoke(app, [*line, "--json"]).stdout)
     assert [row["run"] for row in told["runs"]] == line[1:]
     assert told["runs"][1]["mcnemar"]["larger_than_chance"] is True

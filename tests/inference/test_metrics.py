@@ -1,11 +1,11 @@
-"""Figures against scikit-learn and hand calculations."""
+"""Metrics against scikit-learn and hand calculations."""
 
 import numpy as np
 import pytest
 import torch
-from sklearn import metrics as reference
+from sklearn import metrics as sklearn_metrics
 
-from softmaxce.inference.metrics import expected_calibration_error, measure
+from softmaxce.inference.metrics import compute_metrics, expected_calibration_error
 from softmaxce.training.tally import RunningMetrics
 
 NAMES = tuple("abcdefg")
@@ -20,22 +20,22 @@ def predictions() -> tuple[torch.Tensor, torch.Tensor]:
     return logits, labels
 
 
-def test_every_figure_is_scikit_learns(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_every_metric_is_scikit_learns(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
     logits, labels = predictions
-    figures = measure(logits, labels, 0.5, NAMES)
+    metrics = compute_metrics(logits, labels, 0.5, NAMES)
     probabilities = torch.softmax(logits.double(), 1).numpy()
     predicted = probabilities.argmax(1)
-    assert figures.accuracy == reference.accuracy_score(labels, predicted)
-    assert figures.top5_accuracy == reference.top_k_accuracy_score(labels, probabilities, k=5)
-    assert figures.nll == pytest.approx(reference.log_loss(labels, probabilities), rel=1e-9)
+    assert metrics.accuracy == sklearn_metrics.accuracy_score(labels, predicted)
+    assert metrics.top5_accuracy == sklearn_metrics.top_k_accuracy_score(labels, probabilities, k=5)
+    assert metrics.nll == pytest.approx(sklearn_metrics.log_loss(labels, probabilities), rel=1e-9)
     per_class = [
-        reference.brier_score_loss(labels.numpy() == k, probabilities[:, k]) for k in range(7)
+        sklearn_metrics.brier_score_loss(labels.numpy() == k, probabilities[:, k]) for k in range(7)
     ]  # the multi-class score is the sum of the one-against-rest ones
-    assert figures.brier == pytest.approx(sum(per_class), rel=1e-9)
-    table = reference.precision_recall_fscore_support(labels, predicted)
-    assert [row.recall for row in figures.classes] == pytest.approx(table[1])
-    assert [row.support for row in figures.classes] == table[3].tolist()
-    assert np.array_equal(figures.confusion, reference.confusion_matrix(labels, predicted))
+    assert metrics.brier == pytest.approx(sum(per_class), rel=1e-9)
+    table = sklearn_metrics.precision_recall_fscore_support(labels, predicted)
+    assert [row.recall for row in metrics.classes] == pytest.approx(table[1])
+    assert [row.support for row in metrics.classes] == table[3].tolist()
+    assert np.array_equal(metrics.confusion, sklearn_metrics.confusion_matrix(labels, predicted))
 
 
 def test_calibration_error_by_hand() -> None:
@@ -49,14 +49,14 @@ def test_perfect_confidence_and_accuracy_have_no_calibration_error() -> None:
 
 
 def test_a_class_without_images_is_listed_with_zeros() -> None:
-    figures = measure(torch.eye(3)[:2], torch.tensor([0, 1]), 0.0, ("a", "b", "c"))
-    assert (figures.classes[2].support, figures.classes[2].recall) == (0, 0.0)
+    metrics = compute_metrics(torch.eye(3)[:2], torch.tensor([0, 1]), 0.0, ("a", "b", "c"))
+    assert (metrics.classes[2].support, metrics.classes[2].recall) == (0, 0.0)
 
 
 def test_with_five_classes_there_is_no_top_five() -> None:
-    figures = measure(torch.eye(5), torch.arange(5), 0.0, tuple("abcde"))
-    assert figures.top5_accuracy is None
-    assert "top5_accuracy" not in figures.by_name()
+    metrics = compute_metrics(torch.eye(5), torch.arange(5), 0.0, tuple("abcde"))
+    assert metrics.top5_accuracy is None
+    assert "top5_accuracy" not in metrics.by_name()
 
 
 def test_a_tally_weighs_batches_by_their_images() -> None:

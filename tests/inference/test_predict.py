@@ -18,8 +18,8 @@ from scipy.special import softmax
 from typer.testing import CliRunner
 
 from softmaxce.data.paths import Unreadable, image_files
-from softmaxce.inference.predict import Prediction, open_run, predict
-from softmaxce.training.evaluation import predict as outputs
+from softmaxce.inference.predict import Prediction
+from softmaxce.inference.trained_model import TrainedModel
 
 CONFIG = """\
 epochs: 3
@@ -61,20 +61,17 @@ def told(app: typer.Typer, *arguments: str) -> list[dict[str, object]]:
 
 
 def test_the_probabilities_are_those_of_evals_data_path(app: typer.Typer, here: Path) -> None:
-    from softmaxce.inference.trained_model import folder_split
-
-    opened = open_run(Path("run"))
-    split = folder_split(opened, here / "images")
-    logits, _ = outputs(opened.model, opened.batches(split))
+    model = TrainedModel.open(Path("run"))
+    logits, _ = model.logits(model.folder_split(here / "images"))
     expected = softmax(logits.double().numpy(), 1)
     lines = told(app, "images", "--top", "3")
     assert [line["path"] for line in lines] == [f"images/{n}/{i:02d}.png" for n in COLOURS for i in range(20)]
     for line, row in zip(lines, expected, strict=True):
         ranked = np.argsort(-row)
-        assert line["class"] == opened.classes[ranked[0]]
+        assert line["class"] == model.classes[ranked[0]]
         top = line["top"]
         assert isinstance(top, list)
-        assert [entry["class"] for entry in top] == [opened.classes[i] for i in ranked]
+        assert [entry["class"] for entry in top] == [model.classes[i] for i in ranked]
         assert [entry["probability"] for entry in top] == pytest.approx(row[ranked], abs=1e-6)
 
 
@@ -171,7 +168,7 @@ def test_files_are_taken_only_as_far_ahead_as_is_decoded(here: Path) -> None:
             taken += 1
             yield "images/red/00.png"
 
-    results = predict(open_run(Path("run"), batch_size=4), endless())
+    results = TrainedModel.open(Path("run"), batch_size=4).predict_files(endless())
     assert isinstance(next(results), Prediction)
     results.close()  # type: ignore[attr-defined]
     assert taken <= 4 * 4
@@ -179,7 +176,7 @@ def test_files_are_taken_only_as_far_ahead_as_is_decoded(here: Path) -> None:
 
 def test_the_command_gives_what_the_function_gives_to_the_last_bit(app: typer.Typer, here: Path) -> None:
     files = [str(file) for file in sorted(Path("images").rglob("*.png"))]
-    predictions = [p for p in predict(open_run(Path("run")), files, top=3) if isinstance(p, Prediction)]
+    predictions = [p for p in TrainedModel.open(Path("run")).predict_files(files, top=3) if isinstance(p, Prediction)]
     expected = [(p.path, p.classes, p.probabilities) for p in predictions]
     assert len(expected) == len(files)
     found = []

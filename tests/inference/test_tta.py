@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from softmaxce.build import build_run
 from softmaxce.inference.evaluate import evaluate, final_evaluation
-from softmaxce.inference.trained_model import build_evaluation, config_of
-from softmaxce.inference.tta import with_views
-from softmaxce.runs.checkpoint import load, save
+from softmaxce.inference.trained_model import TrainedModel
+from softmaxce.inference.tta import with_tta
+from softmaxce.runs.checkpoint import save
 from softmaxce.runs.folder import BEST
 from softmaxce.training.evaluation import predict
 from softmaxce.training.loop import fit
@@ -43,11 +43,11 @@ CROPS = IMAGE / 2 + DOWN / 4 + UP / 4
     ],
 )
 def test_the_logits_are_the_weighted_mean_of_the_views(tta: str, expected: Tensor) -> None:
-    torch.testing.assert_close(with_views(Pixels(), tta)(IMAGE.view(1, 1, 3, 3)), expected.flatten()[None])
+    torch.testing.assert_close(with_tta(Pixels(), tta)(IMAGE.view(1, 1, 3, 3)), expected.flatten()[None])
 
 
 @pytest.mark.parametrize("tta", ["flip", "crops", "flip_crops"])
-def test_the_final_figures_and_eval_use_it_and_the_epochs_table_does_not(tta: str, tmp_path: Path) -> None:
+def test_the_final_evaluation_and_eval_use_it_and_the_epochs_table_does_not(tta: str, tmp_path: Path) -> None:
     run = build_run(config(tta=tta))
     epochs = []
     for epoch in fit(run):
@@ -56,28 +56,26 @@ def test_the_final_figures_and_eval_use_it_and_the_epochs_table_does_not(tta: st
     assert epochs == [epoch.validation for epoch in fit(build_run(config()))]
     _, final, _ = final_evaluation(run, tmp_path, ())
     assert final is not None
-    assert final.loss == evaluate(tmp_path / BEST, "test", None, None).figures.loss
-    once = evaluate(tmp_path / BEST, "test", None, None, tta="none").figures.loss
+    assert final.loss == evaluate(tmp_path / BEST, "test").metrics.loss
+    once = evaluate(tmp_path / BEST, "test", tta="none").metrics.loss
     assert final.loss != once
-    loaded = load(tmp_path / BEST)
-    evaluation = build_evaluation(loaded, config_of(loaded))
     assert run.test is not None
-    logits, _ = predict(evaluation.model, run.test)
-    bare = build_evaluation(loaded, config_of(loaded, {"tta": "none"})).model
-    expected, _ = predict(with_views(bare, tta), run.test)
+    logits, _ = predict(TrainedModel.open(tmp_path / BEST).model, run.test)
+    bare = TrainedModel.open(tmp_path / BEST, tta="none").model
+    expected, _ = predict(with_tta(bare, tta), run.test)
     assert logits.equal(expected)
 
 
-def test_a_model_that_sees_mirror_images_alike_gains_nothing_from_flip() -> None:
+def test_flip_changes_nothing_for_a_model_that_is_symmetric() -> None:
     class Symmetric(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return images.sum(3).flatten(1)
 
     images = torch.rand(3, 1, 4, 4)
-    torch.testing.assert_close(with_views(Symmetric(), "flip")(images), Symmetric()(images))
+    torch.testing.assert_close(with_tta(Symmetric(), "flip")(images), Symmetric()(images))
 
 
-def test_eval_takes_the_option_and_says_it(softmaxce: Softmaxce, small: Path) -> None:
+def test_eval_takes_the_option_and_prints_it(softmaxce: Softmaxce, small: Path) -> None:
     assert softmaxce("train", "--config", str(small), "--quiet").returncode == 0
     figures = [json.loads(softmaxce("eval", "--json", *more).stdout) for more in ((), ("--tta", "flip_crops"))]
     assert [one["tta"] for one in figures] == ["none", "flip_crops"]

@@ -20,7 +20,7 @@ from softmaxce.data.folder import image_folder
 from softmaxce.data.preprocessing import Preprocessing
 from softmaxce.data.splits import InMemory
 from softmaxce.errors import DataError
-from softmaxce.inference.trained_model import build_evaluation, config_of
+from softmaxce.inference.trained_model import TrainedModel
 from softmaxce.models.airbench import Airbench
 from softmaxce.models.cnn import cnn
 from softmaxce.models.lenet import LeNet
@@ -28,7 +28,7 @@ from softmaxce.models.linear import linear
 from softmaxce.models.mlp import mlp
 from softmaxce.models.resnet import resnet9, resnet18, resnet50, wide_resnet
 from softmaxce.models.torchvision_models import torchvision_model
-from softmaxce.runs.checkpoint import load, save
+from softmaxce.runs.checkpoint import save
 from softmaxce.runs.folder import LAST
 from softmaxce.training.loop import fit
 
@@ -246,8 +246,7 @@ def test_whitening_is_made_from_the_training_images_and_kept_in_the_checkpoint(t
     torch.testing.assert_close(outputs.T @ outputs / len(outputs), torch.eye(4), atol=0.02, rtol=0)
     for epoch in fit(run):
         save(run, tmp_path, best=epoch.best)
-    loaded = load(tmp_path / LAST)
-    evaluation = build_evaluation(loaded, config_of(loaded, {"data.root": "nowhere"}))
+    evaluation = TrainedModel.open(tmp_path / LAST, data_root=Path("nowhere"))
     assert evaluation.model.whitening.weight.equal(run.model.whitening.weight)  # type: ignore[union-attr, operator, arg-type]
 
 

@@ -1,4 +1,4 @@
-"""The report tells what `eval` tells, is drawn alike each time, and stands alone in a real browser."""
+"""The report shows the metrics of `eval`, is drawn alike each time, and is self-contained in a real browser."""
 
 import ast
 import json
@@ -19,13 +19,13 @@ from PIL import Image
 from scipy.special import softmax
 from typer.testing import CliRunner
 
-from softmaxce.inference.analysis import Findings, find
+from softmaxce.inference.analysis import RunAnalysis, analyze
 from softmaxce.inference.metrics import reliability
-from softmaxce.inference.trained_model import build_evaluation, config_of, split_of
+from softmaxce.inference.trained_model import TrainedModel
+from softmaxce.report.html.common import percent
 from softmaxce.report.html.figures import DARK, LIGHT, PICTURES, render
-from softmaxce.report.html.report_page import html, percent
+from softmaxce.report.html.report_page import html
 from softmaxce.report.html.write import write_report
-from softmaxce.runs import checkpoint
 
 from ..browser import Browser
 from ..helpers import Softmaxce
@@ -52,29 +52,26 @@ def run(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def findings(run: Path) -> Findings:
-    return find(run)
+def analysis(run: Path) -> RunAnalysis:
+    return analyze(run)
 
 
-# -- what it tells ----------------------------------------------------------------------------------------------------
+# -- its content -----------------------------------------------------------------------------------------------------
 
 
-def test_its_figures_are_those_of_eval(app: typer.Typer, run: Path, findings: Findings) -> None:
+def test_its_metrics_are_those_of_eval(app: typer.Typer, run: Path, analysis: RunAnalysis) -> None:
     told = json.loads(CliRunner().invoke(app, ["eval", str(run), "--json"]).stdout)
     for name in ("loss", "accuracy", "nll", "brier", "ece", "images"):
-        assert getattr(findings.judged[0].figures, name) == pytest.approx(told[name], rel=1e-12), name
-    assert [list(row) for row in findings.judged[0].figures.confusion] == told["confusion"]
+        assert getattr(analysis.results[0].metrics, name) == pytest.approx(told[name], rel=1e-12), name
+    assert [list(row) for row in analysis.results[0].metrics.confusion] == told["confusion"]
 
 
-def test_the_gallery_is_of_wrong_images_the_surest_first_with_scipys_probabilities(
-    run: Path, findings: Findings
-) -> None:
-    loaded = checkpoint.load(run / "best.safetensors")
-    evaluation = build_evaluation(loaded, config_of(loaded))
-    split = split_of(evaluation, "test")
-    assert findings.mistakes
+def test_the_mistakes_are_sorted_by_confidence_with_scipys_probabilities(run: Path, analysis: RunAnalysis) -> None:
+    evaluation = TrainedModel.open(run)
+    split = evaluation.split("test")
+    assert analysis.mistakes
     before = 1.0
-    for mistake in findings.mistakes:
+    for mistake in analysis.mistakes:
         image = mistake.image.unsqueeze(0).float() / 255
         mean, std = (
             torch.tensor(v).view(1, -1, 1, 1) for v in (evaluation.preprocessing.mean, evaluation.preprocessing.std)
@@ -82,7 +79,7 @@ def test_the_gallery_is_of_wrong_images_the_surest_first_with_scipys_probabiliti
         with torch.no_grad():
             expected = softmax(evaluation.model((image - mean) / std)[0].double().numpy())
         label = int(split.labels[mistake.index])
-        assert mistake.label == findings.classes[label]
+        assert mistake.label == analysis.classes[label]
         assert mistake.top[0][0] != mistake.label
         assert [p for _, p in mistake.top] == pytest.approx(sorted(expected, reverse=True)[:3], rel=1e-5)
         assert mistake.label_probability == pytest.approx(expected[label], rel=1e-4)
@@ -101,24 +98,24 @@ def test_the_bins_are_those_of_a_plain_loop_and_hold_every_image() -> None:
         inside = [(row.max(), row.argmax() == label) for row, label in zip(probabilities, labels, strict=True)]
         inside = [(p, hit) for p, hit in inside if index / 15 < p <= (index + 1) / 15]
         assert bin.images == len(inside)
-        assert bin.hits == sum(hit for _, hit in inside)
+        assert bin.num_correct == sum(hit for _, hit in inside)
         if inside:
             assert bin.confidence == pytest.approx(sum(p for p, _ in inside) / len(inside))
 
 
-def test_the_page_tells_the_figures_the_command_and_the_versions(run: Path, findings: Findings) -> None:
-    page = html(findings, {})
-    figures = findings.final.figures
+def test_the_page_tells_the_figures_the_command_and_the_versions(run: Path, analysis: RunAnalysis) -> None:
+    page = html(analysis, {})
+    figures = analysis.final.metrics
     right = round(figures.accuracy * figures.images)
-    assert f"{right} of 120 test images are right: {percent(figures.accuracy)}." in page
+    assert f"{right} of 120 test images are classified correctly: {percent(figures.accuracy)}." in page
     assert f"softmaxce train --config {run}/config.yaml" in page
     for text in (f"{figures.ece:.4f}", torch.__version__, "hidden:", "class5"):
         assert text in page
 
 
-def test_a_link_stands_under_the_image_that_has_an_explanation(findings: Findings) -> None:
-    index = findings.mistakes[1].index
-    page = html(findings, {index: f"report/test-{index}.html"})
+def test_a_link_stands_under_the_image_that_has_an_explanation(analysis: RunAnalysis) -> None:
+    index = analysis.mistakes[1].index
+    page = html(analysis, {index: f"report/test-{index}.html"})
     assert page.count("step by step</a>") == 1
     assert f'href="report/test-{index}.html"' in page
 
@@ -126,37 +123,37 @@ def test_a_link_stands_under_the_image_that_has_an_explanation(findings: Finding
 def test_before_calibration_it_shows_the_temperature_that_calibrate_then_stores(app: typer.Typer, run: Path) -> None:
     copy = run.parent / "calibrated"
     shutil.copytree(run, copy)
-    before = find(copy)
+    before = analyze(copy)
     assert not before.calibrated
     assert before.final.temperature == 1
     done = CliRunner().invoke(app, ["calibrate", str(copy), "--json"])
     stored = json.loads(done.stdout)
-    after = find(copy)
+    after = analyze(copy)
     assert after.calibrated
-    assert [judgement.temperature for judgement in before.judged] == pytest.approx([1, stored["temperature"]])
-    assert [judgement.figures.ece for judgement in after.judged] == pytest.approx(stored["test"]["ece"], abs=1e-9)
+    assert [result.temperature for result in before.results] == pytest.approx([1, stored["temperature"]])
+    assert [result.metrics.ece for result in after.results] == pytest.approx(stored["test"]["ece"], abs=1e-9)
     assert after.final.temperature == stored["temperature"]
     assert after.mistakes[0].top[0][1] != before.mistakes[0].top[0][1]
 
 
 def test_where_no_temperature_can_be_fitted_it_says_why(run: Path) -> None:
-    found = find(run, "validation")
-    assert len(found.judged) == 1
-    assert f"No temperature is drawn beside it: {found.unfitted}." in html(found, {})
-    assert "the very images that it is judged by" in found.unfitted
+    found = analyze(run, "validation")
+    assert len(found.results) == 1
+    assert f"No calibrated curve is drawn: {found.unfitted}." in html(found, {})
+    assert "the same images that it is evaluated on" in found.unfitted
 
 
 # -- how it is drawn --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
-def test_a_picture_is_the_same_bytes_again_whatever_matplotlib_is_set_to(findings: Findings, picture) -> None:  # type: ignore[no-untyped-def]
-    first = render(picture, findings, LIGHT, "svg"), render(picture, findings, LIGHT, "png")
+def test_a_picture_is_the_same_bytes_again_whatever_matplotlib_is_set_to(analysis: RunAnalysis, picture) -> None:  # type: ignore[no-untyped-def]
+    first = render(picture, analysis, LIGHT, "svg"), render(picture, analysis, LIGHT, "png")
     with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "axes.facecolor": "pink", "svg.hashsalt": None}):
-        assert (render(picture, findings, LIGHT, "svg"), render(picture, findings, LIGHT, "png")) == first
+        assert (render(picture, analysis, LIGHT, "svg"), render(picture, analysis, LIGHT, "png")) == first
     root = ElementTree.fromstring(first[0])
     assert root.tag.endswith("svg")
-    assert render(picture, findings, DARK, "svg") != first[0]
+    assert render(picture, analysis, DARK, "svg") != first[0]
 
 
 def test_names_are_drawn_as_they_are_written(app: typer.Typer, tmp_path: Path) -> None:
@@ -190,7 +187,7 @@ def test_names_are_drawn_as_they_are_written(app: typer.Typer, tmp_path: Path) -
 
 def test_each_image_of_the_gallery_links_to_the_explanation_of_that_image(run: Path, tmp_path: Path) -> None:
     written = write_report(run, tmp_path / "a site" / "my page.html")
-    mistakes = find(run).mistakes
+    mistakes = analyze(run).mistakes
     with Browser(tmp_path / "profile") as browser:
         browser.open(written.page)
         for link, mistake in zip(browser.evaluate(LINKS), mistakes, strict=True):
@@ -222,7 +219,7 @@ def test_the_page_opens_in_chromium_alone_on_a_desk_and_on_a_phone(run: Path, tm
     assert all(address.startswith(("data:", "index/test-")) for address in parser.found)
     with Browser(tmp_path / "profile") as browser:
         browser.open(page)
-        assert browser.evaluate("document.images.length") >= 6 + len(find(run).mistakes)
+        assert browser.evaluate("document.images.length") >= 6 + len(analyze(run).mistakes)
         assert browser.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
         paper = {}
         for dark in (False, True):
@@ -251,8 +248,8 @@ def test_it_writes_the_page_and_the_pictures_and_prints_where(app: typer.Typer, 
 
 
 def test_without_a_test_split_it_measures_the_validation_split(run: Path) -> None:
-    assert find(run, "validation").split == "validation"
-    assert find(run, "validation").judged[0].figures.images == 40
+    assert analyze(run, "validation").split == "validation"
+    assert analyze(run, "validation").results[0].metrics.images == 40
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import nn
 from softmaxce.build import build_run
 from softmaxce.errors import RunError
 from softmaxce.files import replace_file
-from softmaxce.inference.trained_model import build_evaluation, config_of
+from softmaxce.inference.trained_model import TrainedModel
 from softmaxce.runs import checkpoint
 from softmaxce.runs.folder import BEST, LAST, append_metrics, create, cut_metrics, newest, read_metrics
 from softmaxce.training.loop import fit
@@ -55,8 +55,7 @@ def test_a_checkpoint_alone_rebuilds_the_model_and_its_figures(trained: Path) ->
     run = build_run(config(optimizer={"name": "adam", "lr": 0.01}))
     for _ in fit(run):
         pass
-    loaded = checkpoint.load(trained / LAST)
-    evaluation = build_evaluation(loaded, config_of(loaded))
+    evaluation = TrainedModel.open(trained / LAST)
     images = torch.rand(5, *run.preprocessing.shape)
     assert evaluation.model(images).equal(run.model.eval()(images))
     assert evaluation.preprocessing == run.preprocessing

@@ -1,4 +1,4 @@
-// The steps of softmaxce/explain/steps.py and numerics.py once more, in the browser, and what shows them.
+// The computations of softmaxce/explain/steps.py and numerics.py in the browser, and their display.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -9,7 +9,7 @@ const K = data.classes.length;
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const argmax = (values) => values.reduce((best, value, i) => (value > values[best] ? i : best), 0);
 
-/** For each i the sum of all values but the i-th; the largest is left out of its sum rather than taken off it. */
+/** For each i the sum of all values but the i-th; for the largest it is summed without it, not subtracted. */
 function without(values) {
   const total = sum(values), largest = argmax(values);
   return values.map((value, i) => (i === largest ? sum(values.filter((_, j) => j !== i)) : total - value));
@@ -26,9 +26,9 @@ function logSoftmax(z) {
   return shifted.map((value) => value - Math.log1p(rest));
 }
 
-const termsOf = (q, logS) => q.map((share, i) => (share === 0 ? 0 : -share * logS[i]));
+const termsOf = (q, logS) => q.map((target, i) => (target === 0 ? 0 : -target * logS[i]));
 
-/** Every step, under the names that --json gives them. */
+/** Every step, with the names of --json. */
 function takeSteps(rawLogits, label, smoothing, weight, temperature) {
   const z = rawLogits.map((value) => value / temperature);
   const largest = Math.max(...z);
@@ -36,8 +36,8 @@ function takeSteps(rawLogits, label, smoothing, weight, temperature) {
   const exponentials = shifted.map(Math.exp);
   const exponentialSum = sum(exponentials);
   const probabilities = softmax(z), logProbabilities = logSoftmax(z);
-  const smoothed = label.map((share) => share * (1 - smoothing) + (sum(label) * smoothing) / K);
-  const targets = weight ? smoothed.map((share, i) => share * weight[i]) : smoothed;
+  const smoothed = label.map((entry) => entry * (1 - smoothing) + (sum(label) * smoothing) / K);
+  const targets = weight ? smoothed.map((entry, i) => entry * weight[i]) : smoothed;
   const total = sum(targets);
   const terms = termsOf(targets, logProbabilities);
   const others = without(targets), rest = without(exponentials);
@@ -55,7 +55,7 @@ function takeSteps(rawLogits, label, smoothing, weight, temperature) {
   };
 }
 
-// -- the number formats: what an operation gives when its result is rounded to them -----------------------------------
+// -- floating-point formats: the result of each operation is rounded to the format -----------------------------------
 
 function toBfloat16(value) {
   const float = new Float32Array([value]), bits = new Uint32Array(float.buffer);
@@ -100,7 +100,7 @@ function rightLoss(z, q, round, add) {
 
 function formatsOf(steps) {
   return Object.entries(FORMATS).map(([format, round]) => {
-    const add = format === "float64" ? round : Math.fround; // sums of 16-bit numbers are kept in float32
+    const add = format === "float64" ? round : Math.fround; // sums of 16-bit numbers are accumulated in float32
     const z = steps.logits.map(round), q = steps.targets.map(round);
     return { format, naive: naiveLoss(z, q, round, add), right: rightLoss(z, q, round, add) };
   });
@@ -118,13 +118,13 @@ function num(value) {
 const AS = {
   num,
   signed: (value) => (Math.abs(value) < 1e-15 ? "0.0000" : (value > 0 ? "+" : "") + num(value)),
-  share: (value) => (value === 0 || value === 1 ? String(value) : num(value)),
+  label: (value) => (value === 0 || value === 1 ? String(value) : num(value)),
   percent: (value) => `${(100 * value).toFixed(2)} %`,
   full: (value) => (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? value.toFixed(8) : Number.isFinite(value) && value !== 0 ? value.toExponential(7) : num(value)),
-  apart: (value) => (Number.isFinite(value) ? value.toExponential(1) : num(value)),
+  difference: (value) => (Number.isFinite(value) ? value.toExponential(1) : num(value)),
 };
 
-/** A <data> element: the number as text, and in its `value` with all its digits. */
+/** Fills a <data> element: the rounded number as text, all its digits in `value`. */
 function show(element, value, as = "num") {
   element.value = String(value);
   element.textContent = AS[as](value);
@@ -141,14 +141,14 @@ function make(tag, attributes = {}, ...children) {
 
 const shown = data.shown;
 const hiddenClasses = data.classes.map((_, i) => i).filter((i) => !shown.includes(i));
-const updates = []; // what is to be done with new steps
+const updates = []; // callbacks for new steps
 
 const at = (steps, key) => key.split(".").reduce((value, name) => value[name], steps);
 
-/** A column of numbers: key of the steps, heading, form; `total` says that a sum below it means something. */
+/** A column of numbers: key of the steps, heading, form; `total`: show the sum below it. */
 const column = (key, heading, as = "num", total = false) => ({ key, heading, as, total });
 const bar = (key, low, high) => ({ key, heading: "", bar: true, low, high });
-const word = (text) => ({ heading: "", word: text });
+const remark = (text) => ({ heading: "", remark: text });
 
 const TABLES = {
   raw_logits: [
@@ -164,21 +164,21 @@ const TABLES = {
     bar("probabilities", () => 0, () => 1),
   ],
   label: [
-    column("label", "L", "share"),
-    column("smoothed", "smoothed", "share"),
-    ...(data.weight ? [column("weight", "weight"), column("targets", "Q", "share")] : []),
+    column("label", "L", "label"),
+    column("smoothed", "smoothed", "label"),
+    ...(data.weight ? [column("weight", "weight"), column("targets", "Q", "label")] : []),
   ],
   terms: [
-    column("targets", data.weight ? "Q" : "L", "share"),
+    column("targets", data.weight ? "Q" : "L", "label"),
     column("log_probabilities", "log S"),
     column("terms", data.weight ? "-Q log S" : "-L log S", "num", true),
-    word((steps, i) => (steps.targets[i] > 0 ? "" : "vanishes")),
+    remark((steps, i) => (steps.targets[i] > 0 ? "" : "is 0")),
   ],
   gradient: [
     column("probabilities", "S"),
-    column("targets", data.weight ? "Q" : "L", "share"),
+    column("targets", data.weight ? "Q" : "L", "label"),
     column("gradient", "gradient", "signed", true),
-    word((steps, i) => (steps.gradient[i] < 0 ? "raise z ▲" : steps.gradient[i] > 0 ? "lower z ▼" : "leave z")),
+    remark((steps, i) => (steps.gradient[i] < 0 ? "raise z ▲" : steps.gradient[i] > 0 ? "lower z ▼" : "keep z")),
   ],
   step: [
     column("logits", "z"),
@@ -206,15 +206,15 @@ function classRow(name, columns, i) {
   updates.push((steps) => {
     row.classList.toggle("is-label", steps.label[i] > 0 && steps.label[i] === Math.max(...steps.label));
     if (name !== "terms") return;
-    row.classList.toggle("vanishes", steps.targets[i] === 0);
-    row.classList.toggle("lit", steps.targets[i] > 0 && i === steps.main);
+    row.classList.toggle("zero", steps.targets[i] === 0);
+    row.classList.toggle("highlighted", steps.targets[i] > 0 && i === steps.main);
   });
   for (const c of columns) {
     if (c.bar) row.append(barCell(c, i));
-    else if (c.word) {
+    else if (c.remark) {
       const cell = make("td", { class: "word" });
       updates.push((steps) => {
-        cell.textContent = c.word(steps, i);
+        cell.textContent = c.remark(steps, i);
         cell.className = `word ${cell.textContent.includes("▲") ? "up" : cell.textContent.includes("▼") ? "down" : ""}`;
       });
       row.append(cell);
@@ -265,31 +265,31 @@ const SENTENCES = {
   label_sentence: (steps) => {
     const hard = Math.max(...steps.label) === 1;
     const first = hard
-      ? `It says what is true: ${data.classes[steps.main]}. As a vector it is 1 for the true class and 0 for all others, which is called one-hot.`
-      : "It is a soft one: several classes have a share of it, as in images blended by mixup or CutMix.";
+      ? `The true class is ${data.classes[steps.main]}. As a vector, the label is 1 for the true class and 0 for all others, which is called one-hot.`
+      : "It is a soft label: several classes have a probability, as for images mixed by mixup or CutMix.";
     const smooth = steps.label_smoothing
-      ? ` Label smoothing spreads ${num(steps.label_smoothing)} of it evenly over all ${K} classes, so that the network need not become endlessly sure.${data.weight ? "" : " From here on, L is the smoothed label."}`
+      ? ` Label smoothing distributes ${num(steps.label_smoothing)} of it evenly over all ${K} classes, so that the loss does not reward unlimited confidence.${data.weight ? "" : " From here on, L is the smoothed label."}`
       : "";
     const weighted = data.weight
-      ? " The run's class weights then make some classes count more than others: share times weight is Q, and Q takes the place of L from here on."
+      ? " Class weights make some classes count more than others: label times weight is Q, and Q replaces L from here on."
       : "";
     return first + smooth + weighted;
   },
   product_sentence: (steps) => {
-    const left = steps.targets.filter((share) => share > 0).length;
+    const left = steps.targets.filter((target) => target > 0).length;
     const rule =
-      "The log (the natural one) of a probability is 0 for certainty and falls without end towards probability 0; " +
-      `the minus makes a penalty of it. It is taken of each class's S, times ${Q}. `;
-    if (left === K) return `${rule}No ${Q} is 0, so every class's term counts.`;
-    if (left !== 1) return `${rule}Where ${Q} is 0 the term vanishes; ${left} are left.`;
-    return `${rule}Where ${Q} is 0 the term vanishes, whatever S may be. One is left: ${data.classes[argmax(steps.targets)]}'s.`;
+      "The natural log of a probability is 0 at probability 1 and goes to minus infinity at probability 0; " +
+      `the minus turns it into a penalty. The log of each class's S is multiplied by ${Q}. `;
+    if (left === K) return `${rule}No ${Q} is 0, so every class contributes a term.`;
+    if (left !== 1) return `${rule}Where ${Q} is 0 the term is 0; ${left} terms remain.`;
+    return `${rule}Where ${Q} is 0 the term is 0, whatever S is. One term remains: ${data.classes[argmax(steps.targets)]}'s.`;
   },
   loss_sentence: (steps) => {
     const name = data.classes[steps.main];
-    const plain = !data.weight && steps.targets.filter((share) => share > 0).length === 1;
-    const blind = `A blind guess among ${K} classes costs log ${K} = ${num(Math.log(K))}.`;
-    if (plain) return `It is 0 if the network is certain of ${name}, and grows without end as S(${name}) nears 0. ${blind}`;
-    return `It cannot come below ${num(steps.least)}: that much is left when S has the label's own shares. The curve shows the place of ${name}, the label's largest part.`;
+    const oneTerm = !data.weight && steps.targets.filter((target) => target > 0).length === 1;
+    const uniform = `Equal probabilities for all ${K} classes give log ${K} = ${num(Math.log(K))}.`;
+    if (oneTerm) return `It is 0 at S(${name}) = 1, and grows without bound as S(${name}) nears 0. ${uniform}`;
+    return `Its minimum is ${num(steps.least)}, reached when S equals the label. ${name}, the label's largest entry, is marked on the curve.`;
   },
 };
 
@@ -306,17 +306,17 @@ function drawCurve(svg) {
   updates.push((steps) => {
     const probability = steps.main_probability, loss = -steps.log_probabilities[steps.main];
     const x = across(probability), y = down(loss), name = `S(${data.classes[steps.main]})`;
-    const place = svg.querySelector(".place");
-    place.setAttribute("cx", x);
-    place.setAttribute("cy", y);
+    const mark = svg.querySelector(".mark");
+    mark.setAttribute("cx", x);
+    mark.setAttribute("cy", y);
     svg.querySelector(".guide").setAttribute("d", `M${LEFT} ${y}H${x}V${BOTTOM}`);
     svg.querySelector(".abscissa").textContent = name.length > 40 ? `${name.slice(0, 39)}…` : name;
-    const beyond = loss > HIGHEST ? ", out of this picture" : "";
+    const beyond = loss > HIGHEST ? ", outside the plot" : "";
     svg.querySelector(".reading").textContent = `-log ${num(probability)} = ${num(loss)}${beyond}`;
   });
 }
 
-// -- what the person moves --------------------------------------------------------------------------------------------
+// -- the controls ----------------------------------------------------------------------------------------------------
 
 const start = () => ({
   logits: [...data.raw_logits], label: [...data.label], smoothing: data.label_smoothing, temperature: data.temperature,
@@ -367,19 +367,19 @@ function begin() {
 
   const formats = document.getElementById("formats");
   for (const format of Object.keys(FORMATS)) {
-    const cells = ["naive", "right", "apart"].map((which) => make("data", { "data-format": format, "data-which": which }));
+    const cells = ["naive", "right", "difference"].map((which) => make("data", { "data-format": format, "data-which": which }));
     formats.append(make("tr", {}, make("th", { scope: "row" }, format), ...cells.map((cell) => make("td", {}, cell))));
     updates.push((now) => {
       const { naive, right } = formatsOf(now).find((entry) => entry.format === format);
       show(cells[0], naive, "full");
       show(cells[1], right, "full");
-      show(cells[2], Math.abs(naive - right), "apart");
+      show(cells[2], Math.abs(naive - right), "difference");
       cells[0].classList.toggle("infinite", !Number.isFinite(naive));
     });
   }
 
   const label = document.getElementById("label");
-  if (Math.max(...data.label) !== 1) label.append(make("option", { value: "given" }, "as it was given"));
+  if (Math.max(...data.label) !== 1) label.append(make("option", { value: "given" }, "as given"));
   data.classes.forEach((name, i) => label.append(make("option", { value: i }, name)));
   label.addEventListener("change", () => {
     state.label = label.value === "given" ? [...data.label] : data.classes.map((_, i) => Number(i === Number(label.value)));
@@ -390,7 +390,7 @@ function begin() {
   temperature.addEventListener("input", () => { state.temperature = temperature.valueAsNumber; update(); });
   updates.push((now) => (document.getElementById("temperature-section").hidden = now.temperature === 1));
 
-  const place = () => {
+  const setControls = () => {
     label.value = Math.max(...state.label) === 1 ? argmax(state.label) : "given";
     smoothing.value = state.smoothing;
     temperature.value = state.temperature;
@@ -400,10 +400,10 @@ function begin() {
     state.logits = steps.step.logits.map((value) => value * state.temperature);
     update();
   });
-  document.getElementById("reset").addEventListener("click", () => { state = start(); place(); });
+  document.getElementById("reset").addEventListener("click", () => { state = start(); setControls(); });
   document.getElementById("controls").addEventListener("submit", (event) => event.preventDefault());
   document.getElementById("page").hidden = false;
-  place();
+  setControls();
 }
 
 begin();

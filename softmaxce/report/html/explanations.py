@@ -1,31 +1,29 @@
-"""The pages behind a report's gallery: each mistake's loss, step by step, as `softmaxce explain --html` tells it."""
+"""The pages that a report's mistakes link to: each image's loss, step by step, as `softmaxce explain --html`."""
 
 from pathlib import Path
 
 from ...explain.trained import explain_image
-from ...inference.analysis import Findings
+from ...inference.analysis import RunAnalysis
 from .explanation_page import write_page
 
 
-def write_explanations(findings: Findings, folder: Path) -> dict[int, Path]:
+def write_explanations(analysis: RunAnalysis, folder: Path) -> dict[int, Path]:
     """Write a page for each mistake.
 
     Args:
-        findings: whose mistakes.
+        analysis: of the run.
         folder: where the pages go; made if there is something to write.
     Returns: the pages, by the mistake's index.
     """
     pages = {}
-    for mistake in findings.mistakes:
-        folder.mkdir(parents=True, exist_ok=True)
-        what = mistake.file or f"{findings.split} image {mistake.index} of {findings.config.source.name}"
+    for mistake in analysis.mistakes:
+        image = mistake.file or f"{analysis.split} image {mistake.index} of {analysis.model.config.source.name}"
         explanation = explain_image(
-            findings.evaluation,
+            analysis.model,
             mistake.image,
-            findings.classes.index(mistake.label),
-            title=f"{what}, by {findings.folder}",
-            temperature=findings.final.temperature,
+            analysis.classes.index(mistake.label),
+            title=f"{image}, by {analysis.folder}",
         )
-        pages[mistake.index] = folder / f"{findings.split}-{mistake.index}.html"
+        pages[mistake.index] = folder / f"{analysis.split}-{mistake.index}.html"
         write_page(explanation, pages[mistake.index])
     return pages

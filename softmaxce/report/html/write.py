@@ -1,12 +1,12 @@
-"""A report's files: the page, the explanations that it links to, and in the run folder its pictures."""
+"""A report's files: the page, the explanations that it links to, and the figures in the run folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from ...errors import RunError
 from ...files import replace_file
-from ...inference.analysis import find
+from ...inference.analysis import analyze
+from .common import check_page_path, write_file
 from .explanations import write_explanations
 from .figures import LIGHT, PICTURES, render
 from .report_page import html
@@ -16,7 +16,7 @@ PAGE, PICTURE_FOLDER = "report.html", "pictures"
 
 @dataclass(frozen=True)
 class Written:
-    """Where a report is.
+    """Where a report was written.
 
     Attributes:
         page: the HTML file.
@@ -38,30 +38,28 @@ def write_report(
     trust_code: bool = False,
     allow_changed_data: bool = False,
 ) -> Written:
-    """Measure a run's model and write its report.
+    """Evaluate a run's model and write its report.
 
     Args:
         folder: the run folder; the pictures go to its `pictures` folder.
         output: the page's file; None for report.html in the run folder. The explanations go to a folder beside it,
             of the same name without its ending.
         split: test, validation or train; None for the first of these that the run has.
-        device: where to compute; None for auto.
+        device: as in TrainedModel.open.
         trust_code: run the user's code that the checkpoint names.
-        allow_changed_data: use the run's splits although their images are others than at training.
+        allow_changed_data: use the run's splits although their images are not those of the training.
     Raises: RunError, ConfigError, DataError; OSError if a file cannot be written.
     """
     page = output if output is not None else folder / PAGE
-    if page.is_dir():
-        raise RunError(f"--output {page}: is a folder; name the page's file, for example {page / PAGE}")
-    findings = find(folder, split, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
-    page.parent.mkdir(parents=True, exist_ok=True)
+    check_page_path(page, "--output", PAGE)
+    analysis = analyze(folder, split, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
     explanations = page.with_suffix("") if page.suffix else page.with_name(page.name + "-explained")
-    pages = write_explanations(findings, explanations)
+    pages = write_explanations(analysis, explanations)
     links = {index: quote(file.relative_to(page.parent).as_posix()) for index, file in pages.items()}
-    replace_file(page, html(findings, links).encode())
+    write_file(html(analysis, links), page)
     pictures = folder / PICTURE_FOLDER
     pictures.mkdir(exist_ok=True)
     for picture in PICTURES:
         for kind in ("svg", "png"):
-            replace_file(pictures / f"{picture.name}.{kind}", render(picture, findings, LIGHT, kind))
+            replace_file(pictures / f"{picture.name}.{kind}", render(picture, analysis, LIGHT, kind))
     return Written(page, pictures, explanations)

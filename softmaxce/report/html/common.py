@@ -1,0 +1,61 @@
+"""What the pages share: the template environment, images inside the page, writing a page to a file."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from ...errors import RunError
+from ...files import replace_file
+
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,  # names of classes, files, folders and models come from outside
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters |= {
+    "percent": lambda fraction: percent(fraction),
+    "whole_percent": lambda fraction: f"{100 * fraction:.0f}%",
+    "decimals": lambda value: f"{value:.4f}",
+    "count": lambda n: f"{n:,}",
+}
+
+
+def percent(fraction: float) -> str:
+    """0.99243 as 99.24%."""
+    return f"{100 * fraction:.2f}%"
+
+
+def render_template(name: str, **values: Any) -> str:
+    """A page from one of the templates in this folder."""
+    return ENVIRONMENT.get_template(name).render(**values)
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """An image's bytes as the address of an image; `kind` is svg+xml or png."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def png_url(image: Image.Image, largest: int, *, optimize: bool = False) -> str:
+    """An image as a data URL, reduced so that no side is longer than `largest` pixels."""
+    image.thumbnail((largest, largest))
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=optimize)
+    return data_url(stream.getvalue(), "png")
+
+
+def check_page_path(file: Path, option: str, example: str) -> None:
+    """Refuse a folder as a page's file. Raises: RunError."""
+    if file.is_dir():
+        raise RunError(f"{option} {file}: is a folder; name the page's file, for example {file / example}")
+
+
+def write_file(page: str, file: Path) -> None:
+    """Write a page, whole or not at all; its folder is made. Raises: OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, page.encode())
