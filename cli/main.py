@@ -33,7 +33,11 @@ COMMANDS = {
         "sweep",
         "Train every combination of the values, then compare the runs, the best on the validation split first.",
     ),
-    "eval": ("eval", "evaluate", "Evaluate a trained classifier: accuracy, a row a class, confusions, calibration."),
+    "eval": (
+        "eval",
+        "evaluate",
+        "Evaluate a trained classifier: accuracy, per-class metrics, confusion matrix, calibration.",
+    ),
     "check-loss": (
         "check_loss",
         "check_loss",
@@ -42,12 +46,12 @@ COMMANDS = {
     "predict": (
         "predict",
         "predict",
-        "Predict the class of image files and how probable it is, preprocessed as the run's own images were.",
+        "Predict the class of image files and its probability, with the run's own preprocessing.",
     ),
     "explain": (
         "explain",
         "explain",
-        "Show what the loss does with one image, step by step, from its logits to its gradient.",
+        "Show how the loss of one image is computed, step by step, from its logits to its gradient.",
     ),
     "calibrate": (
         "calibrate",
@@ -57,13 +61,13 @@ COMMANDS = {
     "report": (
         "report",
         "report",
-        "Write a run's report: one HTML page that needs nothing beside it, and pictures as SVG and PNG.",
+        "Write a run's report: one self-contained HTML page, and its figures as SVG and PNG.",
     ),
     "runs": ("runs", "runs", "List runs, the newest first: model, loss, epochs, accuracy, time and status."),
     "compare": (
         "compare",
         "compare",
-        "Compare runs: the config keys that differ, the figures, and whether the difference is larger than chance.",
+        "Compare runs: the config keys that differ, the metrics, and whether the difference is larger than chance.",
     ),
     "list": (
         "list",
