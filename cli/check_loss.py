@@ -53,13 +53,13 @@ def check_loss(
     torch_device = choose_device(device)
     known = Subject(referring(named_reference, component), torch_device, classes) if named_reference else None
     subject = Subject(component, torch_device, classes, known, seed)
-    results = laws.watched(examine(subject, skip or (), only or ()), len(only or registry.LAWS))
+    results = laws.with_progress(examine(subject, skip or (), only or ()), len(only or registry.LAWS))
     costs = None if only else cost.measure(subject)
     if json:
         import json as jsonlib
 
-        typer.echo(jsonlib.dumps(laws.plain(subject, results, costs)))
+        typer.echo(jsonlib.dumps(laws.to_dict(subject, results, costs)))
     else:
-        laws.print_verdicts(subject, results, costs, console.stdout())
+        laws.print_results(subject, results, costs, console.stdout())
     if any(result.status == "failed" for result in results):
         raise typer.Exit(FAILED)

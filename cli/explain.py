@@ -1,4 +1,7 @@
-"""`softmaxce explain`: the loss of one image, step by step, with its numbers."""
+"""`softmaxce explain`: the loss of one image, step by step, with its numbers.
+
+The command's function is long because each option is an argument.
+"""
 
 import sys
 from pathlib import Path

@@ -14,7 +14,7 @@ class Contributions:
     """The contribution of each pixel to each logit, for a linear model.
 
     Attributes:
-        pixels: [K, H, W], each pixel's weight times its normalised value, summed over the channels.
+        pixels: [K, H, W], each pixel's weight times its normalized value, summed over the channels.
         bias: [K]; a class's pixels and its bias add up to its logit.
     """
 

@@ -107,22 +107,8 @@ def take_steps(
 
     Bridle 1990; smoothing: Szegedy et al. 2016, section 7; temperature: Guo et al. 2017, section 4.2.
     """
-    raw = logits.detach().cpu().double()
-    if raw.ndim != 1 or len(raw) < 2:
-        raise ValueError(f"logits must be one row of two classes or more, got the shape {list(raw.shape)}")
-    if not raw.isfinite().all():
-        raise ValueError(f"logits must be finite, got {raw.tolist()}")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    raw, label, weights = _checked(logits, target, weight, label_smoothing, temperature)
     z = raw / temperature
-    label = one_hot(torch.tensor(target), len(z)).double() if isinstance(target, int) else target.cpu().double()
-    weights = None if weight is None else weight.detach().cpu().double()
-    for name, values in (("target", label), ("weight", weights)):
-        if values is not None and (values.shape != z.shape or not values.isfinite().all() or (values < 0).any()):
-            raise ValueError(f"{name} must be {len(z)} numbers, none negative, got {values.tolist()}")
-
     shifted = z - z.max()
     exponentials = shifted.exp()
     probabilities, log_probabilities = softmax(z), _log_softmax(z)
@@ -158,6 +144,27 @@ def take_steps(
         gradient=_numbers(gradient),
         step=Step(size, _numbers(moved), _numbers(softmax(moved)), _terms(q, _log_softmax(moved)).sum().item()),
     )
+
+
+def _checked(
+    logits: Tensor, target: int | Tensor, weight: Tensor | None, label_smoothing: float, temperature: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """take_steps' arguments as float64 tensors [K]: logits, label, weights. Raises: ValueError, IndexError."""
+    raw = logits.detach().cpu().double()
+    if raw.ndim != 1 or len(raw) < 2:
+        raise ValueError(f"logits must be one row of two classes or more, got the shape {list(raw.shape)}")
+    if not raw.isfinite().all():
+        raise ValueError(f"logits must be finite, got {raw.tolist()}")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    label = one_hot(torch.tensor(target), len(raw)).double() if isinstance(target, int) else target.cpu().double()
+    weights = None if weight is None else weight.detach().cpu().double()
+    for name, values in (("target", label), ("weight", weights)):
+        if values is not None and (values.shape != raw.shape or not values.isfinite().all() or (values < 0).any()):
+            raise ValueError(f"{name} must be {len(raw)} numbers, none negative, got {values.tolist()}")
+    return raw, label, weights
 
 
 def _log_softmax(z: Tensor) -> Tensor:

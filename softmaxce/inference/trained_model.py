@@ -251,7 +251,7 @@ class TrainedModel:
             files: their paths, read only as far ahead as is decoded.
             top: as in `predict`.
         Returns: an Unreadable in place of each file that cannot be decoded.
-        Raises: DataError if the model takes neither grey nor color images.
+        Raises: DataError if the model takes neither gray nor color images.
         """
         decode = decode_to(self.preprocessing.shape)
         with PrefetchingDecoder(files, decode, AHEAD * self.config.data.eval_batch_size) as decoded:

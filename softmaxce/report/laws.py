@@ -17,20 +17,20 @@ from .console import plain_table
 STYLES = {"passed": "green", "failed": "bold red", "exempt": "yellow", "not applicable": "dim"}
 
 
-def watched(verdicts: Iterable[LawResult], count: int) -> list[LawResult]:
+def with_progress(results: Iterable[LawResult], count: int) -> list[LawResult]:
     """All results, with progress on stderr if it is a terminal."""
     console = consoles.stderr()
     if not console.is_terminal:
-        return list(verdicts)
+        return list(results)
     done: list[LawResult] = []
     with console.status("trying the laws") as status:
-        for verdict in verdicts:
-            done.append(verdict)
+        for result in results:
+            done.append(result)
             status.update(f"trying the laws: {len(done)} of {count}")
     return done
 
 
-def plain(subject: Subject, verdicts: list[LawResult], costs: Costs | None) -> dict[str, Any]:
+def to_dict(subject: Subject, results: list[LawResult], costs: Costs | None) -> dict[str, Any]:
     """As one JSON object."""
     component = subject.component
     return {
@@ -39,50 +39,50 @@ def plain(subject: Subject, verdicts: list[LawResult], costs: Costs | None) -> d
         "reference": subject.reference.component.to_dict() if subject.reference else None,
         "device": str(subject.device),
         "seed": subject.seed,
-        "sound": not any(verdict.status == "failed" for verdict in verdicts),
-        "laws": [verdict.to_dict() for verdict in verdicts],
+        "sound": not any(result.status == "failed" for result in results),
+        "laws": [result.to_dict() for result in results],
         "cost": costs.to_dict() if costs else None,
     }
 
 
-def print_verdicts(subject: Subject, verdicts: list[LawResult], costs: Costs | None, console: Console) -> None:
+def print_results(subject: Subject, results: list[LawResult], costs: Costs | None, console: Console) -> None:
     """Print everything."""
-    console.print(_table(verdicts))
-    for verdict in verdicts:
-        if verdict.case is not None:
+    console.print(_table(results))
+    for result in results:
+        if result.case is not None:
             console.print()
-            _print_broken(verdict, console)
+            _print_failure(result, console)
     if costs is not None:
         console.print()
         _print_costs(costs, console)
     console.print()
-    console.print(_summary(subject, verdicts), soft_wrap=True)
+    console.print(_summary(subject, results), soft_wrap=True)
 
 
-def _table(verdicts: list[LawResult]) -> Table:
+def _table(results: list[LawResult]) -> Table:
     table = plain_table()
     table.add_column("law", no_wrap=True)
     table.add_column("status", no_wrap=True)
     table.add_column("claim")
-    for verdict in verdicts:
-        about = Text(verdict.claim)
-        if verdict.detail and verdict.status != "failed":
-            about = Text(f"{verdict.claim}: {verdict.detail}" if verdict.status == "passed" else verdict.detail)
-        if verdict.status != "failed":
+    for result in results:
+        about = Text(result.claim)
+        if result.detail and result.status != "failed":
+            about = Text(f"{result.claim}: {result.detail}" if result.status == "passed" else result.detail)
+        if result.status != "failed":
             about.stylize("dim")
-        table.add_row(verdict.law, Text(verdict.status, STYLES[verdict.status]), about)
+        table.add_row(result.law, Text(result.status, STYLES[result.status]), about)
     return table
 
 
-def _print_broken(verdict: LawResult, console: Console) -> None:
-    assert verdict.case is not None
-    console.print(Text.assemble((verdict.law, "bold red"), f": {verdict.detail}"))
+def _print_failure(result: LawResult, console: Console) -> None:
+    assert result.case is not None
+    console.print(Text.assemble((result.law, "bold red"), f": {result.detail}"))
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column()
-    for index, line in enumerate(verdict.case.lines()):
+    for index, line in enumerate(result.case.lines()):
         grid.add_row("" if index else "with", line)
-    grid.add_row("look at", verdict.look_at)
+    grid.add_row("look at", result.look_at)
     console.print(Padding(grid, (0, 0, 0, 2)))
 
 
@@ -111,10 +111,10 @@ def _share(peak: str, torch_peak: str) -> str:
     return f"{mine / theirs:.2f}" if theirs else "-"
 
 
-def _summary(subject: Subject, verdicts: list[LawResult]) -> Text:
-    broken = [verdict.law for verdict in verdicts if verdict.status == "failed"]
-    tried = sum(verdict.status in ("failed", "passed") for verdict in verdicts)
+def _summary(subject: Subject, results: list[LawResult]) -> Text:
+    failed = [result.law for result in results if result.status == "failed"]
+    tested = sum(result.status in ("failed", "passed") for result in results)
     name = subject.component.name
-    if broken:
-        return Text(f"{name} breaks {len(broken)} of {tried} laws tried: {', '.join(broken)}", style="red")
-    return Text(f"{name} keeps {tried} of {tried} laws tried", style="green")
+    if failed:
+        return Text(f"{name} breaks {len(failed)} of {tested} laws tried: {', '.join(failed)}", style="red")
+    return Text(f"{name} keeps {tested} of {tested} laws tried", style="green")

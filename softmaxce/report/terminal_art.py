@@ -35,9 +35,9 @@ def picture(image: Tensor, color: bool) -> list[Text]:
     pixels = resized(image.permute(1, 2, 0).double().numpy())
     pixels = pixels if pixels.shape[2] == 3 else pixels[:, :, :1].repeat(3, axis=2)
     if not color:
-        grey = (pixels @ np.array([0.299, 0.587, 0.114])) / 255
+        gray = (pixels @ np.array([0.299, 0.587, 0.114])) / 255
         return [
-            Text("".join(SHADES[round(value * 9)] for value in row.clip(0, 1)).rstrip()) for row in _halved(grey, 0.0)
+            Text("".join(SHADES[round(value * 9)] for value in row.clip(0, 1)).rstrip()) for row in _halved(gray, 0.0)
         ]
     return _half_blocks(pixels, (0, 0, 0))
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: its numbers are the library's, wherever the sliders stand; it asks for nothing."""
+"""The page in a real browser: its numbers are the library's, wherever the sliders are; it loads nothing."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,14 +33,14 @@ def numbers(page: Browser) -> dict[str, list[float]]:
     script = (
         "[...document.querySelectorAll('data[data-column]')].map(d => [d.dataset.column, d.dataset.class, d.value])"
     )
-    found: dict[str, dict[int, float]] = {}
+    columns: dict[str, dict[int, float]] = {}
     for column, index, value in page.evaluate(script):
-        found.setdefault(column, {})[int(index)] = float(value)
-    return {column: [values[i] for i in sorted(values)] for column, values in found.items()}
+        columns.setdefault(column, {})[int(index)] = float(value)
+    return {column: [values[i] for i in sorted(values)] for column, values in columns.items()}
 
 
-def asked(page: Browser) -> list[str]:
-    """The addresses that were asked for; what lies inside the page (data:) is no request to anybody."""
+def requested(page: Browser) -> list[str]:
+    """The requested addresses; data: URLs are inside the page."""
     return [address for address in page.requests if not address.startswith("data:")]
 
 
@@ -59,10 +59,10 @@ def assert_equal(page: Browser, steps: Steps) -> None:
     """Every number of the page is that of the library's steps, to 1e-6."""
     shown = numbers(page)
     for name, values in shown.items():
-        wanted: Any = steps
+        expected: Any = steps
         for part in name.split("."):
-            wanted = getattr(wanted, part)
-        np.testing.assert_allclose(values, wanted, rtol=1e-6, atol=1e-12, err_msg=name)
+            expected = getattr(expected, part)
+        np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-12, err_msg=name)
     assert {"raw_logits", "logits", "shifted", "exponentials", "probabilities", "label", "smoothed", "terms"} <= set(
         shown
     )
@@ -115,7 +115,7 @@ def test_the_keyboard_moves_a_logit_and_every_step_follows(page: Browser, file: 
     page.open(file)
     before = single(page, "loss")
     marked = "document.querySelector('circle.mark').getAttribute('cx')"
-    place = float(page.evaluate(marked))
+    before_x = float(page.evaluate(marked))
     page.press("Tab")  # the first thing that can be reached is the first logit's slider
     assert page.evaluate("document.activeElement.id") == "logit0"
     page.press("ArrowRight", 12)
@@ -124,7 +124,7 @@ def test_the_keyboard_moves_a_logit_and_every_step_follows(page: Browser, file: 
     assert moved[1:].tolist() == logits[1:].tolist()
     assert_equal(page, take_steps(moved, 0))
     assert single(page, "loss") < before
-    assert float(page.evaluate(marked)) > place
+    assert float(page.evaluate(marked)) > before_x
     page.press("Tab")
     page.evaluate("document.activeElement.value = '-1.23456'")
     page.evaluate("document.activeElement.dispatchEvent(new Event('input', {bubbles: true}))")
@@ -168,7 +168,7 @@ def test_taking_steps_is_gradient_descent_and_starting_again_undoes_it(page: Bro
     assert logits_on(page).tolist() == logits.tolist()
 
 
-def test_no_page_has_an_error_or_asks_anybody_for_anything(
+def test_no_page_has_an_error_or_requests_anything(
     explain: Explain, linear_run: Path, tmp_path: Path, page: Browser
 ) -> None:
     done = explain(str(linear_run), "--index", "3", "--html", str(tmp_path / "digit.html"))
@@ -178,7 +178,7 @@ def test_no_page_has_an_error_or_asks_anybody_for_anything(
     page.open(tmp_path / "digit.html")
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert page.evaluate("document.images.length") == 11  # the image, and what pushed each of ten classes
-    assert asked(page) == [(tmp_path / "digit.html").as_uri()]
+    assert requested(page) == [(tmp_path / "digit.html").as_uri()]
     assert page.problems == []
 
 
@@ -192,7 +192,7 @@ def test_names_are_text_and_nothing_else(page: Browser, file: Path) -> None:
         *names
     ]
     assert page.evaluate("document.images.length") == 0
-    assert asked(page) == [file.as_uri()]
+    assert requested(page) == [file.as_uri()]
     assert page.problems == []
     assert "<img src=x" not in html(explanation)
 

@@ -49,7 +49,7 @@ def test_every_step_is_scipys(case: Case) -> None:
     smoothing = options.get("label_smoothing", 0.0)
     q = (1 - smoothing) * label + smoothing / k
     q = q * options["weight"].numpy() if "weight" in options else q
-    wanted = {
+    expected = {
         "logits": logits,
         "shifted": logits - logits.max(),
         "exponentials": np.exp(logits - logits.max()),
@@ -62,7 +62,7 @@ def test_every_step_is_scipys(case: Case) -> None:
         "loss": -(q * log_softmax(logits)).sum(),
         "bits": -(q * log_softmax(logits)).sum() / np.log(2),
     }
-    for name, value in wanted.items():
+    for name, value in expected.items():
         np.testing.assert_allclose(getattr(steps, name), value, rtol=1e-6, atol=1e-14, err_msg=name)
 
 

@@ -126,8 +126,8 @@ def test_a_mistake_is_answered_before_torch_is_loaded(tmp_path: Path) -> None:
 def test_probabilities_of_several_classes_are_a_soft_label(explain: Explain) -> None:
     answer = json.loads(explain(*EXAMPLE[:2], "--label", "cat=0.7,bird=0.3", *EXAMPLE[4:], "--json").stdout)
     assert answer["true_class"] == "cat"
-    wanted = -(np.array([0.7, 0, 0.3]) * log_softmax([2.0, 1.0, 0.1])).sum()
-    assert answer["loss"] == pytest.approx(wanted, rel=1e-9)
+    expected = -(np.array([0.7, 0, 0.3]) * log_softmax([2.0, 1.0, 0.1])).sum()
+    assert answer["loss"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_json_holds_every_value_of_the_steps(explain: Explain) -> None:
@@ -190,13 +190,13 @@ def test_a_mixed_image_is_torchvisions_mixup(explain: Explain, linear_run: Path)
     assert isinstance(source.test, InMemory)
     images, labels = source.test.images[[1, 2]].float(), source.test.labels[[1, 2]]
     mixup, options = v2.MixUp(num_classes=10), {"labels": labels, "batch_size": 2, "lam": 0.75}
-    mixed, shares = mixup.transform(images, options), mixup.transform(labels, options)
+    mixed, soft_labels = mixup.transform(images, options), mixup.transform(labels, options)
     np.testing.assert_allclose(np.array(answer["image"]), mixed[0].numpy(), atol=0.51)
-    np.testing.assert_allclose(answer["label"], shares[0].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(answer["label"], soft_labels[0].numpy(), rtol=1e-6)
     leaf = torch.tensor([answer["raw_logits"]], dtype=torch.float64)
     weight = torch.tensor([1, 2, 1, 1, 1, 1, 1, 1, 1, 0.5], dtype=torch.float64)
-    wanted = torch.nn.functional.cross_entropy(leaf, shares[:1].double(), weight, label_smoothing=0.1)
-    assert answer["loss"] == pytest.approx(wanted.item(), rel=1e-6)
+    expected = torch.nn.functional.cross_entropy(leaf, soft_labels[:1].double(), weight, label_smoothing=0.1)
+    assert answer["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_the_pixels_contributions_and_the_bias_add_up_to_the_logits(explain: Explain, linear_run: Path) -> None:

@@ -43,14 +43,14 @@ def ece_by_a_loop(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Guo et al. 2017, eq. 3, image by image."""
     total = 0.0
     for number in range(15):
-        confidences, hits = [], 0
+        confidences, num_correct = [], 0
         for row, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
             confidence = max(row)
             if number / 15 < confidence <= (number + 1) / 15:
                 confidences.append(confidence)
-                hits += row.index(confidence) == label
+                num_correct += row.index(confidence) == label
         if confidences:
-            accuracy, mean = hits / len(confidences), sum(confidences) / len(confidences)
+            accuracy, mean = num_correct / len(confidences), sum(confidences) / len(confidences)
             total += len(confidences) / len(labels) * abs(accuracy - mean)
     return total
 

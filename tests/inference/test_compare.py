@@ -36,7 +36,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def place(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder_of_runs(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four runs under runs/hard, on a data set that is hard enough for mistakes."""
     folder = tmp_path_factory.mktemp("compare")
     (folder / "hard.yaml").write_text(HARD)
@@ -105,11 +105,13 @@ def test_groups_differ_by_seed_and_what_changes_no_metrics_alone(tmp_path: Path)
 # -- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def test_metrics_and_differences_are_those_of_eval_and_of_the_correct_images(app: typer.Typer, place: Path) -> None:
-    found = compare([place / "base", place / "slow", place / "linear"])
+def test_metrics_and_differences_are_those_of_eval_and_of_the_correct_images(
+    app: typer.Typer, folder_of_runs: Path
+) -> None:
+    found = compare([folder_of_runs / "base", folder_of_runs / "slow", folder_of_runs / "linear"])
     for run in found.runs:
-        told = json.loads(CliRunner().invoke(app, ["eval", str(run.folder), "--json"]).stdout)
-        assert run.metrics == {name: told[name] for name in ("accuracy", "nll", "brier", "ece")}
+        printed = json.loads(CliRunner().invoke(app, ["eval", str(run.folder), "--json"]).stdout)
+        assert run.metrics == {name: printed[name] for name in ("accuracy", "nll", "brier", "ece")}
         assert accuracy_score(np.ones(run.images), run.correct) == pytest.approx(run.metrics["accuracy"])
     assert set(found.keys) == {"optimizer.lr", "model.name", "model.hidden", "model.dropout"}
     first, second = found.tests
@@ -122,37 +124,37 @@ def test_metrics_and_differences_are_those_of_eval_and_of_the_correct_images(app
     assert "larger than chance (p = " in conclusions(found)[0]
 
 
-def test_a_run_is_no_better_than_itself(place: Path) -> None:
-    found = compare([place / "base", place / "base"])
+def test_a_run_is_no_better_than_itself(folder_of_runs: Path) -> None:
+    found = compare([folder_of_runs / "base", folder_of_runs / "base"])
     assert found.keys == {}
     assert [group.runs for group in found.seeds] == [(0, 1)]
     assert found.seeds[0].metrics["accuracy"][1] == 0
     assert found.tests == (None,)
 
 
-def test_runs_on_other_test_images_are_not_tested_against_each_other(place: Path) -> None:
-    found = compare([place / "base", place / "other"])
+def test_runs_on_other_test_images_are_not_tested_against_each_other(folder_of_runs: Path) -> None:
+    found = compare([folder_of_runs / "base", folder_of_runs / "other"])
     assert found.tests == (None,)
     assert conclusions(found) == ["2 and 1 were not evaluated on the same images: no test of their difference."]
 
 
-def test_the_printed_comparison_fits_80_columns_and_json_holds_it_all(app: typer.Typer, place: Path) -> None:
-    line = ["compare", *[str(place / name) for name in ("base", "slow", "linear")]]
+def test_the_printed_comparison_fits_80_columns_and_json_holds_it_all(app: typer.Typer, folder_of_runs: Path) -> None:
+    line = ["compare", *[str(folder_of_runs / name) for name in ("base", "slow", "linear")]]
     printed = CliRunner().invoke(app, line)
     assert printed.exit_code == 0, printed.output
     table = printed.stdout.partition("McNemar")[0].splitlines()
     assert max(len(row.rstrip()) for row in table if "images correct" not in row and "/" not in row) <= 80
-    told = json.loads(CliRunner().invoke(app, [*line, "--json"]).stdout)
-    assert [row["run"] for row in told["runs"]] == line[1:]
-    assert told["runs"][1]["mcnemar"]["larger_than_chance"] is True
-    assert told["config"]["model.name"] == ["mlp", "mlp", "linear"]
+    printed = json.loads(CliRunner().invoke(app, [*line, "--json"]).stdout)
+    assert [row["run"] for row in printed["runs"]] == line[1:]
+    assert printed["runs"][1]["mcnemar"]["larger_than_chance"] is True
+    assert printed["config"]["model.name"] == ["mlp", "mlp", "linear"]
 
 
-def test_the_page_stands_alone_and_shows_names_as_text(app: typer.Typer, place: Path, tmp_path: Path) -> None:
+def test_the_page_stands_alone_and_shows_names_as_text(app: typer.Typer, folder_of_runs: Path, tmp_path: Path) -> None:
     odd = tmp_path / "<b>odd & sons"
-    odd.symlink_to(place / "linear")
+    odd.symlink_to(folder_of_runs / "linear")
     page = tmp_path / "compare.html"
-    done = CliRunner().invoke(app, ["compare", str(place / "base"), str(odd), "--html", str(page)])
+    done = CliRunner().invoke(app, ["compare", str(folder_of_runs / "base"), str(odd), "--html", str(page)])
     assert done.exit_code == 0, done.output
     with Browser(tmp_path / "profile") as browser:
         browser.open(page)
@@ -164,12 +166,12 @@ def test_the_page_stands_alone_and_shows_names_as_text(app: typer.Typer, place: 
         assert browser.evaluate("document.documentElement.scrollWidth") <= 375
         assert [address for address in browser.requests if not address.startswith("data:")] == [page.as_uri()]
         assert browser.problems == []
-    found = compare([place / "base", place / "linear"])
+    found = compare([folder_of_runs / "base", folder_of_runs / "linear"])
     assert html(found) == html(found)
 
 
-def test_one_run_is_nothing_to_compare(app: typer.Typer, place: Path) -> None:
-    done = CliRunner().invoke(app, ["compare", str(place / "base")])
+def test_one_run_is_nothing_to_compare(app: typer.Typer, folder_of_runs: Path) -> None:
+    done = CliRunner().invoke(app, ["compare", str(folder_of_runs / "base")])
     assert done.exit_code == 2
     assert "takes two runs or more" in done.stderr
 
@@ -177,8 +179,8 @@ def test_one_run_is_nothing_to_compare(app: typer.Typer, place: Path) -> None:
 # -- the list ---------------------------------------------------------------------------------------------------------
 
 
-def test_runs_are_listed_newest_first_with_what_they_came_to(app: typer.Typer, place: Path) -> None:
-    rows, wrong = list_runs(place.parent)
+def test_runs_are_listed_newest_first_with_what_they_came_to(app: typer.Typer, folder_of_runs: Path) -> None:
+    rows, wrong = list_runs(folder_of_runs.parent)
     assert wrong == []
     assert [row.started for row in rows] == sorted((row.started for row in rows), reverse=True)
     by_name = {row.folder.name: row for row in rows}
@@ -186,8 +188,8 @@ def test_runs_are_listed_newest_first_with_what_they_came_to(app: typer.Typer, p
     row = by_name["linear"]
     assert (row.model, row.loss, row.recipe, row.status) == ("linear", "softmax_cross_entropy", "hard", "completed")
     assert (row.epochs_done, row.epochs) == (2, 2)
-    told = json.loads(CliRunner().invoke(app, ["eval", str(row.folder), "--json"]).stdout)
-    assert row.test == pytest.approx(told["accuracy"], abs=1e-12)
+    printed = json.loads(CliRunner().invoke(app, ["eval", str(row.folder), "--json"]).stdout)
+    assert row.test == pytest.approx(printed["accuracy"], abs=1e-12)
     best = max(
         json.loads(line)["validation"]["accuracy"] for line in (row.folder / "metrics.jsonl").read_text().splitlines()
     )
@@ -195,13 +197,13 @@ def test_runs_are_listed_newest_first_with_what_they_came_to(app: typer.Typer, p
 
 
 def test_the_list_is_a_line_a_run_and_names_what_it_cannot_read(
-    softmaxce: Softmaxce, place: Path, tmp_path: Path
+    softmaxce: Softmaxce, folder_of_runs: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "runs").mkdir()
-    for folder in place.iterdir():
+    for folder in folder_of_runs.iterdir():
         (tmp_path / "runs" / folder.name).symlink_to(folder)
     copies = tmp_path / "copies" / "hard"
-    for folder in place.iterdir():
+    for folder in folder_of_runs.iterdir():
         (copies / folder.name).mkdir(parents=True)
         for name in ("run.json", "config.yaml", "metrics.jsonl"):
             (copies / folder.name / name).write_bytes((folder / name).read_bytes())

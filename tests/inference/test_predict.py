@@ -27,34 +27,34 @@ data: {name: image_folder, root: images, size: [12, 10], batch_size: 16, validat
 model: {name: mlp, hidden: [16]}
 optimizer: {name: adam, lr: 0.01}
 """
-COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
+COLORS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
 
 
 @pytest.fixture(scope="module")
-def place(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images/CLASS/*.png of several sizes, and a run trained on them."""
     folder = tmp_path_factory.mktemp("predict")
     random = np.random.default_rng(5)
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (folder / "images" / name).mkdir(parents=True)
         for i in range(20):
             size = (12 + i % 3, 10 + i % 4, 3)
-            pixels = (np.array(colour) + random.normal(0, 60, size)).clip(0, 255).astype(np.uint8)
+            pixels = (np.array(color) + random.normal(0, 60, size)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "images" / name / f"{i:02d}.png")
-    (folder / "colours.yaml").write_text(CONFIG.replace("root: images", f"root: {folder / 'images'}"))
-    line = ["train", "--config", str(folder / "colours.yaml"), "--output", str(folder / "run")]
+    (folder / "colors.yaml").write_text(CONFIG.replace("root: images", f"root: {folder / 'images'}"))
+    line = ["train", "--config", str(folder / "colors.yaml"), "--output", str(folder / "run")]
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 0, done.output
     return folder
 
 
 @pytest.fixture
-def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(place)
-    return place
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
 
 
-def told(app: typer.Typer, *arguments: str) -> list[dict[str, object]]:
+def predicted(app: typer.Typer, *arguments: str) -> list[dict[str, object]]:
     done = CliRunner().invoke(app, ["predict", "run", *arguments, "--json"])
     assert done.exit_code == 0, done.output
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -64,8 +64,8 @@ def test_the_probabilities_are_those_of_evals_data_path(app: typer.Typer, here: 
     model = TrainedModel.open(Path("run"))
     logits, _ = model.logits(model.folder_split(here / "images"))
     expected = softmax(logits.double().numpy(), 1)
-    lines = told(app, "images", "--top", "3")
-    assert [line["path"] for line in lines] == [f"images/{n}/{i:02d}.png" for n in COLOURS for i in range(20)]
+    lines = predicted(app, "images", "--top", "3")
+    assert [line["path"] for line in lines] == [f"images/{n}/{i:02d}.png" for n in COLORS for i in range(20)]
     for line, row in zip(lines, expected, strict=True):
         ranked = np.argsort(-row)
         assert line["class"] == model.classes[ranked[0]]
@@ -76,19 +76,19 @@ def test_the_probabilities_are_those_of_evals_data_path(app: typer.Typer, here: 
 
 
 def test_neither_batch_size_nor_order_changes_a_prediction(app: typer.Typer, here: Path) -> None:
-    one = told(app, "images", "--batch-size", "1")
-    many = told(app, *[str(line["path"]) for line in reversed(one)], "--batch-size", "64")
+    one = predicted(app, "images", "--batch-size", "1")
+    many = predicted(app, *[str(line["path"]) for line in reversed(one)], "--batch-size", "64")
     for a, b in zip(one, reversed(many), strict=True):
         assert (a["path"], a["class"]) == (b["path"], b["class"])
         assert a["probability"] == pytest.approx(b["probability"], abs=1e-6)
 
 
 def test_the_runs_temperature_is_used_and_can_be_set(app: typer.Typer, here: Path) -> None:
-    plain = told(app, "images/red/00.png", "--top", "3", "--temperature", "1")[0]["top"]
+    plain = predicted(app, "images/red/00.png", "--top", "3", "--temperature", "1")[0]["top"]
     (here / "run" / "calibration.json").write_text(
         json.dumps({"temperature": 2.5, "epoch": json.loads((here / "run/run.json").read_text())["best_epoch"]})
     )
-    scaled = told(app, "images/red/00.png", "--top", "3")[0]["top"]
+    scaled = predicted(app, "images/red/00.png", "--top", "3")[0]["top"]
     (here / "run" / "calibration.json").unlink()
     assert isinstance(plain, list)
     assert isinstance(scaled, list)
@@ -111,7 +111,7 @@ def test_the_table_is_probability_class_and_path(app: typer.Typer, here: Path) -
     values = [float(line[:6]) for line in (first, second, third)]
     assert values == sorted(values, reverse=True)
     assert sum(values) == pytest.approx(1, abs=2e-4)
-    assert {line.split()[1] for line in (first, second, third)} == set(COLOURS)
+    assert {line.split()[1] for line in (first, second, third)} == set(COLORS)
 
 
 @pytest.mark.parametrize(("options", "status"), [((), 2), (("--skip-bad",), 0)])
@@ -180,7 +180,7 @@ def test_the_command_gives_what_the_function_gives_to_the_last_bit(app: typer.Ty
     expected = [(p.path, p.classes, p.probabilities) for p in predictions]
     assert len(expected) == len(files)
     found = []
-    for line in told(app, "images", "--top", "3"):
+    for line in predicted(app, "images", "--top", "3"):
         top = line["top"]
         assert isinstance(top, list)
         found.append((line["path"], tuple(e["class"] for e in top), tuple(e["probability"] for e in top)))
@@ -217,7 +217,7 @@ def test_ctrl_c_ends_it_without_a_traceback(here: Path) -> None:
 
 
 def test_a_grey_model_takes_colour_files(app: typer.Typer, here: Path) -> None:
-    line = ["train", "-c", "colours.yaml", "--set", "data.channels=1", "--output", "grey", "--epochs", "1", "-q"]
+    line = ["train", "-c", "colors.yaml", "--set", "data.channels=1", "--output", "grey", "--epochs", "1", "-q"]
     assert CliRunner().invoke(app, line).exit_code == 0
     done = CliRunner().invoke(app, ["predict", "grey", "images/red/00.png"])
     assert done.exit_code == 0, done.output

@@ -60,10 +60,10 @@ def analysis(run: Path) -> RunAnalysis:
 
 
 def test_its_metrics_are_those_of_eval(app: typer.Typer, run: Path, analysis: RunAnalysis) -> None:
-    told = json.loads(CliRunner().invoke(app, ["eval", str(run), "--json"]).stdout)
+    printed = json.loads(CliRunner().invoke(app, ["eval", str(run), "--json"]).stdout)
     for name in ("loss", "accuracy", "nll", "brier", "ece", "images"):
-        assert getattr(analysis.results[0].metrics, name) == pytest.approx(told[name], rel=1e-12), name
-    assert [list(row) for row in analysis.results[0].metrics.confusion] == told["confusion"]
+        assert getattr(analysis.results[0].metrics, name) == pytest.approx(printed[name], rel=1e-12), name
+    assert [list(row) for row in analysis.results[0].metrics.confusion] == printed["confusion"]
 
 
 def test_the_mistakes_are_sorted_by_confidence_with_scipys_probabilities(run: Path, analysis: RunAnalysis) -> None:
@@ -193,9 +193,9 @@ def test_each_image_of_the_gallery_links_to_the_explanation_of_that_image(run: P
         for link, mistake in zip(browser.evaluate(LINKS), mistakes, strict=True):
             file = Path(unquote(urlsplit(link).path))
             assert file == tmp_path / "a site" / "my page" / f"test-{mistake.index}.html"
-            told = unescape(file.read_text())
-            assert f"test image {mistake.index} of synthetic" in told
-            assert f"{mistake.loss:.4f}" in told
+            printed = unescape(file.read_text())
+            assert f"test image {mistake.index} of synthetic" in printed
+            assert f"{mistake.loss:.4f}" in printed
         browser.open(file)
         assert browser.problems == []
         assert all(address.startswith(("file://", "data:")) for address in browser.requests)
@@ -253,7 +253,7 @@ def test_without_a_test_split_it_measures_the_validation_split(run: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "printed"),
     [
         ((), "there is no run under runs/ here"),
         (("nowhere",), "nowhere: there is no run in this folder (no run.json)"),
@@ -261,11 +261,11 @@ def test_without_a_test_split_it_measures_the_validation_split(run: Path) -> Non
     ],
 )
 def test_what_it_cannot_report_on_is_one_line_and_status_2(
-    softmaxce: Softmaxce, arguments: tuple[str, ...], told: str
+    softmaxce: Softmaxce, arguments: tuple[str, ...], printed: str
 ) -> None:
     done = softmaxce("report", *arguments)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert printed in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -1,4 +1,5 @@
 // The computations of softmaxce/explain/steps.py and numerics.py in the browser, and their display.
+// One file of more than 400 lines, because it is inlined in the page as one script.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -79,7 +80,7 @@ function toFloat16(value) {
 
 const FORMATS = { float64: (value) => value, float32: Math.fround, bfloat16: toBfloat16, float16: toFloat16 };
 
-/** -sum Q log S by softmax and then log, every operation rounded; classes without a share are left out. */
+/** -sum Q log S by softmax and then log, every operation rounded; classes with target 0 are left out. */
 function naiveLoss(z, q, round, add) {
   const largest = Math.max(...z);
   const exponentials = z.map((value) => round(Math.exp(round(value - largest))));

@@ -177,7 +177,7 @@ def draw_loss(analysis: RunAnalysis, colors: Colors) -> "Figure":
 
 
 def draw_accuracy(analysis: RunAnalysis, colors: Colors) -> "Figure":
-    """The share of images predicted right, epoch by epoch."""
+    """The accuracy after each epoch."""
     return _curves(analysis, colors, "accuracy", "Accuracy", "fraction of images correct")[0]
 
 
@@ -215,9 +215,9 @@ def draw_confusion(analysis: RunAnalysis, colors: Colors) -> "Figure":
     num = len(names)
     side = min(9.0, max(4.2, 0.46 * num + 1.4)) if num <= MOST_NUMBERED else 7.5
     picture, axes = new_axes(side + 0.4, side)
-    share = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    fraction = counts / np.maximum(1, counts.sum(1, keepdims=True))
     diagonal = np.eye(num, dtype=bool)
-    strength = np.where(diagonal, share, np.where(counts > 0, 0.12 + 0.88 * np.sqrt(np.minimum(1, 4 * share)), 0))
+    strength = np.where(diagonal, fraction, np.where(counts > 0, 0.12 + 0.88 * np.sqrt(np.minimum(1, 4 * fraction)), 0))
     blue, orange, paper = (np.array(to_rgb(color)) for color in (colors.blue, colors.orange, colors.paper))
     full = np.where(diagonal[..., None], blue, orange)
     cells = paper + strength[..., None] * 0.85 * (full - paper)  # [K, K, 3]
