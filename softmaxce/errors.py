@@ -1,4 +1,4 @@
-"""What can go wrong in a user's sight: the message, the place it points to, the exit status that says so."""
+"""The errors that a user sees: their messages, locations and exit statuses."""
 
 import contextlib
 import re
@@ -15,29 +15,29 @@ USAGE = 2  # the command line, the config or the data is wrong
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 TERMINATED = 143  # 128 + SIGTERM
 
-LONGEST = 600  # characters of a mistake's message: a file that is no config may hold names of any length
+MAX_LENGTH = 600  # characters of a message: a file that is no config may contain names of any length
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it is (`file:line:column` or an option; empty if nowhere), what is wrong and what to do."""
+    """One mistake: its location (`file:line:column`, an option, or empty), and what is wrong and how to correct it."""
 
     location: str
     message: str
 
     def __str__(self) -> str:
-        message = self.message if len(self.message) <= LONGEST else self.message[: LONGEST - 3] + "..."
+        message = self.message if len(self.message) <= MAX_LENGTH else self.message[: MAX_LENGTH - 3] + "..."
         return f"{self.location}: {message}" if self.location else message
 
 
 class SoftmaxceError(Exception):
-    """An error that the user can mend; the command line prints it without a traceback and exits with `status`."""
+    """An error that the user can correct; the command line prints it without a traceback and exits with `status`."""
 
     status = USAGE
 
 
 class ConfigError(SoftmaxceError):
-    """A config file or an override is wrong. Holds every mistake found, not just the first."""
+    """A config file or an override is wrong. It holds every mistake, not just the first."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -45,28 +45,28 @@ class ConfigError(SoftmaxceError):
 
 
 class DataError(SoftmaxceError):
-    """Images or labels are missing or cannot be used. The message names the file or folder and the remedy."""
+    """Images or labels are missing or unusable. The message names the file or folder and the remedy."""
 
 
 class RunError(SoftmaxceError):
-    """A run folder or a checkpoint cannot be used as asked."""
+    """A run folder or a checkpoint cannot be used as requested."""
 
 
 class TrainingError(SoftmaxceError):
-    """Training could not go on (the loss is not finite, say)."""
+    """Training could not continue, because the loss is not finite, for example."""
 
     status = FAILED
 
 
 class WorkerError(TrainingError):
-    """A process that decodes images has died."""
+    """A process that decodes images died."""
 
 
 class MemoryRanOutError(TrainingError):
-    """There is no memory left, the processor's or a GPU's. The message says what was being done, and what fits."""
+    """Memory ran out, the CPU's or a GPU's. The message says what was being done, and what would fit."""
 
 
-# What PyTorch's allocators, its libraries' and the system say of it; MemoryError needs no words.
+# Substrings of the out-of-memory messages of PyTorch's allocators, of its libraries and of the system.
 NO_MEMORY = (
     *("out of memory", "defaultcpuallocator", "cannot allocate memory", "alloc_failed", "bad_alloc"),
     *("can't start new thread", "unable to allocate"),
@@ -74,19 +74,19 @@ NO_MEMORY = (
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: MemoryError, torch.OutOfMemoryError, or those who use plain words."""
-    told = isinstance(error, RuntimeError | OSError | ImportError)
-    text = str(error).lower() if told else ""
+    """Whether an error says that memory ran out: MemoryError, or one whose message says so."""
+    has_message = isinstance(error, RuntimeError | OSError | ImportError)
+    text = str(error).lower() if has_message else ""
     return isinstance(error, MemoryError | MemoryRanOutError) or any(words in text for words in NO_MEMORY)
 
 
 @contextlib.contextmanager
 def within_memory(doing: str, remedy: str = "") -> Iterator[None]:
-    """Raises: MemoryRanOutError if memory runs out within; what the failed calls held is let go, so that others fit.
+    """Turns an error that memory ran out into a MemoryRanOutError, and frees what the failed calls held.
 
     Args:
-        doing: what is done within, `training`.
-        remedy: what would need less.
+        doing: what the block does, such as `training`.
+        remedy: what would need less memory.
     """
     message = ""
     try:
@@ -94,9 +94,9 @@ def within_memory(doing: str, remedy: str = "") -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
         if not ran_out_of_memory(error):
             raise
-        asked = re.search(r"allocate ([\d.,]+) ?(bytes|[KMGTPE]i?B)", str(error))
-        told = f" ({_size(asked[1], asked[2])} more were asked for)" if asked else ""
-        message = f"memory ran out while {doing}{told}"
+        requested = re.search(r"allocate ([\d.,]+) ?(bytes|[KMGTPE]i?B)", str(error))
+        size = f" ({_size(requested[1], requested[2])} more were asked for)" if requested else ""
+        message = f"memory ran out while {doing}{size}"
         traceback.clear_frames(error.__traceback__)
     if message:
         raise MemoryRanOutError(f"{message}; {remedy}" if remedy else message)
@@ -107,7 +107,7 @@ def _size(number: str, unit: str) -> str:
 
 
 def in_users_code(error: BaseException) -> str | None:
-    """`in_one_line` of an error that came out of the user's own code; None if it did not."""
+    """`in_one_line` of an error that the user's own code raised; None for other errors."""
     return in_one_line(error) if _users_frames(error) else None
 
 
@@ -116,9 +116,9 @@ def _users_frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What somebody else's code raised: `KeyError: 'a' (mylab.py:12)`, with the line of theirs that led there.
+    """An error as `KeyError: 'a' (mylab.py:12)`, with the innermost line of the user's code.
 
-    The type is left out where the text speaks for itself (ValueError, TypeError, RuntimeError).
+    The type is omitted for ValueError, TypeError and RuntimeError, whose message is enough.
     """
     text = str(error).strip().split("\n")[0]
     name = type(error).__name__
@@ -126,8 +126,8 @@ def in_one_line(error: BaseException) -> str:
         text = name
     elif not isinstance(error, ValueError | TypeError | RuntimeError) or isinstance(error, RecursionError):
         text = f"{name}: {text}"
-    theirs = _users_frames(error)
-    return f"{text} ({Path(theirs[-1].filename).name}:{theirs[-1].lineno})" if theirs else text
+    frames = _users_frames(error)
+    return f"{text} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else text
 
 
 def _is_users(filename: str) -> bool:
@@ -140,7 +140,7 @@ def _is_users(filename: str) -> bool:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing when no known word is near. Case does not count."""
+    """`; did you mean 'x'?`, or an empty string if no known word is similar. Case is ignored."""
     words = {name.lower(): name for name in known}
     near = get_close_matches(word.lower(), list(words), n=1, cutoff=0.6)
     return f"; did you mean '{words[near[0]]}'?" if near else ""

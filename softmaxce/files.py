@@ -1,4 +1,4 @@
-"""Files that are whole at any instant, whatever dies, and a lock on a folder that dies with its holder.
+"""Atomic writing of files, and a lock on a folder that ends with its process.
 
 Every step that writes is a call to `os`, so that a test can make each of them fail in turn.
 """
@@ -15,7 +15,7 @@ LOCK = ".lock"
 
 
 def stage(file: Path, content: bytes) -> Path:
-    """Write `content` beside `file`, flushed to the disk, ready to be renamed to it. Returns: where it lies."""
+    """Write `content` beside `file`, flushed to the disk, ready to be renamed. Returns: the temporary file."""
     staged = file.with_name(file.name + TEMPORARY)
     try:
         descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
@@ -27,21 +27,21 @@ def stage(file: Path, content: bytes) -> Path:
         finally:
             os.close(descriptor)
     except OSError as error:
-        error.filename = str(file)  # a full disk does not say which file it was
-        with contextlib.suppress(OSError):  # what failed is told; half a temporary file is in nobody's way
+        error.filename = str(file)  # the error of a full disk names no file
+        with contextlib.suppress(OSError):  # an incomplete temporary file does no harm
             staged.unlink()
         raise
     return staged
 
 
 def replace_file(file: Path, content: bytes) -> None:
-    """Write a file so that at any instant the old or the new one is there, whole, also after a power cut."""
+    """Write a file atomically: at any instant, even after a power cut, it has its old content or the new one."""
     stage(file, content).replace(file)
     flush_folder(file.parent)
 
 
 def keep_as(file: Path, other: Path) -> None:
-    """Make `other` a second name of `file`'s content, at once; `file` stays. No flush."""
+    """Make `other` a second name (hard link) of `file`'s content, atomically. No flush."""
     staged = other.with_name(other.name + TEMPORARY)
     with contextlib.suppress(FileNotFoundError):  # there is nothing to remove
         staged.unlink()
@@ -53,12 +53,12 @@ def keep_as(file: Path, other: Path) -> None:
         stage(other, file.read_bytes())  # a file system without hard links
     staged.replace(other)
     with contextlib.suppress(FileNotFoundError):  # there is nothing to remove
-        staged.unlink()  # it is still there if both were names of one file already
+        staged.unlink()  # it remains if both were names of one file already
 
 
 def flush_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, not in the system's memory alone."""
-    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no flush of it
+    """Flush the names in a folder to the disk (fsync)."""
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no flush
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -68,9 +68,9 @@ def flush_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone. The system lets go when the process dies, however it dies.
+    """Lock a folder for this process. The system releases the lock when the process ends, however it ends.
 
-    Raises: RunError, with the holder, if another process holds it.
+    Raises: RunError, with the process that has the lock, if it is locked already.
     """
     try:
         import fcntl
@@ -79,7 +79,7 @@ def locked(folder: Path) -> Iterator[None]:
         return
     with (folder / LOCK).open("a+", encoding="utf-8") as stream:
         try:
-            # Not flock: worker processes would inherit that, and hold the folder when their parent has been killed.
+            # Not flock: worker processes would inherit that lock, and keep it after their parent was killed.
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             stream.seek(0)

@@ -62,13 +62,13 @@ def compiles_with(backend_name: str) -> Callable[[Subject, Case], str | None]:
         def call(z: Tensor, t: Tensor) -> Tensor:
             return loss(z, t)
 
-        torch._dynamo.reset()
+        torch.compiler.reset()
         try:
             got = value_and_gradient(
                 torch.compile(call, fullgraph=True, dynamic=False, backend=backend_name), logits, targets
             )
         finally:
-            torch._dynamo.reset()
+            torch.compiler.reset()
         return compare(got, expected, logits, torch.float32)
 
     return test

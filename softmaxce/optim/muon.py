@@ -1,40 +1,43 @@
-"""Muon, the optimizer that orthogonalises the update of each hidden layer's matrix."""
+"""Muon, the optimizer that orthogonalizes the update of each hidden layer's weight matrix."""
 
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ..argument_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from . import unwrapped
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; chosen by its author for the steepest slope at 0
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; its author chose them for the steepest slope at 0
+LAYERS = (
+    nn.Linear,
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the hidden layers' matrices and filters, AdamW for all else (Jordan et al. 2024).
+    """Muon for the weight matrices and filters of hidden layers, AdamW for the rest (Jordan et al. 2024).
 
-    https://kellerjordan.github.io/posts/muon: the momentum's average of gradients, a matrix [outputs, inputs] (filters
-    flattened to it), is replaced by a matrix near U V^T of its singular value decomposition U S V^T, so that every
-    direction is learnt at the same pace; then it is scaled by sqrt(max(1, outputs / inputs)). As there, the first and
-    the last layer, biases and normalisation are left to AdamW (Loshchilov & Hutter 2019). torch.optim.Muon takes the
-    same steps, on matrices alone, and leaves the rest to its caller.
+    https://kellerjordan.github.io/posts/muon: the moving average of the gradients, a matrix [outputs, inputs] (filters
+    are flattened), has the singular value decomposition U S V^T. The update is a matrix near U V^T, so that all
+    directions are learned at the same rate, times sqrt(max(1, outputs / inputs)). As there, the first and the last
+    layer, biases and normalization layers are trained by AdamW (Loshchilov & Hutter 2019). torch.optim.Muon takes the
+    same steps, but accepts matrices only.
 
     Args:
-        params: what is trained.
-        model: tells which of these are hidden layers' weights.
-        lr: of the matrices; about ten times what AdamW likes.
-        momentum: the old gradients' share in the average.
-        nesterov: look ahead by adding the newest gradient once more.
-        weight_decay: decoupled: each step first multiplies the matrices by 1 - lr * weight_decay.
+        params: the parameters to train.
+        model: its layers determine which parameters are hidden weights.
+        lr: of the matrices; about ten times a learning rate for AdamW.
+        momentum: decay of the moving average.
+        nesterov: Nesterov momentum.
+        weight_decay: decoupled; each step first multiplies the matrices by 1 - lr * weight_decay.
         ns_steps: Newton-Schulz iterations; 3 to 5.
-        normalize: instead of decay, scale each matrix at each step so that its rows have length 1 in the mean square,
-            as airbench does; for layers followed by a normalisation, to which their scale means nothing.
-        adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: of all else.
-        fused: whether AdamW takes torch's fused step.
-    Raises: ValueError if the model has no hidden layer that is trained.
+        normalize: instead of decay, scale each matrix at each step to rows of root-mean-square length 1, as airbench
+            does; for layers followed by a normalization, which cancels their scale.
+        adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay: of the other parameters.
+        fused: whether AdamW uses torch's fused step.
+    Raises: ValueError if no hidden layer is trained.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of both. Returns: what `closure`, called first, gives; None without one."""
+        """One step of Muon and of AdamW. Returns: the result of `closure`, which is called first; None without one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -76,12 +79,12 @@ class Muon(torch.optim.Optimizer):
         for weight in group["params"]:
             if weight.grad is not None:
                 self._step_of(weight, weight.grad, group)
-        self.adamw.state, self.adamw.param_groups = self.state, self.param_groups[1:]  # load_state_dict makes new ones
+        self.adamw.state, self.adamw.param_groups = self.state, self.param_groups[1:]  # load_state_dict replaces them
         unwrapped.stepper(self.adamw)()
         return loss
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of; torch's own leaves out what a subclass adds."""
+        """The state to copy or pickle; torch's own omits the attributes of a subclass."""
         return {**super().__getstate__(), "adamw": self.adamw}
 
     def _step_of(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -101,13 +104,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:
-    """The weights of a model's fully connected and convolutional layers but for the first and the last."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear | _ConvNd)]
+    """The weights of a model's linear and convolutional layers, except the first and the last."""
+    layers = [module for module in model.modules() if isinstance(module, LAYERS)]
     return [layer.weight for layer in layers[1:-1]]
 
 
 def orthogonalized(matrix: Tensor, steps: int) -> Tensor:
-    """A matrix [R, C] U S V^T with its singular values S brought near 1, to between about 0.7 and 1.2.
+    """A matrix U S V^T, [R, C], with its singular values S replaced by values between about 0.7 and 1.2.
 
     Newton-Schulz: x -> a x + b x^3 + c x^5 on the singular values, `steps` times, from the matrix divided by its
     Frobenius norm; in bfloat16, as published. Returns: [R, C], of the matrix's dtype.

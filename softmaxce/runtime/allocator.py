@@ -1,4 +1,4 @@
-"""Freed memory kept by the process instead of returned to the system."""
+"""Settings of the C library's memory allocator."""
 
 import ctypes
 import sys
@@ -8,19 +8,21 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """From now on this process keeps the memory that it frees; whether the C library could be told so.
+    """From now on, keep freed memory in this process instead of returning it to the system.
 
-    glibc takes large buffers from the kernel and gives them back when they are freed, and the next batch pays for fresh
-    pages, some 0.25 us for each 4 KB. What is kept serves the next batch; the process does not shrink until it ends.
+    glibc maps large buffers from the kernel and unmaps them when they are freed, so each batch pays for fresh pages,
+    about 0.25 us per 4 KB. Memory that is kept serves the next batch; the process does not shrink until it ends.
 
-    Not where memory has a limit that is counted in addresses: what is kept comes to lie in pieces, each a little too
-    small for the next batch, and counts.
+    Not where a limit counts addresses: kept memory is fragmented into pieces slightly too small for the next batch,
+    and all of them count against the limit.
+
+    Returns: whether the C library accepted the setting.
     """
     return not _addresses_are_counted() and _malloc_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
 
 
 def _addresses_are_counted() -> bool:
-    """Whether memory can run out that nobody has written to: `ulimit -v` or `-d`, or a strict vm.overcommit_memory."""
+    """Whether a limit counts memory that was never written to: `ulimit -v` or `-d`, or strict vm.overcommit_memory."""
     if sys.platform == "win32":
         return False
     import resource
@@ -34,7 +36,7 @@ def _malloc_options(options: dict[int, int]) -> bool:
     if sys.platform != "linux":
         return False
     library = ctypes.CDLL(None)
-    # Glibc says 1 where it obeys; other C libraries on Linux have no mallopt, or one that does nothing.
+    # glibc returns 1 on success; other C libraries on Linux have no mallopt, or one without effect.
     if not (hasattr(library, "gnu_get_libc_version") and hasattr(library, "mallopt")):
         return False
     return all(library.mallopt(option, value) == 1 for option, value in options.items())

@@ -1,4 +1,4 @@
-"""What a run stands on: the device, the precision, the random numbers, and what machine and versions these are."""
+"""The device, the precision and the number of threads of a run."""
 
 import contextlib
 import functools
@@ -21,33 +21,33 @@ def choose_device(name: str) -> torch.device:
     Raises: ConfigError if this machine has no such device.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a CUDA build of torch warns where there is no driver; the answer says it
+        warnings.simplefilter("ignore")  # a CUDA build of torch warns if there is no driver; the error below says it
         cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= cuda:
-        found = f"{cuda} CUDA device{'s' if cuda != 1 else ''}"
-        raise ConfigError([Problem("device", f"'{name}' is not there: torch finds {found}; use auto or cpu")])
+        available = f"{cuda} CUDA device{'s' if cuda != 1 else ''}"
+        raise ConfigError([Problem("device", f"'{name}' is not there: torch finds {available}; use auto or cpu")])
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError([Problem("device", "'mps' is not there: torch finds no Apple GPU; use auto or cpu")])
     return device
 
 
-def choose_precision(asked: str, device: torch.device) -> str:
-    """What a config's `precision` comes to on a device: `auto` is bf16 where that has instructions for it.
+def choose_precision(precision: str, device: torch.device) -> str:
+    """The precision that a config asks for: `auto` is bf16 if the device has instructions for it, else float32.
 
     Without them bf16 is slower than float32, on a CPU and on a GPU.
     """
-    if asked != "auto":
-        return asked
+    if precision != "auto":
+        return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
     return "bf16" if device.type == "cpu" and cpu_flags() & {"avx512_bf16", "amx_bf16"} else "float32"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """The context in which a forward pass runs in `precision`."""
+    """The context manager in which a forward pass runs in `precision`."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=AUTOCAST[precision])
@@ -55,19 +55,18 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """The instruction sets of this machine's processors, by Linux's names for them; empty where it does not tell."""
+    """The instruction sets of this machine's CPU, by Linux's names; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # a system that does not tell them; none are known
+    except OSError:  # not Linux, so no flags are known
         return frozenset()
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
 def share_processors() -> None:
-    """Use no more threads than the processors that this process may use: more would wait for each other.
+    """Use no more threads than this process has CPUs; more would wait for each other.
 
-    torch counts those it may run on, but not the share of their time that a container is given. $OMP_NUM_THREADS, where
-    it is set, is the user's word.
+    torch counts the CPUs of the affinity mask, but not a container's CPU quota. $OMP_NUM_THREADS has precedence.
     """
-    if "OMP_NUM_THREADS" not in os.environ and (given := processors()) < torch.get_num_threads():
-        torch.set_num_threads(given)
+    if "OMP_NUM_THREADS" not in os.environ and (count := processors()) < torch.get_num_threads():
+        torch.set_num_threads(count)

@@ -1,4 +1,4 @@
-"""The machine, the versions and the code revision, for a run's record."""
+"""The machine, the library versions and the git commit, for a run's record."""
 
 import functools
 import platform
@@ -13,18 +13,18 @@ from .version import softmaxce_version
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words, as a person knows it."""
+    """The device for messages, with the GPU's name or the number of threads."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a result depends on beside the config: versions, machine, device."""
+    """What a result depends on besides the config: versions, machine, device."""
     return {
         "softmaxce": softmaxce_version(),
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # its own kind of string, which YAML cannot dump
+        "torch": str(torch.__version__),  # a subclass of str, which YAML cannot dump
         "torchvision": version("torchvision"),
         "numpy": version("numpy"),
         "pillow": version("pillow"),
@@ -32,7 +32,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "platform": platform.platform(),
         "device": describe_device(device),
-        "cpu": torch.backends.cpu.get_cpu_capability(),  # by the instructions that torch's kernels use
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # the instruction set that torch's kernels use
         "threads": torch.get_num_threads(),
     }
 

@@ -1,4 +1,4 @@
-"""How many processors there are for this process. Needs no torch."""
+"""The number of CPUs that this process may use. Needs no torch."""
 
 import contextlib
 import math
@@ -7,36 +7,36 @@ from pathlib import Path
 
 
 def processors(root: Path = Path("/")) -> int:
-    """How many processors this process may keep busy: by its affinity, and by its cgroup's share of time, rounded up.
+    """The number of CPUs this process may use: its affinity mask, or its cgroup's CPU quota, rounded up, if smaller.
 
     Args:
-        root: where proc/ and sys/ are.
+        root: the folder that holds proc/ and sys/.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shares = [share for share in (_share(root), _share_v1(root)) if share is not None]
-    return max(1, min([count, *(math.ceil(share) for share in shares)]))
+    quotas = [quota for quota in (_quota(root), _quota_v1(root)) if quota is not None]
+    return max(1, min([count, *(math.ceil(quota) for quota in quotas)]))
 
 
-def _share(root: Path) -> float | None:
-    """The processors' worth of time that a cgroup v2, or one above it, allows."""
+def _quota(root: Path) -> float | None:
+    """The CPUs that a cgroup v2, or one of its ancestors, allows."""
     try:
         (line,) = [text for text in (root / "proc/self/cgroup").read_text().split() if text.startswith("0::")]
-    except (OSError, ValueError):  # no cgroup v2; all processors may be used
+    except (OSError, ValueError):  # no cgroup v2, so no quota
         return None
     folder = root / "sys/fs/cgroup" / line.removeprefix("0::").lstrip("/")
-    shares = []
+    quotas = []
     for level in (folder, *folder.parents):
-        with contextlib.suppress(OSError, ValueError):  # no cgroup v2; all processors may be used
+        with contextlib.suppress(OSError, ValueError):  # no cgroup v2, so no quota
             quota, period = (level / "cpu.max").read_text().split()
-            shares += [] if quota == "max" else [int(quota) / int(period)]
-    return min(shares, default=None)
+            quotas += [] if quota == "max" else [int(quota) / int(period)]
+    return min(quotas, default=None)
 
 
-def _share_v1(root: Path) -> float | None:
-    """The same by cgroup v1."""
+def _quota_v1(root: Path) -> float | None:
+    """The CPUs that a cgroup v1 allows."""
     folder = root / "sys/fs/cgroup/cpu"
     try:
         quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-    except (OSError, ValueError):  # no cgroup v1; all processors may be used
+    except (OSError, ValueError):  # no cgroup v1, so no quota
         return None
     return quota / period if quota > 0 else None

@@ -16,13 +16,13 @@ def seed_everything(seed: int) -> None:
 
 
 def set_deterministic(on: bool) -> None:
-    """Have torch use only algorithms that give the same bits each time, and raise where there is none; or not any more.
+    """Switch torch's deterministic algorithms on or off; on, an operation without one raises an error.
 
-    On CUDA it has to come before the first matrix product: cuBLAS reads its workspace's size once.
+    On CUDA, call it before the first matrix product: cuBLAS reads its workspace size once.
     """
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if on != torch.are_deterministic_algorithms_enabled():  # to say so imports torch's compiler, a second
+    if on != torch.are_deterministic_algorithms_enabled():  # the call imports torch._dynamo, about a second
         torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.deterministic = on
     torch.backends.cudnn.benchmark = False
@@ -41,18 +41,18 @@ def random_state() -> dict[str, Any]:
 
 
 def check_random_state(state: dict[str, Any]) -> None:
-    """Try a state on generators that nobody uses. Raises: ValueError, TypeError, RuntimeError or OverflowError."""
+    """Load a state into temporary generators. Raises: ValueError, TypeError, RuntimeError or OverflowError."""
     version, words, gauss = state["python"]
     random.Random().setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.RandomState().set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
-    if not 0 <= position <= len(keys):  # NumPy takes any, and reads beyond the keys
+    if not 0 <= position <= len(keys):  # NumPy accepts any, and reads beyond the keys
         raise ValueError(f"position {position} of {len(keys)} keys")
     torch.Generator().set_state(state["torch"])
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Undo what was drawn since `random_state`."""
+    """Set every global generator to a state from `random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]

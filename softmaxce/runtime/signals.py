@@ -15,20 +15,20 @@ SAVE = getattr(signal, "SIGUSR1", None)  # Windows has none
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came. It takes the way of ctrl-C, with another exit status."""
+    """SIGTERM was received. It is handled as ctrl-C, with another exit status."""
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGUSR1 as requests to a run, inside a `with`; the handlers before are restored after it.
+    """SIGINT, SIGTERM and SIGUSR1 as requests to a run, inside a `with`; the previous handlers are restored after it.
 
     Python delivers signals to the main thread only: in another thread no handler is installed.
 
     Attributes:
-        waiting: while True, SIGINT and SIGTERM are noted in `stop` and the caller ends when it has saved; a second one
-            ends at once, by KeyboardInterrupt or Terminated. While False, the first one does.
+        waiting: while True, SIGINT and SIGTERM are recorded in `stop`, and the caller ends after it has saved; a second
+            signal raises KeyboardInterrupt or Terminated at once. While False, the first one does.
         stop: the signal that requested the end; None before there is one.
         save: SIGUSR1 requested a checkpoint; the caller resets it after saving.
-        on_stop: called from the signal handler when a signal has been noted in `stop`.
+        on_stop: called from the signal handler after a signal was recorded in `stop`.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Signals:
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
             for number in (*STATUS, *([SAVE] if SAVE is not None else [])):
-                self._before[number] = signal.signal(number, self._note)
+                self._before[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -53,7 +53,7 @@ class Signals:
         if self.stop is not None:
             raise Terminated if self.stop == signal.SIGTERM else KeyboardInterrupt
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if number == SAVE:
             self.save = True
             return
@@ -67,14 +67,14 @@ class Signals:
 
 @dataclass(frozen=True)
 class Every:
-    """How often to save within an epoch: every so many steps, or minutes; 0 is never."""
+    """How often to save within an epoch, in steps or minutes; 0 is never."""
 
     steps: int = 0
     minutes: float = 0.0
 
 
 def every(text: str | None) -> Every:
-    """A config's `checkpoint_every`, `500 steps` or `10 minutes`, as an Every; None is never within an epoch."""
+    """A config's `checkpoint_every`, `500 steps` or `10 minutes`, parsed; None is never within an epoch."""
     if text is None:
         return Every()
     number, unit = text.split()
@@ -82,20 +82,20 @@ def every(text: str | None) -> Every:
 
 
 class Pauses:
-    """When to interrupt training for a checkpoint: by the clock, by the step, by a signal."""
+    """When to interrupt training for a checkpoint: after a time, after some steps, on a signal."""
 
     def __init__(self, every: Every, signals: Signals) -> None:
         self.every = every
-        self.signals = signals  # one that has asked for a checkpoint already will have it after the first step
+        self.signals = signals  # if one has requested a checkpoint already, it is due after the first step
         self.steps, self.since = 0, time.monotonic()
 
     def saved(self) -> None:
-        """A checkpoint has just been written: count from here."""
+        """Restart the count; call it after a checkpoint was written."""
         self.steps, self.since = 0, time.monotonic()
         self.signals.save = False
 
     def should_checkpoint(self) -> bool:
-        """Count a step; whether to pause now."""
+        """Count a step. Returns: whether to pause now."""
         self.steps += 1
         return bool(
             self.signals.stop is not None
@@ -105,5 +105,5 @@ class Pauses:
         )
 
     def should_abort_evaluation(self) -> bool:
-        """Whether to pause even within an evaluation, which is then made again."""
+        """Whether to pause even within an evaluation, which is then repeated."""
         return self.signals.stop is not None
