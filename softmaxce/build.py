@@ -1,4 +1,4 @@
-"""Config -> Run: the only file in which everything meets."""
+"""Builds a Run from a Config."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def build_run(config: Config) -> Run:
     device = choose_device(config.device)
     share_processors()
     set_deterministic(config.deterministic)
-    torch.backends.cudnn.benchmark = not config.deterministic  # all batches of an epoch but its last have one shape
+    torch.backends.cudnn.benchmark = not config.deterministic  # all batches but the last have the same shape
     seed_everything(config.seed)
     with within_memory("reading the data set", FEWER_IMAGES):
         data_set = load_source(config)
@@ -73,7 +73,7 @@ def build_run(config: Config) -> Run:
     if config.compile:
         compile_model(model, device)
     if config.keep_memory and device.type == "cpu":
-        keep_freed_memory()  # now that the data set is read: what that took for a while goes back
+        keep_freed_memory()  # only now, so that memory used while reading the data set is returned
     return Run(
         config=config,
         classes=source.classes,
@@ -144,16 +144,17 @@ def _check_split(source: str, name: str, split: Split, num_classes: int) -> None
 
 
 def hold_out(source: Dataset, config: Config) -> Dataset:
-    """The source with the config's validation split held out of its training images, and these cut to train_limit.
+    """The data set with the config's validation split held out of its training images, and these cut to train_limit.
 
-    Both are chosen by the seed and the images' names where they have some, else by the seed and their order. Neither
-    leaves a class without a training image. Raises: ConfigError.
+    Both depend on the seed and on the images' names, or on their order if they have no names. Neither leaves a class
+    without a training image. Raises: ConfigError.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    by_shuffle = config.source.arguments.get("split_by") == "shuffle"  # as earlier versions, to the last image
+    by_shuffle = config.source.arguments.get("split_by") == "shuffle"  # the same split as in earlier versions
     train, validation = source.train, source.validation
-    if (asked := config.data.validation) is not None:
-        size = asked if isinstance(asked, int) or train.names is not None else max(1, round(asked * len(train)))
+    if (requested := config.data.validation) is not None:
+        is_count = isinstance(requested, int)
+        size = requested if is_count or train.names is not None else max(1, round(requested * len(train)))
         most = len(train) - len(train.labels.unique())
         if not by_shuffle and isinstance(size, int) and most < size < len(train):
             message = f"{size} of {len(train)} images would leave a class without training images; {most} is the most"
@@ -173,7 +174,7 @@ def hold_out(source: Dataset, config: Config) -> Dataset:
 def _cut(
     split: Split, size: float, generator: torch.Generator, seed: int, key: str, keep: tuple[Side, ...]
 ) -> tuple[Tensor, Tensor]:
-    """The indices of a split's two parts; `size` is a count, or a fraction where the images have names."""
+    """The indices of a split's two parts; `size` is a count, or, for images with names, a fraction."""
     try:
         if split.names is not None:
             return split_by_name(split.names, split.labels, size, f"{key} {seed}", keep)
@@ -183,16 +184,16 @@ def _cut(
 
 
 def preprocessing_for(config: Config, train: Split) -> Preprocessing:
-    """What images go through before the model: the config's normalisation, or the training images' own."""
+    """The preprocessing of images: the config's normalization, or the mean and deviation of the training images."""
     channels = train.shape[0]
-    asked = config.data.normalize
-    if isinstance(asked, dict):
-        mean, std = tuple(map(float, asked["mean"])), tuple(map(float, asked["std"]))
-    elif asked == "imagenet":
+    normalize = config.data.normalize
+    if isinstance(normalize, dict):
+        mean, std = tuple(normalize["mean"]), tuple(normalize["std"])
+    elif normalize == "imagenet":
         mean, std = IMAGENET_MEAN, IMAGENET_STD
         if channels == 1:
             mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    elif asked == "none":
+    elif normalize == "none":
         mean, std = (0.0,) * channels, (1.0,) * channels
     else:
         mean, std = mean_and_std(train)
@@ -207,19 +208,19 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
 
 @within_memory("building the model", "take a smaller model or smaller images, or a machine with more memory")
 def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, device: torch.device) -> nn.Module:
-    """The model a config names, on the device, its convolutions' weights in channels-last order (faster everywhere)."""
+    """The model a config names, on the device, in channels-last memory format, which is faster on every device."""
     channels, height, width = preprocessing.shape
     supplied = {"in_channels": channels, "image_size": (height, width), "num_classes": num_classes}
     model = build(config.model, supplied)
     if not isinstance(model, nn.Module):
         message = f"{config.model.name} must be a torch.nn.Module or return one, got {type(model).__name__}"
         raise ConfigError([Problem(config.model.location, message)])
-    with torch.inference_mode(False), torch.no_grad():  # a first pass shapes lazy layers, before there is an optimizer
+    with torch.inference_mode(False), torch.no_grad():  # initializes lazy layers, before the optimizer
         images = torch.zeros(2, *preprocessing.shape)
         model.eval()
         try:
             logits = model(images)
-        except Exception as error:  # the user's model; told with its line
+        except Exception as error:  # the user's model may raise anything
             if ran_out_of_memory(error):
                 raise
             message = f"{config.model.name} cannot take images {list(images.shape)}: {in_one_line(error)}"
@@ -235,14 +236,14 @@ def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, 
 
 
 def compile_model(model: nn.Module, device: torch.device) -> None:
-    """Have torch.compile make one program of the model when it is first called; the module stays what it is.
+    """Compile the model with torch.compile when it is first called; the module and its state dict stay the same.
 
-    Raises: ConfigError if nothing can be compiled here.
+    Raises: ConfigError if torch.compile does not work on this machine.
     """
     try:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
         model.compile()
-    except Exception as error:  # torch.compile, on anybody's machine; told
+    except Exception as error:  # torch.compile may raise anything
         if ran_out_of_memory(error):
             raise
         message = f"torch.compile does not work here: {in_one_line(error)}"
@@ -250,10 +251,10 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
 
 
 def prepare_model(model: nn.Module, train: Batches) -> None:
-    """Show training images to a model that has a method `prepare(images)`, once, before training.
+    """Call the model's method `prepare(images)`, if it has one, once before training.
 
-    It is given up to 5,000 of them, spread over the split: [N, C, H, W] float, normalised, not augmented. What it makes
-    of them belongs in its state dict, so that a checkpoint brings it back without the images.
+    The images are up to 5,000, evenly spaced over the split: [N, C, H, W] float, normalized, not augmented. What the
+    model derives from them belongs in its state dict, so that a checkpoint restores it without the images.
     """
     prepare = getattr(model, "prepare", None)
     if callable(prepare):
@@ -266,13 +267,13 @@ def build_loss(config: Config, class_counts: list[int], device: torch.device) ->
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer a config names, over the parameters that train; fused where it can be and the config is silent."""
+    """The optimizer a config names, over the trainable parameters; fused if possible, unless the config decides."""
     component = config.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ConfigError([Problem("model", "has no parameters to train")])
     arguments = dict(component.arguments)
-    # With a loss scaler, torch's fused steps on the CPU apply gradients that are not finite (seen in 2.15).
+    # With a loss scaler, torch's fused steps on the CPU apply gradients that are not finite (observed with 2.15).
     device = parameters[0].device.type
     can_fuse = device == "cuda" or (device == "cpu" and config.precision != "fp16")
     can_fuse = can_fuse and not arguments.get("differentiable")
@@ -289,13 +290,13 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def wants_graph(config: Config, images: int, device: torch.device) -> bool:
-    """Whether training is to try a CUDA graph; on CUDA one line says why not.
+    """Whether training should try a CUDA graph; on CUDA, one line reports why not.
 
     Args:
-        config: what was asked for.
-        images: of an epoch.
-        device: where it is trained.
-    Raises: ConfigError if the config insists on a graph that is out of the question.
+        config: of the run.
+        images: per epoch.
+        device: of the training.
+    Raises: ConfigError if the config requires a graph (cuda_graph: true) and it is not possible.
     """
     if config.cuda_graph is False:
         return False
@@ -317,17 +318,17 @@ def wants_graph(config: Config, images: int, device: torch.device) -> bool:
     return False
 
 
-# -- evaluation -------------------------------------------------------------------------------------------------------
+# -- loss -------------------------------------------------------------------------------------------------------------
 
 
 def make_loss(component: Component, class_counts: list[int], device: torch.device) -> Loss:
-    """The loss a config names, on the device: a class or a function that makes it, or a function that is it.
+    """The loss a config names, on the device: built by a class or function, or a plain function loss(logits, targets).
 
     Args:
         component: the name and the arguments.
-        class_counts: how many training images each class has; a loss that asks for it, or for `num_classes`, gets it.
-        device: where its tensors go.
-    Raises: ConfigError if it cannot be made, or cannot be called.
+        class_counts: the number of training images of each class; passed to a loss that takes it or `num_classes`.
+        device: of its tensors.
+    Raises: ConfigError if it cannot be built or is not callable.
     """
     supplied = {"num_classes": len(class_counts), "class_counts": class_counts}
     loss = build(component, supplied, REGISTRIES["loss"].called_with)
@@ -340,10 +341,10 @@ def make_loss(component: Component, class_counts: list[int], device: torch.devic
 
 
 def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: torch.device, soft: bool = False) -> None:
-    """Call the loss once, so that one which does not fit is named before anything is done with it.
+    """Call the loss once, so that an unsuitable one is reported before training.
 
     Args:
-        loss: what make_loss made of `component`.
+        loss: what make_loss returned for `component`.
         num_classes: K.
         device: of the logits and targets.
         soft: the targets will be probabilities [B, K], not class ids [B].
@@ -355,7 +356,7 @@ def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: tor
         targets = nn.functional.one_hot(targets, num_classes).float()
     try:
         value = loss(logits, targets)
-    except Exception as error:  # the user's loss; told with its line
+    except Exception as error:  # the user's loss may raise anything
         if ran_out_of_memory(error):
             raise
         kind = "probabilities [B, K], as mixup makes them," if soft else "class ids [B]"
@@ -363,8 +364,8 @@ def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: tor
         raise ConfigError([Problem(component.location, message)]) from error
     if not isinstance(value, Tensor) or value.shape not in ((), (2,)):
         got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        message = f"{component.name} must return a scalar or one loss an image [B]; for B = 2 it gave {got}"
+        message = f"{component.name} must return a scalar or one loss per image [B]; for B = 2 it gave {got}"
         raise ConfigError([Problem(component.location, message)])
     if not value.requires_grad:
-        message = f"{component.name} has no gradient: what it returns must be computed from the logits, undetached"
+        message = f"{component.name} has no gradient: it must be computed from the logits, without detach()"
         raise ConfigError([Problem(component.location, message)])
