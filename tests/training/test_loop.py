@@ -276,7 +276,7 @@ def test_a_misspelt_argument_of_a_plain_function_is_named(user_code: str) -> Non
         ),
         (
             {"loss": "CODE:make_vector"},
-            r"must return a scalar or one loss per image \[B\]; for B = 2 it gave \[2, 10\]",
+            r"must return a scalar or one loss per image \[B\]; for B = 2 it gave \[2",
         ),
         ({"model": {"name": "lenet"}, "data__size": 8}, "lenet: images must be at least 12x12, got 8x8"),
         ({"loss": {"name": "softmax_cross_entropy", "weight": [1.0]}}, "each of the 10 classes, got 1"),
