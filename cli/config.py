@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="List, show, copy and check configs
 
 @app.command("list")
 def list_recipes() -> None:
-    """List the recipes that travel with the program."""
+    """List the recipes that are installed with softmaxce."""
     recipes = config_recipes.recipes()
     width = max(map(len, recipes))
     for name, file in recipes.items():
@@ -28,7 +28,7 @@ def list_recipes() -> None:
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A recipe's name, or a file.")]) -> None:
-    """Print a recipe as it is written."""
+    """Print a recipe's text."""
     file, _ = config_recipes.find(name)
     typer.echo(file.read_text(encoding="utf-8"), nl=False)
 
@@ -36,7 +36,7 @@ def show(name: Annotated[str, typer.Argument(help="A recipe's name, or a file.")
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="The recipe to start from.")],
-    file: Annotated[Path | None, typer.Argument(help="Where to write it; NAME.yaml here if left out.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="The file to write; default: NAME.yaml.")] = None,
 ) -> None:
     """Write a commented copy of a recipe to edit."""
     source, _ = config_recipes.find(name)
@@ -58,7 +58,7 @@ def check(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. optimizer.lr=0.05.")
     ] = None,
 ) -> None:
-    """Check a config without training; every mistake is told with its place."""
+    """Check a config without training; report every mistake with its location."""
     config = configs.load(file, [configs.parse_override(text) for text in set_ or []])
     typer.echo(
         f"{file}: ok ({config.source.name}, {config.model.name}, {config.loss.name}, {config.optimizer.name}, "

@@ -24,8 +24,8 @@ from softmaxce.runtime.signals import Terminated
 
 from .startup import fast_imports, limit_openmp_spinning
 
-# name -> file, function or sub-app, and what --help says of it: the first line of its docstring.
-# A command's file is imported when that command is called.
+# name -> file, function or sub-app, and its line in --help, which is the first line of its docstring.
+# The file is imported when the command is called.
 COMMANDS = {
     "train": ("train", "train", "Train a classifier from a config."),
     "sweep": (

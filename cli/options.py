@@ -11,7 +11,7 @@ from softmaxce.errors import ConfigError, Problem, RunError
 
 def _above_zero(value: float | None) -> float | None:
     if value is not None and not 0 < value < float("inf"):
-        raise ConfigError([Problem(f"--temperature {value:g}", "must be a number above 0; 1 leaves the logits as is")])
+        raise ConfigError([Problem(f"--temperature {value:g}", "must be a number above 0; 1 changes nothing")])
     return value
 
 
@@ -30,7 +30,7 @@ Temperature = Annotated[
     float | None,
     typer.Option(
         callback=_above_zero,
-        help="What the logits are divided by before softmax; the run's own (softmaxce calibrate), else 1, if left out.",
+        help="Divide the logits by this before softmax; default: the run's own (softmaxce calibrate), else 1.",
         show_default=False,
     ),
 ]
@@ -38,13 +38,13 @@ AllowChangedData = Annotated[
     bool,
     typer.Option(
         "--allow-changed-data",
-        help="Use the images there are now, though the run was trained with others; else refused.",
+        help="Use the present images even if the run was trained with others; refused otherwise.",
     ),
 ]
 
 
 class SplitName(enum.StrEnum):
-    """The splits a run has."""
+    """The splits of a data set."""
 
     test = "test"
     validation = "validation"
@@ -52,7 +52,7 @@ class SplitName(enum.StrEnum):
 
 
 class Tta(enum.StrEnum):
-    """The test-time augmentations."""
+    """Test-time augmentations."""
 
     none = "none"
     flip = "flip"

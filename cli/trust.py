@@ -1,4 +1,4 @@
-"""The option by which the user vouches for code that a run names."""
+"""The option that allows the user's own code named by a run's config."""
 
 from typing import Annotated
 

@@ -1,6 +1,6 @@
-"""Keys of other trainers and what they are called here."""
+"""The names that other trainers use for keys, and the names here."""
 
-# Names that a user of another trainer may write, and where the thing is found here.
+# At the top level: another trainer's key -> the key here ({} is the same word).
 ELSEWHERE = {
     **dict.fromkeys(("lr", "learning_rate", "base_lr"), "optimizer.lr"),
     **dict.fromkeys(("momentum", "weight_decay", "betas", "nesterov"), "optimizer.{}"),
@@ -34,6 +34,7 @@ ELSEWHERE = {
     **dict.fromkeys(("gpu", "gpus", "accelerator", "cuda"), "device"),
     **dict.fromkeys(("output", "output_dir"), "the option --output"),
 }
+# In a section: another trainer's key -> the key here.
 ELSEWHERE_IN = {
     "optimizer": dict.fromkeys(("learning_rate", "base_lr"), "lr"),
     "data": {

@@ -96,7 +96,7 @@ class Config:
         optimizer: one of torch's, with torch's argument names, or muon.
         schedule: the learning-rate schedule, applied at every step.
         clip_grad_norm: clip the gradient to this norm.
-        grad_accum_steps: batches whose gradients are averaged before one optimizer step.
+        grad_accum_steps: batches per optimizer step; the gradient is that of one large batch.
         mixup_alpha: mixup's Beta parameter (Zhang et al. 2018); 0 is off.
         cutmix_alpha: CutMix's Beta parameter (Yun et al. 2019); 0 is off. With both, each batch draws one of the two.
         model_ema_decay: evaluate an exponential moving average of the weights with this decay.

@@ -10,14 +10,14 @@ from .schema import attribute_docs
 
 
 def recipes() -> dict[str, Path]:
-    """The recipes that travel with the program, name -> file."""
+    """The recipes installed with softmaxce, name -> file."""
     folder = resources.files("softmaxce.configs")
     files = sorted(Path(str(entry)) for entry in folder.iterdir() if entry.name.endswith(".yaml"))
     return {file.stem: file for file in files}
 
 
 def find(config: str) -> tuple[Path, str]:
-    """The file that `--config` means, and what to call it in messages.
+    """The file that `--config` refers to, and its name in messages.
 
     Raises: ConfigError if it is neither a file nor a recipe.
     """
@@ -25,7 +25,7 @@ def find(config: str) -> tuple[Path, str]:
     if path.is_file():
         return path, config
     known = recipes()
-    if config in known:  # a folder `mnist` holds the data, as a rule
+    if config in known:  # a folder of that name usually contains the data
         return known[config], f"configs/{config}.yaml"
     if path.exists():
         return path, config
@@ -40,7 +40,7 @@ MODELINE = "# yaml-language-server: $schema="
 
 
 def headline(text: str) -> str:
-    """A recipe in one line: its first comment that is no modeline and no command."""
+    """A recipe's summary: its first comment that is neither the modeline nor a command."""
     comments = [
         line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and not line.startswith(MODELINE)
     ]
@@ -48,7 +48,7 @@ def headline(text: str) -> str:
 
 
 def commented_copy(text: str, target: Path) -> str:
-    """A recipe to edit: as written, with the schema's place, its command, and the keys it leaves at their defaults."""
+    """A recipe to edit: its text, with the path of the schema, its command, and the keys left at their defaults."""
     schema_file = Path(str(resources.files("softmaxce.configs"))) / "schema.json"
     lines = [line for line in text.splitlines() if not line.startswith(MODELINE)]
     lines = [f"{MODELINE}{schema_file}", f"# softmaxce train --config {target}", "#", *lines]

@@ -24,19 +24,18 @@ class Argument:
 
     @property
     def required(self) -> bool:
-        """Whether a config has to give it."""
         return self.default is REQUIRED
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a component takes.
+    """The arguments of a component.
 
     Attributes:
         arguments: in order.
         doc: its docstring.
-        takes_any: it has a **kwargs, so unknown names cannot be called wrong.
-        leading: of a function, how many of its arguments can be given by position and have no default; 0 of a class.
+        takes_any: it has **kwargs, so that no name is unknown.
+        leading: the number of a function's positional arguments without a default; 0 for a class.
     """
 
     arguments: tuple[Argument, ...]
@@ -45,19 +44,19 @@ class Signature:
     leading: int = 0
 
     def names(self) -> list[str]:
-        """The names of all arguments, the supplied ones too."""
+        """The names of all arguments, including those that softmaxce supplies."""
         return [argument.name for argument in self.arguments]
 
 
 class NotStatic(Exception):
-    """The source text does not tell; ask the object itself."""
+    """The source text does not determine the signature; inspect the object itself."""
 
 
 def read_signature(target: str) -> Signature:
     """The signature of `module:Name` or `file.py:Name`, read from its source text without importing anything.
 
     Raises:
-        NotStatic: if the text does not tell.
+        NotStatic: if the text does not determine it.
         ValueError: with the likely remedy, if the module, the file or the name in it does not exist.
     """
     module, _, name = target.rpartition(":")
@@ -110,7 +109,7 @@ def _with_arguments_of(base: Signature, own: Signature, function: ast.FunctionDe
 
 
 def signature_of(component: Callable[..., Any]) -> Signature:
-    """The signature of an object at hand, in the same form; types are taken where they are simple."""
+    """The signature of an imported object, in the same form; complex annotations count as Any."""
     arguments = []
     takes_any = False
     leading = 0
@@ -135,7 +134,7 @@ def _source_file(module: str) -> Path:
         return file
     top, *rest = module.split(".")
     try:
-        spec = importlib.util.find_spec(top)  # a top-level name is found without being run
+        spec = importlib.util.find_spec(top)  # finds a top-level module without executing it
     except ValueError:  # __main__ and the like have no spec
         spec = None
     if spec is None:
@@ -148,11 +147,11 @@ def _source_file(module: str) -> Path:
         for file in (Path(folder, *rest).with_suffix(".py"), Path(folder, *rest, "__init__.py")):
             if file.is_file():
                 return file
-    raise NotStatic(module)  # an extension module, or a path hook's business
+    raise NotStatic(module)  # an extension module, or a path hook
 
 
 def _top_level_names(tree: ast.Module) -> tuple[set[str], bool]:
-    """The names a module binds at its top level, and whether others may appear (a star import, __getattr__)."""
+    """The names a module binds at its top level, and whether there may be others (a star import, __getattr__)."""
     names: set[str] = set()
     open_ended = False
     for node in tree.body:
@@ -184,8 +183,8 @@ def _literal(node: ast.expr | None) -> Any:
         return REQUIRED
     try:
         return ast.literal_eval(node)
-    except ValueError:  # a default that is no literal; only running the code would tell
-        return ...  # it has a default, but only running the code would tell which
+    except ValueError:  # not a literal
+        return ...  # there is a default, but only running the code would show its value
 
 
 NAMES: dict[str, Any] = {
@@ -200,7 +199,7 @@ NAMES: dict[str, Any] = {
     "Tuple": list,
     "Dict": dict,
     "Sequence": list,
-    "NoneType": None,  # as an annotation at hand prints it
+    "NoneType": None,  # as inspect prints the annotation None
     **{name: value for name, value in vars(argument_types).items() if get_origin(value) in (Annotated, Literal)},
 }
 
@@ -208,12 +207,12 @@ NAMES: dict[str, Any] = {
 def _type_of_text(text: str) -> Any:
     try:
         return _type_of(ast.parse(text, mode="eval").body)
-    except SyntaxError:  # an annotation that is no type takes any value
+    except SyntaxError:  # an annotation that is no expression accepts any value
         return Any
 
 
 def _type_of(node: ast.expr | None) -> Any:
-    """The type an annotation's text means, as far as a config can give it; Any where it says nothing of the kind."""
+    """The type that an annotation stands for, restricted to values that a config can hold; else Any."""
     match node:
         case ast.Constant(value=None):
             return None
@@ -243,6 +242,6 @@ def _type_of(node: ast.expr | None) -> Any:
 
 
 def _union(*types: Any) -> Any:
-    """A union without what a config cannot give (a Tensor, say); Any if nothing is left."""
+    """A union without the members that a config cannot hold, such as Tensor; Any if none is left."""
     known = tuple(t for t in types if t is not Any)
-    return Union[known] if any(t is not None for t in known) else Any  # noqa: UP007 - the members are not known here
+    return Union[known] if any(t is not None for t in known) else Any  # noqa: UP007 - X | Y needs the members

@@ -60,10 +60,10 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)  # list items stand under their key, indented
+        super().increase_indent(flow, False)  # indent list items under their key
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
-        # PyYAML writes these line breaks of YAML 1.1 raw in single quotes, where they read back as spaces
+        # PyYAML writes these YAML 1.1 line breaks unescaped in single quotes, where they are read back as spaces
         style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 

@@ -128,7 +128,7 @@ def _batch(subject: Subject, rows: int, num_classes: int) -> tuple[torch.Tensor,
 
 
 def _timer(subject: Subject, loss: Loss, rows: int, num_classes: int) -> "Timer":
-    with quiet():  # its import looks for CUDA, and tells
+    with quiet():  # its import warns if there is no CUDA
         from torch.utils.benchmark import Timer
     logits, targets = _batch(subject, rows, num_classes)
 
@@ -166,7 +166,7 @@ def _peak_linux(step: Callable[[], Any]) -> float | None:
         before = _kilobytes(status, "VmRSS")
         step()
         return 1024.0 * (_kilobytes(status, "VmHWM") - before)
-    except (OSError, StopIteration):  # a system that does not count; told as not known
+    except (OSError, StopIteration):  # a system without this counter; reported as unknown
         return None
 
 
