@@ -1,5 +1,7 @@
 """Batches: every image once an epoch, an order that the seed and the epoch decide, the right numbers in the pixels."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +67,14 @@ def test_one_pass_over_the_bytes_has_the_bits_of_pytorchs_operations(shape: tupl
     images = torch.randint(256, (900, *shape), dtype=torch.uint8, generator=generator)
     mean, scale = torch.rand(2, 1, shape[0], 1, 1, generator=generator)
     chosen = torch.randint(900, (333,), generator=generator)
-    taker = BatchGatherer(images, mean * 255, scale)
+    gatherer = BatchGatherer(images, mean * 255, scale)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for taken, bytes_ in (
-            (taker.normalized(chosen), images[chosen]),
-            (taker.normalized(slice(40, 500)), images[40:500]),
-            (taker.normalized(slice(800, 1000)), images[800:]),
+            (gatherer.normalized(chosen), images[chosen]),
+            (gatherer.normalized(slice(40, 500)), images[40:500]),
+            (gatherer.normalized(slice(800, 1000)), images[800:]),
         ):
             assert taken.equal(torch.sub(bytes_, mean * 255).mul_(scale))
             assert taken.is_contiguous(memory_format=torch.channels_last)
@@ -81,7 +83,7 @@ def test_one_pass_over_the_bytes_has_the_bits_of_pytorchs_operations(shape: tupl
 
 
 @pytest.mark.parametrize("kind", ["in memory", "on disk"])
-def test_an_alternating_flip_is_told_which_images_a_batch_holds(kind: str, on_disk: OnDisk) -> None:
+def test_an_alternating_flip_knows_which_images_a_batch_holds(kind: str, on_disk: OnDisk) -> None:
     split = SPLIT if kind == "in memory" else on_disk
     flip = RandomHorizontalFlip(alternate=True)
     batches = Batches(split, PLAIN, batch_size=16, device=CPU, augment=[flip], shuffle_seed=0)
@@ -95,6 +97,43 @@ def test_an_alternating_flip_is_told_which_images_a_batch_holds(kind: str, on_di
     assert mirrored[0].equal(kept[1])
     assert mirrored[1].equal(kept[0])
     assert 0 < mirrored[0].sum() < 50
+
+
+@pytest.mark.parametrize("kind", ["in memory", "on disk"])
+def test_a_users_augmentation_is_given_what_it_names_by_name(kind: str, on_disk: OnDisk) -> None:
+    class Recording(torch.nn.Module):
+        def forward(self, images: Tensor, strength: float = 1.0, *, epoch: int, indices: Tensor) -> Tensor:
+            calls.append((strength, epoch, indices))
+            return images
+
+    def images_alone(images: Tensor, strength: float = 1.0, shift: int = 0) -> Tensor:
+        assert (strength, shift) == (1.0, 0)
+        return images
+
+    calls: list[tuple[float, int, Tensor]] = []
+    split = SPLIT if kind == "in memory" else on_disk
+    augment = [Recording(), images_alone, torch.relu]
+    batches = Batches(split, PLAIN, batch_size=16, device=CPU, augment=augment, shuffle_seed=0)
+    labels = labels_of(batches, 7)
+    assert torch.cat([indices for _, _, indices in calls]).equal(labels)  # the label tells which image it is
+    assert {call[:2] for call in calls} == {(1.0, 7)}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_makes_batches_does_not_depend_on_what_was_imported_before(compiled: bool) -> None:
+    code = (
+        "import sys, torch\n"
+        f"{'' if compiled else 'import numba'}\n"
+        "from softmaxce.data.batches import Batches\n"
+        "from softmaxce.data.preprocessing import Preprocessing\n"
+        "from softmaxce.data.splits import InMemory\n"
+        "split = InMemory(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4))\n"
+        "preprocessing = Preprocessing((1, 2, 2), (0.5,), (1.0,))\n"
+        f"batches = Batches(split, preprocessing, batch_size=2, device=torch.device('cpu'), compiled={compiled})\n"
+        "print(batches.gatherer is not None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(compiled)
 
 
 @pytest.mark.parametrize("start", [0, 1, 3])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softmaxce.data.splits import stratified
+from softmaxce.data.splits import Dataset, stratified
 
 LABELS = st.lists(st.integers(0, 6), min_size=2, max_size=200).map(torch.tensor)
 
@@ -45,3 +45,9 @@ def test_the_same_seed_chooses_the_same_and_another_does_not() -> None:
 def test_a_count_that_leaves_one_part_empty_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match=f"cannot choose {count} of 10 images; choose between 1 and 9"):
         stratified(torch.zeros(10, dtype=torch.int64), count, drawn(0))
+
+
+def test_the_old_name_of_a_dataset_is_the_dataset_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match=r"splits\.Source has been renamed: import Dataset"):
+        from softmaxce.data.splits import Source
+    assert Source is Dataset

@@ -287,6 +287,21 @@ def test_a_training_state_that_does_not_fit_says_where_and_changes_nothing(what:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in run.model.state_dict().items())
 
 
+def test_a_checkpoint_with_an_earlier_versions_names_of_early_stopping_is_restored(saved: Path) -> None:
+    expected = checkpoint.load(saved / LAST).training
+
+    def earlier(state: Any, tensors: dict[str, torch.Tensor]) -> None:
+        entry(state, "progress", "epochs_without_improvement")[0] = "waited"
+        entry(state, "progress", "reference_value")[0] = "waited_from"
+
+    rewrite(saved / LAST, earlier)
+    run = small()
+    checkpoint.restore(run, checkpoint.load(saved / LAST))
+    assert expected is not None
+    assert run.progress == Progress(**expected["progress"])
+    assert run.progress.reference_value is not None
+
+
 @pytest.mark.parametrize("optimizer", registry.OPTIMIZERS)
 def test_the_state_of_every_optimizer_on_the_menu_fits_a_run_of_its_own(optimizer: str, tmp_path: Path) -> None:
     asked = {"name": optimizer, "lr": 0.01} | ({"momentum": 0.9} if optimizer in ("sgd", "rmsprop") else {})

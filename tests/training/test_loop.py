@@ -178,7 +178,7 @@ def test_normalisation_comes_from_the_training_images_alone() -> None:
 USER_CODE = """\
 import torch
 from torch import nn
-from softmaxce.data.splits import InMemory, Source
+from softmaxce.data.splits import Dataset, InMemory
 
 class Net(nn.Module):
     def __init__(self, width: int = 4, *, num_classes):
@@ -214,11 +214,11 @@ def squares(*, seed):
     images = torch.zeros(60, 1, 9, 9, dtype=torch.uint8)
     images[::2, :, 2:5, 2:5] = 255
     split = InMemory(images, torch.arange(60) % 2)
-    return Source(split, split, ("square", "blank"))
+    return Dataset(split, split, ("square", "blank"))
 
 def mislabelled():
     split = InMemory(torch.zeros(4, 1, 9, 9, dtype=torch.uint8), torch.tensor([0, 1, 2, 5]))
-    return Source(split, None, ("a", "b", "c"))
+    return Dataset(split, None, ("a", "b", "c"))
 """
 
 
