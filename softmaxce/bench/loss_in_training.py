@@ -1,4 +1,4 @@
-"""What the loss is worth inside training: the same model, trained in turns with one loss and the other."""
+"""The effect of the loss on the time of a training step: one model, trained alternately with either loss."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,18 +10,18 @@ from ..config import reader
 from ..training.loop import train_epoch
 from .clock import Timed, clock_for, race
 
-STEPS = 32  # of training in one block, before the other loss's turn
+STEPS = 32  # of training in one block, before it is the other loss's turn
 LOSSES = {"torch": "torch_cross_entropy", "ours": "softmax_cross_entropy"}
 
 
 @dataclass(frozen=True)
 class Training:
-    """One model at one batch size.
+    """The times of one model at one batch size.
 
     Attributes:
-        model: its name on the menu.
-        batch_size: images a step.
-        threads: that PyTorch may use on the CPU.
+        model: its name in the config.
+        batch_size: images per step.
+        threads: of PyTorch on the CPU.
         step: the time of one training step with each loss; the first is PyTorch's.
     """
 
@@ -32,18 +32,18 @@ class Training:
 
 
 def compare(model: str, batch_size: int, threads: int, device: torch.device, rounds: int) -> Training:
-    """Train in turns with PyTorch's loss and with ours, through the same loop that `softmaxce train` runs.
+    """Train alternately with PyTorch's loss and with ours, through the loop of `softmaxce train`.
 
-    The images are made up, 28 x 28 and grey: their content does not change the time. Model, optimizer, batches and
-    memory are the same objects for both losses, and only the loss is exchanged, every 32 steps.
+    The images are synthetic, 28 x 28 and grey: their content does not change the time. Model, optimizer, batches and
+    memory are the same objects for both losses; only the loss is exchanged, every 32 steps.
 
     Args:
-        model: a name on the menu, or module:Name.
-        batch_size: images a step.
-        threads: that PyTorch may use on the CPU.
+        model: a model's name in the config, or module:Name.
+        batch_size: images per step.
+        threads: of PyTorch on the CPU.
         device: where to train.
-        rounds: how many times each loss has its turn, at least 2.
-    Raises: ConfigError if there is no such model, or it cannot take these images.
+        rounds: the number of blocks for each loss, at least 2.
+    Raises: ConfigError if there is no such model, or it does not accept these images.
     """
     config = {
         "device": str(device),
@@ -58,13 +58,13 @@ def compare(model: str, batch_size: int, threads: int, device: torch.device, rou
     try:
         run = build_run(settings)
         losses = {}
-        for name, on_menu in LOSSES.items():
-            named = reader.from_dict({**config, "loss": on_menu}, "--train")
+        for name, config_name in LOSSES.items():
+            named = reader.from_dict({**config, "loss": config_name}, "--train")
             losses[name] = build_loss(named, run.class_counts, run.device)
 
         def epoch_with(name: str) -> None:
             run.loss = losses[name]
-            train_epoch(run, 1)  # its figures are read off the device, so it waits for all of its steps
+            train_epoch(run, 1)  # it reads its metrics from the device, and so waits for all of its steps
 
         epochs = {name: partial(epoch_with, name) for name in losses}
         taken = race(epochs, rounds, clock=clock_for(run.device, threads))

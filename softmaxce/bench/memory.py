@@ -1,4 +1,4 @@
-"""How much memory a call needs at its peak, beyond what was there before it."""
+"""Peak memory of a call, beyond what was allocated before it, and of the process."""
 
 import os
 import re
@@ -9,10 +9,9 @@ import torch
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors that were alive at once during the call, not counting those from before it.
+    """The peak size of all tensors allocated during the call, in bytes.
 
-    On the CPU this is added up from PyTorch's own record of allocations; buffers that other libraries take for
-    themselves do not show in it.
+    On the CPU this is computed from PyTorch's profiler; buffers that other libraries allocate are not included.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -21,7 +20,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds tell on stderr of every start and stop
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds print every start and stop to stderr
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         call()
@@ -34,12 +33,12 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def peak_resident() -> int | None:
-    """The most bytes that this process has had in memory since it began, libraries and all; None where not told.
+    """The peak resident memory of this process in bytes, libraries included; None where it is not known.
 
-    Linux tells; its getrusage would count what the process that started this one had then.
+    Only Linux reports it; getrusage would include the parent's memory at the time of the fork.
     """
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+    match = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+    return int(match[1]) * 1024 if match else None

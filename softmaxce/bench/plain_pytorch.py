@@ -1,6 +1,6 @@
-"""The plain PyTorch way, in a process of its own: what its tutorials show, on a config's data and with its model.
+"""Training as in PyTorch's tutorials, on a config's data and with its model, in a process of its own.
 
-Read from stdin: a JSON line with the config, then one a request; each is answered with one on stdout.
+Reads JSON lines from stdin: the config, then requests; each is answered with a JSON line on stdout.
 """
 
 import itertools
@@ -40,7 +40,7 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 
 
 class Pictures(Dataset[tuple[Any, int]]):
-    """A split that no class of torchvision's reads, as these give theirs: one image at a time, made a PIL image."""
+    """A split as torchvision's data sets are: one image at a time, as a PIL image."""
 
     def __init__(self, split: Split, transform: Callable[[Any], Any]) -> None:
         self.split, self.transform = split, transform
@@ -56,12 +56,12 @@ class Pictures(Dataset[tuple[Any, int]]):
 
 
 class Plain:
-    """A model, an optimizer and two loaders, and the loop around them.
+    """A model, an optimizer, two loaders and the training loop.
 
     Args:
-        config: what is trained.
-        about: what softmaxce found out already: the device, the images' shape, mean and std, the number of classes, and
-            how many images the splits have: `train`, and `held_out`, which is of torchvision's `test` or not.
+        config: of the run.
+        about: what softmaxce has determined: the device, the images' shape, mean and std, the number of classes, the
+            number of images of the splits `train` and `held_out`, and whether `held_out` is the test split.
     """
 
     def __init__(self, config: Config, about: dict[str, Any]) -> None:
@@ -85,39 +85,41 @@ class Plain:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build(optimizer, {"params": parameters, "model": self.model})
 
-    def _datasets(self, about: dict[str, Any], augmented: Any, plain: Any) -> tuple[Dataset[Any], Dataset[Any]]:
+    def _datasets(self, about: dict[str, Any], augmented: Any, evaluated: Any) -> tuple[Dataset[Any], Dataset[Any]]:
         name, config = self.config.source.name, self.config
         if name in TORCHVISION:
             make, root = getattr(datasets, TORCHVISION[name]), str(config.root)
             train = make(root, train=True, transform=augmented)
-            held_out = make(root, train=not about["test"], transform=plain)
+            held_out = make(root, train=not about["test"], transform=evaluated)
             return Subset(train, range(about["train"])), Subset(held_out, range(about["held_out"]))
         from ..build import hold_out, load_source
 
         source = hold_out(load_source(config), config)
-        return Pictures(source.train, augmented), Pictures(source.validation or source.test or source.train, plain)
+        return Pictures(source.train, augmented), Pictures(source.validation or source.test or source.train, evaluated)
 
     def _augmentations(self, size: tuple[int, int]) -> list[Any]:
-        found = []
+        augmentations = []
         for component in self.config.augment:
             arguments = dict(component.arguments)
-            if arguments.pop("alternate", False):  # torchvision's flips are at random
+            if arguments.pop("alternate", False):  # torchvision's flips are random
                 self.left_out.append("alternate")
             if component.name == "random_crop":
                 fill = arguments.get("padding_mode", "constant")
                 fill = "edge" if fill == "replicate" else fill
-                found.append(transforms.RandomCrop(size, padding=arguments.get("padding", 4), padding_mode=fill))
+                augmentations.append(
+                    transforms.RandomCrop(size, padding=arguments.get("padding", 4), padding_mode=fill)
+                )
             elif component.name in TRANSFORMS:
-                found.append(TRANSFORMS[component.name](**arguments))
+                augmentations.append(TRANSFORMS[component.name](**arguments))
             else:
                 self.left_out.append(component.name)
-        return found
+        return augmentations
 
     def _loader(self, data: Dataset[Any], batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
         return DataLoader(data, batch_size=batch_size, shuffle=shuffle, pin_memory=self.device.type == "cuda")
 
     def train(self, batches: int) -> float:
-        """Seconds that so many batches take, from the files' pixels to the step; the loss is looked at each time."""
+        """Seconds for so many batches, from pixels to the optimizer's step, reading the loss of each."""
         self.model.train()
         began = self.clock()
         total = 0.0
@@ -132,22 +134,22 @@ class Plain:
 
     @torch.no_grad()
     def evaluate(self, batches: int) -> float:
-        """Seconds that so many batches take, loss and hits included."""
+        """Seconds for so many batches, loss and number of correct predictions included."""
         self.model.eval()
         began = self.clock()
-        total, hits = 0.0, 0
+        total, num_correct = 0.0, 0
         for images, labels in itertools.islice(self.held_out, batches):
             images, labels = images.to(self.device), labels.to(self.device)
             logits = self.model(images)
             total += self.criterion(logits, labels).item() * len(labels)
-            hits += int((logits.argmax(1) == labels).sum().item())
+            num_correct += int((logits.argmax(1) == labels).sum().item())
         return self.clock() - began
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
-    asked = json.loads(sys.stdin.readline())
-    plain = Plain(configs.from_dict(asked["config"], "--config", asked["recipe"]), asked["about"])
+    """Answer requests until stdin ends."""
+    setup = json.loads(sys.stdin.readline())
+    plain = Plain(configs.from_dict(setup["config"], "--config", setup["recipe"]), setup["about"])
     for line in sys.stdin:
         request = json.loads(line)
         answer: dict[str, Any] = {"left_out": plain.left_out}

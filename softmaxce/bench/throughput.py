@@ -1,4 +1,4 @@
-"""softmaxce's training against the arithmetic it has to do, and against the plain PyTorch way: images a second."""
+"""Training throughput: softmaxce against its own arithmetic alone, and against the usual PyTorch training loop."""
 
 import itertools
 import json
@@ -38,17 +38,17 @@ MEANINGS = {
     OURS: "what softmaxce train does, with its table, its checks, its bar and its checkpoint every epoch",
     PLAIN: "torchvision's data set and transforms, DataLoader, nn.CrossEntropyLoss, float32, the optimizer not fused",
 }
-TURN = 1.0  # seconds that a turn of the ceiling takes, about
+TURN = 1.0  # approximate seconds of one measurement of the ceiling
 
 
 @dataclass(frozen=True)
 class Ways:
-    """Images a second of several ways, and what each comes to beside the others.
+    """Images per second of several training loops, and their ratios.
 
     Attributes:
-        rates: name -> images a second.
-        to_ceiling: name -> the ratio to the ceiling's, taken in each round.
-        to_plain: name -> the ratio to the plain way's.
+        rates: name -> images per second.
+        to_ceiling: name -> the ratio to the ceiling's, taken within each round.
+        to_plain: name -> the ratio to plain PyTorch's.
     """
 
     rates: dict[str, Spread]
@@ -57,30 +57,30 @@ class Ways:
 
     @classmethod
     def of(cls, rates: Mapping[str, Sequence[float]]) -> "Ways":
-        """From each round's images a second."""
+        """From the images per second of each round."""
         return cls(
-            {name: Spread.of(found) for name, found in rates.items()},
-            {name: ratios(found, rates[CEILING]) for name, found in rates.items()},
-            {name: ratios(found, rates[PLAIN]) for name, found in rates.items()},
+            {name: Spread.of(rounds) for name, rounds in rates.items()},
+            {name: ratios(rounds, rates[CEILING]) for name, rounds in rates.items()},
+            {name: ratios(rounds, rates[PLAIN]) for name, rounds in rates.items()},
         )
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What was measured of one config.
+    """The measurements of one config.
 
     Attributes:
         training: of whole epochs; for softmaxce with the table's row and the checkpoint, without the evaluation.
-        evaluation: of the split that is looked at after every epoch.
-        epoch: where the seconds of one of softmaxce's epochs go, by name, evaluation included.
-        memory: the most bytes that softmaxce's process and the plain one had in memory; None where that is not known.
-        batch_size: images a step, for all.
-        evaluation_batch_size: images at once in evaluation, for all.
-        batches: that a turn of training has.
-        device: where.
-        threads: that PyTorch uses on the CPU.
-        precision: what softmaxce and the ceiling compute in.
-        left_out: what the plain way does not do.
+        evaluation: of the split that is evaluated after every epoch.
+        epoch: seconds of each part of one of softmaxce's epochs, by name, evaluation included.
+        memory: peak resident bytes of softmaxce's process and of plain PyTorch's; None where they are not known.
+        batch_size: images per step, for all.
+        evaluation_batch_size: images per batch of an evaluation, for all.
+        batches: of one measurement of training.
+        device: of all.
+        threads: of PyTorch on the CPU.
+        precision: of softmaxce and the ceiling.
+        left_out: augmentations that plain PyTorch does not do.
     """
 
     training: Ways
@@ -103,13 +103,13 @@ def measure(
     row: Callable[[Epoch], None],
     rounds: int,
 ) -> Loop:
-    """Train in turns: the fixed batch, softmaxce's own loop, and the plain way in a process of its own.
+    """Alternate between training on a fixed batch, softmaxce's loop, and plain PyTorch in a process of its own.
 
     Args:
-        config: what `softmaxce train` would train.
-        track, expect, row: what a table does with an epoch's batches, with the run, and with an epoch.
-        rounds: how often each has its turn, at least 2.
-    Raises: as build_run; RunError if the plain way fails.
+        config: as for `softmaxce train`.
+        track, expect, row: the table's methods for an epoch's batches, the run, and an epoch.
+        rounds: the number of measurements of each, at least 2.
+    Raises: as build_run; RunError if plain PyTorch fails.
     """
     run = build_run(config)
     with PlainProcess(run) as plain, tempfile.TemporaryDirectory() as folder:
@@ -119,7 +119,7 @@ def measure(
 
 
 class PlainProcess:
-    """The plain way, in a process of its own: softmaxce sets up the one it trains in for its own loop."""
+    """Plain PyTorch, in a process of its own, as softmaxce configures the one that it trains in."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -161,23 +161,23 @@ class PlainProcess:
         return RunError(f"the plain PyTorch way cannot train this: {lines[-1]}")
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Ask it for something, and wait. Raises: RunError with its last words, if it has died."""
+        """Send a request and wait for the answer. Raises: RunError with its last line on stderr, if it has died."""
         self._send(message)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise self._failed()
-        found: dict[str, Any] = json.loads(line)
-        return found
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 def held_out(run: Run) -> Batches:
-    """The split that is looked at after every epoch; the training images, if there is no other."""
+    """The split that is evaluated after every epoch; the training images, if there is no other."""
     return run.validation or run.test or run.train
 
 
 class _Measurement:
-    """One run, and the turns it is measured in."""
+    """The measurements of one run."""
 
     def __init__(
         self,
@@ -195,20 +195,20 @@ class _Measurement:
         self.images, self.labels = next(iter(run.train.epoch(1)))
         self.held_out = held_out(run)
         with torch.inference_mode():
-            self.shown = next(iter(self.held_out.epoch(0)))[0]
+            self.eval_images = next(iter(self.held_out.epoch(0)))[0]
 
     def loop(self, rounds: int, left_out: tuple[str, ...]) -> Loop:
         self.batches = len(self.run.train)
         self.batches = _how_many(self._ceiling, self.batches) // self.run.config.grad_accum_steps or 1
         self.batches *= self.run.config.grad_accum_steps
-        size = len(self.shown)
+        size = len(self.eval_images)
         whole = max(1, self.held_out.num_images // size)  # batches
-        chosen = _how_many(self._shown, whole)
-        self.part = self._first(chosen * size)
+        count = _how_many(self._forward_passes, whole)
+        self.part = self._first(count * size)
         for warm in (self._loop, self._end, self._evaluation):
             warm()
         self.plain.answer({"train": self.batches})
-        self.plain.answer({"evaluate": chosen})
+        self.plain.answer({"evaluate": count})
         calls: dict[str, Callable[[], float]] = {
             CEILING: lambda: self._ceiling(self.batches),
             OURS: self._loop,
@@ -217,22 +217,26 @@ class _Measurement:
         }
         seconds = turns(calls, rounds)
         images = len(self.images) * self.batches
-        share = len(self.run.train) / self.batches  # turns an epoch
+        per_epoch = len(self.run.train) / self.batches  # measurements in the length of an epoch
         rates = {name: [images / taken for taken in seconds[name]] for name in (CEILING, PLAIN)}
-        rates[OURS] = [images * share / (a * share + b) for a, b in zip(seconds[OURS], seconds["end"], strict=True)]
-        again = max(1, round(TURN / 2 / self._evaluation()))  # a few batches are over in a moment
+        rates[OURS] = [
+            images * per_epoch / (a * per_epoch + b) for a, b in zip(seconds[OURS], seconds["end"], strict=True)
+        ]
+        again = max(1, round(TURN / 2 / self._evaluation()))  # a few batches take too little time to measure
         calls = {
-            CEILING: lambda: sum(self._shown(chosen) for _ in range(again)) / again,
+            CEILING: lambda: sum(self._forward_passes(count) for _ in range(again)) / again,
             OURS: lambda: sum(self._evaluation() for _ in range(again)) / again,
-            PLAIN: lambda: float(self.plain.answer({"evaluate": chosen})["seconds"]),
+            PLAIN: lambda: float(self.plain.answer({"evaluate": count})["seconds"]),
         }
-        looks = turns(calls, rounds)
+        evaluations = turns(calls, rounds)
         epoch = self._parts(Spread.of(seconds[OURS]).median / self.batches)
-        epoch["evaluation"] = Spread.of(looks[OURS]).median / (chosen * size) * self.held_out.num_images
+        epoch["evaluation"] = Spread.of(evaluations[OURS]).median / (count * size) * self.held_out.num_images
         epoch["table and checkpoint"] = Spread.of(seconds["end"]).median
         return Loop(
             training=Ways.of({name: rates[name] for name in (CEILING, OURS, PLAIN)}),
-            evaluation=Ways.of({name: [chosen * size / taken for taken in found] for name, found in looks.items()}),
+            evaluation=Ways.of(
+                {name: [count * size / taken for taken in rounds] for name, rounds in evaluations.items()}
+            ),
             epoch=epoch,
             memory=self._memory(),
             batch_size=len(self.images),
@@ -249,12 +253,12 @@ class _Measurement:
         return None if ours is None or plain is None else {OURS: ours, PLAIN: plain}
 
     def _first(self, count: int) -> Batches:
-        """The first so many images of the split that is looked at."""
+        """The first `count` images of the split that is evaluated."""
         whole, run = self.held_out, self.run
         part = whole.split.take(torch.arange(min(count, whole.num_images)))
         return Batches(part, run.preprocessing, batch_size=whole.batch_size, device=run.device, compiled=True)
 
-    # -- a turn of each, in seconds
+    # -- one measurement of each, in seconds
 
     def _ceiling(self, count: int) -> float:
         step = TrainingStep(self.run)
@@ -287,29 +291,29 @@ class _Measurement:
         self.row(epoch)
         return time.perf_counter() - began
 
-    def _shown(self, count: int) -> float:
+    def _forward_passes(self, count: int) -> float:
         run = self.run
         run.evaluated.eval()
         began = self.clock()
         with torch.inference_mode(), autocast(run.device, run.precision):
             for _ in range(count):
-                run.evaluated(self.shown)
+                run.evaluated(self.eval_images)
         _wait(run.device)
         return self.clock() - began
 
     def _evaluation(self) -> float:
         began = self.clock()
-        found = evaluate_epoch(self.run, self.part)
-        assert found is not None
-        self.scores = found
+        scores = evaluate_epoch(self.run, self.part)
+        assert scores is not None
+        self.scores = scores
         return self.clock() - began
 
     # -- where the time goes
 
     def _parts(self, step: float) -> dict[str, float]:
-        """Seconds an epoch of each part of a step, which takes `step` seconds in all.
+        """Seconds per epoch of each part of a step, which takes `step` seconds in all.
 
-        Medians over a turn's batches; of the data, which come some batches at a time, the mean.
+        Medians over the batches; for the data, which are prepared several batches at a time, the mean.
         """
         run, clock, training_step = self.run, _Clock(self.run.device), TrainingStep(self.run)
         run.model.train()
@@ -331,14 +335,14 @@ class _Measurement:
             taken["backward"].append(clock.lap())
             training_step.apply()
             taken["step"].append(clock.lap())
-        parts = {name: sorted(found)[len(found) // 2] for name, found in taken.items()}
+        parts = {name: sorted(laps)[len(laps) // 2] for name, laps in taken.items()}
         parts["data"] = sum(taken["data"]) / self.batches
         parts["the rest"] = max(0.0, step - sum(parts.values()))  # schedule, checks, figures, bar
         return {name: seconds * len(run.train) for name, seconds in parts.items()}
 
 
 class _Clock:
-    """Laps, each ended by waiting for the device."""
+    """A stopwatch that waits for the device at each lap."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -362,7 +366,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _how_many(call: Callable[[int], float], most: int) -> int:
-    """How many steps take about TURN seconds, at most `most`."""
+    """The number of steps that take about TURN seconds, at most `most`."""
     call(1)  # the first compiles
     seconds = min(call(1), call(1))
     return max(1, min(most, round(TURN / max(seconds, 1e-9))))

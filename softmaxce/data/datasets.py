@@ -1,7 +1,7 @@
-"""The data sets that have names, as splits of uint8 images; the only place that knows torchvision's and scikit-learn's.
+"""The built-in data sets, as splits of uint8 images.
 
-A set that is not on disk is downloaded if the config says `download: true`; else, and where the download fails, the
-error names the files, the folder where they go, and the addresses that were tried.
+A data set that is not on disk is downloaded if the config has `download: true`; else, and where the download fails, the
+error names the files, the folder they belong in, and the addresses that were tried.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..argument_types import NonNegativeFloat, PositiveInt
 from .splits import Dataset, InMemory
-from .torchvision_sets import _mnist_family, _plain, _torchvision, _two_splits
+from .torchvision_sets import _as_split, _mnist_family, _torchvision, _two_splits
 
 FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag"),
@@ -26,8 +26,8 @@ KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 def digits() -> Dataset:
     """1,797 handwritten digits, 8x8 grey, 10 classes, inside scikit-learn: no download.
 
-    The test set is every fifth image, whatever the seed, so that all runs compare. UCI "Optical Recognition of
-    Handwritten Digits" (Alpaydin & Kaynak 1998); its 17 grey levels are spread over 0 to 255.
+    The test set is every fifth image, whatever the seed, so that runs can be compared. UCI "Optical Recognition of
+    Handwritten Digits" (Alpaydin & Kaynak 1998); its 17 grey levels are scaled to 0 to 255.
     """
     pixels, labels = _sklearns_digits()
     images = torch.from_numpy(np.rint(pixels * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8)
@@ -41,7 +41,7 @@ def digits() -> Dataset:
 
 
 def _sklearns_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """scikit-learn's load_digits, but for its import, which takes longer: pixels [N, 64], 0 to 16, and labels [N]."""
+    """As scikit-learn's load_digits, without its slow import: pixels [N, 64], 0 to 16, and labels [N]."""
     spec = importlib.util.find_spec("sklearn")
     (folder,) = spec.submodule_search_locations if spec is not None and spec.submodule_search_locations else ("",)
     file = Path(folder, "datasets", "data", "digits.csv.gz")
@@ -82,9 +82,9 @@ def emnist(
     """
 
     def upright(data: Any) -> InMemory:
-        plain = _plain(data)
-        labels = plain.labels - 1 if split == "letters" else plain.labels  # letters are counted from 1
-        return InMemory(plain.images.transpose(2, 3).contiguous(), labels)  # the files hold them transposed
+        stored = _as_split(data)
+        labels = stored.labels - 1 if split == "letters" else stored.labels  # letters are counted from 1
+        return InMemory(stored.images.transpose(2, 3).contiguous(), labels)  # the files have them transposed
 
     options = {"split": split}
     train = _torchvision("EMNIST", root, download, {**options, "train": True})
@@ -111,11 +111,11 @@ def svhn(extra: bool = False, *, root: str, download: bool) -> Dataset:
     Args:
         extra: train on the 531,131 easier ones too.
     """
-    train = _plain(_torchvision("SVHN", root, download, {"split": "train"}))
+    train = _as_split(_torchvision("SVHN", root, download, {"split": "train"}))
     if extra:
-        more = _plain(_torchvision("SVHN", root, download, {"split": "extra"}))
+        more = _as_split(_torchvision("SVHN", root, download, {"split": "extra"}))
         train = InMemory(torch.cat([train.images, more.images]), torch.cat([train.labels, more.labels]))
-    test = _plain(_torchvision("SVHN", root, download, {"split": "test"}))
+    test = _as_split(_torchvision("SVHN", root, download, {"split": "test"}))
     return Dataset(train, test, tuple(map(str, range(10))))
 
 
@@ -129,7 +129,7 @@ def synthetic(
     *,
     seed: int,
 ) -> Dataset:
-    """Made-up images for smoke tests: one random pattern a class, plus noise.
+    """Synthetic images for smoke tests: one random pattern per class, plus noise.
 
     Args:
         classes: how many.

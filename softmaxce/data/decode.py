@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 SMALL_FILE = 4 << 10  # bytes
 
-# What pictures are kept in. Pillow knows some forty more: EPS starts an interpreter, icons unpack to any size.
+# Common formats of photographs. Pillow has some forty more: EPS runs an interpreter, icons unpack to any size.
 FORMATS = (
     *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP"),
     *("AVIF", "JPEG2000", "PPM", "TGA", "PCX", "SGI", "QOI"),
 )
-MAX_PIXELS = 1 << 26  # an image that unpacks to more is no training image, and could fill the memory
-# What Pillow's decoders, and their reading of EXIF, were seen to raise on damaged files.
+MAX_PIXELS = 1 << 26  # a larger one is no training image, and could exhaust memory (a decompression bomb)
+# Raised by Pillow's decoders and its EXIF reader on damaged files, as observed.
 DAMAGED = (
     *(OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError),
     *(RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
 )
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused here, not warned of
-warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # on metadata that nobody asked for
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused below, by MAX_PIXELS
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about metadata that is not used
 
 
 @dataclass(frozen=True)
 class Decode:
-    """A file as [C, H, W] uint8. Raises DataError, with the file and the reason, if it cannot be."""
+    """Decodes a file to [C, H, W] uint8. Raises: DataError, with the file and the reason."""
 
     channels: int
     size: tuple[int, int] | None  # None: as it is
@@ -62,11 +62,11 @@ class Decode:
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An opened image as [C, H, W] uint8; the image itself is turned upright by its EXIF tag."""
-        pixels = np.asarray(self._fitted(_plain(image, self.channels)))
+        pixels = np.asarray(self._fitted(_as_rgb_or_grey(image, self.channels)))
         return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
 
     def _fitted(self, image: Image.Image) -> Image.Image:
-        """The image with its shorter side at the wanted size and its centre cut out."""
+        """The image resized by its shorter side and center-cropped to `size`."""
         if self.size is None or (image.height, image.width) == self.size:
             return image
         return ImageOps.fit(image, (self.size[1], self.size[0]), Image.Resampling.BILINEAR)
@@ -75,28 +75,29 @@ class Decode:
 def decoding_threads(file: str) -> int:
     """How many threads decode files like this one fastest.
 
-    PIL decodes without Python's lock, but on small files the rest, which holds it, takes most of the time.
+    PIL releases the GIL while it decodes, but for small files most of the time goes to the rest, which holds it.
     """
     return processors() if Path(file).stat().st_size > SMALL_FILE else 1
 
 
-def _plain(image: Image.Image, channels: int) -> Image.Image:
-    """Any mode as RGB or L: upright by its EXIF tag, 16 bits scaled to 8, transparency laid over white.
+def _as_rgb_or_grey(image: Image.Image, channels: int) -> Image.Image:
+    """Any mode as RGB or L: rotated by its EXIF tag, 16 bits scaled to 8, transparency composed over white.
 
-    Of an animation or a stack of pages this is the first.
+    Of an animation or a file of several pages, the first.
     """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         pixels = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=255, neginf=0)
-        scale = 1 / 257 if pixels.max(initial=0) > 255 else 1.0  # 32-bit modes hold 16-bit greys as a rule
+        scale = 1 / 257 if pixels.max(initial=0) > 255 else 1.0  # 32-bit modes usually hold 16-bit grey levels
         image = Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         overlay = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
     mode = "L" if channels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)  # which copies it even where there is nothing to do
+    # convert() copies the image even where the mode is the same
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _reason(error: BaseException, file: str) -> str:
@@ -113,7 +114,7 @@ def _reason(error: BaseException, file: str) -> str:
 
 
 def is_image(file: Path) -> bool:
-    """Whether a file is there, not hidden, and named as an image that can be decoded."""
+    """Whether a file exists, is not hidden, and has the extension of a format that can be decoded."""
     return file.suffix.lower() in _extensions() and not file.name.startswith(".") and file.is_file()
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints of images: equal where two splits hold the same ones, wherever they lie. resume.py compares them."""
+"""Fingerprints of splits: equal if two splits have the same images and labels, wherever they are stored."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ SAMPLED_BYTES = 1 << 16  # from the start of each
 
 
 def fingerprint(split: Split) -> str:
-    """A split's images and labels as a kind and 16 hexadecimal digits.
+    """A hash of a split's images and labels.
 
     `pixels:DIGITS` where the images are decoded in memory: every pixel counts. `files:DIGITS:DIGITS` where they are
     read from disk as they are needed: the first digits are of all files' names and sizes, the second of the contents
@@ -28,7 +28,7 @@ def fingerprint(split: Split) -> str:
 
 
 def fingerprints(source: Dataset) -> dict[str, str]:
-    """The fingerprint of each split that a data set has, by its name."""
+    """The fingerprint of each split of a data set, by the split's name."""
     splits = {name: getattr(source, name) for name in SPLITS}
     return {name: fingerprint(split) for name, split in splits.items() if split is not None}
 

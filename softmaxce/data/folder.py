@@ -1,4 +1,4 @@
-"""The user's own images: a folder with one sub-folder a class, of any size and mode."""
+"""The user's own images: a folder with one sub-folder per class, of any size and mode."""
 
 import hashlib
 import os
@@ -41,15 +41,15 @@ def image_folder(
     """Your own images: root/train/CLASS/*, root/test/CLASS/*, or root/CLASS/* to be split.
 
     Args:
-        size: height and width in pixels: the shorter side is resized to it and the centre cut out; null takes the
+        size: height and width in pixels: images are resized by the shorter side and center-cropped; null takes the
             images as they are, which must then be of one size.
         channels: 3 for colour, 1 for grey.
-        test_fraction: what a single folder gives to the test split, of each class; the same images whatever the seed.
+        test_fraction: of each class of a single folder, for the test split; the same images whatever the seed.
         skip_bad: leave out, with a warning, what cannot be decoded; else it is an error. Where images do not fit in
             memory, it takes a first pass over all files.
         in_memory: keep all images decoded in memory; null decides by the machine's memory.
-        workers: processes that decode where images do not fit in memory.
-        cache: keep decoded images in the user's cache, and take them from there as long as the files are the same.
+        workers: processes that decode images that do not fit in memory.
+        cache: keep decoded images in the user's cache folder, and use them while the files are unchanged.
         split_by: name, by a hash of CLASS/FILE: images keep their side (test, validation, training) when others are
             added or removed, but for one of the class at most; a class of one image stays in training. shuffle, as
             versions without this key did and their runs still do: one image more, and any image may change sides.
@@ -80,7 +80,7 @@ def image_folder(
 
 
 def _test_split(whole: Split, fraction: float) -> tuple[Tensor, Tensor]:
-    """The indices of a single folder's training and test images. Raises: DataError if none can be spared."""
+    """The indices of a single folder's training and test images. Raises: DataError if a part would be empty."""
     try:
         if whole.names is not None:
             return split_by_name(whole.names, whole.labels, fraction, "test")
@@ -111,7 +111,7 @@ def read_folder(root: str, classes: tuple[str, ...], shape: tuple[int, int, int]
 
 @dataclass(frozen=True)
 class _Listing:
-    """How folders of class folders are read."""
+    """Reads folders of class folders."""
 
     classes: tuple[str, ...]
     size: int | list[int] | None
@@ -123,47 +123,47 @@ class _Listing:
     named: bool = False
 
     def read(self, folder: Path, shape: tuple[int, int, int] | None) -> tuple[Split, tuple[int, int, int]]:
-        """A folder's split, and the (C, H, W) of its images; `shape` is what they must have, if it is known.
+        """A folder's split, and the (C, H, W) of its images; `shape` is the required one, if there is one.
 
-        Its images' names, if they are to have some, are their files' paths from the folder, CLASS/FILE, with slashes.
+        If `named`, the images' names are their paths below the folder, CLASS/FILE, with slashes.
         """
         files, labels = self._files(folder)
         if shape is not None:
-            wanted: tuple[int, int] | None = shape[1:]
+            size: tuple[int, int] | None = shape[1:]
         elif isinstance(self.size, int):
-            wanted = (self.size, self.size)
+            size = (self.size, self.size)
         elif self.size is not None:
             if len(self.size) != 2:
                 raise DataError(f"data.size must be one number or [height, width], got {self.size}")
-            wanted = (self.size[0], self.size[1])
+            size = (self.size[0], self.size[1])
         else:
-            wanted = None
-        decode = Decode(self.channels, wanted if self.size is not None else None)
-        if wanted is None:
-            wanted = _first_size(files, decode)
-        shape = (self.channels, *wanted)
-        keep = self.in_memory
-        if keep is None:
-            keep = len(files) * self.channels * wanted[0] * wanted[1] <= _memory_for_images()
+            size = None
+        decode = Decode(self.channels, size if self.size is not None else None)
+        if size is None:
+            size = _first_size(files, decode)
+        shape = (self.channels, *size)
+        in_memory = self.in_memory
+        if in_memory is None:
+            in_memory = len(files) * self.channels * size[0] * size[1] <= _memory_for_images()
         names = tuple(Path(file).relative_to(folder).as_posix() for file in files) if self.named else None
-        if keep:
+        if in_memory:
             return self._in_memory(files, labels, names, decode, shape), shape
-        same_size = Decode(self.channels, wanted)
+        same_size = Decode(self.channels, size)
         split = OnDisk(tuple(files), torch.tensor(labels), shape, same_size, self.workers, names)
         return self._decodable(split) if self.skip_bad else split, shape
 
     def _files(self, folder: Path) -> tuple[list[str], list[int]]:
-        found = _folders(folder)
-        if not found:
+        class_folders = _folders(folder)
+        if not class_folders:
             raise DataError(f"{folder}: holds no class folders; put each class's images in a folder of its name")
-        if unknown := [entry.name for entry in found if entry.name not in self.classes]:
+        if unknown := [entry.name for entry in class_folders if entry.name not in self.classes]:
             raise DataError(
                 f"{folder}: the classes {', '.join(unknown[:SHOWN])} are not among those trained on "
                 f"({', '.join(self.classes[:SHOWN])})"
             )
         files: list[str] = []
         labels: list[int] = []
-        for entry in found:
+        for entry in class_folders:
             images = sorted(str(file) for file in entry.rglob("*") if is_image(file))
             if not images:
                 raise DataError(f"{entry}: holds no images; put some there or remove the folder")
@@ -179,20 +179,20 @@ class _Listing:
         decode: Decode,
         shape: tuple[int, int, int],
     ) -> InMemory:
-        """Every file's image: those kept in the cache, if they are of the same files as they are now, else decoded.
+        """Every file's image: from the cache if the files are unchanged since, else decoded.
 
-        Where some cannot be decoded, nothing is kept.
+        If some cannot be decoded, nothing is cached.
         """
         if not self.cache:
             return self._decoded(files, labels, names, decode, shape)
         program = hashlib.sha256(Path(decoding.__file__).read_bytes()).hexdigest()
-        how = (decode.size, shape, program)
-        key = decoded_images.key_of(files, *how)
-        kept = decoded_images.read(key, (len(files), *shape)) if key is not None else None
-        if kept is not None:
-            return InMemory(torch.from_numpy(kept), torch.tensor(labels), names)
+        decoding_options = (decode.size, shape, program)
+        key = decoded_images.key_of(files, *decoding_options)
+        cached = decoded_images.read(key, (len(files), *shape)) if key is not None else None
+        if cached is not None:
+            return InMemory(torch.from_numpy(cached), torch.tensor(labels), names)
         whole = self._decoded(files, labels, names, decode, shape)
-        unchanged = key is not None and key == decoded_images.key_of(files, *how)
+        unchanged = key is not None and key == decoded_images.key_of(files, *decoding_options)
         if key is not None and unchanged and len(whole) == len(files):
             try:
                 decoded_images.write(key, whole.images.numpy())
@@ -212,7 +212,7 @@ class _Listing:
         decode: Decode,
         shape: tuple[int, int, int],
     ) -> InMemory:
-        """Every file decoded into one array; what cannot be is named."""
+        """Every file decoded into one array; those that cannot be decoded are reported."""
         images = np.empty((len(files), *shape), np.uint8)
         bad: dict[int, str] = {}
         first = files[0]
@@ -236,15 +236,15 @@ class _Listing:
         with ThreadPoolExecutor(decoding_threads(first)) as pool:
             for future in [pool.submit(fill, chunk) for chunk in chunks]:
                 future.result()
-        kept = torch.tensor([index for index in range(len(files)) if index not in bad])
+        decodable = torch.tensor([index for index in range(len(files)) if index not in bad])
         whole = InMemory(torch.from_numpy(images), torch.tensor(labels), names)
         if not bad:
             return whole
-        self._tell(bad, files)
-        return whole.take(kept)
+        self._report(bad, files)
+        return whole.take(decodable)
 
     def _decodable(self, split: OnDisk) -> OnDisk:
-        """The images that can be decoded, which decoding each once shows."""
+        """The images that can be decoded, found by decoding each once."""
         bad: dict[int, str] = {}
 
         def attempt(index: int) -> None:
@@ -257,27 +257,27 @@ class _Listing:
             list(pool.map(attempt, range(len(split))))
         if not bad:
             return split
-        self._tell(bad, split.files)
+        self._report(bad, split.files)
         return split.take(torch.tensor([index for index in range(len(split)) if index not in bad]))
 
-    def _tell(self, bad: dict[int, str], files: Sequence[str]) -> None:
-        """Name the files that cannot be decoded. Raises: DataError unless they are to be skipped."""
-        told = [bad[index] for index in sorted(bad)]
-        lines = "\n".join(f"  {line}" for line in told[:SHOWN])
-        lines += f"\n  ... and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-        number = f"{len(told)} of {len(files)} files cannot be decoded"
+    def _report(self, bad: dict[int, str], files: Sequence[str]) -> None:
+        """List the files that cannot be decoded. Raises: DataError unless they are to be skipped."""
+        messages = [bad[index] for index in sorted(bad)]
+        lines = "\n".join(f"  {line}" for line in messages[:SHOWN])
+        lines += f"\n  ... and {len(messages) - SHOWN} more" if len(messages) > SHOWN else ""
+        number = f"{len(messages)} of {len(files)} files cannot be decoded"
         if not self.skip_bad:
             raise DataError(f"{number}; mend or remove them, or set data.skip_bad: true to leave them out:\n{lines}")
         print(f"warning: {number} and are left out:\n{lines}", file=sys.stderr)
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The sub-folders that are not hidden, by name. Raises: DataError if one's name is no text."""
-    found = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    for entry in found:
+    """The sub-folders that are not hidden, sorted by name. Raises: DataError if a name is not valid text."""
+    folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for entry in folders:
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in entry.name):
             raise DataError(f"{str(entry)!r}: the name holds a control character or is not UTF-8; rename the folder")
-    return found
+    return folders
 
 
 def _first_size(files: Sequence[str], decode: Decode) -> tuple[int, int]:

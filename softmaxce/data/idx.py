@@ -1,4 +1,4 @@
-"""The files of the MNIST family, read without torchvision, whose import takes longer than they do."""
+"""Reads the idx files of the MNIST family without torchvision, whose import takes longer than reading them."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ FILES = {"train": "train", "test": "t10k"}
 
 
 def read_split(folder: Path, split: str) -> InMemory | None:
-    """The `train` or `test` split in a folder of unpacked idx files; None if it is not there or not sound."""
+    """The `train` or `test` split in a folder of unpacked idx files; None if files are missing or invalid."""
     arrays = []
     for kind, dimensions in (("images-idx3", 3), ("labels-idx1", 1)):
         array = read_idx(folder / f"{FILES[split]}-{kind}-ubyte", dimensions)
@@ -25,9 +25,9 @@ def read_split(folder: Path, split: str) -> InMemory | None:
 
 
 def read_idx(file: Path, dimensions: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:
-    """An idx file of bytes with so many dimensions; None if it is not there or says anything else.
+    """An idx file of bytes with so many dimensions; None if it is missing or invalid.
 
-    Two zeros, 8 for bytes, the number of dimensions; each dimension's size in 4 bytes, the highest first; the values.
+    Two zero bytes, 8 for uint8, the number of dimensions; each dimension's size as a big-endian int32; the values.
     LeCun, Cortes & Burges, "The MNIST database", on the file format.
     """
     try:
@@ -36,7 +36,7 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray[tuple[int, ...], np.dtyp
             if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, 8, dimensions)):
                 return None
             values = np.fromfile(stream, np.uint8)
-    except OSError:  # torchvision's reader is asked, and tells
+    except OSError:  # torchvision's reader is tried next, and reports the error
         return None
     shape = tuple(np.frombuffer(header, ">i4", offset=4).tolist())
     fits = min(shape) >= 0 and int(np.prod(shape, dtype=np.float64)) == len(values)

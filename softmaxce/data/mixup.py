@@ -10,11 +10,11 @@ from .batches import Batch
 
 
 def mixing(mixup_alpha: float, cutmix_alpha: float, num_classes: int) -> Callable[[Tensor, Tensor], Batch] | None:
-    """mixup, CutMix, or a fair draw of the two for each batch; None if both are off.
+    """mixup, CutMix, or one of the two at random for each batch; None if both are off.
 
     Returns: (images [B, C, H, W], labels [B]) -> (images, [B, K] probabilities).
 
-    Zhang et al. 2018; Yun et al. 2019. torchvision's own, which draws one mixing ratio a batch.
+    Zhang et al. 2018; Yun et al. 2019. torchvision's implementations, which draw one mixing ratio per batch.
     """
     if not mixup_alpha and not cutmix_alpha:
         return None

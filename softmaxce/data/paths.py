@@ -1,4 +1,4 @@
-"""Paths as a person gives them (files, folders, globs, a list on stdin) -> image files, one at a time."""
+"""Resolves the paths of a command line (files, folders, globs, a list on stdin) to image files, lazily."""
 
 import glob
 import os
@@ -11,7 +11,7 @@ from .decode import is_image
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What was named and gives no image, and why."""
+    """A path that is no image, and why."""
 
     path: str
     reason: str
@@ -21,7 +21,7 @@ class Unreadable:
 
 
 def image_files(paths: Iterable[str], listed: Iterable[str] = ()) -> Iterator[str | Unreadable]:
-    """The files that the paths stand for, in their order; found as they are asked for.
+    """The image files that paths name, in their order, lazily.
 
     Args:
         paths: a file is itself, whatever its name; a folder is every image in it and below, by name; a pattern with

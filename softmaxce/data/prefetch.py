@@ -1,4 +1,4 @@
-"""Image files decoded in threads while something else is done, in the order given. Needs no torch."""
+"""Decodes image files in threads ahead of their use, in order. Needs no torch."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,13 +14,13 @@ from ..errors import DataError
 from .decode import Decode, decoding_threads
 from .paths import Unreadable
 
-AT_ONCE = 32  # files that a thread decodes in one go, at most
+MAX_GROUP = 32  # files per task of a thread
 
 Decoded = tuple[str, NDArray[np.uint8]] | Unreadable  # a file and its pixels [C, H, W]
 
 
 def decode_to(shape: tuple[int, int, int]) -> Decode:
-    """How files are brought to the shape (C, H, W) of a model's images.
+    """How files are decoded to the shape (C, H, W) of a model's images.
 
     Raises: DataError if the model takes neither grey nor colour images.
     """
@@ -31,23 +31,23 @@ def decode_to(shape: tuple[int, int, int]) -> Decode:
 
 
 class PrefetchingDecoder:
-    """Image files, decoded in threads from the moment this is made; whoever iterates has them in their order.
+    """Decodes image files in threads, starting when this is made; iterating yields them in order.
 
     Args:
-        files: their paths; taken only as far ahead as is decoded. What is no image comes back as Unreadable.
-        decode: how.
-        images: how many may be decoded, or wait for it, before they are asked for.
+        files: their paths, consumed only as far ahead as is decoded. What cannot be decoded is yielded as Unreadable.
+        decode: how to decode one.
+        images: how many may be decoded, or queued for decoding, ahead of the iteration.
     """
 
     def __init__(self, files: Iterable[str | Unreadable], decode: Decode, images: int) -> None:
-        at_once = max(1, min(AT_ONCE, images // 8))
-        groups = _grouped(files, at_once)
+        group_size = max(1, min(MAX_GROUP, images // 8))
+        groups = _grouped(files, group_size)
         first = next(groups, [])
         present = [file for file in first if isinstance(file, str) and Path(file).is_file()]
         self._decode = decode
         self._groups = chain([first], groups)
-        self._most = max(1, images // at_once)
-        self._waiting: deque[Future[list[Decoded]]] = deque()
+        self._max_queued = max(1, images // group_size)
+        self._queue: deque[Future[list[Decoded]]] = deque()
         self._pool = ThreadPoolExecutor(decoding_threads(present[0]) if present else 1)
         self._closed = False
         try:
@@ -63,19 +63,19 @@ class PrefetchingDecoder:
         self.close()
 
     def __iter__(self) -> Iterator[Decoded]:
-        while self._waiting:
-            group = self._waiting.popleft()
+        while self._queue:
+            group = self._queue.popleft()
             self._fill()
             yield from group.result()
 
     def close(self) -> None:
-        """Let the threads end: after the file that each is at."""
+        """Stop the threads, each after the file that it is decoding."""
         self._closed = True
         self._pool.shutdown(cancel_futures=True)
 
     def _fill(self) -> None:
-        for group in islice(self._groups, self._most - len(self._waiting)):
-            self._waiting.append(self._pool.submit(self._decoded, group))
+        for group in islice(self._groups, self._max_queued - len(self._queue)):
+            self._queue.append(self._pool.submit(self._decoded, group))
 
     def _decoded(self, files: list[str | Unreadable]) -> list[Decoded]:
         results: list[Decoded] = []

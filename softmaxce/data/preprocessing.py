@@ -1,4 +1,4 @@
-"""What images go through before the model: normalisation, and the statistics for it."""
+"""Normalization of images, and the statistics for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import Tensor
 from .splits import InMemory, Split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STATISTICS_FROM = 5000  # images of a split on disk that its mean and deviation are taken from
+STATISTICS_FROM = 5000  # images of a split on disk that are used for its mean and standard deviation
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What every image goes through before the model; it travels with the weights.
+    """The shape and the normalization of a model's images; saved with the weights.
 
     Attributes:
         shape: (C, H, W).
@@ -28,7 +28,7 @@ class Preprocessing:
 
 
 def mean_and_std(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Each channel's mean and standard deviation, of pixels in [0, 1]; a constant channel's deviation is given as 1."""
+    """Each channel's mean and standard deviation, of pixels in [0, 1]; 1 instead of 0 for a constant channel."""
     if isinstance(split, InMemory):
         chunks: Sequence[Tensor] = split.images.split(4096)
     else:

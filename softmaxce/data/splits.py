@@ -1,4 +1,4 @@
-"""The records that data comes in: a split of images, the splits of one data set, and how one split is cut in two."""
+"""A split of images, the splits of a data set, and how one split is divided in two."""
 
 import math
 import unicodedata
@@ -14,13 +14,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class InMemory:
-    """A split that lives whole in memory.
+    """A split in memory.
 
     Attributes:
         images: [N, C, H, W] uint8.
         labels: [N] int64 class ids.
-        names: N names that stay the same when other images are added or removed; None if they have none. A split whose
-            images have names is cut by them (`split_by_name`), one without by its order (`stratified`).
+        names: N names that stay the same when other images are added or removed; None if there are none. A split with
+            names is divided by them (`split_by_name`), one without by a shuffle (`stratified`).
     """
 
     images: Tensor
@@ -43,14 +43,14 @@ class InMemory:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A split too large for memory: each image is decoded when a batch needs it.
+    """A split too large for memory: an image is decoded when a batch needs it.
 
     Attributes:
         files: N paths.
         labels: [N] int64 class ids.
         shape: (C, H, W) that `decode` gives.
-        decode: path -> [C, H, W] uint8; it must be picklable, worker processes call it.
-        workers: how many processes decode beside the training one.
+        decode: path -> [C, H, W] uint8; it must be picklable, as worker processes call it.
+        workers: processes that decode beside the training process.
         names: as in InMemory.
     """
 
@@ -105,17 +105,17 @@ Side = Literal["rest", "chosen"]
 def stratified(
     labels: Tensor, count: int, generator: torch.Generator, keep: Collection[Side] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Split indices in two so that each class has its share in both, by a shuffle: for data sets that do not change.
+    """Split indices in two by a shuffle, each class in proportion: for data sets that do not change.
 
     Args:
         labels: [N] int64.
         count: how many indices the second part gets, 0 < count < N.
-        generator: decides which.
+        generator: of the shuffle.
         keep: the parts in which every class must have an image, as far as `count` allows.
     Returns: (rest, chosen), [N - count] and [count] int64, each sorted.
     Raises: ValueError if a part would be empty.
 
-    The seats of each class are dealt by largest remainder (Hamilton's method), ties to the lower class id.
+    The counts of the classes are rounded by the largest remainder (Hamilton's method), ties to the lower class id.
     """
     seats = _seats(torch.bincount(labels), count, keep)
     n = len(labels)
@@ -127,33 +127,33 @@ def stratified(
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
-SLACK = 0.25  # how far a class's part of a fraction may be from its exact share before it is cut to measure
+SLACK = 0.25  # relative deviation of a class's count from fraction * images, beyond which it is corrected
 
 
 def split_by_name(
     names: Sequence[str], labels: Tensor, size: float, salt: str, keep: Collection[Side] = ("rest", "chosen")
 ) -> tuple[Tensor, Tensor]:
-    """Split indices in two by a hash of each image's name, so that images keep their side when others come or go.
+    """Split indices in two by a hash of each image's name, so that images stay in their part when others come or go.
 
     Args:
         names: N names, the class included; composed and decomposed letters (Unicode NFC and NFD) are the same.
         labels: [N] int64 class ids.
         size: a fraction in (0, 1) of each class, or a count over all classes, 0 < count < N.
-        salt: with the name, decides the hash: another salt, another split.
+        salt: hashed with the name: another salt gives another split.
         keep: for a count, the parts in which every class must have an image, as far as it allows.
     Returns: (rest, chosen), int64 indices, each sorted. Their order and the classes' ids do not matter.
     Raises: ValueError if a part would be empty.
 
-    The hash is a number in [0, 1), and the second part of a class are its lowest hashes.
+    The hash is a number in [0, 1); the images of a class with the lowest hashes are the second part.
 
-    A fraction is a threshold on the hash, so a name alone decides its side, and the number chosen of a class varies
-    around its share as coin tosses do. Only where it would be more than a quarter off (which chance does to small
-    classes), it is the nearest number that is not; a class of two or more images has one on each side, and a class of
-    one stays in the rest. One image more or less therefore moves at most one other, of its own class, and none where
-    the class is within that quarter.
+    A fraction is a threshold on the hash: the name alone decides the part, and the number in the second part is
+    binomially distributed. Where it would deviate from fraction * images by more than a quarter, as it may in small
+    classes, the nearest number within a quarter is taken. A class of two or more images has one in each part, and a
+    class of one stays in the first. So adding or removing an image moves at most one other, of its own class, and none
+    where the class is within that quarter.
 
-    A count is exact, and dealt to the classes as `stratified` does. One image more or less moves at most one other of
-    its class, and one of each other class whose share of the count is rounded otherwise then.
+    A count is exact, and divided among the classes as by `stratified`. Adding or removing an image moves at most one
+    other of its class, and one of each other class whose part of the count is then rounded differently.
     """
     hashes = [_hash(name, salt) for name in names]
     totals = torch.bincount(labels)
@@ -171,7 +171,7 @@ def split_by_name(
             number = _near_share(below, size, len(indices))
         chosen[indices[:number]] = True
     if not chosen.any():
-        raise ValueError("no class has two images, one for each side")
+        raise ValueError("no class has two images, one for each part")
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
@@ -183,9 +183,9 @@ def _hash(name: str, salt: str) -> float:
 
 
 def _near_share(below: int, fraction: float, total: int) -> int:
-    """How many of a class's `total` images are chosen, if `below` have a hash below the fraction.
+    """How many of a class's `total` images go to the second part, if `below` have a hash below the fraction.
 
-    It grows by 0 or 1 with one image more, as all that it is made of does.
+    With one image more it grows by 0 or 1, as do all the terms that it is made of.
     """
     if total < 2:
         return 0
@@ -196,9 +196,9 @@ def _near_share(below: int, fraction: float, total: int) -> int:
 
 
 def _seats(totals: Tensor, count: int, keep: Collection[Side]) -> Tensor:
-    """How many of each class are chosen, [K] int64, for `totals` [K] images a class. Raises: ValueError.
+    """How many images of each class go to the second part, [K] int64; `totals` is [K]. Raises: ValueError.
 
-    Hamilton's method within bounds: `keep` has classes lose nothing that is their last, as far as `count` allows.
+    Hamilton's method within bounds: in the parts named in `keep` each class has an image, as far as `count` allows.
     """
     n = int(totals.sum())
     if not 0 < count < n:

@@ -22,7 +22,7 @@ from .splits import Dataset, InMemory
 
 
 def _mnist_family(name: str, root: str, download: bool, classes: tuple[str, ...]) -> Dataset:
-    """A set whose files are read here where they are sound; else torchvision fetches them, or says what is wrong."""
+    """A data set that idx.py reads if its files are valid, else torchvision, which can also download them."""
     folder = Path(root, name, "raw")
     train, test = read_split(folder, "train"), read_split(folder, "test")
     if train is not None and test is not None:
@@ -33,14 +33,14 @@ def _mnist_family(name: str, root: str, download: bool, classes: tuple[str, ...]
 def _two_splits(name: str, root: str, download: bool) -> Dataset:
     train = _torchvision(name, root, download, {"train": True})
     test = _torchvision(name, root, download, {"train": False})
-    return Dataset(_plain(train), _plain(test), tuple(train.classes))
+    return Dataset(_as_split(train), _as_split(test), tuple(train.classes))
 
 
 def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) -> Any:
-    """One of torchvision's data sets, downloaded only if it is not there. Raises: DataError.
+    """One of torchvision's data sets, downloaded if it is missing and `download` is set. Raises: DataError.
 
     torchvision compares what it downloads, and CIFAR's files each time before it unpickles them, with the official MD5
-    sums: making other bytes that have a given sum (a second preimage) is beyond anybody's means.
+    sums. MD5 is broken for collisions, but not for second preimages: nobody can make other bytes with a given sum.
     """
     from torchvision import datasets
 
@@ -48,14 +48,15 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
     try:
         return make(root, download=False, **options)
     except DAMAGED as error:
-        if not (isinstance(error, RuntimeError) and "not found" in str(error)):  # torchvision's word for: not there
-            place = _damaged_idx(Path(root, name, "raw")) or f"{name} in {root}"
+        missing = isinstance(error, RuntimeError) and "not found" in str(error)  # as torchvision's message says
+        if not missing:
+            location = _damaged_idx(Path(root, name, "raw")) or f"{name} in {root}"
             if ran_out_of_memory(error):
                 raise MemoryRanOutError(
-                    f"{place}: memory ran out while reading it: it is damaged, or very large"
+                    f"{location}: memory ran out while reading it: it is damaged, or very large"
                 ) from None
-            raise DataError(f"{place} cannot be read ({_told(error)}); {AGAIN}") from None
-    files, folder, addresses = _whereabouts(make, root, options)
+            raise DataError(f"{location} cannot be read ({_message(error)}); {AGAIN}") from None
+    files, folder, addresses = _locations(make, root, options)
     if not download and all((folder / file).is_file() for file in files):
         raise DataError(
             f"{name}: {', '.join(files)} lie in {folder}, but packed; unpack them there (gunzip, tar -xf, unzip), "
@@ -71,13 +72,13 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
             return make(root, download=True, **options)
     except (*DAMAGED, tarfile.TarError, zipfile.BadZipFile) as error:  # URLError is an OSError
         raise DataError(
-            f"{name} could not be downloaded ({_told(error)}). Put {', '.join(files)} into {folder}; "
+            f"{name} could not be downloaded ({_message(error)}). Put {', '.join(files)} into {folder}; "
             f"tried: {', '.join(addresses)}"
         ) from None
 
 
 AGAIN = "delete its files and get them again"
-# What the readers of idx, pickle, .pt and MATLAB files were seen to raise on damaged ones.
+# Raised by the readers of idx, pickle, .pt and MATLAB files on damaged ones, as observed.
 DAMAGED = (
     *(OSError, ValueError, RuntimeError, AssertionError, LookupError, TypeError, AttributeError, EOFError),
     *(ArithmeticError, MemoryError, ImportError, pickle.UnpicklingError, struct.error, zlib.error),
@@ -85,29 +86,29 @@ DAMAGED = (
 
 
 def _damaged_idx(folder: Path) -> str:
-    """The first file of the MNIST family's format that cannot be read, as torchvision does not say which it was."""
+    """The first idx file in a folder that cannot be read, which torchvision does not name; empty if there is none."""
     from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
     for file in sorted(folder.glob("*-ubyte")):
         try:
             read_sn3_pascalvincent_tensor(str(file))
-        except DAMAGED:  # it looks for the file that cannot be read, and tells it
+        except DAMAGED:  # this is the file to name
             return str(file)
     return ""
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, AssertionError) and not str(error):
-        return "its header or its size is wrong"  # so torchvision's reader says
+        return "its header or its size is wrong"  # the assertions in torchvision's reader
     return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())[:300]
 
 
 @contextlib.contextmanager
 def _filtered_archives() -> Iterator[None]:
-    """Have tar archives unpacked without absolute paths, `..`, links that lead out, and devices.
+    """Tar archives are unpacked without absolute paths, `..`, links that lead outside, and devices.
 
-    torchvision gives no filter, and Python's own default before 3.14 trusts the archive (PEP 706). Zip archives need
-    none: zipfile leaves such parts of a name out.
+    torchvision sets no filter, and Python's default before 3.14 trusts the archive (PEP 706). Zip archives need none:
+    zipfile drops such parts of a name.
     """
     before = tarfile.TarFile.extraction_filter
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
@@ -117,26 +118,26 @@ def _filtered_archives() -> Iterator[None]:
         tarfile.TarFile.extraction_filter = before
 
 
-def _whereabouts(make: Any, root: str, options: dict[str, Any]) -> tuple[list[str], Path, list[str]]:
+def _locations(make: Any, root: str, options: dict[str, Any]) -> tuple[list[str], Path, list[str]]:
     """The files of a torchvision data set, the folder where it looks for them, and where it downloads from."""
     if hasattr(make, "split_list"):  # SVHN
         entries = [make.split_list[split] for split in dict.fromkeys(("train", "test", options["split"]))]
         return [entry[1] for entry in entries], Path(root), [entry[0] for entry in entries]
     if hasattr(make, "filename"):  # CIFAR
         return [make.filename], Path(root), [make.url]
-    folder = Path(root, make.__name__, "raw")  # the MNIST family: one folder a class, several mirrors
+    folder = Path(root, make.__name__, "raw")  # the MNIST family: one folder per data set, several mirrors
     if hasattr(make, "url"):  # EMNIST comes in one archive
         return [make.url.rpartition("/")[2]], folder, [make.url]
     return [name for name, _ in make.resources], folder, list(make.mirrors)
 
 
-def _plain(data: Any) -> InMemory:
-    """torchvision's arrays as uint8 [N, C, H, W] and int64 [N]. Raises: DataError if they are none."""
+def _as_split(data: Any) -> InMemory:
+    """torchvision's arrays as uint8 [N, C, H, W] and int64 [N]. Raises: DataError if they do not have that form."""
     images = data.data if isinstance(data.data, Tensor) else torch.from_numpy(np.asarray(data.data))
     labels = torch.as_tensor(np.asarray(data.targets if hasattr(data, "targets") else data.labels)).long()
     if images.ndim == 3:  # grey
         images = images.unsqueeze(1)
-    elif images.ndim == 4 and images.shape[-1] == 3:  # CIFAR keeps [N, H, W, C]
+    elif images.ndim == 4 and images.shape[-1] == 3:  # CIFAR is [N, H, W, C]
         images = images.permute(0, 3, 1, 2)
     if images.ndim != 4 or images.dtype != torch.uint8 or 0 in images.shape or labels.shape != images.shape[:1]:
         raise DataError(

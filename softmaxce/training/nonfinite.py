@@ -207,16 +207,40 @@ def first_nonfinite(
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"the weight '{name}', since an earlier step"
+    layers, logits, value = _repeat_forward(model, loss, device, precision, images, targets)
+    if layers:
+        return layers[0]
+    if not torch.isfinite(logits).all():
+        return "the logits"
+    if not torch.isfinite(value):
+        return "the loss itself: the logits are finite"
+    # backwards, the last layer comes first
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            return f"the gradient of '{name}'; the loss is finite"
+    return "none: tried again, the batch is finite"
+
+
+def _repeat_forward(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    device: torch.device,
+    precision: str,
+    images: Tensor,
+    targets: Tensor,
+) -> tuple[list[str], Tensor, Tensor]:
+    """The layers whose output is not finite, in words, in the order of their calls; the logits; the loss []."""
     layers: list[str] = []
-    hooks = []
-    for name, module in model.named_modules():
-        if not list(module.children()):
 
-            def check_output(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, Tensor) and not torch.isfinite(output).all():
-                    layers.append(f"the output of layer '{name}' ({type(module).__name__})")
+    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def check_output(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                layers.append(f"the output of layer '{name}' ({type(module).__name__})")
 
-            hooks.append(module.register_forward_hook(check_output))
+        return check_output
+
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(hook_for(name)) for name, module in leaves]
     before = [buffer.clone() for buffer in model.buffers()]
     try:
         devices = [device] if device.type == "cuda" else []
@@ -229,14 +253,4 @@ def first_nonfinite(
         with torch.no_grad():
             for buffer, value_before in zip(model.buffers(), before, strict=True):
                 buffer.copy_(value_before)
-    if layers:
-        return layers[0]
-    if not torch.isfinite(logits).all():
-        return "the logits"
-    if not torch.isfinite(value):
-        return "the loss itself: the logits are finite"
-    # backwards, the last layer comes first
-    for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            return f"the gradient of '{name}'; the loss is finite"
-    return "none: tried again, the batch is finite"
+    return layers, logits, value
