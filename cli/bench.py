@@ -1,4 +1,4 @@
-"""`softmaxce bench`: measurements that anyone can repeat."""
+"""`softmaxce bench`: speed, memory and accuracy on this machine."""
 
 import itertools
 import json as jsonlib
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-app = typer.Typer(no_args_is_help=True, help="Measure how fast this machine runs softmaxce, beside PyTorch's own.")
+app = typer.Typer(no_args_is_help=True, help="Measure softmaxce's speed on this machine, beside PyTorch's.")
 
 SHAPES = "32x10,128x10,1024x10,4096x100,256x1000,1024x1000,64x21841,32x128256"
 DTYPES = {
@@ -37,21 +37,22 @@ DTYPES = {
 
 @app.callback()
 def bench() -> None:
-    """Measure how fast this machine runs softmaxce, beside PyTorch's own."""
+    """Measure softmaxce's speed on this machine, beside PyTorch's."""
 
 
 @app.command("loss")
 def bench_loss(
     losses: Annotated[
-        list[str] | None, typer.Argument(help="More losses to put beside: names on the menu, or module:Name.")
+        list[str] | None,
+        typer.Argument(help="Further losses to compare: names (softmaxce list losses), or module:Name."),
     ] = None,
     shapes: Annotated[str, typer.Option(metavar="NxC,...", help="Rows and classes of the logits.")] = SHAPES,
     dtypes: Annotated[
         str, typer.Option(metavar="DTYPE,...", help="float32, bfloat16, float16, float64.")
     ] = "float32,bfloat16",
-    threads: Annotated[str, typer.Option(metavar="N,...", help="CPU threads that PyTorch may use.")] = "1",
+    threads: Annotated[str, typer.Option(metavar="N,...", help="CPU threads for PyTorch.")] = "1",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
-    rounds: Annotated[int, typer.Option(min=2, help="How often each loss has its turn.")] = 30,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of timing.")] = 30,
     train: Annotated[
         str | None,
         typer.Option(metavar="MODEL,...", help="Time training steps of these models instead, e.g. linear,lenet."),
@@ -59,41 +60,41 @@ def bench_loss(
     batch: Annotated[str, typer.Option(metavar="N,...", help="With --train: batch sizes.")] = "64,128",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Time our cross-entropy against PyTorch's: speed, memory and error, in one process, taking turns."""
+    """Compare softmaxce's cross-entropy with PyTorch's: time, memory and error, interleaved in one process."""
     grid = [_shape(text) for text in _split(shapes, "--shapes")]
-    kinds = [_dtype(text) for text in _split(dtypes, "--dtypes")]
-    counts = [_number(text, "--threads") for text in _split(threads, "--threads")]
-    sizes = [_number(text, "--batch") for text in _split(batch, "--batch")]
+    dtype_names = [_dtype(text) for text in _split(dtypes, "--dtypes")]
+    thread_counts = [_number(text, "--threads") for text in _split(threads, "--threads")]
+    batch_sizes = [_number(text, "--batch") for text in _split(batch, "--batch")]
     models = _split(train, "--train") if train is not None else []
     for model in models:
         _component(model, "model", "--train")
     others = [_component(name, "loss", "LOSSES") for name in losses or []]
 
     from softmaxce.bench.allocator import never_trim
-    from softmaxce.report import bench_loss as benchmark
+    from softmaxce.report import bench_loss as output
     from softmaxce.runtime.device import choose_device
 
-    place = choose_device(device)
+    chosen = choose_device(device)
     notes = [never_trim()]
     if models:
         from softmaxce.bench import loss_in_training
 
-        steps = list(itertools.product(counts, models, sizes))
+        steps = list(itertools.product(thread_counts, models, batch_sizes))
         trainings = [
-            loss_in_training.compare(model, size, count, place, rounds)
+            loss_in_training.compare(model, size, count, chosen, rounds)
             for count, model, size in _tracked(steps, lambda step: f"{step[1]}, batch {step[2]}")
         ]
-        told = benchmark.plain_training(trainings) if json else partial(benchmark.print_training, trainings)
+        measured = output.training_to_dict(trainings) if json else partial(output.print_training, trainings)
     else:
         from softmaxce.bench import candidates, loss
 
-        why_not = candidates.why_not_compiled(place)
-        if why_not is not None:
-            notes.append(f"torch.compile does not work here, so it is left out: {why_not}")
-        cells = list(loss.grid(grid, kinds, counts, place))
-        results = [(cell, loss.compare(cell, rounds, why_not is None, others)) for cell in _tracked(cells, str)]
-        told = benchmark.plain_loss(results) if json else partial(benchmark.print_loss, results)
-    _tell(place, notes, told)
+        failure = candidates.why_not_compiled(chosen)
+        if failure is not None:
+            notes.append(f"torch.compile does not work on this machine and is left out: {failure}")
+        cells = list(loss.grid(grid, dtype_names, thread_counts, chosen))
+        results = [(cell, loss.compare(cell, rounds, failure is None, others)) for cell in _tracked(cells, str)]
+        measured = output.loss_to_dict(results) if json else partial(output.print_loss, results)
+    _print(chosen, notes, measured)
 
 
 @app.command("train")
@@ -105,13 +106,13 @@ def bench_train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. model=resnet18.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    rounds: Annotated[int, typer.Option(min=2, help="How often each way has its turn.")] = 7,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of timing.")] = 7,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Time a config's training beside the arithmetic it has to do, and beside the plain PyTorch way, taking turns."""
+    """Compare a config's training speed with its arithmetic alone, and with a plain PyTorch program, interleaved."""
     overrides = [configs.parse_override(text) for text in set_ or []]
     overrides += [configs.Override(("device",), device, "--device")] if device is not None else []
-    asked = configs.load(config, overrides)
+    loaded = configs.load(config, overrides)
 
     import io
 
@@ -121,37 +122,37 @@ def bench_train(
     from softmaxce.report import bench_throughput
     from softmaxce.report.training import GrowingTable
 
-    table = GrowingTable(Console(file=io.StringIO(), force_terminal=True, width=80))  # drawn in full, shown to nobody
-    with console.stderr().status(f"{asked.recipe}: training in turns"):
-        found = throughput.measure(asked, table.track, table.expect, table.epoch, rounds)
-    told = bench_throughput.plain_loop(asked, found) if json else partial(bench_throughput.print_loop, found)
-    _tell(found.device, bench_throughput.notes_on_loop(found), told)
+    table = GrowingTable(Console(file=io.StringIO(), force_terminal=True, width=80))  # drawn in full, but discarded
+    with console.stderr().status(f"{loaded.recipe}: training"):
+        result = throughput.measure(loaded, table.track, table.expect, table.epoch, rounds)
+    measured = bench_throughput.loop_to_dict(loaded, result) if json else partial(bench_throughput.print_loop, result)
+    _print(result.device, bench_throughput.notes_on_loop(result), measured)
 
 
 @app.command("startup")
 def bench_startup(
     config: Annotated[
-        str, typer.Option("--config", "-c", help="What the run of one step trains: a YAML file, or a recipe's name.")
+        str, typer.Option("--config", "-c", help="The config of the run of one step: a YAML file, or a recipe's name.")
     ] = "digits",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. model=linear.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=2, help="How often each process has its turn.")] = 7,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of timing.")] = 7,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Time --help, a config error and the way to the first step, as whole processes, taking turns."""
-    asked = configs.load(config, [configs.parse_override(text) for text in set_ or []])
-    size = asked.data.batch_size * asked.grad_accum_steps
+    """Time --help, a config error and the time to the first step, as whole processes, interleaved."""
+    loaded = configs.load(config, [configs.parse_override(text) for text in set_ or []])
+    size = loaded.data.batch_size * loaded.grad_accum_steps
     one_step = ("epochs=1", f"data.train_limit={size}", "data.validation=null", "early_stopping=null")
 
     from softmaxce.bench import startup
     from softmaxce.report import bench_throughput
     from softmaxce.runtime.device import choose_device
 
-    with console.stderr().status("starting processes in turns"):
-        found = startup.measure(config, (*(set_ or []), *one_step), rounds)
-    told = bench_throughput.plain_startup(found) if json else partial(bench_throughput.print_startup, found)
-    _tell(choose_device("cpu"), bench_throughput.notes_on_startup(), told)
+    with console.stderr().status("starting processes"):
+        result = startup.measure(config, (*(set_ or []), *one_step), rounds)
+    measured = bench_throughput.startup_to_dict(result) if json else partial(bench_throughput.print_startup, result)
+    _print(choose_device("cpu"), bench_throughput.notes_on_startup(), measured)
 
 
 @app.command("predict")
@@ -160,15 +161,15 @@ def bench_predict(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Image files, folders, quoted globs.")],
     device: Device = None,
     trust_code: TrustCode = False,
-    rounds: Annotated[int, typer.Option(min=2, help="How often each way has its turn.")] = 7,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of timing.")] = 7,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Time a run's predictions from image files beside decoding the same files alone, taking turns."""
+    """Compare a run's predictions from image files with decoding the same files alone, interleaved."""
     from softmaxce.data.paths import Unreadable, image_files
 
     files = list(image_files(paths, sys.stdin))
-    if bad := next((file for file in files if isinstance(file, Unreadable)), None):
-        raise DataError(str(bad))
+    if unreadable := next((file for file in files if isinstance(file, Unreadable)), None):
+        raise DataError(str(unreadable))
     if not files:
         raise DataError("there is no image among these paths")
 
@@ -177,50 +178,52 @@ def bench_predict(
     from softmaxce.report import bench_throughput
 
     opened = TrainedModel.open(run, device=device or "auto", temperature=1.0, trust_code=trust_code)
-    with console.stderr().status("decoding and predicting in turns"):
-        found = prediction.measure(opened, [str(file) for file in files], rounds)
-    told = bench_throughput.plain_predict(found) if json else partial(bench_throughput.print_predict, found)
-    _tell(opened.device, bench_throughput.notes_on_predict(found), told)
+    with console.stderr().status("decoding and predicting"):
+        result = prediction.measure(opened, [str(file) for file in files], rounds)
+    measured = bench_throughput.predict_to_dict(result) if json else partial(bench_throughput.print_predict, result)
+    _print(opened.device, bench_throughput.notes_on_predict(result), measured)
 
 
-def _tell(place: "torch.device", notes: Sequence[str], measured: dict[str, Any] | Callable[["Console"], None]) -> None:
-    """Print what was measured, a JSON object or what prints itself, with notes on how and where."""
-    from softmaxce.report import bench_loss as benchmark
+def _print(
+    device: "torch.device", notes: Sequence[str], measured: dict[str, Any] | Callable[["Console"], None]
+) -> None:
+    """Print results, as JSON if `measured` is a dict, with notes on how and where they were measured."""
+    from softmaxce.report import bench_loss as output
     from softmaxce.runtime.environment import environment
 
-    notes = [*notes, *benchmark.busy()]
+    notes = [*notes, *output.busy()]
     if isinstance(measured, dict):
-        typer.echo(jsonlib.dumps({"environment": environment(place), "notes": notes, **measured}, allow_nan=False))
+        typer.echo(jsonlib.dumps({"environment": environment(device), "notes": notes, **measured}, allow_nan=False))
     else:
         out = console.stdout()
         measured(out)
-        benchmark.print_notes([*notes, benchmark.machine(place)], out)
+        output.print_notes([*notes, output.machine(device)], out)
 
 
 T = TypeVar("T")
 
 
-def _tracked(things: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
-    """The same things, with a line on stderr that says which one is being measured, on a terminal only."""
+def _tracked(items: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
+    """Iterate, with a line on stderr, on a terminal, that names the item being measured."""
     with console.stderr().status("") as status:
-        for index, thing in enumerate(things):
-            status.update(f"{index + 1} of {len(things)}: {name(thing)}")
-            yield thing
+        for index, item in enumerate(items):
+            status.update(f"{index + 1} of {len(items)}: {name(item)}")
+            yield item
 
 
-# -- what the options mean --------------------------------------------------------------------------------------------
+# -- parsing of options -----------------------------------------------------------------------------------------------
 
 
 def _split(text: str, option: str) -> list[str]:
     words = [word.strip() for word in text.split(",")]
     if not all(words):
-        raise ConfigError([Problem(option, f"write values with commas between them, got {show(text)}")])
+        raise ConfigError([Problem(option, f"write values separated by commas, got {show(text)}")])
     return words
 
 
 def _number(text: str, option: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,8}", text):
-        raise ConfigError([Problem(option, f"must be whole numbers of at least 1, got {show(text)}")])
+        raise ConfigError([Problem(option, f"must be whole numbers, at least 1, got {show(text)}")])
     return int(text)
 
 
@@ -238,9 +241,9 @@ def _dtype(text: str) -> str:
     return DTYPES[text]
 
 
-def _component(name: str, menu: str, place: str) -> Component:
+def _component(name: str, registry: str, option: str) -> Component:
     try:
-        target, implied = REGISTRIES[menu].resolve(name)
+        target, implied = REGISTRIES[registry].resolve(name)
     except ValueError as error:
-        raise ConfigError([Problem(place, str(error))]) from None
-    return Component(name, target, {}, implied, place)
+        raise ConfigError([Problem(option, str(error))]) from None
+    return Component(name, target, {}, implied, option)

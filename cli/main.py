@@ -74,7 +74,7 @@ COMMANDS = {
         "list_components",
         "List the losses, models, datasets, optimizers, schedules and augmentations a config can name.",
     ),
-    "bench": ("bench", "app", "Measure how fast this machine runs softmaxce, beside PyTorch's own."),
+    "bench": ("bench", "app", "Measure softmaxce's speed on this machine, beside PyTorch's."),
     "config": ("config", "app", "List, show, copy and check configs without training."),
 }
 MAX_SHOWN = 20  # mistakes printed at once

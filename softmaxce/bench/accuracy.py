@@ -1,4 +1,4 @@
-"""How far a loss and its gradient are from the truth, which is computed in float64."""
+"""Errors of a loss and its gradient, relative to exact values computed in float64."""
 
 import math
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Errors:
 
 
 def truth(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean cross-entropy, and (S - L) / N, in float64, exact to some 15 digits however sure the model is.
+    """Mean cross-entropy and its gradient (S - L) / N in float64, accurate to about 15 digits also for confident rows.
 
-    The target's own term is left out of the sum, so that nothing cancels: with R the sum of the other exponentials,
+    The target's term is left out of the sum, which avoids cancellation: with R the sum of the other exponentials,
     -log S_y = log(1 + R / e_y) and S_y - 1 = -R / (R + e_y).
 
     Args:
@@ -45,17 +45,17 @@ def truth(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def errors(loss: Loss, logits: Tensor, targets: Tensor, exact: tuple[Tensor, Tensor]) -> Errors:
-    """The loss's largest relative errors on these inputs.
+    """Largest relative errors of a loss on these inputs.
 
-    Entries of the gradient that are below the dtype's normal numbers are left out: no loss could be right there.
+    Gradient entries below the dtype's smallest normal number are left out: it cannot represent them accurately.
     """
     leaf = logits.detach().clone().requires_grad_()
     value = loss(leaf, targets)
     value.backward()
     assert leaf.grad is not None
     value_exact, gradient_exact = exact
-    counts = gradient_exact.abs() >= torch.finfo(logits.dtype).tiny
-    relative = (leaf.grad.double() - gradient_exact)[counts].abs() / gradient_exact[counts].abs()
+    normal = gradient_exact.abs() >= torch.finfo(logits.dtype).tiny
+    relative = (leaf.grad.double() - gradient_exact)[normal].abs() / gradient_exact[normal].abs()
     worst = relative.max().item() if relative.numel() else 0.0
     return Errors(_finite(abs(value.item() - value_exact.item()) / value_exact.item()), _finite(worst))
 

@@ -1,7 +1,7 @@
-"""An allocator that treats every contestant alike: what has been freed stays in the process.
+"""Keep freed memory in the process while benchmarking, so that page faults favor no candidate.
 
-A loss with three buffers would pay for fresh pages thrice, which can be more than the arithmetic on them, and whoever
-comes after one that left memory behind would pay nothing: the figures would be the allocator's.
+Fresh pages can cost more than the arithmetic on them. A loss with three buffers would pay for them three times, and one
+that runs after a candidate whose memory is still mapped would not pay at all.
 """
 
 import torch
@@ -12,9 +12,9 @@ RESERVE = 2**30  # bytes
 
 
 def never_trim() -> str:
-    """From now on this process keeps the memory it frees, where the C library can be told so.
+    """Keep freed memory in this process from now on, if the C library is glibc.
 
-    Returns: what holds now, for the output.
+    Returns: a note for the output.
     """
     if keep_freed_memory():
         return "freed memory stays in the process (mallopt), so page faults favour nobody"
@@ -22,9 +22,9 @@ def never_trim() -> str:
 
 
 def reserve(size: int) -> None:
-    """Take so many bytes from the kernel in one piece (a gigabyte at most) and free them, for all to share.
+    """Map up to `size` bytes (at most a gigabyte) in one piece and free them, for all candidates to reuse.
 
-    Without it, whoever comes first still meets fresh pages: a freed buffer is a little too small for the next one of
-    its size, because of the alignment.
+    Otherwise the first candidate would still get fresh pages: because of alignment a freed buffer is a bit too small
+    for the next one of its size.
     """
     torch.ones(min(size, RESERVE), dtype=torch.uint8)

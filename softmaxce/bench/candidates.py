@@ -1,4 +1,4 @@
-"""The losses that run against each other: PyTorch's, eager and compiled, ours, and the one from the textbook."""
+"""The losses that are compared: PyTorch's, eager and compiled, ours, and the textbook's."""
 
 import logging
 from collections.abc import Callable
@@ -22,28 +22,28 @@ MEANINGS = {
 
 
 def naive(logits: Tensor, targets: Tensor) -> Tensor:
-    """Softmax, then its log, then the target's: right on paper, infinite where a probability is rounded to 0."""
+    """Softmax, its log, the target's entry: correct on paper, infinite where a probability is rounded to 0."""
     log_probabilities = logits.softmax(1).log()  # [N, C]
     return -log_probabilities.gather(1, targets.unsqueeze(1)).mean()
 
 
 def compiled() -> Loss:
-    """PyTorch's loss, compiled anew for the shape that it will see."""
+    """PyTorch's loss, compiled afresh for the shape of its first call."""
     torch.compiler.reset()
     return torch.compile(functional.cross_entropy, dynamic=False)
 
 
-def contestants(with_compiled: bool = True) -> dict[str, Loss]:
-    """The four, or three, by name; PyTorch's own comes first."""
-    found: dict[str, Loss] = {TORCH: functional.cross_entropy, OURS: cross_entropy}
+def candidates(with_compiled: bool = True) -> dict[str, Loss]:
+    """The losses by name; PyTorch's is first, the baseline."""
+    losses: dict[str, Loss] = {TORCH: functional.cross_entropy, OURS: cross_entropy}
     if with_compiled:
-        found[COMPILED] = compiled()
-    return {**found, NAIVE: naive}
+        losses[COMPILED] = compiled()
+    return {**losses, NAIVE: naive}
 
 
 def why_not_compiled(device: torch.device) -> str | None:
-    """Why torch.compile does not work here, in one line; None if it does."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it tells that there is no CUDA
+    """The reason why torch.compile does not work on this machine, in one line; None if it does."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns about a missing CUDA
     logits = torch.zeros(2, 3, device=device, requires_grad=True)
     try:
         compiled()(logits, torch.zeros(2, dtype=torch.long, device=device)).backward()

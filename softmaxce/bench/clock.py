@@ -1,4 +1,4 @@
-"""Timing several calls against each other: interleaved, in rotating order, so that what slows the machine slows all."""
+"""Interleaved timing of several calls, in rotating order: what slows the machine down affects all of them."""
 
 import gc
 import statistics
@@ -14,9 +14,9 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-BLOCK = 2e-3  # seconds that one contestant runs before the next one's turn
-ATTEMPTS = 3  # at a block that nothing interrupts
-WARM_UP = 5e-2  # seconds of each contestant before the first round
+BLOCK = 2e-3  # seconds that one candidate runs before the next
+ATTEMPTS = 3  # to get a block without a context switch
+WARM_UP = 5e-2  # seconds per candidate before the first round
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timed:
-    """One contestant's time.
+    """One candidate's time.
 
     Attributes:
-        seconds: a call.
-        ratio: to the first contestant's time in the same round.
+        seconds: per call.
+        ratio: to the first candidate's time in the same round.
     """
 
     seconds: Spread
     ratio: Spread
 
     def per(self, parts: int) -> "Timed":
-        """The time of one of so many equal parts of the call."""
-        taken = self.seconds
-        return Timed(Spread(taken.median / parts, taken.low / parts, taken.high / parts), self.ratio)
+        """The time of one part of a call that consists of `parts` equal ones."""
+        whole = self.seconds
+        return Timed(Spread(whole.median / parts, whole.low / parts, whole.high / parts), self.ratio)
 
 
 def race(
@@ -59,18 +59,18 @@ def race(
     clock: Callable[[], float] = time.perf_counter,
     block: float = BLOCK,
 ) -> dict[str, Timed]:
-    """Time the calls against the first of them.
+    """Time calls relative to the first of them.
 
-    In each round each contestant runs for about `block` seconds (at least once), and the next round starts with the
-    next one. The ratio is taken within a round, where the machine is the same for all, and then its median over rounds.
-    A block during which the system gave the processor to somebody else is run again, up to three times in all; where
-    all were disturbed, the fastest counts.
+    In each round every candidate runs for about `block` seconds (at least once); each round starts with another
+    candidate. The ratio is computed within a round, where conditions are alike, and its median over the rounds is
+    reported. A block with an involuntary context switch is repeated, up to three times in all; if all were interrupted,
+    the fastest counts.
 
     Args:
-        calls: name -> what to time; the first is what the others are compared with.
-        rounds: how many, at least 2.
+        calls: name -> what to time; the first is the baseline.
+        rounds: at least 2.
         synchronize: waits for the device.
-        clock: seconds; see clock_for.
+        clock: returns seconds; see clock_for.
         block: seconds.
     """
     counts = {name: _warm_up(call, synchronize, clock, block) for name, call in calls.items()}
@@ -84,38 +84,34 @@ def race(
         if collecting:
             gc.enable()
     base = next(iter(seconds.values()))
-    return {name: Timed(Spread.of(taken), ratios(taken, base)) for name, taken in seconds.items()}
+    return {name: Timed(Spread.of(times), ratios(times, base)) for name, times in seconds.items()}
 
 
 def turns(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each call returns in each round; every round starts with the next one."""
+    """The result of each call in each round; the first call of a round is another one each time."""
     names = list(calls)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    results: dict[str, list[float]] = {name: [] for name in names}
     for index in range(rounds):
         start = index % len(names)
         for name in names[start:] + names[:start]:
-            found[name].append(calls[name]())
-    return found
+            results[name].append(calls[name]())
+    return results
 
 
-def ratios(mine: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """The ratio of two figures, which is taken within each round."""
-    return Spread.of([one / other for one, other in zip(mine, theirs, strict=True)])
+def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
+    """The ratio to the baseline within each round: median and quartiles over the rounds."""
+    return Spread.of([value / other for value, other in zip(values, base, strict=True)])
 
 
 def clock_for(device: torch.device, threads: int) -> Callable[[], float]:
-    """What to read the time off.
-
-    For one thread on the CPU it is the processor's time, which stands still while another program runs there; else the
-    time of day.
-    """
+    """The clock to use: CPU time for one thread on the CPU, which excludes other processes; else wall-clock time."""
     return time.process_time if device.type == "cpu" and threads == 1 else time.perf_counter
 
 
 def _block(
     call: Callable[[], object], count: int, synchronize: Callable[[], None], clock: Callable[[], float]
 ) -> float:
-    """Seconds a call, over so many calls in a row that nothing interrupted, if that can be had."""
+    """Seconds per call over `count` calls in a row, if possible without a context switch."""
     fastest = float("inf")
     for _ in range(ATTEMPTS):
         synchronize()
@@ -130,15 +126,15 @@ def _block(
 
 
 def _interruptions() -> int:
-    """How often the system took the processor from this process, where it tells."""
+    """Involuntary context switches of this process so far; 0 where the system does not count them."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
 
 
 def _warm_up(
     call: Callable[[], object], synchronize: Callable[[], None], clock: Callable[[], float], block: float
 ) -> int:
-    """Run it until it is warm; how many calls make a block."""
-    call()  # the first one may compile
+    """Warm up; return the number of calls that make a block."""
+    call()  # the first call may compile
     synchronize()
     calls, began = 0, clock()
     while calls < 2 or clock() - began < min(WARM_UP, 10 * block):

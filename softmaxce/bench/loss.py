@@ -1,4 +1,4 @@
-"""Cross-entropy against cross-entropy, over a grid of shapes, dtypes and threads."""
+"""Cross-entropy implementations compared over a grid of shapes, dtypes and thread counts."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from ..config.components import Component
 from ..errors import RunError, ran_out_of_memory
 from .accuracy import Errors, errors, truth
 from .allocator import reserve
-from .candidates import Loss, contestants
+from .candidates import Loss, candidates
 from .clock import Timed, clock_for, race
 from .memory import peak_bytes
 
@@ -25,9 +25,9 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-BUFFERS = 8  # of the logits' size, more than any contestant needs at once
-SURE = 3  # of so many rows one is of a sure model, with the target ahead of the next class by AHEAD
-AHEAD = (5.0, 25.0)
+BUFFERS = 8  # in multiples of the logits' size: more than any candidate needs at once
+CONFIDENT_EVERY = 3  # every third row is that of a confident model
+LEAD = (5.0, 25.0)  # of the target over the next class in such a row
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Case:
         rows: N.
         classes: C.
         dtype: of the logits; a key of DTYPES.
-        device: where they are.
-        threads: that PyTorch may use on the CPU.
+        device: of the logits.
+        threads: CPU threads for PyTorch.
     """
 
     rows: int
@@ -54,12 +54,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What one contestant came to in one cell.
+    """One candidate's measurements in one cell.
 
     Attributes:
         forward: the loss alone, under no_grad, as in evaluation.
         both: forward and backward, as in training.
-        memory: the peak during `both`, the gradient included, as a multiple of the logits' own bytes.
+        memory: peak during `both`, gradient included, in multiples of the logits' bytes.
         errors: relative to float64.
     """
 
@@ -72,34 +72,34 @@ class Result:
 def grid(
     shapes: Sequence[Shape], dtypes: Sequence[str], threads: Sequence[int], device: torch.device
 ) -> Iterator[Case]:
-    """The cells: for each number of threads each dtype, for each dtype each shape."""
+    """All combinations: by thread count, then dtype, then shape."""
     for count, dtype, (rows, classes) in itertools.product(threads, dtypes, shapes):
         yield Case(rows, classes, dtype, device, count)
 
 
 def inputs(case: Case) -> tuple[Tensor, Tensor]:
-    """Logits [N, C] that ask for a gradient, and class ids [N], the same at every call.
+    """Logits [N, C] that require a gradient, and class ids [N]; the same in every call.
 
-    The logits are standard normal; in every third row the target is ahead of all others by 5 to 25, as it is once a
-    model has learnt.
+    The logits are standard normal; in every third row the target leads all other classes by 5 to 25, as in a trained
+    model.
     """
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(case.rows, case.classes, generator=generator)
     targets = torch.randint(case.classes, (case.rows,), generator=generator)
-    sure = torch.arange(0, case.rows, SURE)
-    gaps = torch.empty(len(sure)).uniform_(*AHEAD, generator=generator)
-    logits[sure, targets[sure]] = logits[sure].amax(1) + gaps
+    confident = torch.arange(0, case.rows, CONFIDENT_EVERY)
+    leads = torch.empty(len(confident)).uniform_(*LEAD, generator=generator)
+    logits[confident, targets[confident]] = logits[confident].amax(1) + leads
     logits = logits.to(case.device, DTYPES[case.dtype])
     return logits.requires_grad_(), targets.to(case.device)
 
 
 def measure(case: Case, losses: Mapping[str, Loss], rounds: int) -> dict[str, Result]:
-    """Run the losses against each other in one cell; the first is what the others are compared with.
+    """Measure the losses in one cell; the first is the baseline.
 
     Args:
         case: the cell.
         losses: name -> (logits [N, C], class ids [N]) -> the mean loss.
-        rounds: of timing, at least 2.
+        rounds: timing rounds, at least 2.
     Raises: RunError if the cell does not fit into memory.
     """
     threads = torch.get_num_threads()
@@ -119,7 +119,7 @@ def _measure(case: Case, losses: Mapping[str, Loss], rounds: int) -> dict[str, R
     if case.device.type == "cpu":
         reserve(BUFFERS * logits.nbytes)
     exact = truth(logits, targets)
-    wrong = {name: errors(loss, logits, targets, exact) for name, loss in losses.items()}
+    accuracy = {name: errors(loss, logits, targets, exact) for name, loss in losses.items()}
     del exact
     synchronize = _synchronize(case.device)
     steps = {name: partial(_forward_and_backward, loss, logits, targets) for name, loss in losses.items()}
@@ -133,7 +133,7 @@ def _measure(case: Case, losses: Mapping[str, Loss], rounds: int) -> dict[str, R
     with torch.no_grad():
         calls = {name: partial(loss, logits, targets) for name, loss in losses.items()}
         forward = race(calls, rounds, synchronize, clock)
-    return {name: Result(forward[name], both[name], peaks[name], wrong[name]) for name in losses}
+    return {name: Result(forward[name], both[name], peaks[name], accuracy[name]) for name in losses}
 
 
 def _forward_and_backward(loss: Loss, logits: Tensor, targets: Tensor) -> None:
@@ -148,21 +148,21 @@ def _synchronize(device: torch.device) -> Callable[[], None]:
 
 
 def compare(case: Case, rounds: int, with_compiled: bool, others: Sequence[Component] = ()) -> dict[str, Result]:
-    """One cell: PyTorch's loss, ours, the naive one, and more.
+    """Measure one cell: PyTorch's loss, ours, the naive one, and `others`.
 
     Args:
         case: the cell.
-        rounds: of timing, at least 2.
-        with_compiled: whether PyTorch's loss runs compiled, too; see contestants.why_not_compiled.
-        others: further losses, which are built for the cell's number of classes.
+        rounds: timing rounds, at least 2.
+        with_compiled: also time PyTorch's loss compiled; see candidates.why_not_compiled.
+        others: further losses, built for the cell's number of classes.
     Raises:
         ConfigError: if one of `others` cannot be built.
         RunError: if the cell does not fit into memory.
     """
     built = {component.name: _built(component, case) for component in others}
-    return measure(case, {**contestants(with_compiled), **built}, rounds)
+    return measure(case, {**candidates(with_compiled), **built}, rounds)
 
 
 def _built(component: Component, case: Case) -> Loss:
-    made = make_loss(component, [100] * case.classes, case.device)
-    return lambda logits, targets: made(logits, targets).mean()
+    loss = make_loss(component, [100] * case.classes, case.device)
+    return lambda logits, targets: loss(logits, targets).mean()

@@ -1,4 +1,4 @@
-"""Predictions from image files against decoding these alone: files a second, in one process, after start-up."""
+"""Prediction from image files relative to decoding them alone: files per second, in one process, after start-up."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ DECODING, PREDICTING = "decoding alone", "softmaxce predict"
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured.
+    """Results of `measure`.
 
     Attributes:
-        rates: name -> files a second.
-        to_decoding: softmaxce predict's ratio to decoding alone, taken in each round.
-        files: how many files each turn takes.
-        model: its name.
+        rates: name -> files per second.
+        to_decoding: ratio of prediction to decoding alone, computed within each round.
+        files: number of files in each turn.
+        model: the model's name.
     """
 
     rates: dict[str, Spread]
@@ -30,36 +30,36 @@ class Rates:
 
 
 def measure(run: TrainedModel, files: Sequence[str], rounds: int) -> Rates:
-    """Decode the files and classify them, in turns.
+    """Time decoding and prediction, interleaved.
 
     Args:
-        run: from TrainedModel.open.
-        files: their paths; what is no image counts like an image.
-        rounds: how often each has its turn, at least 2.
+        run: the opened model.
+        files: paths; a file that is no image counts like one.
+        rounds: turns of each, at least 2.
     Raises: DataError if the model takes neither grey nor colour images.
     """
     decode, ahead = decode_to(run.preprocessing.shape), AHEAD * run.config.data.eval_batch_size
 
     def decoding() -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         with PrefetchingDecoder(files, decode, ahead) as images:
             for _ in images:
                 pass
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     def predicting() -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in run.predict_files(files, top=1):
             pass
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     calls: dict[str, Callable[[], float]] = {DECODING: decoding, PREDICTING: predicting}
-    for call in calls.values():  # the files are in the page cache, and the model has run
+    for call in calls.values():  # fills the page cache and warms up the model
         call()
     seconds = turns(calls, rounds)
-    rates = {name: [len(files) / taken for taken in found] for name, found in seconds.items()}
+    rates = {name: [len(files) / duration for duration in durations] for name, durations in seconds.items()}
     return Rates(
-        {name: Spread.of(found) for name, found in rates.items()},
+        {name: Spread.of(values) for name, values in rates.items()},
         ratios(rates[PREDICTING], rates[DECODING]),
         len(files),
         run.config.model.name,

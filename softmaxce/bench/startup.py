@@ -1,4 +1,4 @@
-"""How long a person waits before anything happens: whole processes of the installed command, taking turns."""
+"""Start-up times: whole processes of the installed command, interleaved."""
 
 import os
 import subprocess
@@ -19,11 +19,11 @@ WRONG = "epochs: 1\ndata: {name: digits, batchsize: 64}\nmodel: linear\noptimize
 
 @dataclass(frozen=True)
 class Start:
-    """What was measured.
+    """Results of `measure`.
 
     Attributes:
-        seconds: name -> of a whole process; of the first step, until its figures are printed.
-        to_base: name -> the ratio to the import of typer and rich, taken in each round.
+        seconds: name -> duration of a whole process; for the first step, until its metrics are printed.
+        to_base: name -> ratio to importing typer and rich, computed within each round.
     """
 
     seconds: dict[str, Spread]
@@ -31,12 +31,12 @@ class Start:
 
 
 def measure(config: str, overrides: tuple[str, ...], rounds: int) -> Start:
-    """Time Python with typer and rich, `softmaxce --help`, a config's mistake, and a run of one step.
+    """Time Python importing typer and rich, `softmaxce --help`, a config error, and a run of one step.
 
     Args:
-        config: what the run of one step trains: a file or a recipe.
+        config: a file or a recipe, for the run of one step.
         overrides: KEY=VALUE, as --set takes them.
-        rounds: how often each has its turn, at least 2.
+        rounds: turns of each, at least 2.
     Raises: RunError if the run of one step fails.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -45,11 +45,11 @@ def measure(config: str, overrides: tuple[str, ...], rounds: int) -> Start:
         command = [sys.executable, "-c", "import sys; from softmaxce_cli.main import app; sys.exit(app())"]
         train = [*command, "train", "--config", config, "--json"]
         train += [word for text in overrides for word in ("--set", text)]
-        waited: list[float] = []  # for the first step, in each of the runs
+        first_steps: list[float] = []  # seconds, one per run
 
         def run() -> float:
             first, whole = _first_step(train, Path(tempfile.mkdtemp(dir=folder)))
-            waited.append(first)
+            first_steps.append(first)
             return whole
 
         calls: dict[str, Callable[[], float]] = {
@@ -58,29 +58,29 @@ def measure(config: str, overrides: tuple[str, ...], rounds: int) -> Start:
             MISTAKE: partial(_process, [*command, "train", "--config", str(wrong)], 2),
             RUN: run,
         }
-        for call in calls.values():  # the files are in the page cache, and the loss is compiled
+        for call in calls.values():  # fills the page cache and compiles the loss
             call()
-        waited.clear()
+        first_steps.clear()
         seconds = turns(calls, rounds)
-    seconds = {**{name: seconds[name] for name in (BASE, HELP, MISTAKE)}, STEP: waited, RUN: seconds[RUN]}
+    seconds = {**{name: seconds[name] for name in (BASE, HELP, MISTAKE)}, STEP: first_steps, RUN: seconds[RUN]}
     return Start(
-        {name: Spread.of(found) for name, found in seconds.items()},
-        {name: ratios(found, seconds[BASE]) for name, found in seconds.items()},
+        {name: Spread.of(times) for name, times in seconds.items()},
+        {name: ratios(times, seconds[BASE]) for name, times in seconds.items()},
     )
 
 
 def _process(command: list[str], status: int) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     if done.returncode != status:
         raise RunError(f"{command[-1]} ended with exit status {done.returncode}: {done.stderr.strip()[-300:]}")
     return seconds
 
 
 def _first_step(command: list[str], folder: Path) -> tuple[float, float]:
-    """Seconds until a run of one step has printed its epoch, and until it has ended."""
-    began = time.perf_counter()
+    """Run one step. Returns: seconds until its epoch is printed, and until the process ends."""
+    start = time.perf_counter()
     process = subprocess.Popen(
         [*command, "--output", str(folder)],
         stdout=subprocess.PIPE,
@@ -94,9 +94,9 @@ def _first_step(command: list[str], folder: Path) -> tuple[float, float]:
         first = None
         for line in process.stdout:
             if first is None and '"event": "epoch"' in line:
-                first = time.perf_counter() - began
-        told = process.stderr.read().strip()
-    whole = time.perf_counter() - began
+                first = time.perf_counter() - start
+        messages = process.stderr.read().strip()
+    whole = time.perf_counter() - start
     if process.returncode or first is None:
-        raise RunError(f"a run of one step ended with exit status {process.returncode}: {told[-300:]}")
+        raise RunError(f"a run of one step ended with exit status {process.returncode}: {messages[-300:]}")
     return first, whole

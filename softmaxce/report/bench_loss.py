@@ -1,4 +1,4 @@
-"""A benchmark as a person reads it: a table a figure, a row a cell, PyTorch's in the first column; and as JSON."""
+"""`bench loss` as tables, one per metric with a row per cell and PyTorch in the first column, and as JSON."""
 
 import math
 import os
@@ -22,13 +22,13 @@ from .json_values import finite
 Results = Sequence[tuple[Case, Mapping[str, Result]]]
 
 NOTES = (
-    "±: half the distance between the quartiles of the ratio, which is taken anew in every round",
-    "inputs: normal logits; in every third row the target is ahead by 5 to 25, as in a trained model",
+    "±: half the interquartile range of the ratio, which is computed within each round",
+    "inputs: standard normal logits; in every third row the target leads by 5 to 25, as in a trained model",
 )
 
 
 def print_loss(results: Results, console: Console) -> None:
-    """Four tables: two of time, with the geometric mean of the ratios, one of memory, one of errors."""
+    """Print four tables: two of time with geometric means of the ratios, one of memory, one of errors."""
     times = "torch's time, and the others' as multiples of it"
     _print_table(results, f"forward and backward: {times}", _both, console, geometric_means(results, "both"))
     _print_table(results, f"forward alone: {times}", _forward, console, geometric_means(results, "forward"))
@@ -53,8 +53,8 @@ def _print_table(
     several = [""] if len({case.threads for case, _ in results}) > 1 else []
     for heading in ("NxC", "dtype", *(["threads"] if several else []), *names):
         table.add_column(heading, justify="left" if heading == "dtype" else "right", no_wrap=True)
-    for case, found in results:
-        cells = [cell(name, result) for name, result in found.items()]
+    for case, losses in results:
+        cells = [cell(name, result) for name, result in losses.items()]
         count = [str(case.threads)] if several else []
         table.add_row(f"{case.rows}x{case.classes}", case.dtype, *count, *cells)
     if means and len(results) > 1:
@@ -85,31 +85,31 @@ def _time(name: str, timed: Timed, digits: int = 2) -> str:
 
 
 def show_ratio(ratio: Spread, digits: int) -> str:
-    """A ratio's median, and half the distance between its quartiles."""
+    """`0.59 ±0.01`: the median, and half the interquartile range."""
     digits = max(0, digits - len(str(int(ratio.median))) + 1)
     return f"{ratio.median:.{digits}f} ±{(ratio.high - ratio.low) / 2:.{digits}f}"
 
 
 def show_seconds(seconds: float) -> str:
-    """In the unit in which it is a number of few digits."""
+    """Three significant digits in us, ms or s."""
     for unit, factor in (("us", 1e6), ("ms", 1e3)):
         if seconds * factor < 999.5:
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds:.3g} s"
 
 
-def geometric_means(results: Results, figure: str) -> dict[str, float]:
-    """Each contestant's geometric mean, over the cells, of its median ratio to torch in `both` or `forward`."""
+def geometric_means(results: Results, field: str) -> dict[str, float]:
+    """Geometric mean over the cells of each candidate's median ratio to torch; field: `both` or `forward`."""
     means = {}
     for name in results[0][1]:
-        logs = [math.log(getattr(found[name], figure).ratio.median) for _, found in results]
+        logs = [math.log(getattr(losses[name], field).ratio.median) for _, losses in results]
         means[name] = math.exp(sum(logs) / len(logs))
     return means
 
 
 def print_training(trainings: Sequence[Training], console: Console) -> None:
-    """One table: a row a model and batch size."""
-    console.print("a training step: its time with torch's loss, and with ours as a multiple of it", style="bold")
+    """Print one table, a row per model and batch size."""
+    console.print("a training step: time with torch's loss, and with ours as a multiple of it", style="bold")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in ("model", "batch", "threads", *trainings[0].step):
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
@@ -120,78 +120,80 @@ def print_training(trainings: Sequence[Training], console: Console) -> None:
 
 
 def print_notes(notes: Sequence[str], console: Console) -> None:
-    """How the figures came about, a line a sentence."""
+    """Print the notes, one per line."""
     for note in notes:
         console.print(Text(note, "dim"), soft_wrap=True)
 
 
 def threads(counts: Iterable[int]) -> str:
-    """How many CPU threads PyTorch was given, in words."""
-    found = sorted(set(counts))
-    return f"CPU threads: {', '.join(map(str, found))} (with 1, times are the processor's, else the clock's)"
+    """A note on the CPU threads PyTorch used."""
+    listed = ", ".join(map(str, sorted(set(counts))))
+    return f"CPU threads: {listed} (with 1, times are CPU time, else wall-clock time)"
 
 
 def busy() -> list[str]:
-    """A warning, if more runs on this machine than it has processors."""
+    """A warning, if the load is higher than the number of processors."""
     load, processors = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
     if load <= processors:
         return []
-    return [f"the machine is busy (load {load:.1f} on {processors} processors): a wide ± means little is known"]
+    return [
+        f"the machine is busy (load {load:.1f} on {processors} processors): a wide ± means that the ratio is uncertain"
+    ]
 
 
 def machine(device: torch.device) -> str:
-    """What the figures hold for, in a line."""
-    found = environment(device)
-    name = str(device) if device.type == "cpu" else found["device"]
-    return f"{name}; torch {found['torch']}, softmaxce {found['softmaxce']}, {found['platform']}"
+    """Device, versions and platform, in one line."""
+    record = environment(device)
+    name = str(device) if device.type == "cpu" else record["device"]
+    return f"{name}; torch {record['torch']}, softmaxce {record['softmaxce']}, {record['platform']}"
 
 
 # -- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def plain_loss(results: Results) -> dict[str, Any]:
-    """Everything that was measured. An error that is not finite is null."""
+def loss_to_dict(results: Results) -> dict[str, Any]:
+    """All results. A non-finite error is null."""
     cells = [
         {
             "shape": [case.rows, case.classes],
             "dtype": case.dtype,
             "device": str(case.device),
             "threads": case.threads,
-            "losses": {name: _plain_result(result) for name, result in found.items()},
+            "losses": {name: _result_to_dict(result) for name, result in losses.items()},
         }
-        for case, found in results
+        for case, losses in results
     ]
-    means = {key: geometric_means(results, figure) for key, figure in FIGURES.items()}
+    means = {key: geometric_means(results, field) for key, field in TIMES.items()}
     return {"cells": cells, "geometric_mean_ratios": means}
 
 
-FIGURES = {"forward_and_backward": "both", "forward": "forward"}
+TIMES = {"forward_and_backward": "both", "forward": "forward"}
 
 
-def _plain_result(result: Result) -> dict[str, Any]:
+def _result_to_dict(result: Result) -> dict[str, Any]:
     return {
-        **{key: plain_timed(getattr(result, figure)) for key, figure in FIGURES.items()},
+        **{key: timed_to_dict(getattr(result, field)) for key, field in TIMES.items()},
         "peak_memory_per_logits": result.memory,
         "relative_error": finite(asdict(result.errors)),
     }
 
 
-def plain_timed(timed: Timed) -> dict[str, Any]:
-    """Seconds a call and the ratio to torch's, each with its quartiles."""
+def timed_to_dict(timed: Timed) -> dict[str, Any]:
+    """Seconds per call and the ratio to torch's, each with quartiles."""
     return {
         name: {"median": spread.median, "quartiles": [spread.low, spread.high]}
         for name, spread in (("seconds", timed.seconds), ("ratio", timed.ratio))
     }
 
 
-def plain_training(trainings: Sequence[Training]) -> dict[str, Any]:
-    """Everything that was measured."""
+def training_to_dict(trainings: Sequence[Training]) -> dict[str, Any]:
+    """All results of `bench loss --train`."""
     rows = [
         {
             "model": row.model,
             "batch_size": row.batch_size,
             "threads": row.threads,
-            "step": {name: plain_timed(timed) for name, timed in row.step.items()},
+            "step": {name: timed_to_dict(timed) for name, timed in row.step.items()},
         }
         for row in trainings
     ]

@@ -1,4 +1,4 @@
-"""How fast training and prediction go, for a person and as JSON: each beside what it cannot do without."""
+"""`bench train`, `bench startup` and `bench predict` as tables and as JSON."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ MEBIBYTE = 2**20
 
 
 def print_loop(loop: Loop, console: Console) -> None:
-    """Three tables: training, evaluation, and where an epoch's time goes."""
+    """Print three tables: training, evaluation, and how an epoch's time is spent."""
     _print_ways(f"training, batches of {loop.batch_size}", loop.training, console)
     _print_ways(f"evaluation, batches of {loop.evaluation_batch_size}", loop.evaluation, console)
     console.print("an epoch of softmaxce", style="bold")
@@ -50,13 +50,13 @@ def _print_ways(title: str, ways: Ways, console: Console) -> None:
 
 
 def notes_on_loop(loop: Loop) -> list[str]:
-    """How the figures came about, a line a sentence."""
+    """Notes for the output, one per line."""
     notes = [f"{name}: {meaning}" for name, meaning in MEANINGS.items()]
-    notes.append("±: half the distance between the quartiles of the ratio, which is taken anew in every round")
+    notes.append("±: half the interquartile range of the ratio, which is computed within each round")
     if loop.device.type == "cpu":
         notes.append(threads([loop.threads]))
     if loop.left_out:
-        notes.append(f"the plain way leaves out {', '.join(loop.left_out)}, for which it has no transform")
+        notes.append(f"the plain way leaves out {', '.join(loop.left_out)}, for which torchvision has no transform")
     if loop.memory:
         ours, plain = loop.memory[OURS], loop.memory[PLAIN]
         sizes = f"{ours / MEBIBYTE:.0f} MiB, the plain way's {plain / MEBIBYTE:.0f} MiB"
@@ -64,8 +64,8 @@ def notes_on_loop(loop: Loop) -> list[str]:
     return notes
 
 
-def plain_loop(config: Config, loop: Loop) -> dict[str, Any]:
-    """Everything that was measured."""
+def loop_to_dict(config: Config, loop: Loop) -> dict[str, Any]:
+    """All results of `bench train`."""
     return {
         "config": config.recipe,
         "model": config.model.to_dict(),
@@ -74,26 +74,26 @@ def plain_loop(config: Config, loop: Loop) -> dict[str, Any]:
         "batch_size": loop.batch_size,
         "evaluation_batch_size": loop.evaluation_batch_size,
         "batches": loop.batches,
-        "training": _plain_ways(loop.training),
-        "evaluation": _plain_ways(loop.evaluation),
+        "training": _ways_to_dict(loop.training),
+        "evaluation": _ways_to_dict(loop.evaluation),
         "epoch_seconds": loop.epoch,
         "peak_memory": loop.memory,
         "left_out": list(loop.left_out),
     }
 
 
-def _plain_ways(ways: Ways) -> dict[str, Any]:
+def _ways_to_dict(ways: Ways) -> dict[str, Any]:
     columns = {"images_per_second": ways.rates, "to_ceiling": ways.to_ceiling, "to_plain": ways.to_plain}
-    return {name: {key: plain_spread(found[name]) for key, found in columns.items()} for name in ways.rates}
+    return {name: {key: spread_to_dict(column[name]) for key, column in columns.items()} for name in ways.rates}
 
 
-def plain_spread(spread: Spread) -> dict[str, Any]:
-    """A median and its quartiles."""
+def spread_to_dict(spread: Spread) -> dict[str, Any]:
+    """Median and quartiles."""
     return {"median": spread.median, "quartiles": [spread.low, spread.high]}
 
 
 def print_startup(start: Start, console: Console) -> None:
-    """One table: a row a process."""
+    """Print one table, a row per process."""
     table = plain_table()
     for heading in ("", "seconds", "to the first row"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
@@ -105,43 +105,43 @@ def print_startup(start: Start, console: Console) -> None:
 
 
 def notes_on_startup() -> list[str]:
-    """How the figures came about, a line a sentence."""
+    """Notes for the output, one per line."""
     return [
-        "±: half the distance between the quartiles of the ratio, which is taken anew in every round",
+        "±: half the interquartile range of the ratio, which is computed within each round",
         f"{BASE}: python -c 'import typer, rich'",
         f"{MISTAKE}: softmaxce train with an unknown key",
-        f"{STEP}: until the row of an epoch of one step is printed, its evaluation on the test images included",
+        f"{STEP}: until an epoch of one step is printed, including its evaluation on the test images",
     ]
 
 
-def plain_startup(start: Start) -> dict[str, Any]:
-    """Everything that was measured."""
+def startup_to_dict(start: Start) -> dict[str, Any]:
+    """All results of `bench startup`."""
     columns = {"seconds": start.seconds, "to_base": start.to_base}
-    rows = {name: {key: plain_spread(found[name]) for key, found in columns.items()} for name in start.seconds}
+    rows = {name: {key: spread_to_dict(column[name]) for key, column in columns.items()} for name in start.seconds}
     return {"startup": rows}
 
 
-def print_predict(found: Rates, console: Console) -> None:
-    """One table: a row a way."""
+def print_predict(result: Rates, console: Console) -> None:
+    """Print one table, a row each for decoding and prediction."""
     table = plain_table()
     for heading in ("", "files/s", "to decoding alone"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for name, rate in found.rates.items():
-        table.add_row(name, f"{rate.median:,.0f}", show_ratio(found.to_decoding, 2) if name == PREDICTING else "")
+    for name, rate in result.rates.items():
+        table.add_row(name, f"{rate.median:,.0f}", show_ratio(result.to_decoding, 2) if name == PREDICTING else "")
     console.print(table)
     console.print()
 
 
-def notes_on_predict(found: Rates) -> list[str]:
-    """How the figures came about, a line a sentence."""
+def notes_on_predict(result: Rates) -> list[str]:
+    """Notes for the output, one per line."""
     return [
-        "±: half the distance between the quartiles of the ratio, which is taken anew in every round",
-        f"{DECODING}: in the same threads and to the same size as for {PREDICTING}, and thrown away",
-        f"{found.files:,} files, {found.model}; start-up is not counted",
+        "±: half the interquartile range of the ratio, which is computed within each round",
+        f"{DECODING}: in the same threads and to the same size as for {PREDICTING}, then discarded",
+        f"{result.files:,} files, {result.model}; start-up is not counted",
     ]
 
 
-def plain_predict(found: Rates) -> dict[str, Any]:
-    """Everything that was measured."""
-    rates = {name: plain_spread(rate) for name, rate in found.rates.items()}
-    return {"predict": {"files": found.files, "rates": rates, "to_decoding": plain_spread(found.to_decoding)}}
+def predict_to_dict(result: Rates) -> dict[str, Any]:
+    """All results of `bench predict`."""
+    rates = {name: spread_to_dict(rate) for name, rate in result.rates.items()}
+    return {"predict": {"files": result.files, "rates": rates, "to_decoding": spread_to_dict(result.to_decoding)}}

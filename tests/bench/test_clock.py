@@ -1,4 +1,4 @@
-"""Timing: what takes twice as long comes out as twice as long, and nobody always goes first."""
+"""Interleaved timing: ratios are those of the durations, and the order rotates."""
 
 import time
 
@@ -7,7 +7,7 @@ import pytest
 from softmaxce.bench.clock import Spread, race
 
 
-def test_what_waits_three_times_as_long_takes_three_times_as_long() -> None:
+def test_a_call_that_sleeps_three_times_as_long_has_a_ratio_of_three() -> None:
     timed = race({"short": lambda: time.sleep(0.004), "long": lambda: time.sleep(0.012)}, rounds=7, block=1e-3)
     assert timed["short"].ratio == Spread(1.0, 1.0, 1.0)
     assert 0.004 <= timed["short"].seconds.low <= timed["short"].seconds.median <= timed["short"].seconds.high
@@ -15,7 +15,7 @@ def test_what_waits_three_times_as_long_takes_three_times_as_long() -> None:
     assert timed["long"].per(4).seconds.median == timed["long"].seconds.median / 4
 
 
-def test_every_round_starts_with_the_next_one() -> None:
+def test_every_round_starts_with_the_next_candidate() -> None:
     order: list[str] = []
 
     def turn(name: str) -> None:

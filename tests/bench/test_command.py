@@ -1,4 +1,4 @@
-"""`softmaxce bench loss` as it is typed."""
+"""The command `softmaxce bench loss`."""
 
 import json
 
@@ -16,27 +16,27 @@ from ..helpers import Softmaxce
 QUICK = ("bench", "loss", "--shapes", "16x4", "--rounds", "2")
 
 
-def test_json_holds_every_cell_and_every_contestant(softmaxce: Softmaxce) -> None:
+def test_json_holds_every_cell_and_every_candidate(softmaxce: Softmaxce) -> None:
     done = softmaxce(*QUICK, "--dtypes", "bf16", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    found = json.loads(done.stdout)
-    cells = [(cell["shape"], cell["dtype"], cell["threads"]) for cell in found["cells"]]
+    output = json.loads(done.stdout)
+    cells = [(cell["shape"], cell["dtype"], cell["threads"]) for cell in output["cells"]]
     assert cells == [([16, 4], "bfloat16", 1)]
-    compiled = not any("torch.compile" in note for note in found["notes"])
-    for cell in found["cells"]:
+    compiled = not any("torch.compile" in note for note in output["notes"])
+    for cell in output["cells"]:
         assert set(cell["losses"]) == {"torch", "ours", "naive"} | ({"compiled"} if compiled else set())
         for loss in cell["losses"].values():
             low, high = loss["forward_and_backward"]["seconds"]["quartiles"]
             assert 0 < low <= loss["forward_and_backward"]["seconds"]["median"] <= high < 1
             assert loss["peak_memory_per_logits"] >= 1
         assert cell["losses"]["torch"]["forward"]["ratio"] == {"median": 1.0, "quartiles": [1.0, 1.0]}
-    assert found["geometric_mean_ratios"]["forward"]["torch"] == 1.0
-    assert found["environment"]["torch"] == torch.__version__
+    assert output["geometric_mean_ratios"]["forward"]["torch"] == 1.0
+    assert output["environment"]["torch"] == torch.__version__
 
 
 def test_tables_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    losses = candidates.contestants(with_compiled=False)
+    losses = candidates.candidates(with_compiled=False)
     losses["compiled"] = losses["naive"]  # as wide, and compiled sooner
     cases = [Case(2, 128256, "bfloat16", torch.device("cpu"), 1), Case(32, 10, "bfloat16", torch.device("cpu"), 1)]
     results = [(case, measure(case, losses, 2)) for case in cases]
@@ -69,8 +69,8 @@ def test_a_model_that_cannot_take_the_images_is_named() -> None:
         (["--shapes", "10"], "--shapes: write rows x classes, such as 128x10, got '10'"),
         (["--shapes", "0x10"], "--shapes: write rows x classes, such as 128x10, got '0x10'"),
         (["--dtypes", "float23"], "--dtypes: there is no 'float23'; did you mean 'float32'?"),
-        (["--threads", "0"], "--threads: must be whole numbers of at least 1, got '0'"),
-        (["--threads", "1,,2"], "--threads: write values with commas between them, got '1,,2'"),
+        (["--threads", "0"], "--threads: must be whole numbers, at least 1, got '0'"),
+        (["--threads", "1,,2"], "--threads: write values separated by commas, got '1,,2'"),
         (["--train", "lenett"], "--train: there is no 'lenett' among the models; did you mean 'lenet'?"),
         (["--device", "cuda:99"], "device: 'cuda:99' is not there"),
         (["softmax_crossentropy"], "did you mean 'softmax_cross_entropy'?"),

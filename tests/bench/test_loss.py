@@ -1,4 +1,4 @@
-"""The benchmark's figures: the truth it measures against, memory, errors, one cell."""
+"""What `bench loss` measures: exact values, errors, memory, one cell."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ from softmaxce.config.components import Component
 CPU = torch.device("cpu")
 
 
-def test_the_truth_is_mpmaths_to_13_digits_for_ordinary_sure_and_hopeless_rows() -> None:
+def test_the_exact_values_are_mpmaths_to_13_digits_for_ordinary_and_confident_right_and_wrong_rows() -> None:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(6, 7, generator=generator)
     targets = torch.arange(6)
@@ -39,16 +39,16 @@ def test_the_truth_is_mpmaths_to_13_digits_for_ordinary_sure_and_hopeless_rows()
 
 def test_a_loss_that_is_one_percent_too_large_has_an_error_of_one_percent() -> None:
     logits, targets = torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 4
-    found = errors(lambda z, y: 1.01 * functional.cross_entropy(z, y), logits, targets, truth(logits, targets))
-    assert found.loss == pytest.approx(0.01, rel=1e-9)
-    assert found.gradient == pytest.approx(0.01, rel=1e-9)
+    result = errors(lambda z, y: 1.01 * functional.cross_entropy(z, y), logits, targets, truth(logits, targets))
+    assert result.loss == pytest.approx(0.01, rel=1e-9)
+    assert result.gradient == pytest.approx(0.01, rel=1e-9)
 
 
-def test_the_naive_loss_is_right_on_ordinary_logits_and_infinitely_wrong_on_hopeless_ones() -> None:
+def test_the_naive_loss_is_right_on_ordinary_logits_and_infinite_where_the_model_is_confident_and_wrong() -> None:
     targets = torch.tensor([0, 1])
-    ordinary, hopeless = torch.randn(2, 5), torch.tensor([[0.0, 200.0], [0.0, 0.0]])
+    ordinary, wrong = torch.randn(2, 5), torch.tensor([[0.0, 200.0], [0.0, 0.0]])
     assert errors(candidates.naive, ordinary, targets, truth(ordinary, targets)).largest < 1e-5
-    assert errors(candidates.naive, hopeless, targets, truth(hopeless, targets)).largest == float("inf")
+    assert errors(candidates.naive, wrong, targets, truth(wrong, targets)).largest == float("inf")
 
 
 def test_the_peak_is_the_most_that_was_alive_at_once() -> None:
@@ -62,17 +62,17 @@ def test_the_peak_is_the_most_that_was_alive_at_once() -> None:
     assert peak_bytes(call, CPU) == 16_000
 
 
-def test_every_third_row_of_the_inputs_is_sure() -> None:
+def test_every_third_row_of_the_inputs_is_confident() -> None:
     logits, targets = inputs(Case(90, 12, "float32", CPU, 1))
     margin = logits.gather(1, targets.unsqueeze(1)).squeeze(1) - logits.scatter(1, targets.unsqueeze(1), -99).amax(1)
-    sure = margin >= 4.99
-    assert sure[::3].all()
-    assert sure.sum() == 30
+    confident = margin >= 4.99
+    assert confident[::3].all()
+    assert confident.sum() == 30
     again, _ = inputs(Case(90, 12, "float32", CPU, 1))
     assert torch.equal(logits, again)
 
 
-def test_a_cell_has_each_contestants_times_memory_and_errors() -> None:
+def test_a_cell_has_each_candidates_times_memory_and_errors() -> None:
     slow_calls = 0
 
     def slow(logits: Tensor, targets: Tensor) -> Tensor:
@@ -81,44 +81,44 @@ def test_a_cell_has_each_contestants_times_memory_and_errors() -> None:
         return sum((functional.cross_entropy(logits, targets) for _ in range(8)), torch.tensor(0.0)) / 8
 
     case = Case(256, 100, "float32", CPU, 1)
-    found = measure(case, {**candidates.contestants(with_compiled=False), "slow": slow}, rounds=5)
-    assert list(found) == ["torch", "ours", "naive", "slow"]
-    assert found["slow"].both.ratio.median > 4
-    assert found["slow"].forward.ratio.median > 4
+    results = measure(case, {**candidates.candidates(with_compiled=False), "slow": slow}, rounds=5)
+    assert list(results) == ["torch", "ours", "naive", "slow"]
+    assert results["slow"].both.ratio.median > 4
+    assert results["slow"].forward.ratio.median > 4
     assert slow_calls > 10
     logits_bytes = 256 * 100 * 4
-    for result in found.values():
+    for result in results.values():
         assert result.memory >= 1.0  # the gradient at least
         assert result.memory == pytest.approx(round(result.memory * logits_bytes) / logits_bytes)
-    assert found["torch"].errors.largest > 0.4  # where the model is sure
-    assert found["ours"].errors.largest < 1e-5
+    assert results["torch"].errors.largest > 0.4  # where the model is confident
+    assert results["ours"].errors.largest < 1e-5
 
 
 def test_a_cells_threads_are_what_torch_may_use_in_it_and_only_in_it() -> None:
     seen = set()
 
-    def watching(logits: Tensor, targets: Tensor) -> Tensor:
+    def recording(logits: Tensor, targets: Tensor) -> Tensor:
         seen.add(torch.get_num_threads())
         return functional.cross_entropy(logits, targets)
 
     before = torch.get_num_threads()
-    measure(Case(4, 3, "float32", CPU, 5), {"torch": watching}, rounds=2)
+    measure(Case(4, 3, "float32", CPU, 5), {"torch": recording}, rounds=2)
     assert seen == {5}
     assert torch.get_num_threads() == before
 
 
-def test_every_loss_on_the_menu_and_the_users_function_run_beside_them(tmp_path: Path) -> None:
+def test_every_registered_loss_and_the_users_function_can_be_compared(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from torch.nn import functional\n\n\n"
         "def mine(logits, targets):\n    return functional.cross_entropy(logits, targets, reduction='none')\n"
     )
     others = [Component(name, target, {}) for name, target in registry.LOSSES.items()]
     others.append(Component("mine", f"{tmp_path / 'mine.py'}:mine", {}))
-    found = compare(Case(16, 4, "float32", CPU, 1), rounds=2, with_compiled=False, others=others)
-    assert set(found) == {"torch", "ours", "naive", "mine", *registry.LOSSES}
-    assert found["torch_cross_entropy"].errors == found["torch"].errors
-    assert found["mine"].errors.gradient == pytest.approx(found["torch"].errors.gradient, rel=1e-3)
-    assert found["focal"].errors.largest > 0.1  # it is another loss
+    results = compare(Case(16, 4, "float32", CPU, 1), rounds=2, with_compiled=False, others=others)
+    assert set(results) == {"torch", "ours", "naive", "mine", *registry.LOSSES}
+    assert results["torch_cross_entropy"].errors == results["torch"].errors
+    assert results["mine"].errors.gradient == pytest.approx(results["torch"].errors.gradient, rel=1e-3)
+    assert results["focal"].errors.largest > 0.1  # it is another loss
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is the GNU C library's")
@@ -133,7 +133,7 @@ def test_freed_memory_stays_in_the_process() -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    said, faults = done.stdout.splitlines()
-    if "mallopt" not in said:
-        pytest.skip(said)
+    note, faults = done.stdout.splitlines()
+    if "mallopt" not in note:
+        pytest.skip(note)
     assert int(faults) < 100

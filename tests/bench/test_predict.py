@@ -1,4 +1,4 @@
-"""`softmaxce bench predict` as it is typed."""
+"""The command `softmaxce bench predict`."""
 
 import json
 from pathlib import Path
@@ -33,14 +33,14 @@ def trained(softmaxce: Softmaxce, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_predictions_have_a_rate_beside_decodings(softmaxce: Softmaxce, trained: Path) -> None:
+def test_prediction_and_decoding_are_timed_on_the_same_files(softmaxce: Softmaxce, trained: Path) -> None:
     done = softmaxce("bench", "predict", "run", "images", "--rounds", "3", "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["predict"]
-    assert found["files"] == 8
-    assert list(found["rates"]) == ["decoding alone", "softmaxce predict"]
-    assert all(rate["median"] > 0 for rate in found["rates"].values())
-    assert found["to_decoding"]["median"] > 0
+    output = json.loads(done.stdout)["predict"]
+    assert output["files"] == 8
+    assert list(output["rates"]) == ["decoding alone", "softmaxce predict"]
+    assert all(rate["median"] > 0 for rate in output["rates"].values())
+    assert output["to_decoding"]["median"] > 0
     shown = softmaxce("bench", "predict", "run", "images/a", "--rounds", "2")
     assert "to decoding alone" in shown.stdout
     assert "4 files, linear; start-up is not counted" in shown.stdout
