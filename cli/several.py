@@ -134,7 +134,7 @@ def final_split(runs: Sequence[FinishedRun]) -> str:
     return next((name for name in ("test", "validation") if all(name in run.record for run in runs)), "validation")
 
 
-def exit_status(points: Sequence[Point], runs: Sequence[FinishedRun]) -> None:
+def check_all_passed(points: Sequence[Point], runs: Sequence[FinishedRun]) -> None:
     """Raises: typer.Exit if a run failed, or does not meet a requirement."""
     if len(runs) < len(points) or not all(run.requirements_met for run in runs):
         raise typer.Exit(FAILED)
@@ -162,7 +162,7 @@ def train_seeds(
             typer.echo(jsonlib.dumps(metrics.to_dict()))
         else:
             seeds.print_seeds(metrics, console.stdout())
-    exit_status(points, runs)
+    check_all_passed(points, runs)
 
 
 def _finished_folder(plan: Plan) -> Path | None:

@@ -39,7 +39,7 @@ def sweep(
     """
     from softmaxce.config.sweep import grid
 
-    from .several import check_options, exit_status, final_split, make_plans, train_each
+    from .several import check_all_passed, check_options, final_split, make_plans, train_each
     from .training import OutputOptions
 
     check_options(resume, dry_run=False)
@@ -70,4 +70,4 @@ def sweep(
             typer.echo(jsonlib.dumps({"event": "comparison", **result.to_dict()}))
         else:
             comparison.print_comparison(result, console.stdout())
-    exit_status(points, finished)
+    check_all_passed(points, finished)

@@ -37,7 +37,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Status(enum.StrEnum):
-    """How a run stands, as run.json records it."""
+    """The state of a run, as run.json records it."""
 
     RUNNING = "running"  # also of a process that was killed
     COMPLETED = "completed"

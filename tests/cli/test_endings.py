@@ -73,10 +73,10 @@ def running(tmp_path: Path) -> Iterator[list[Running]]:
 
 def epochs_saved(folder: Path) -> int:
     """How many epochs the newest checkpoint of a folder has, once it is known to verify."""
-    found, told = checkpoint.newest(folder)
-    assert found is not None
-    assert told == []
-    return int(found.header["epoch"])
+    saved, warnings = checkpoint.newest(folder)
+    assert saved is not None
+    assert warnings == []
+    return int(saved.header["epoch"])
 
 
 # -- signals ----------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def slow(logits, targets):
 """
 
 
-def test_a_second_ctrl_c_stops_at_once_and_the_way_on_vouches_for_the_users_code(
+def test_a_second_ctrl_c_stops_at_once_and_the_command_to_resume_trusts_the_users_code(
     small: Path, tmp_path: Path, running: list[Running]
 ) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
@@ -116,14 +116,14 @@ def test_a_second_ctrl_c_stops_at_once_and_the_way_on_vouches_for_the_users_code
     assert line == "interrupted after 1 of 2 epochs; resume with: softmaxce train --resume 'a run' --trust-code"
     assert epochs_saved(tmp_path / "a run") == 1
     (tmp_path / "quick").touch()
-    program, *way_on = shlex.split(line.partition("resume with: ")[2])
+    program, *arguments = shlex.split(line.partition("resume with: ")[2])
     assert program == "softmaxce"
-    done = subprocess.run([COMMAND, *way_on, "-q"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([COMMAND, *arguments, "-q"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert epochs_saved(tmp_path / "a run") == 2
 
 
-def test_sigusr1_saves_within_the_epoch_and_the_run_goes_on(
+def test_sigusr1_saves_within_the_epoch_and_training_continues(
     small: Path, tmp_path: Path, running: list[Running]
 ) -> None:
     sets = ("--set", "data.train=8000", "--set", "data.batch_size=4")
@@ -137,7 +137,7 @@ def test_sigusr1_saves_within_the_epoch_and_the_run_goes_on(
     assert epochs_saved(tmp_path / "out") == 2
 
 
-def test_a_checkpoint_that_was_asked_for_before_the_first_step_is_saved_after_it() -> None:
+def test_a_checkpoint_that_was_requested_before_the_first_step_is_saved_after_it() -> None:
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGUSR1)
         pauses = Pauses(Every(), signals)
@@ -155,7 +155,7 @@ def spike(steps, steps_per_epoch):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_run_that_diverges_goes_on_from_the_last_checkpoint_if_asked_to(
+def test_a_run_that_diverges_restores_the_last_checkpoint_if_configured(
     precision: str, small: Path, tmp_path: Path, softmaxce: Softmaxce
 ) -> None:
     (tmp_path / "own.py").write_text(SPIKE)
@@ -171,7 +171,7 @@ def test_a_run_that_diverges_goes_on_from_the_last_checkpoint_if_asked_to(
     assert (tmp_path / "out" / "nonfinite.safetensors").is_file()
     losses = [json.loads(text)["train"]["loss"] for text in (tmp_path / "out" / "metrics.jsonl").open()]
     assert len(losses) == 4
-    assert losses[3] < losses[0]  # it learns on
+    assert losses[3] < losses[0]  # it still learns
     assert epochs_saved(tmp_path / "out") == 4
 
 
@@ -212,19 +212,19 @@ def test_a_run_folder_that_goes_away_is_one_line_and_1(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere root may write anywhere")
-def test_a_run_folder_that_becomes_read_only_is_one_line_and_the_run_goes_on_later(
+def test_a_run_folder_that_becomes_read_only_is_one_line_and_the_run_can_be_resumed(
     small: Path, tmp_path: Path, running: list[Running], softmaxce: Softmaxce
 ) -> None:
     line = ("--config", "small.yaml", "--output", "out", "--resume", "auto", "--epochs")
     running.append(Running(tmp_path, *line, "10000"))
     running[0].wait_for("epoch")
     (tmp_path / "out").chmod(0o555)
-    status, (told,) = running[0].end()
+    status, (error,) = running[0].end()
     (tmp_path / "out").chmod(0o755)
     assert status == 1
     assert re.fullmatch(
         r"error: out/\S+: Permission denied; make the folder writable and resume with: softmaxce train --resume out",
-        told,
+        error,
     )
     done = epochs_saved(tmp_path / "out")
     assert done >= 1
@@ -250,10 +250,10 @@ optimizer: {{name: sgd, lr: 0.1}}
 def images(folder: Path) -> None:
     for name, shade in (("dark", 20), ("light", 230)):
         for split, number in (("train", 20), ("test", 4)):
-            place = folder / "images" / split / name
-            place.mkdir(parents=True)
+            target = folder / "images" / split / name
+            target.mkdir(parents=True)
             for index in range(number):
-                Image.new("RGB", (8, 8), (shade, index, 0)).save(place / f"{index}.png")
+                Image.new("RGB", (8, 8), (shade, index, 0)).save(target / f"{index}.png")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -325,7 +325,7 @@ def lazy(workers=0):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (
             "{name: 'own.py:data', what: out of range}",
@@ -344,14 +344,14 @@ def lazy(workers=0):
     ],
 )
 def test_what_is_wrong_with_a_users_data_set_is_one_line_and_2(
-    data: str, told: str, tmp_path: Path, softmaxce: Softmaxce
+    data: str, message: str, tmp_path: Path, softmaxce: Softmaxce
 ) -> None:
     (tmp_path / "own.py").write_text(OWN_DATA)
     (tmp_path / "c.yaml").write_text(f"epochs: 1\ndata: {data}\nmodel: linear\noptimizer: {{name: sgd, lr: 0.1}}\n")
     done = softmaxce("train", "--config", "c.yaml", "-q")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert told in line
+    assert message in line
 
 
 OWN_MODEL = """\
@@ -410,7 +410,7 @@ def test_a_damaged_record_is_one_line_with_its_file(
 # -- exit statuses ----------------------------------------------------------------------------------------------------
 
 
-def test_every_exit_status_that_the_readme_tells_comes_out_of_a_real_process(
+def test_every_exit_status_that_the_readme_lists_comes_out_of_a_real_process(
     small: Path, tmp_path: Path, running: list[Running], softmaxce: Softmaxce
 ) -> None:
     train = ("--config", "small.yaml")
@@ -428,5 +428,7 @@ def test_every_exit_status_that_the_readme_tells_comes_out_of_a_real_process(
         running[-1].process.send_signal(number)
         seen.add(running[-1].end()[0])
     readme = (ROOT / "README.md").read_text().partition("| exit status | |")[2].partition("\n\n")[0]
-    told = {int(number) for cell in re.findall(r"^\| ([\d, ]+) \|", readme, re.MULTILINE) for number in cell.split(",")}
-    assert seen == told == {0, 1, 2, 130, 143}
+    documented = {
+        int(number) for cell in re.findall(r"^\| ([\d, ]+) \|", readme, re.MULTILINE) for number in cell.split(",")
+    }
+    assert seen == documented == {0, 1, 2, 130, 143}

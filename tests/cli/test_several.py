@@ -1,4 +1,4 @@
-"""`train --seeds` and `sweep`: the same bits as runs trained one by one, found again, and told by hand calculations."""
+"""`train --seeds` and `sweep`: the same bits as single runs, no run trained twice, statistics as by hand."""
 
 import json
 import os
@@ -56,8 +56,8 @@ def test_each_seed_gives_the_bits_of_its_own_run(app: typer.Typer, here: Path) -
 
 
 def test_mean_deviation_and_range_are_those_of_the_runs(app: typer.Typer, here: Path) -> None:
-    *told, last = events(run(app, "train", "-c", "c.yaml", "--seeds", "3", "--json").stdout)
-    ends = [event["test"] for event in told if event["event"] == "end"]
+    *others, last = events(run(app, "train", "-c", "c.yaml", "--seeds", "3", "--json").stdout)
+    ends = [event["test"] for event in others if event["event"] == "end"]
     assert len(ends) == 3
     assert (last["event"], last["split"]) == ("seeds", "test")
     for name in ("loss", "accuracy"):
@@ -69,7 +69,7 @@ def test_mean_deviation_and_range_are_those_of_the_runs(app: typer.Typer, here: 
 
 
 def test_the_same_command_with_resume_trains_nothing_twice(app: typer.Typer, here: Path) -> None:
-    run(app, "train", "-c", "c.yaml", "--seed", "1", "-q")  # a run like any other is found as well
+    run(app, "train", "-c", "c.yaml", "--seed", "1", "-q")  # a single run counts too
     first = run(app, "train", "-c", "c.yaml", "--seeds", "3", "--resume", "auto")
     assert "[2/3] seed-1: already finished in runs/c/1" in first.stderr
     again = run(app, "train", "-c", "c.yaml", "--seeds", "3", "--resume", "auto")
@@ -78,7 +78,7 @@ def test_the_same_command_with_resume_trains_nothing_twice(app: typer.Typer, her
     assert len(list((here / "runs/c").iterdir())) == 3
 
 
-def test_an_interrupted_set_of_seeds_goes_on_where_it_stood(app: typer.Typer, here: Path) -> None:
+def test_an_interrupted_set_of_seeds_is_resumed_where_it_stopped(app: typer.Typer, here: Path) -> None:
     command = [str(Path(sys.executable).parent / "softmaxce"), "train", "-c", "c.yaml", "--seeds", "2", "--output", "s"]
     long = ["--epochs", "400", "--set", "data.train=2000"]
     process = subprocess.Popen(
@@ -90,13 +90,13 @@ def test_an_interrupted_set_of_seeds_goes_on_where_it_stood(app: typer.Typer, he
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "resume all of them with the same command and --resume auto" in told
+    assert "resume all of them with the same command and --resume auto" in errors
     done = len(metrics.read_text().splitlines())
     line = [*command[1:], *long, "--resume", "auto", "--epochs", str(done + 1), "--json"]
-    told_events = events(run(app, *line).stdout)
-    starts = [event["epochs_done"] for event in told_events if event["event"] == "start"]
+    printed = events(run(app, *line).stdout)
+    starts = [event["epochs_done"] for event in printed if event["event"] == "start"]
     first, second = starts
     assert done - 1 <= first <= done  # an epoch whose checkpoint was not written yet is repeated
     assert first > 0
@@ -119,12 +119,12 @@ def test_a_sweep_is_every_combination_and_ends_with_the_comparison(app: typer.Ty
         "g",
     ]
     done = run(app, *line, "--json")
-    found = events(done.stdout)[-1]
-    assert found["event"] == "comparison"
+    comparison = events(done.stdout)[-1]
+    assert comparison["event"] == "comparison"
     names = {f"g/lr={lr},model={model}" for lr, model in product(("0.05", "1e-06"), ("mlp", "linear"))}
-    assert {row["run"] for row in found["runs"]} == names
+    assert {row["run"] for row in comparison["runs"]} == names
     rows = {str(row.folder): row for row in list_runs(Path("g"))[0]}
-    order = [rows[row["run"]].validation for row in found["runs"]]
+    order = [rows[row["run"]].validation for row in comparison["runs"]]
     assert order == sorted(order, reverse=True)  # type: ignore[type-var]
     again = run(app, *line, "--resume", "auto", "-q")
     assert again.stderr.count("already finished") == 4
@@ -145,7 +145,7 @@ def test_a_requirement_holds_for_every_run(app: typer.Typer, here: Path) -> None
     run(app, *line, "loss<0", status=1)
 
 
-def test_a_mistake_in_one_combination_is_told_before_any_is_trained(app: typer.Typer, here: Path) -> None:
+def test_a_mistake_in_one_combination_is_reported_before_any_is_trained(app: typer.Typer, here: Path) -> None:
     done = run(app, "sweep", "-c", "c.yaml", "--set", "model=mlp,mpl", "--set", "optimizer.lr=0.1,fast", status=2)
     assert done.stderr.splitlines() == [
         "error: --set optimizer.lr=fast: lr must be a number, got 'fast'",
@@ -182,7 +182,7 @@ def test_values_are_read_as_a_yaml_list_reads_them() -> None:
     assert [choice.value for choice in parse_choices("optimizer.lr=3e-4,1")] == [0.0003, 1]
 
 
-def test_too_many_runs_are_a_slip_of_the_hand(here: Path) -> None:
+def test_too_many_runs_are_refused(here: Path) -> None:
     values = ",".join(map(str, range(40)))
     with pytest.raises(ConfigError, match="requests 1,600 runs"):
         grid("c.yaml", [f"seed={values}", f"epochs={values}"])

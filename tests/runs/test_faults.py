@@ -68,11 +68,11 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, action: Callable[[int], None]) 
 
 def is_whole(folder: Path, run: Run, allowed: list[tuple[int, int]]) -> None:
     """The folder's checkpoint verifies, is one of those allowed (epoch, batch), and its best belongs with it."""
-    found, told = checkpoint.newest(folder)
-    assert found is not None
-    assert told == []
+    newest, warnings = checkpoint.newest(folder)
+    assert newest is not None
+    assert warnings == []
     twin = build_run(run.config)
-    checkpoint.restore(twin, found)
+    checkpoint.restore(twin, newest)
     assert (twin.progress.epoch, twin.progress.batch) in allowed
     if twin.progress.best_epoch:
         best = checkpoint.load(folder / BEST)
@@ -88,11 +88,11 @@ def test_whichever_system_call_fails_the_checkpoint_before_loads(
     run = small()
     before, attempt = tmp_path / "before", tmp_path / "attempt"
     before.mkdir()
-    stood: tuple[int, int] | None = None
-    injected = told = 0
+    previous: tuple[int, int] | None = None
+    injected = raised = 0
     for best in train_on(run):
         now = (run.progress.epoch, run.progress.batch)
-        target = made = 1 if stood is not None else 0
+        target = made = 1 if previous is not None else 0
         while 0 < target <= made:  # until a save has made fewer calls than that
 
             def fail(count: int, target: int = target) -> None:
@@ -109,17 +109,17 @@ def test_whichever_system_call_fails_the_checkpoint_before_loads(
                     made_good = False
                 made = calls()
             if made >= target:
-                injected, told = injected + 1, told + (not made_good)
+                injected, raised = injected + 1, raised + (not made_good)
             # what is made good counts as saved: no hard links on this file system, say
-            is_whole(attempt, run, [now] if made_good else [stood, now])
+            is_whole(attempt, run, [now] if made_good else [previous, now])
             shutil.rmtree(attempt)
             target += 1
         checkpoint.save(run, before, best=best)
         is_whole(before, run, [now])
-        stood = now
+        previous = now
     assert injected > 100
     if lasting:
-        assert told == injected  # what fails once may be made good: a copy where there are no hard links
+        assert raised == injected  # what fails once may be made good: a copy where there are no hard links
 
 
 def test_killed_before_any_system_call_leaves_a_checkpoint_that_loads(
@@ -176,12 +176,12 @@ def test_one_bit_turned_over_is_noticed_and_the_checkpoint_before_is_taken(saved
     flip(saved / LAST, where)
     with pytest.raises(RunError, match=r"its checksum is wrong|not a readable checkpoint|was not written by"):
         checkpoint.load(saved / LAST)
-    found, told = checkpoint.newest(saved)
-    assert found is not None
-    assert found.file.name == LAST_BEFORE
-    assert len(told) == 1
-    assert told[0].startswith(f"{saved / LAST}: ")
-    assert checkpoint.load(saved / LAST).sha256 == found.sha256  # in its place again
+    newest, warnings = checkpoint.newest(saved)
+    assert newest is not None
+    assert newest.file.name == LAST_BEFORE
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"{saved / LAST}: ")
+    assert checkpoint.load(saved / LAST).sha256 == newest.sha256  # restored under its usual name
 
 
 def test_no_checkpoint_that_verifies_is_an_error_that_names_each(saved: Path) -> None:
@@ -191,13 +191,13 @@ def test_no_checkpoint_that_verifies_is_an_error_that_names_each(saved: Path) ->
         checkpoint.newest(saved)
 
 
-def test_a_best_that_is_damaged_is_told_and_chosen_anew(saved: Path) -> None:
+def test_a_damaged_best_is_reported_and_selected_again(saved: Path) -> None:
     flip(saved / BEST, 0.9)
-    found, told = checkpoint.newest(saved)
-    assert "the best epoch is selected from the coming ones" in told[0]
-    assert found is not None
+    newest, warnings = checkpoint.newest(saved)
+    assert "the best epoch is selected from the coming ones" in warnings[0]
+    assert newest is not None
     run = small()
-    checkpoint.restore(run, found)
+    checkpoint.restore(run, newest)
     assert (run.progress.best_epoch, run.progress.best_value) == (0, None)
 
 
@@ -273,12 +273,12 @@ SPOILT = {
 
 @pytest.mark.parametrize("what", SPOILT)
 def test_a_training_state_that_does_not_fit_says_where_and_changes_nothing(what: str, saved: Path) -> None:
-    change, told = SPOILT[what]
+    change, message = SPOILT[what]
     rewrite(saved / LAST, change)
     run = small()
     weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     before = torch.get_rng_state()
-    with pytest.raises(RunError, match=told) as raised:
+    with pytest.raises(RunError, match=message) as raised:
         checkpoint.restore(run, checkpoint.load(saved / LAST))
     assert str(raised.value).startswith(f"{saved / LAST}: is damaged: ")
     assert run.progress == Progress()
@@ -303,10 +303,10 @@ def test_a_checkpoint_with_an_earlier_versions_names_of_early_stopping_is_restor
 
 
 @pytest.mark.parametrize("optimizer", registry.OPTIMIZERS)
-def test_the_state_of_every_optimizer_on_the_menu_fits_a_run_of_its_own(optimizer: str, tmp_path: Path) -> None:
-    asked = {"name": optimizer, "lr": 0.01} | ({"momentum": 0.9} if optimizer in ("sgd", "rmsprop") else {})
+def test_the_state_of_every_built_in_optimizer_fits_a_run_of_its_own(optimizer: str, tmp_path: Path) -> None:
+    requested = {"name": optimizer, "lr": 0.01} | ({"momentum": 0.9} if optimizer in ("sgd", "rmsprop") else {})
     changes = {
-        "optimizer": asked,
+        "optimizer": requested,
         "epochs": 1,
         "model": {"name": "mlp", "hidden": [16, 16]},
     }
@@ -326,24 +326,24 @@ def test_the_state_of_every_optimizer_on_the_menu_fits_a_run_of_its_own(optimize
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resumed_within_an_epoch_is_bit_identical(variant: str, tmp_path: Path) -> None:
-    asked = config(data__train=200, epochs=2, **VARIANTS[variant])
-    whole = build_run(asked)
+    requested = config(data__train=200, epochs=2, **VARIANTS[variant])
+    whole = build_run(requested)
     expected = figures(whole)
     events = 0
-    run = build_run(asked)
+    run = build_run(requested)
     done: list[Any] = []
-    while run.progress.epoch < 2:  # after each single step, everything is built anew from the file
+    while run.progress.epoch < 2:  # after each single step, everything is rebuilt from the file
         for event in fit_with_checkpoints(run, EveryStep()):
             events += isinstance(event, CheckpointEvent)
             if isinstance(event, Epoch):
                 done.append((event.number, event.learning_rate, event.train, event.validation, event.test, event.best))
             checkpoint.save(run, tmp_path, best=isinstance(event, Epoch) and event.best)
             break
-        torch.rand(7)  # another process would stand elsewhere
-        run = build_run(asked)
-        found, _ = checkpoint.newest(tmp_path)
-        assert found is not None
-        checkpoint.restore(run, found)
+        torch.rand(7)  # another process would have other random numbers
+        run = build_run(requested)
+        newest, _ = checkpoint.newest(tmp_path)
+        assert newest is not None
+        checkpoint.restore(run, newest)
     assert events >= 4
     assert done == expected
     for ours, reference in zip(run.model.state_dict().values(), whole.model.state_dict().values(), strict=True):

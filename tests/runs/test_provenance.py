@@ -1,4 +1,4 @@
-"""What a run stood on: recorded in its folder, and told where it is not so any more."""
+"""The environment of a run: recorded in its folder, and reported where it differs later."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_one_pixel_one_label_or_one_shape_makes_another_fingerprint() -> None:
     assert fingerprint(split()) == fingerprint(split())
 
 
-def test_files_are_told_apart_by_name_size_and_content_wherever_they_lie(tmp_path: Path) -> None:
+def test_files_are_distinguished_by_name_size_and_content_wherever_they_lie(tmp_path: Path) -> None:
     def on_disk(top: str, name: str, content: bytes) -> str:
         file = tmp_path / top / "cat" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def test_fingerprints_are_compared_as_far_as_they_say_the_same_things() -> None:
     assert same_fingerprint("files:0", "files:1:2") is False
 
 
-def test_what_differs_is_told_in_words_and_what_one_side_does_not_know_is_not() -> None:
+def test_differences_are_described_and_entries_of_one_side_only_are_ignored() -> None:
     before = {"torch": "2.14.1", "threads": 1, "device": "cpu (1 threads)", "numpy": "2.0", "git_commit": "a" * 40}
     now = {"torch": "2.15", "threads": 4, "device": "cpu (4 threads)", "git_commit": None, "cuda": "13.0"}
     assert differences(before, now) == ["torch 2.14.1, now 2.15", "1 thread, now 4"]

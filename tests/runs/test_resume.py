@@ -105,8 +105,8 @@ def test_a_key_that_changes_no_metrics_changes_no_weight_and_makes_no_other_run(
     every = ",".join(text for text in FREE if not text.startswith("data.root"))
     options = [word for text in every.split(",") for word in ("--set", text)]
     run(app, "train", "-c", "c.yaml", "--seed", "2", "-q", *options)
-    found = last_event(run(app, "compare", "runs/c/1", "runs/c/2", "runs/c/3", "--json"))
-    assert [group["runs"] for group in found["seeds"]] == [["runs/c/1", "runs/c/2", "runs/c/3"]]
+    comparison = last_event(run(app, "compare", "runs/c/1", "runs/c/2", "runs/c/3", "--json"))
+    assert [group["runs"] for group in comparison["seeds"]] == [["runs/c/1", "runs/c/2", "runs/c/3"]]
 
 
 # -- requirements -----------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("line", SEVERAL.values(), ids=SEVERAL)
-@pytest.mark.parametrize("figure", ["accuracy", "ece"])  # recorded in run.json; to be evaluated anew
+@pytest.mark.parametrize("figure", ["accuracy", "ece"])  # recorded in run.json; to be evaluated again
 def test_a_finished_run_meets_a_requirement_no_more_than_a_fresh_one(
     app: typer.Typer, here: Path, line: tuple[str, ...], figure: str
 ) -> None:
@@ -144,8 +144,8 @@ def test_a_requirement_that_no_split_can_answer_is_refused_before_training(app: 
     shutil.rmtree(here / "photos/test")
     line = ("train", "-c", "p.yaml", "--set", "data.validation=null", "--require", "accuracy>=0.5")
     done = run(app, *line, status=2)
-    (told,) = done.stderr.splitlines()
-    assert told.startswith(
+    (error,) = done.stderr.splitlines()
+    assert error.startswith(
         "error: --require accuracy>=0.5: there is no test or validation split to evaluate; set data."
     )
     assert not (here / "runs").exists()
@@ -193,9 +193,9 @@ def test_a_finished_run_on_other_images_is_refused_where_its_folder_is_named(
     Image.new("L", (8, 8), 200).save(here / "photos/test/light/00.png")
     before = {file: file.read_bytes() for file in here.rglob("s/**/*") if file.is_file()}
     done = run(app, *line, status=2)
-    (told,) = done.stderr.splitlines()
-    assert "the test images are not those that this run was trained with" in told
-    assert REFUSAL in told
+    (error,) = done.stderr.splitlines()
+    assert "the test images are not those that this run was trained with" in error
+    assert REFUSAL in error
     assert {file: file.read_bytes() for file in before} == before
     run(app, *line, "--allow-changed-data")
 
@@ -207,9 +207,9 @@ def test_a_resumed_run_on_other_images_is_refused_unless_the_user_insists(app: t
     record = (here / "out/run.json").read_text()
     for require in ([], ["--require", "accuracy>=0"]):
         done = run(app, "train", "--resume", "out", "--epochs", "2", "-q", *require, status=2)
-        (told,) = done.stderr.splitlines()
-        assert told.startswith("error: out: the train and validation images are not those that this run was trained")
-        assert REFUSAL in told
+        (error,) = done.stderr.splitlines()
+        assert error.startswith("error: out: the train and validation images are not those that this run was trained")
+        assert REFUSAL in error
     assert (here / "out/run.json").read_text() == record
     done = run(app, "train", "--resume", "out", "--epochs", "2", "-q", "--allow-changed-data")
     assert "warning: out: the train and validation images are not those" in done.stderr
@@ -274,9 +274,9 @@ def test_no_command_measures_a_run_on_other_images_than_its_own_unless_the_user_
     shutil.copy(here / "photos/test/dark/00.png", here / "photos/test/dark/08.png")
     for line in COMMANDS.values():
         done = run(app, *line, status=2)
-        (told,) = done.stderr.splitlines()
-        assert told.startswith("error: out: the test images are not those that this run was trained with"), line
-        assert REFUSAL in told
+        (error,) = done.stderr.splitlines()
+        assert error.startswith("error: out: the test images are not those that this run was trained with"), line
+        assert REFUSAL in error
         assert done.stdout == ""
     assert sorted(here.rglob("out/*")) == before
     for line in COMMANDS.values():
@@ -289,9 +289,9 @@ def test_no_command_measures_a_run_on_other_images_than_its_own_unless_the_user_
 
 def test_a_split_that_is_gone_or_new_is_other_data(app: typer.Typer, here: Path) -> None:
     photos(here / "photos")
-    (here / "photos/test").rename(here / "kept")
+    (here / "photos/test").rename(here / "aside")
     run(app, "train", "-c", "p.yaml", "--output", "out", "-q")
-    (here / "kept").rename(here / "photos/test")
+    (here / "aside").rename(here / "photos/test")
     assert "the test images are not those" in run(app, "eval", "out", status=2).stderr
     done = run(app, "train", "--resume", "out", "--epochs", "2", "-q", status=2)
     assert "the test images are not those" in done.stderr
@@ -330,9 +330,9 @@ def test_only_runs_on_the_same_data_set_differ_by_seed_alone(app: typer.Typer, h
     shutil.copytree(here / "photos", here / "copied")
     for name, seed, root in (("a", 0, "photos"), ("b", 1, "others"), ("c", 2, "copied"), ("d", 0, "others")):
         run(app, "train", "-c", "p.yaml", "--seed", str(seed), "--set", f"data.root={root}", "--output", name, "-q")
-    found = last_event(run(app, "compare", "a", "b", "c", "d", "--json"))
-    assert [group["runs"] for group in found["seeds"]] == [["a", "c"], ["b", "d"]]
-    assert [row.get("mcnemar") is None for row in found["runs"][1:]] == [False, True, False]
+    comparison = last_event(run(app, "compare", "a", "b", "c", "d", "--json"))
+    assert [group["runs"] for group in comparison["seeds"]] == [["a", "c"], ["b", "d"]]
+    assert [row.get("mcnemar") is None for row in comparison["runs"][1:]] == [False, True, False]
     assert "2 was trained on other images than 1." in run(app, "compare", "a", "b").stdout
 
 
@@ -342,12 +342,12 @@ def test_other_photos_in_two_folders_are_never_the_same_files_at_another_size(ap
     for name, root, size in (("a", "photos", 8), ("b", "others", 6), ("c", "photos", 6)):
         options = ("--set", f"data.root={root}", "--set", f"data.size={size}")
         run(app, "train", "-c", "p.yaml", *options, "--output", name, "-q")
-    found = last_event(run(app, "compare", "a", "b", "c", "--json"))
-    assert found["runs"][1]["mcnemar"] is None
-    assert found["runs"][2]["mcnemar"] is not None
+    comparison = last_event(run(app, "compare", "a", "b", "c", "--json"))
+    assert comparison["runs"][1]["mcnemar"] is None
+    assert comparison["runs"][2]["mcnemar"] is not None
 
 
 def test_seeds_whose_data_set_is_drawn_by_the_seed_differ_by_seed_alone(app: typer.Typer, here: Path) -> None:
     run(app, "train", "-c", "c.yaml", "--seeds", "2", "-q")
-    found = last_event(run(app, "compare", "runs/c/1", "runs/c/2", "--json"))
-    assert len(found["seeds"]) == 1
+    comparison = last_event(run(app, "compare", "runs/c/1", "runs/c/2", "--json"))
+    assert len(comparison["seeds"]) == 1

@@ -5,8 +5,8 @@
     python -m tests.stress.survive disk --rounds 20       # a file system that fills up (tmpfs; needs root)
 
 Every run is the installed command in a process of its own; with --fork, one that is forked from this process, which has
-loaded PyTorch already and so saves each of them some seconds. A run that was stopped goes on by the same unchanging
-line with `--resume auto` until it is done, and is then compared with one that nobody disturbed: weights, optimizer,
+loaded PyTorch already and so saves each of them some seconds. A run that was stopped is resumed by the same
+command with `--resume auto` until it is completed, and is then compared with an undisturbed one: weights, optimizer,
 random numbers and metrics to the last bit. Prints what was done and seen; exits with 1 if a run was lost or differs.
 """
 
@@ -69,12 +69,12 @@ class Seen:
     def __str__(self) -> str:
         return (
             f"{self.stopped} stopped ({self.half_written} while a file was being written, {self.first} before the "
-            f"first checkpoint), each resumed; {self.runs} runs came to their end, {len(self.problems)} problems"
+            f"first checkpoint), each resumed; {self.runs} runs were completed, {len(self.problems)} problems"
         )
 
 
 class Started:
-    """The unchanging line that starts a run or goes on with it, in a process of its own."""
+    """A process that starts or resumes a run, always by the same command."""
 
     fork = False
 
@@ -183,21 +183,21 @@ def _without_clock(training: Any) -> Any:
 
 
 def differences(folder: Path, name: str) -> list[str]:
-    """In what a run that came to its end differs from the undisturbed one."""
+    """How a completed run differs from the undisturbed one."""
     ours, reference = folder / name, folder / "reference"
-    found = []
+    differing = []
     if metrics(ours) != metrics(reference):
-        found.append("metrics.jsonl differs")
+        differing.append("metrics.jsonl differs")
     for file in ("last.safetensors", "best.safetensors"):
         if state(ours / file) != state(reference / file):
-            found.append(f"{file} differs")
+            differing.append(f"{file} differs")
     results = [json.loads((run / "run.json").read_text()) for run in (ours, reference)]
     for key in ("status", "test", "best_epoch"):
         if results[0].get(key) != results[1].get(key):
-            found.append(f"{key} is {results[0].get(key)} and not {results[1].get(key)}")
+            differing.append(f"{key} is {results[0].get(key)} and not {results[1].get(key)}")
     if left := [file.name for file in ours.glob("*.tmp")]:
-        found.append(f"left behind: {', '.join(left)}")
-    return found
+        differing.append(f"left behind: {', '.join(left)}")
+    return differing
 
 
 def stop_at_random(folder: Path, number: signal.Signals, rounds: int, epochs: int, seed: int) -> Seen:
@@ -218,7 +218,7 @@ def stop_at_random(folder: Path, number: signal.Signals, rounds: int, epochs: in
 def _one_process(
     folder: Path, name: str, number: signal.Signals, duration: float, rounds: int, chance: random.Random, seen: Seen
 ) -> bool:
-    """Start a run or go on with it, and stop it while it trains; True if it came to its end."""
+    """Start or resume a run, and stop it while it trains; True if it was completed."""
     process = Started(folder, name)
     if chance.random() < 0.9:
         process.wait_for_training()  # the start event: it trains from here on
@@ -290,8 +290,8 @@ def _one_process_on_a_full_disk(
         return True
     seen.stopped += 1
     seen.first += not (folder / name / "last.safetensors").exists()
-    told = errors.strip().splitlines()[-1:] or [""]
-    if status != 1 or "No space left on device" not in told[0] or "Traceback" in errors:
+    last_line = errors.strip().splitlines()[-1:] or [""]
+    if status != 1 or "No space left on device" not in last_line[0] or "Traceback" in errors:
         seen.problems.append(f"{name}: exit status {status}, {errors.strip()}")
     return False
 

@@ -20,7 +20,7 @@ def survive(how: str, rounds: int, folder: Path) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize("how", ["kill", signal.SIGTERM.name[3:], signal.SIGINT.name[3:]])
-def test_a_run_stopped_at_random_instants_ends_as_one_that_nobody_disturbed(how: str, tmp_path: Path) -> None:
+def test_a_run_stopped_at_random_instants_ends_as_an_undisturbed_one(how: str, tmp_path: Path) -> None:
     done = survive(how, 2, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 stopped" in done.stdout
@@ -30,7 +30,7 @@ def test_a_run_stopped_at_random_instants_ends_as_one_that_nobody_disturbed(how:
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0 or sys.platform != "linux", reason="mounting a tmpfs needs root"
 )
-def test_a_run_on_a_disk_that_fills_up_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+def test_a_run_on_a_disk_that_fills_up_says_so_and_can_be_resumed_when_there_is_room(tmp_path: Path) -> None:
     done = survive("disk", 1, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 problems" in done.stdout

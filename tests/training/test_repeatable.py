@@ -66,11 +66,11 @@ def are_the_same_bits(one: list[Any], other: list[Any]) -> bool:
 
 @pytest.mark.parametrize("recipe", sorted(recipes.recipes()))
 def test_a_recipes_first_50_steps_are_the_same_bits_twice(recipe: str) -> None:
-    asked = with_made_up_images(recipe)
-    one = first_steps(build_run(asked))
+    requested = with_made_up_images(recipe)
+    one = first_steps(build_run(requested))
     torch.rand(7)
     assert len(set(one[:STEPS])) == STEPS  # it did train
-    assert are_the_same_bits(one, first_steps(build_run(asked)))
+    assert are_the_same_bits(one, first_steps(build_run(requested)))
 
 
 def test_deterministic_changes_no_bit_on_the_cpu_and_is_off_again_for_the_next_run() -> None:
@@ -112,7 +112,7 @@ def test_what_other_trainers_call_it_is_answered_with_its_name(softmaxce: Softma
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("recipe", sorted(recipes.recipes()))
 def test_deterministic_gives_the_same_bits_twice_on_a_gpu(recipe: str) -> None:
-    asked = with_made_up_images(recipe)
+    requested = with_made_up_images(recipe)
     changes = [Override((key,), value, key) for key, value in (("device", "cuda"), ("deterministic", True))]
-    asked = configs.load(recipe, [Override(("data",), asked.to_dict()["data"], "--set data"), *changes])
-    assert are_the_same_bits(first_steps(build_run(asked)), first_steps(build_run(asked)))
+    requested = configs.load(recipe, [Override(("data",), requested.to_dict()["data"], "--set data"), *changes])
+    assert are_the_same_bits(first_steps(build_run(requested)), first_steps(build_run(requested)))
