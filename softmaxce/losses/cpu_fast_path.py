@@ -1,5 +1,6 @@
 """Cross-entropy of a small batch on the CPU: class ids, an unweighted mean, one thread, and little Python."""
 
+import contextlib
 import ctypes
 import math
 from typing import Any
@@ -25,8 +26,14 @@ class SmallBatchCrossEntropy(torch.autograd.Function):
             logits, target = dense(logits), dense(target)
             logits_, ids_ = address(logits, logits.dtype, gradient.numel()), address(target, torch.int64, len(logits))
         dtype = logits.dtype
-        key = logits.shape, dtype, ignore_index, label_smoothing
-        call = _IDLE.pop(key, None) or _PreparedCall(logits, target, ignore_index, label_smoothing)
+        try:
+            call = _IDLE.pop()
+            fits = logits.shape == call.shape and dtype is call.dtype
+            if not fits or ignore_index != call.ignore_index or label_smoothing != call.label_smoothing:
+                _IDLE.append(call)
+                call = _call_for(logits, target, ignore_index, label_smoothing)
+        except IndexError:  # none is idle: prepare one
+            call = _call_for(logits, target, ignore_index, label_smoothing)
         job = call.job
         job.logits_ = logits_
         job.ids_ = ids_
@@ -35,7 +42,7 @@ class SmallBatchCrossEntropy(torch.autograd.Function):
         invalid_row, divisor, total = job.invalid_row, job.divisor or math.nan, call.total.value
         if invalid_row >= 0:
             raise IndexError("a class id is out of range")
-        _IDLE[key] = call
+        _IDLE.append(call)
         ctx.saved = ignore_index, label_smoothing, divisor
         ctx.save_for_backward(logits, target, None)
         if dtype is bfloat16 and torch.is_autocast_enabled("cpu"):
@@ -63,7 +70,7 @@ class _PreparedCall:
     It is complete when it is made; later calls change only the addresses of logits, ids and gradient.
     """
 
-    __slots__ = ("address", "function", "job", "tensors", "total")
+    __slots__ = ("address", "dtype", "function", "ignore_index", "job", "label_smoothing", "shape", "tensors", "total")
 
     def __init__(self, logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float) -> None:
         if not INT64.min <= ignore_index <= INT64.max:
@@ -71,6 +78,8 @@ class _PreparedCall:
         kernel = CrossEntropyKernel(logits, target, None, ignore_index, label_smoothing)
         _, *self.tensors = kernel.tensors  # an address is valid only while its tensor lives
         _, labels_, weight_ = kernel.addresses
+        self.shape, self.dtype = logits.shape, logits.dtype
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
         self.function, self.total = kernel.function, ctypes.c_double()
         num_rows, num_classes = logits.shape
         self.job = CrossEntropyJob(
@@ -89,14 +98,28 @@ class _PreparedCall:
             invalid_row=-1,
         )
         self.address = ctypes.addressof(self.job)
-        if len(_IDLE) >= MAX_IDLE:
-            _IDLE.clear()
 
 
-# Prepared calls that are not in use, by shape, dtype and options. A call takes one out and puts it back when it is
-# done, so another thread, a signal handler or a finalizer that calls the loss meanwhile makes its own, and one that a
-# refused id or an interruption has left half-way is not used again.
-_IDLE: dict[Any, _PreparedCall] = {}
-MAX_IDLE = 64  # shapes
+def _call_for(logits: Tensor, target: Tensor, ignore_index: int, label_smoothing: float) -> _PreparedCall:
+    """An idle call for these arguments, taken out of the list, or a new one."""
+    for call in tuple(_IDLE):
+        if (call.shape, call.dtype, call.ignore_index, call.label_smoothing) == (
+            logits.shape,
+            logits.dtype,
+            ignore_index,
+            label_smoothing,
+        ):
+            with contextlib.suppress(ValueError):  # another thread has just taken it
+                _IDLE.remove(call)
+                return call
+    del _IDLE[:-MAX_IDLE]
+    return _PreparedCall(logits, target, ignore_index, label_smoothing)
+
+
+# Prepared calls that are not in use, the last one used at the end. A call is taken out and put back when it is done, so
+# another thread, a signal handler or a finalizer that calls the loss meanwhile has its own, and one that a refused id
+# or an interruption has left half-way is not used again.
+_IDLE: list[_PreparedCall] = []
+MAX_IDLE = 16  # shapes and threads
 INT64 = torch.iinfo(torch.int64)
 small_batch_fast_path = SmallBatchCrossEntropy.apply  # looked up once, not at every step
