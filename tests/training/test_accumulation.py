@@ -18,7 +18,7 @@ from softmaxce.training.loop import fit
 from softmaxce.training.run import Run
 from softmaxce.training.step import TrainingStep
 
-from .test_train import config
+from ..helpers import config
 
 BALANCED = {"name": "softmax_cross_entropy", "weight": "balanced"}
 WEIGHTS = [0.2, 3.0, 1.0, 0.5, 0.1, 2.0, 1.5, 0.7, 4.0, 1.1]
