@@ -89,7 +89,6 @@ def _contributions(to: ExplanationPrinter) -> None:
     maps = [
         terminal_art.signed_map(pixels[index].numpy(), largest, to.has_color, min(room, terminal_art.WIDEST))
         for index in pair
-        for index in pair
     ]
     wide = max(maps[0][0].cell_len, 12)
     title = _to_width(to.name(pair[0]), wide) + Text("    ") + to.name(pair[1])
