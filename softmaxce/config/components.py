@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -220,7 +221,8 @@ def _import_file(file: Path) -> Any:
 
 
 def _module_name(file: Path) -> str:
-    return f"softmaxce_user_{file.stem}"
+    """A module name for a user's file; files of one name in different folders get different ones."""
+    return f"softmaxce_user_{file.stem}_{zlib.crc32(str(file.resolve()).encode()):08x}"
 
 
 def build(component: Component, supplied: Mapping[str, Any], called_with: int = 0) -> Any:

@@ -161,6 +161,14 @@ def test_an_int_for_a_float_of_a_users_component_arrives_as_a_float(
     assert (type(beta), type(size)) == (float, int)
 
 
+def test_two_files_of_one_name_in_different_folders_are_two_modules(tmp_path: Path) -> None:
+    for folder, value in (("one", 1), ("two", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text(f"def make(size: int = {value}):\n    return [size]\n")
+    made = [build(named("model", f"{tmp_path / folder / 'own.py'}:make"), {}) for folder in ("one", "two", "one")]
+    assert made == [[1], [2], [1]]
+
+
 def test_a_run_with_mixup_alpha_1_trains() -> None:
     run = build_run(read(SMALL, "mixup_alpha=1", "cutmix_alpha=1", "epochs=1", "device=cpu"))
     (epoch,) = fit(run)

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from softmaxce.build import build_run
 from softmaxce.optim import unwrapped
@@ -93,3 +95,40 @@ def test_a_run_imports_no_compiler(tmp_path: Path, small: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_optimizers_built_by_several_threads_leave_torchs_class_as_it_was() -> None:
+    before = torch.optim.Optimizer.add_param_group
+    entered, left = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+
+    def construct(number: int) -> None:
+        with unwrapped.construction():
+            entered[number].set()
+            left[number].wait(10)
+
+    threads = [threading.Thread(target=construct, args=(number,)) for number in range(2)]
+    for number in range(2):
+        threads[number].start()
+        entered[number].wait(0.5)  # the second enters only after the first has left
+    for number in range(2):
+        left[number].set()
+        threads[number].join()
+    assert torch.optim.Optimizer.add_param_group is before
+
+
+def test_without_torchs_private_registries_the_wrapped_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = build_run(config())
+    assert unwrapped.stepper(run.optimizer) != run.optimizer.step
+    monkeypatch.delattr(sys.modules["torch.optim.optimizer"], "_global_optimizer_pre_hooks")
+    assert unwrapped.stepper(run.optimizer) == run.optimizer.step
+
+
+def test_a_global_hook_is_called() -> None:
+    run = build_run(config())
+    calls: list[int] = []
+    handle = register_optimizer_step_pre_hook(lambda *_: calls.append(1))
+    try:
+        list(fit(run))
+    finally:
+        handle.remove()
+    assert len(calls) == 2 * len(run.train)
