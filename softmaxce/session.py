@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import keys
+from .config import keys, objects
 from .data.batches import Batch
 from .errors import (
     ConfigError,
@@ -228,7 +228,9 @@ def check_requirements(run: Run, requirements: Sequence[Requirement]) -> None:
 
 
 def resume_command(run: Run, folder: Path) -> str:
-    """The command that resumes a run; code of the user's needs --trust-code."""
+    """What resumes a run: a command, with --trust-code for the user's code; or a call, if objects were passed."""
+    if named := objects.objects_of(run.config):
+        return f"resume with: softmaxce.train(resume={str(folder)!r}, {', '.join(f'{name}=...' for name in named)})"
     trust = " --trust-code" if keys.users_code(run.config) else ""
     return f"resume with: softmaxce train --resume {shlex.quote(str(folder))}{trust}"
 

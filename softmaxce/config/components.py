@@ -33,6 +33,7 @@ class Component:
         arguments: by name.
         implied: the arguments that the name itself implies (the architecture of `torchvision:resnet50`).
         location: where the config names it, for messages; ignored when two components are compared.
+        instance: a Python object that stands in its place (config/objects.py); None if it is built by its name.
     """
 
     name: str
@@ -40,14 +41,27 @@ class Component:
     arguments: dict[str, Any]
     implied: dict[str, Any] = field(default_factory=dict)
     location: str = field(default="", compare=False)
+    instance: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def is_object(self) -> bool:
+        """Whether a Python object was passed in its place: `<mylab.Net>`. Only the caller has it."""
+        return is_object(self.name)
 
     def to_dict(self) -> dict[str, Any]:
         """As a config writes it."""
         return {"name": self.name, **self.arguments}
 
 
+def is_object(name: str) -> bool:
+    """Whether a name stands for a Python object: `<mylab.Net>`."""
+    return name.startswith("<") and name.endswith(">")
+
+
 def takes(component: Component, name: str) -> bool:
     """Whether a component has an argument of this name. Raises: ConfigError if its code cannot be read."""
+    if component.is_object:
+        return False
     try:
         try:
             signature = read_signature(component.target)
@@ -96,6 +110,8 @@ def resolve(
         other_keys: keys that may stand beside the arguments, for suggestions.
     Raises: ValueError if there is no such component.
     """
+    if is_object(name):
+        return Component(name, name, dict(arguments), {}, location), []
     target, implied = registry.resolve(name)
     component = Component(name, target, dict(arguments), implied, location)
     try:
@@ -237,6 +253,14 @@ def build(component: Component, supplied: Mapping[str, Any], called_with: int = 
     Raises: ConfigError, with the component's location, if the name cannot be imported, an argument does not fit, or the
         callable raises anything.
     """
+    if component.instance is not None:
+        return component.instance
+    if component.is_object:
+        message = (
+            f"{component.name} is a Python object that was passed to softmaxce.train, and no name to build it by; "
+            "pass it again, to softmaxce.train or softmaxce.load"
+        )
+        raise ConfigError([Problem(component.location, message)])
     try:
         target = load_object(component.target)
         signature = signature_of(target)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..build import FEWER_IMAGES, build_loss, build_model, hold_out, load_source
 from ..config.components import build
 from ..config.keys import Config, refuse_users_code
+from ..config.objects import with_objects
 from ..config.reader import as_recorded, from_dict
 from ..data.batches import Batches
 from ..data.folder import read_folder
@@ -26,7 +27,7 @@ from ..errors import ConfigError, DataError, within_memory
 from ..losses.interface import Loss
 from ..runs import checkpoint as checkpoints
 from ..runs.checkpoint import Checkpoint
-from ..runs.folder import SPLITS, read_record
+from ..runs.folder import read_record
 from ..runs.header import find_checkpoint
 from ..runs.provenance import check_split
 from ..runs.validation import check_weights
@@ -38,6 +39,8 @@ from .metrics import Metrics, compute_metrics
 from .predict import AHEAD, IMAGE_TYPES, ImageLike, Prediction, pixels_of, top_classes
 from .temperature import temperature_of
 from .tta import with_tta
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ class TrainedModel:
         data_root: Path | None = None,
         trust_code: bool = False,
         allow_changed_data: bool = False,
+        model: nn.Module | None = None,
+        loss: Loss | None = None,
+        dataset: Dataset | None = None,
     ) -> "TrainedModel":
         """Read, check and build the model of a run.
 
@@ -93,6 +99,9 @@ class TrainedModel:
             data_root: where the data set is now; None for where it was at training.
             trust_code: run the `module:Name` code that the checkpoint names; refused otherwise.
             allow_changed_data: use the run's splits although their images are not those of the training.
+            model: in place of what the config names; it gets the run's weights. Needed if the run was given an object.
+            loss: likewise; for the loss among the metrics.
+            dataset: likewise; for the run's splits.
         Raises: RunError if there is no checkpoint, it is damaged, or its weights do not fit; ConfigError if its parts
             cannot be built, or the machine has no such device.
         """
@@ -105,6 +114,7 @@ class TrainedModel:
         }
         changes = {key: value for key, value in changes.items() if value is not None}
         config = config_of(loaded, changes, trust_code=trust_code)
+        config = with_objects(config, model=model, loss=loss, dataset=dataset)
         where = _device(loaded, config, device)
         preprocessing = _preprocessing(loaded)
         return cls(
