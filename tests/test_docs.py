@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from softmaxce.config import registry
 from softmaxce.config.recipes import recipes
@@ -86,6 +88,19 @@ def test_the_shell_script_runs_as_it_stands(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert 0.95 <= float(done.stdout.splitlines()[-1]) <= 1
     assert "require accuracy>=0.95: met" in (tmp_path / "report.txt").read_text()
+
+
+def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
+    images, labels = load_digits(return_X_y=True)
+    seven = images[labels == 7][0].reshape(8, 8)
+    Image.fromarray((seven * 255 / 16).round().astype("uint8")).save(tmp_path / "seven.png")
+    (tmp_path / "api.py").write_text(files("README.md")["api.py"])
+    done = subprocess.run([sys.executable, "api.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    accuracy, name = done.stdout.splitlines()[-1].split()
+    assert float(accuracy) > 0.9
+    assert name == "7"
+    assert (tmp_path / "runs" / "mine" / "run.json").is_file()
 
 
 def test_the_article_is_executable() -> None:
