@@ -203,25 +203,23 @@ def _plan(
     if resume is None or resume == "auto":
         if config is None:
             raise ConfigError([Problem("config", "is needed: a recipe's name, a YAML file or a dict")])
-        requested = _config(config, overrides, **objects)
+        checked = _config(config, overrides, **objects)
         if resume is None:
-            return Plan(requested, folder), []
-        if folder is None and (named := objects_of(requested)):
+            return Plan(checked, folder), []
+        if folder is None and (named := objects_of(checked)):
             message = f"cannot know a run again by an object ({', '.join(named)}); pass output=, its folder, too"
             raise ConfigError([Problem("resume='auto'", message)])
-        return resume_or_start(requested, folder, ImagesNow(), allow_changed_data=allow_changed_data)
+        return resume_or_start(checked, folder, ImagesNow(), allow_changed_data=allow_changed_data)
     if folder is not None and folder.resolve() != Path(resume).resolve():
         raise ConfigError([Problem("output", "a resumed run stays in its own folder; leave output out")])
     recorded = Path(resume) / "config.yaml"
-    if config is None and recorded.is_file():
-        config = load_config(recorded, overrides)
-        if not trust_code:
-            refuse_users_code(config, fspath(resume))
-        requested = with_objects(config, **objects)
-    elif config is None:
-        requested = None  # resume_run says that there is no run
-    else:
+    requested: Config | None = None  # resume_run raises where there is no run
+    if config is not None:
         requested = _config(config, overrides, **objects)
+    elif recorded.is_file():
+        requested = with_objects(load_config(recorded, overrides), **objects)
+        if not trust_code:
+            refuse_users_code(requested, fspath(resume))
     return resume_run(Path(resume), requested, allow_changed_data=allow_changed_data), []
 
 

@@ -75,7 +75,7 @@ class NotebookTable(Reporter):
 
         content = {"text/html": self._html(label, fraction), "text/plain": self._text()}
         if self._handle is None:
-            self._handle = display(content, raw=True, display_id=True)
+            self._handle = display(content, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         else:
             self._handle.update(content, raw=True)
 
