@@ -27,7 +27,7 @@ from ..errors import ConfigError, DataError, within_memory
 from ..losses.interface import Loss
 from ..runs import checkpoint as checkpoints
 from ..runs.checkpoint import Checkpoint
-from ..runs.folder import read_record
+from ..runs.folder import SPLITS, read_record
 from ..runs.header import find_checkpoint
 from ..runs.provenance import check_split
 from ..runs.validation import check_weights
@@ -39,8 +39,6 @@ from .metrics import Metrics, compute_metrics
 from .predict import AHEAD, IMAGE_TYPES, ImageLike, Prediction, pixels_of, top_classes
 from .temperature import temperature_of
 from .tta import with_tta
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ def fits_fast_path(input: Tensor, target: Tensor) -> bool:
         and target.dtype is int64
         and input.is_contiguous()
         and target.is_contiguous()
-        and not input.is_neg()  # integers never are
         and not is_watched()
+        and not input.is_neg()  # integers never are; torch.compile cannot trace the question
     )
 
 

@@ -416,7 +416,7 @@ def test_a_job_that_is_interrupted_returns_when_all_threads_have_left_its_memory
         raise KeyboardInterrupt
 
     class Job(ctypes.Structure):
-        _fields_ = (("next_part", ctypes.c_int64),)
+        _fields_ = (("next_chunk", ctypes.c_int64),)
 
     before = signal.signal(signal.SIGUSR1, stop)
     lock.acquire()
