@@ -53,7 +53,7 @@ def rewritten(run: Path, file: Path, **config: object) -> Path:
     """The run's best checkpoint with other values in its config."""
     best = run / "best.safetensors"
     header = read_header(best)
-    file.write_bytes(checkpoint._serialized(load_file(best), header | {"config": header["config"] | config})[0])
+    file.write_bytes(checkpoint.serialized(load_file(best), header | {"config": header["config"] | config})[0])
     return file
 
 
@@ -173,7 +173,7 @@ def test_json_of_a_model_that_gives_nan_has_null_in_place_of_nan(
 ) -> None:
     best = folder / "run" / "best.safetensors"
     broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(best).items()}
-    (tmp_path / "nan.safetensors").write_bytes(checkpoint._serialized(broken, read_header(best))[0])
+    (tmp_path / "nan.safetensors").write_bytes(checkpoint.serialized(broken, read_header(best))[0])
     done = CliRunner().invoke(app, ["eval", str(tmp_path / "nan.safetensors"), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout, parse_constant=pytest.fail)["nll"] is None
