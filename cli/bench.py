@@ -74,27 +74,27 @@ def bench_loss(
     from softmaxce.report import bench_loss as output
     from softmaxce.runtime.device import choose_device
 
-    chosen = choose_device(device)
+    selected_device = choose_device(device)
     notes = [never_trim()]
     if models:
         from softmaxce.bench import loss_in_training
 
         steps = list(itertools.product(thread_counts, models, batch_sizes))
         trainings = [
-            loss_in_training.compare(model, size, count, chosen, rounds)
+            loss_in_training.compare(model, size, count, selected_device, rounds)
             for count, model, size in _tracked(steps, lambda step: f"{step[1]}, batch {step[2]}")
         ]
         measured = output.training_to_dict(trainings) if json else partial(output.print_training, trainings)
     else:
         from softmaxce.bench import candidates, loss
 
-        failure = candidates.why_not_compiled(chosen)
+        failure = candidates.why_not_compiled(selected_device)
         if failure is not None:
             notes.append(f"torch.compile does not work on this machine and is left out: {failure}")
-        cells = list(loss.grid(grid, dtype_names, thread_counts, chosen))
+        cells = list(loss.grid(grid, dtype_names, thread_counts, selected_device))
         results = [(cell, loss.compare(cell, rounds, failure is None, others)) for cell in _tracked(cells, str)]
         measured = output.loss_to_dict(results) if json else partial(output.print_loss, results)
-    _print(chosen, notes, measured)
+    _print(selected_device, notes, measured)
 
 
 @app.command("train")

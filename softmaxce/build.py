@@ -159,13 +159,15 @@ def hold_out(source: Dataset, config: Config) -> Dataset:
         if not by_shuffle and isinstance(size, int) and most < size < len(train):
             message = f"{size} of {len(train)} images would leave a class without training images; {most} is the most"
             raise ConfigError([Problem("data.validation", message)])
-        keep: tuple[Side, ...] = ("rest", "chosen") if train.names is not None else ("rest",)
-        rest, chosen = _cut(train, size, generator, config.seed, "data.validation", () if by_shuffle else keep)
-        train, validation = train.take(rest), train.take(chosen)
+        keep: tuple[Side, ...] = ("rest", "selected") if train.names is not None else ("rest",)
+        rest, selected = _cut(train, size, generator, config.seed, "data.validation", () if by_shuffle else keep)
+        train, validation = train.take(rest), train.take(selected)
     limit = config.data.train_limit
     if limit is not None and limit < len(train):
-        _, chosen = _cut(train, limit, generator, config.seed, "data.train_limit", () if by_shuffle else ("chosen",))
-        train = train.take(chosen)
+        _, selected = _cut(
+            train, limit, generator, config.seed, "data.train_limit", () if by_shuffle else ("selected",)
+        )
+        train = train.take(selected)
     if config.early_stopping is not None and validation is None:
         raise ConfigError([Problem("", NEEDS_VALIDATION)])
     return replace(source, train=train, validation=validation)

@@ -99,7 +99,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-Side = Literal["rest", "chosen"]
+Side = Literal["rest", "selected"]
 
 
 def stratified(
@@ -112,7 +112,7 @@ def stratified(
         count: how many indices the second part gets, 0 < count < N.
         generator: of the shuffle.
         keep: the parts in which every class must have an image, as far as `count` allows.
-    Returns: (rest, chosen), [N - count] and [count] int64, each sorted.
+    Returns: (rest, selected), [N - count] and [count] int64, each sorted.
     Raises: ValueError if a part would be empty.
 
     The counts of the classes are rounded by the largest remainder (Hamilton's method), ties to the lower class id.
@@ -120,18 +120,18 @@ def stratified(
     seats = _seats(torch.bincount(labels), count, keep)
     n = len(labels)
     order = torch.randperm(n, generator=generator)
-    chosen = torch.zeros(n, dtype=torch.bool)
+    selected = torch.zeros(n, dtype=torch.bool)
     shuffled = labels[order]
     for label, seat in enumerate(seats.tolist()):
-        chosen[order[shuffled == label][:seat]] = True
-    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+        selected[order[shuffled == label][:seat]] = True
+    return (~selected).nonzero().flatten(), selected.nonzero().flatten()
 
 
 SLACK = 0.25  # relative deviation of a class's count from fraction * images, beyond which it is corrected
 
 
 def split_by_name(
-    names: Sequence[str], labels: Tensor, size: float, salt: str, keep: Collection[Side] = ("rest", "chosen")
+    names: Sequence[str], labels: Tensor, size: float, salt: str, keep: Collection[Side] = ("rest", "selected")
 ) -> tuple[Tensor, Tensor]:
     """Split indices in two by a hash of each image's name, so that images stay in their part when others come or go.
 
@@ -141,7 +141,7 @@ def split_by_name(
         size: a fraction in (0, 1) of each class, or a count over all classes, 0 < count < N.
         salt: hashed with the name: another salt gives another split.
         keep: for a count, the parts in which every class must have an image, as far as it allows.
-    Returns: (rest, chosen), int64 indices, each sorted. Their order and the classes' ids do not matter.
+    Returns: (rest, selected), int64 indices, each sorted. Their order and the classes' ids do not matter.
     Raises: ValueError if a part would be empty.
 
     The hash is a number in [0, 1); the images of a class with the lowest hashes are the second part.
@@ -161,7 +161,7 @@ def split_by_name(
     members: list[list[int]] = [[] for _ in totals]
     for index, label in enumerate(labels.tolist()):
         members[label].append(index)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    selected = torch.zeros(len(labels), dtype=torch.bool)
     for label, indices in enumerate(members):
         indices.sort(key=lambda index: (hashes[index], names[index]))
         if seats is not None:
@@ -169,10 +169,10 @@ def split_by_name(
         else:
             below = sum(hashes[index] < size for index in indices)
             number = _near_share(below, size, len(indices))
-        chosen[indices[:number]] = True
-    if not chosen.any():
+        selected[indices[:number]] = True
+    if not selected.any():
         raise ValueError("no class has two images, one for each part")
-    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+    return (~selected).nonzero().flatten(), selected.nonzero().flatten()
 
 
 def _hash(name: str, salt: str) -> float:
@@ -206,7 +206,7 @@ def _seats(totals: Tensor, count: int, keep: Collection[Side]) -> Tensor:
     low, high = torch.zeros_like(totals), totals
     if "rest" in keep and count <= int((totals - 1).clamp(min=0).sum()):
         high = (totals - 1).clamp(min=0)
-    if "chosen" in keep and count >= int(high.clamp(max=1).sum()):
+    if "selected" in keep and count >= int(high.clamp(max=1).sum()):
         low = high.clamp(max=1)
     exact = totals.double() * count / n
     seats = torch.minimum(torch.maximum(exact.floor().long(), low), high)

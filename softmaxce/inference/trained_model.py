@@ -197,8 +197,8 @@ class TrainedModel:
         Returns: [N, K] float32, not divided by the temperature, and [N] int64; on the model's device.
         Raises: as split and batches.
         """
-        chosen = self.split(split) if isinstance(split, str) else split
-        return predict(self.model, self.batches(chosen), self.precision)
+        selected = self.split(split) if isinstance(split, str) else split
+        return predict(self.model, self.batches(selected), self.precision)
 
     def metrics(self, split: str | Split) -> Metrics:
         """Loss, accuracy, calibration and per-class metrics on a split. Raises: as logits."""

@@ -1,7 +1,7 @@
 """2x2 max-pooling and its gradient on the CPU, for images whose pixels hold their channels side by side.
 
 Floating-point numbers of every width compare like integers, once the bits below the sign of negative ones are
-inverted. So integers are compared, and bfloat16 need not be told from float16. As in PyTorch, a NaN is the largest of
+inverted. So integers are compared, and bfloat16 and float16 need no distinction. As in PyTorch, a NaN is the largest of
 all, and of equal numbers the first is taken: left before right, then upper before lower. (Unlike there, -0 is less than
 0, and of several NaNs too the first is taken.)
 

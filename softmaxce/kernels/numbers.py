@@ -83,7 +83,7 @@ def _narrow(x: Any, like: Any) -> Any:
 
 
 def order(x: Any) -> Any:
-    """A float as an integer that compares as it does: whole rows are compared in lanes. NaN lies outside +-infinity."""
+    """A float as an integer that compares as it does, vectorized over a row. NaN lies outside +-infinity."""
 
 
 @overload(order)

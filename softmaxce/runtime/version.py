@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1]
 def softmaxce_version() -> str:
     """`0.2.0.dev0+3f2a9c1b4d5e`: pyproject's version, and the first 12 hex digits of `source_digest` (PEP 440).
 
-    The number alone is the same for all commits between two releases. The digest needs no tags and no git, and tells
-    edited code apart too.
+    The number alone is the same for all commits between two releases. The digest needs no tags and no git, and it
+    distinguishes edited code too.
     """
     return f"{version('softmaxce')}+{source_digest(PACKAGE)[:12]}"
 

@@ -58,7 +58,7 @@ class NonFiniteMonitor:
     """Checks an epoch's losses and gradients before the weights take them up.
 
     On the CPU each is checked before its update. On a GPU that would wait for the device at every step; there the
-    answer is read `IN_FLIGHT` steps later, and torch's fused optimizers are told on the device to leave that step out.
+    answer is read `IN_FLIGHT` steps later, and torch's fused optimizers skip that step by a flag on the device.
     With `on_nonfinite: skip` every step is checked at once on a GPU too, and the running statistics that a skipped
     batch has changed are put back.
 

@@ -39,9 +39,9 @@ def chosen_of(pairs: Pairs, size: float, salt: str = "test") -> set[str]:
     names = [f"{label}/{number}" for label, number in pairs]
     classes = sorted({label for label, _ in pairs})
     labels = torch.tensor([classes.index(label) for label, _ in pairs])
-    rest, chosen = split_by_name(names, labels, size, salt)
-    assert torch.cat([rest, chosen]).sort().values.equal(torch.arange(len(names)))
-    return {names[index] for index in chosen.tolist()}
+    rest, selected = split_by_name(names, labels, size, salt)
+    assert torch.cat([rest, selected]).sort().values.equal(torch.arange(len(names)))
+    return {names[index] for index in selected.tolist()}
 
 
 def of_class(names: set[str], label: str) -> int:
@@ -69,10 +69,10 @@ def test_the_order_of_the_images_does_not_matter(pairs: Pairs, random: Random, s
 def test_a_class_has_its_share_to_within_a_quarter_or_an_image_and_one_on_each_side(
     pairs: Pairs, fraction: float
 ) -> None:
-    chosen = chosen_of(pairs, fraction)
+    selected = chosen_of(pairs, fraction)
     for label in {label for label, _ in pairs}:
         total = [each for each, _ in pairs].count(label)
-        number, share = of_class(chosen, label), fraction * total
+        number, share = of_class(selected, label), fraction * total
         if total == 1:
             assert number == 0
         else:
@@ -84,9 +84,9 @@ def test_a_class_has_its_share_to_within_a_quarter_or_an_image_and_one_on_each_s
 def test_a_count_is_exact_and_leaves_each_class_one_image(pairs: Pairs, data: st.DataObject) -> None:
     sizes = {label: [each for each, _ in pairs].count(label) for label, _ in pairs}
     count = data.draw(st.integers(1, len(pairs) - len(sizes)))
-    chosen = chosen_of(pairs, count)
-    assert len(chosen) == count
-    assert all(of_class(chosen, label) < size for label, size in sizes.items())
+    selected = chosen_of(pairs, count)
+    assert len(selected) == count
+    assert all(of_class(selected, label) < size for label, size in sizes.items())
 
 
 def test_no_training_image_of_a_large_class_becomes_a_test_image_when_it_grows_by_half() -> None:
@@ -115,8 +115,8 @@ def test_composed_and_decomposed_letters_are_one_name() -> None:
 def test_the_hash_is_blake2b_and_no_machine_splits_otherwise() -> None:
     # printf 'test\0a/6.png' | b2sum -l 64 is 042f..., with 2 it is 0a9c..., and the next is 9647...
     names = [f"a/{number}.png" for number in range(8)]
-    _, chosen = split_by_name(names, torch.zeros(8, dtype=torch.int64), 0.25, "test")
-    assert chosen.tolist() == [2, 6]
+    _, selected = split_by_name(names, torch.zeros(8, dtype=torch.int64), 0.25, "test")
+    assert selected.tolist() == [2, 6]
 
 
 # -- classes are not lost, where images have no names -----------------------------------------------------------------
@@ -134,9 +134,9 @@ def test_no_class_loses_its_last_image_to_a_count_that_leaves_room(labels: Tenso
 def test_a_limit_of_enough_images_has_some_of_every_class(labels: Tensor, data: st.DataObject) -> None:
     classes = len(labels.unique())
     count = data.draw(st.integers(classes, len(labels) - 1))
-    _, chosen = stratified(labels, count, torch.Generator().manual_seed(0), ("chosen",))
-    assert len(chosen) == count
-    assert len(labels[chosen].unique()) == classes
+    _, selected = stratified(labels, count, torch.Generator().manual_seed(0), ("selected",))
+    assert len(selected) == count
+    assert len(labels[selected].unique()) == classes
 
 
 @pytest.mark.parametrize("change", ["data.validation=2", "data.validation=0.5", "data.train_limit=2"])
@@ -246,8 +246,8 @@ def by_shuffle(labels: Tensor, count: int, seed: int) -> Tensor:
     exact = torch.bincount(labels).double() * count / len(labels)
     seats = exact.floor().long()
     seats[torch.argsort(exact - seats, descending=True, stable=True)[: count - int(seats.sum())]] += 1
-    chosen = [order[labels[order] == label][:seat] for label, seat in enumerate(seats.tolist())]
-    return torch.cat(chosen).sort().values
+    selected = [order[labels[order] == label][:seat] for label, seat in enumerate(seats.tolist())]
+    return torch.cat(selected).sort().values
 
 
 def test_split_by_shuffle_is_the_split_of_earlier_versions(thousand: Path) -> None:

@@ -20,16 +20,16 @@ def test_both_parts_together_are_everything_once_and_the_second_has_the_count(
     labels: Tensor, data: st.DataObject
 ) -> None:
     count = data.draw(st.integers(1, len(labels) - 1))
-    rest, chosen = stratified(labels, count, drawn(data.draw(st.integers(0, 99))))
-    assert len(chosen) == count
-    assert torch.cat([rest, chosen]).sort().values.equal(torch.arange(len(labels)))
+    rest, selected = stratified(labels, count, drawn(data.draw(st.integers(0, 99))))
+    assert len(selected) == count
+    assert torch.cat([rest, selected]).sort().values.equal(torch.arange(len(labels)))
 
 
 @given(LABELS, st.data())
 def test_every_class_gets_its_exact_share_to_within_one_image(labels: Tensor, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(labels) - 1))
-    _, chosen = stratified(labels, count, drawn(0))
-    seats = torch.bincount(labels[chosen], minlength=7)
+    _, selected = stratified(labels, count, drawn(0))
+    seats = torch.bincount(labels[selected], minlength=7)
     exact = torch.bincount(labels, minlength=7) * count / len(labels)
     assert ((seats - exact).abs() < 1).all()
 
