@@ -208,11 +208,11 @@ def test_a_resumed_run_on_other_images_is_refused_unless_the_user_insists(app: t
     for require in ([], ["--require", "accuracy>=0"]):
         done = run(app, "train", "--resume", "out", "--epochs", "2", "-q", *require, status=2)
         (error,) = done.stderr.splitlines()
-        assert error.startswith("error: out: the train and validation images are not those that this run was trained")
+        assert error.startswith("error: out: the train images are not those that this run was trained")
         assert REFUSAL in error
     assert (here / "out/run.json").read_text() == record
     done = run(app, "train", "--resume", "out", "--epochs", "2", "-q", "--allow-changed-data")
-    assert "warning: out: the train and validation images are not those" in done.stderr
+    assert "warning: out: the train images are not those" in done.stderr
     assert json.loads((here / "out/run.json").read_text())["earlier_environments"][0]["data"]
     assert "warning" not in run(app, "train", "--resume", "out", "--epochs", "3", "-q").stderr  # it is these by now
 
