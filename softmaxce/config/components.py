@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import ConfigError, Problem, SoftmaxceError, in_one_line, ran_out_of_memory, suggestion
 from .registry import Registry
-from .signatures import NotStatic, Signature, read_signature, signature_of
+from .signatures import Argument, NotStatic, Signature, read_signature, signature_of
 from .values import convert, describe
 
 
@@ -177,6 +177,15 @@ def left_to_the_caller(
     return names if is_plain else []
 
 
+def _default(argument: Argument) -> Any:
+    """An argument's default as a config's value would be: of the declared type, a list in place of a tuple."""
+    value = list(argument.default) if isinstance(argument.default, tuple) else argument.default
+    try:
+        return convert(value, argument.type)  # torch declares `weight_decay: float = 0`
+    except ValueError:  # the default need not be of the declared type
+        return value
+
+
 def check_component(
     component: Component,
     signature: Signature,
@@ -193,7 +202,7 @@ def check_component(
         component.name, signature, component.arguments, preset, aliases=aliases, other_keys=other_keys
     )
     defaults = {
-        a.name: list(a.default) if isinstance(a.default, tuple) else a.default
+        a.name: _default(a)
         for a in signature.arguments
         if a.name not in preset and not a.required and a.default is not ...
     }

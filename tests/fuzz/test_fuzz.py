@@ -56,8 +56,8 @@ def test_any_plain_data_is_a_config_or_is_refused_with_its_places(data: dict[str
     try:
         assert isinstance(reader.check(document), Config)
     except ConfigError as error:
-        problems = error.problems or ("none told",)
-    assert all(str(problem).startswith("f.yaml:1:1: ") for problem in problems)
+        problems = error.problems or ("none",)
+    assert all(str(problem).startswith("f.yaml: ") for problem in problems)
 
 
 def test_what_a_refusal_names_is_looked_for_in_each_line() -> None:
