@@ -98,7 +98,7 @@ FAULTS = """\
 import resource, sys, torch
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
 from softmaxce.build import build_run
-from softmaxce import config, yamlfile
+from softmaxce.config import reader, yamlfile
 text = '''
 epochs: 1
 device: cpu
@@ -107,7 +107,7 @@ data: {{name: synthetic, train: 64, test: 8, size: 64, batch_size: 64}}
 model: linear
 optimizer: {{name: sgd, lr: 0.1}}
 '''
-build_run(config.check(yamlfile.parse(text, 'text')))
+build_run(reader.check(yamlfile.parse(text, 'text')))
 def batch():
     return [torch.ones(12_000_000) for _ in range(2)]
 for _ in range(3):
