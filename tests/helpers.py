@@ -51,3 +51,7 @@ def figures(run: "Run") -> list[tuple[Any, ...]]:
     from softmaxce.training.loop import fit  # not above: a test that needs no torch does not wait for it
 
     return [(e.number, e.learning_rate, e.train, e.validation, e.test, e.best) for e in fit(run)]
+
+
+# Classes of the image folder of tests/inference, by the color of their images.
+COLORS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
