@@ -62,7 +62,7 @@ def _forward(
     gradient = None
     if make_gradient:
         options |= GRADIENT
-        gradient = torch.empty(logits.shape, dtype=logits.dtype, device=CPU)
+        gradient = kernel.new_gradient()
     total, divisor = kernel.launch(options, scale, gradient=gradient)
     if options & MEAN:
         return rounded_scalar(total, dtype), 1.0 / (divisor or math.nan), gradient
@@ -70,8 +70,11 @@ def _forward(
 
 
 def rounded_scalar(value: float, dtype: torch.dtype) -> Tensor:
-    """[] of this dtype, rounded: infinite beyond its largest number, where scalar_tensor raises an error."""
-    return scalar_tensor(value, dtype=torch.float64, device=CPU).to(dtype)
+    """[] of this dtype, rounded: infinite beyond its largest number."""
+    try:
+        return scalar_tensor(value, dtype=dtype, device=CPU)
+    except RuntimeError:  # beyond the largest number; by way of float64, which would cost 15 us each time
+        return scalar_tensor(value, dtype=torch.float64, device=CPU).to(dtype)
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -116,8 +119,8 @@ def backward(ctx: Any, upstream: Tensor) -> Tensor:
         result: Tensor = torch.autograd.grad(loss, logits, upstream.to(loss.dtype), create_graph=True)[0]
         return result
     ignore_index, _, label_smoothing = ctx.arguments
-    result = torch.empty(logits.shape, dtype=logits.dtype, device=CPU)
     kernel = CrossEntropyKernel(logits, target, weight, ignore_index, label_smoothing)
+    result = kernel.new_gradient()
     # The ids are checked again: NumPy and `.data` change a tensor without autograd noticing.
     options = GRADIENT | (VALIDATE if target.ndim == 1 else 0)
     if upstream.ndim:

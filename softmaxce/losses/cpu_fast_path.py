@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, bfloat16, empty_like, is_grad_enabled, scalar_tensor
+from torch import Tensor, bfloat16, empty_like, is_grad_enabled
 
 from ..kernels.cross_entropy import GRADIENT, MEAN, VALIDATE, CrossEntropyJob
 from ..kernels.tensor_memory import address, dense
@@ -47,10 +47,7 @@ class SmallBatchCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(logits, target, None)
         if dtype is bfloat16 and torch.is_autocast_enabled("cpu"):
             dtype = torch.float32
-        try:
-            return scalar_tensor(total / divisor, dtype=dtype, device=CPU)
-        except RuntimeError:  # beyond the dtype's largest number
-            return rounded_scalar(total / divisor, dtype)
+        return rounded_scalar(total / divisor, dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -70,6 +70,10 @@ class CrossEntropyKernel:
         labels_ = 0 if labels is None else labels.data_ptr()
         self.addresses = target_, labels_, weight_
 
+    def new_gradient(self) -> Tensor:
+        """[N, K], contiguous and not yet written."""
+        return torch.empty_like(self.logits, memory_format=torch.contiguous_format)  # half the time of torch.empty
+
     def launch(
         self,
         options: int,
