@@ -10,7 +10,7 @@ from torch import Tensor, bfloat16, empty_like, is_grad_enabled
 
 from ..kernels.cross_entropy import GRADIENT, MEAN, VALIDATE, CrossEntropyJob
 from ..kernels.tensor_memory import address, dense
-from .cpu import CPU, backward, rounded_scalar, take_gradient
+from .cpu import backward, rounded_scalar, take_gradient
 from .cpu_launch import CrossEntropyKernel
 
 

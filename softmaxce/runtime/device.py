@@ -1,6 +1,7 @@
 """The device, the precision and the number of threads of a run."""
 
 import contextlib
+import ctypes
 import functools
 import os
 import warnings
@@ -64,9 +65,20 @@ def cpu_flags() -> frozenset[str]:
 
 
 def share_processors() -> None:
-    """Use no more threads than this process has CPUs; more would wait for each other.
+    """Use no more threads than this process has CPUs and than OpenMP will start.
 
     torch counts the CPUs of the affinity mask, but not a container's CPU quota. $OMP_NUM_THREADS has precedence.
+
+    PyTorch's convolutions (oneDNN) rely on getting as many threads as torch.get_num_threads() says. With
+    $OMP_THREAD_LIMIT or $OMP_DYNAMIC OpenMP may start fewer, and a convolution then waits for ever for the others, or
+    leaves their part of the result unwritten.
     """
-    if "OMP_NUM_THREADS" not in os.environ and (count := processors()) < torch.get_num_threads():
-        torch.set_num_threads(count)
+    limits = [torch.get_num_threads()]
+    if "OMP_NUM_THREADS" not in os.environ:
+        limits.append(processors())
+    openmp = ctypes.CDLL(getattr(torch._C, "__file__", None))  # finds the symbols of the OpenMP that torch has loaded
+    with contextlib.suppress(AttributeError):  # this torch uses no OpenMP
+        openmp.omp_set_dynamic(0)  # of the calling thread
+        limits.append(openmp.omp_get_thread_limit())
+    if min(limits) < limits[0]:
+        torch.set_num_threads(min(limits))

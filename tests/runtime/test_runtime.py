@@ -94,6 +94,21 @@ def test_a_run_on_one_processor_uses_one_thread() -> None:
         assert done.stdout.strip() == threads
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks GNU's OpenMP, which torch ships on Linux")
+@pytest.mark.parametrize("limits", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"}])
+def test_a_run_counts_only_on_threads_that_openmp_will_start(limits: dict[str, str]) -> None:
+    # With $OMP_DYNAMIC a region gets fewer threads on a busy machine; where it gets fewer than torch counts on, a
+    # convolution hangs or leaves a part of its result unwritten.
+    code = (
+        "import ctypes, torch\nfrom softmaxce.runtime.device import share_processors\nshare_processors()\n"
+        "openmp = ctypes.CDLL(torch._C.__file__)\n"
+        "print(torch.get_num_threads() <= openmp.omp_get_thread_limit() and not openmp.omp_get_dynamic())"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "2"} | limits
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
 FAULTS = """\
 import resource, sys, torch
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
