@@ -15,7 +15,7 @@ from .subject import Subject, value_and_gradient
 
 def without_reference(subject: Subject) -> str:
     """A value can be checked only against a reference."""
-    return "" if subject.reference is not None else "no --reference given"
+    return "" if subject.reference is not None else "no --reference given: whether it is the formula that you mean"
 
 
 def source_of_reference(subject: Subject) -> str:

@@ -122,6 +122,26 @@ def mixed_batches(draw: st.DrawFn, subject: Subject) -> Case:
     return Case(case.logits, case.targets, {"mixed_with": others, "share": share})
 
 
+@st.composite
+def raised_batches(draw: st.DrawFn, subject: Subject) -> Case:
+    """One row whose label has no larger logit than the others, even when that is `raised_by` as much."""
+    case = draw(batches(subject, steps(10), max_rows=1))
+    (row,), (target,) = case.logits, case.targets
+    by = draw(st.integers(1, 40)) / 4
+    largest = max(x for index, x in enumerate(row) if index != target)
+    logits = [min(x, largest) - by if index == target else x for index, x in enumerate(row)]
+    return Case([logits], [target], {"raised_by": by})
+
+
+@st.composite
+def wrong_rows(draw: st.DrawFn, subject: Subject, margin: float) -> Case:
+    """One row whose label's logit is this far below each of the others."""
+    case = draw(batches(subject, steps(4), max_rows=1))
+    (row,), (target,) = case.logits, case.targets
+    lowest = min(x for index, x in enumerate(row) if index != target)
+    return Case([[lowest - margin if index == target else x for index, x in enumerate(row)]], [target])
+
+
 def usual_batch(subject: Subject) -> SearchStrategy[Case]:
     """One batch of three rows, always the same."""
     classes = subject.num_classes or 5

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..config.registry import LAWS
 from ..laws.cost import Costs
 from ..laws.law import LawResult
 from ..laws.subject import Subject
@@ -57,6 +58,8 @@ def print_results(subject: Subject, results: list[LawResult], costs: Costs | Non
         _print_costs(costs, console)
     console.print()
     console.print(_summary(subject, results), soft_wrap=True)
+    if line := _not_checked(results):
+        console.print(line, soft_wrap=True)
 
 
 def _table(results: list[LawResult]) -> Table:
@@ -118,3 +121,15 @@ def _summary(subject: Subject, results: list[LawResult]) -> Text:
     if failed:
         return Text(f"{name} breaks {len(failed)} of {tested} laws tried: {', '.join(failed)}", style="red")
     return Text(f"{name} keeps {tested} of {tested} laws tried", style="green")
+
+
+def _not_checked(results: list[LawResult]) -> str:
+    """The laws that were not tested, by their reasons; empty if all were."""
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        if result.status in ("exempt", "not applicable"):
+            reasons.setdefault(result.detail, []).append(result.law)
+    parts = [f"{', '.join(laws)} ({reason})" for reason, laws in reasons.items()]
+    if others := len(LAWS) - len(results):
+        parts.append(f"{others} other laws (--only)")
+    return f"not checked: {'; '.join(parts)}" if parts else ""

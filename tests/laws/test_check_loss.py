@@ -48,7 +48,10 @@ def test_a_sound_loss_is_0_and_every_law_has_a_line(softmaxce: Softmaxce, tmp_pa
     assert [row[0] for row in rows if row and row[0] in registry.LAWS] == list(registry.LAWS)
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "\x1b" not in done.stdout
-    assert done.stdout.splitlines()[-1] == "softmax_cross_entropy keeps 15 of 15 laws tried"
+    assert done.stdout.splitlines()[-2:] == [
+        "softmax_cross_entropy keeps 18 of 18 laws tried",
+        "not checked: compile (skipped by --skip)",
+    ]
     assert list(tmp_path.iterdir()) == []  # and nothing is left behind
 
 
@@ -60,7 +63,27 @@ def test_a_broken_law_is_1_with_the_smallest_input_and_a_hint(softmaxce: Softmax
     assert lines[start + 1].split(None, 1) == ["with", "logits = torch.tensor([[0., 10000.]])"]
     assert lines[start + 2] == "targets = torch.tensor([0])"
     assert "subtract each row's largest logit before exp" in lines[start + 3]
-    assert lines[-1] == "own.py:naive breaks 1 of 2 laws tried: finite"
+    assert lines[-2:] == ["own.py:naive breaks 1 of 2 laws tried: finite", "not checked: 17 other laws (--only)"]
+
+
+@pytest.mark.parametrize("mistake", ["twice", "no_minus", "epsilon"])
+def test_the_classic_mistakes_are_found_without_a_reference(softmaxce: Softmaxce, tmp_path: Path, mistake: str) -> None:
+    (tmp_path / "own.py").write_text("""
+from torch.nn import functional
+
+def twice(logits, targets):
+    return functional.cross_entropy(logits.softmax(1), targets)
+
+def no_minus(logits, targets):
+    return -functional.cross_entropy(logits, targets)
+
+def epsilon(logits, targets):
+    return functional.nll_loss((logits.softmax(1) + 1e-9).log(), targets)
+""")
+    done = softmaxce(
+        "check-loss", f"own.py:{mistake}", "--only", "monotonic", "--only", "minimum", "--only", "saturation"
+    )
+    assert done.returncode == 1, done.stdout
 
 
 def test_json_holds_the_same(softmaxce: Softmaxce, own: Path) -> None:
@@ -78,7 +101,7 @@ def test_json_holds_the_same(softmaxce: Softmaxce, own: Path) -> None:
         "law": "value",
         "claim": "the value is the reference's",
         "verdict": "not asked",
-        "detail": "no --reference given",
+        "detail": "no --reference given: whether it is the formula that you mean",
         "examples": 0,
         "seconds": 0,
     }

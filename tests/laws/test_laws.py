@@ -63,7 +63,8 @@ def test_a_loss_on_the_menu_keeps_every_law_it_claims(name: str) -> None:
 def test_cross_entropy_keeps_every_law_whatever_its_arguments(name: str, arguments: dict[str, object]) -> None:
     verdicts = list(examine(subject(name, "softmax_cross_entropy", **arguments), skip=["compile"]))
     assert broken(verdicts) == {}
-    assert [v.law for v in verdicts if v.status == "not applicable"] == []
+    certain_is_best = "label_smoothing" not in arguments
+    assert [v.law for v in verdicts if v.status == "not applicable"] == ([] if certain_is_best else ["minimum"])
 
 
 def test_the_exact_reference_is_torchs_in_float64_on_ordinary_logits() -> None:

@@ -54,10 +54,24 @@ class WithoutTheMaximum(Sound):
 
 
 class WithAnEpsilon(Sound):
-    breaks: ClassVar[set[str]] = {"value", "gradient", "dtypes"}
+    breaks: ClassVar[set[str]] = {"value", "gradient", "dtypes", "saturation"}
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         return (torch.softmax(logits, 1) + 1e-8).log()
+
+
+class SoftmaxTwice(Sound):
+    breaks: ClassVar[set[str]] = {"value", "gradient", "saturation"}
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        return functional.log_softmax(torch.softmax(logits, 1), 1)
+
+
+class ForgetsTheMinus(Sound):
+    breaks: ClassVar[set[str]] = {"value", "gradient", "monotonic", "minimum", "saturation"}
+
+    def mean(self, losses: Tensor) -> Tensor:
+        return -losses.mean()
 
 
 class SumForMean(Sound):
@@ -94,14 +108,14 @@ class IgnoresSmoothing(Sound):
 
 
 class SoftmaxOverTheBatch(Sound):
-    breaks: ClassVar[set[str]] = {"value", "gradient", "shift", "rows"}
+    breaks: ClassVar[set[str]] = {"value", "gradient", "shift", "rows", "saturation"}
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         return functional.log_softmax(logits.where(logits.isfinite(), -1e9), 0)
 
 
 class LeavesTheLastClassOut(Sound):
-    breaks: ClassVar[set[str]] = {"value", "gradient", "permutation"}
+    breaks: ClassVar[set[str]] = {"value", "gradient", "permutation", "saturation"}
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         return logits - logits[:, :-1].clamp(min=-60000.0).logsumexp(1, keepdim=True)
@@ -221,7 +235,7 @@ class OwnBackward(Wrong):
 
 
 class WrongSign(OwnBackward):
-    breaks: ClassVar[set[str]] = {"gradient", "gradcheck"}
+    breaks: ClassVar[set[str]] = {"gradient", "gradcheck", "saturation"}
 
     class function(Function):  # type: ignore[assignment]
         @staticmethod

@@ -1,6 +1,6 @@
 """Generalized cross-entropy, for noisy labels: between cross-entropy and the mean absolute error."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -24,6 +24,10 @@ class GeneralizedCrossEntropy(TermwiseLoss):
     >>> GeneralizedCrossEntropy(q=1.0)(torch.tensor([[2.0, 1.0, 0.1]]), torch.tensor([0]))  # 1 - 0.659
     tensor(0.3410)
     """
+
+    not_claimed: ClassVar = {
+        "saturation": "it is bounded, so that wrong labels do not pull: the gradient has a factor p^q"
+    }
 
     def __init__(self, q: Probability = 0.7, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -29,6 +29,7 @@ class SoftcapCrossEntropy(LogitAdjustingLoss):
 
     not_claimed: ClassVar = {
         "shift": "a cap holds logits near 0, so it matters where they lie",
+        "saturation": "beyond the cap a logit has hardly any gradient",
     }
 
     def __init__(self, cap: PositiveFloat = 30.0, *args: Any, **kwargs: Any) -> None:
