@@ -30,6 +30,13 @@ def _has_a_limit(subject: Subject, case: Case) -> bool:
     return compare_one("value", farther, far, logits.clamp(min=-1e4)) is None
 
 
+def _where_it_diverges(subject: Subject) -> str:
+    """A remark on losses that are infinite at a masked class, because their limit is."""
+    masked = Case([[0.0, -torch.inf, *[0.0] * ((subject.num_classes or 2) - 2)]], [0])
+    value, _ = value_and_gradient(subject.loss(masked.num_classes), *masked.tensors(subject))
+    return "" if value.isfinite().all() else "infinite only where its limit is, as with label smoothing at -inf"
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -65,6 +72,7 @@ finite = Law(
     _finite,
     extreme_batches,
     examples=150,
+    remark=_where_it_diverges,
 )
 
 dtypes = Law(

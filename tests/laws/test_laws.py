@@ -67,6 +67,15 @@ def test_cross_entropy_keeps_every_law_whatever_its_arguments(name: str, argumen
     assert [v.law for v in verdicts if v.status == "not applicable"] == ([] if certain_is_best else ["minimum"])
 
 
+def test_a_loss_that_is_rightly_infinite_at_a_masked_class_passes_with_a_remark() -> None:
+    (smoothed,) = examine(subject("torch_cross_entropy", label_smoothing=0.1), only=["finite"])
+    assert (smoothed.status, smoothed.detail) == (
+        "passed", "infinite only where its limit is, as with label smoothing at -inf"
+    )  # fmt: skip
+    (finite,) = examine(subject("torch_cross_entropy"), only=["finite"])
+    assert (finite.status, finite.detail) == ("passed", "")
+
+
 def test_the_exact_reference_is_torchs_in_float64_on_ordinary_logits() -> None:
     from softmaxce.laws import exact
     from softmaxce.laws.cases import Case
