@@ -1,5 +1,6 @@
 """Builds a Run from a Config."""
 
+import sys
 from dataclasses import replace
 
 import torch
@@ -146,13 +147,16 @@ def _check_split(source: str, name: str, split: Split, num_classes: int) -> None
 def hold_out(source: Dataset, config: Config) -> Dataset:
     """The data set with the config's validation split held out of its training images, and these cut to train_limit.
 
-    Both depend on the seed and on the images' names, or on their order if they have no names. Neither leaves a class
-    without a training image. Raises: ConfigError.
+    A data set with a validation split of its own keeps that. Both depend on the seed and on the images' names, or on
+    their order if they have no names. Neither leaves a class without a training image. Raises: ConfigError.
     """
     generator = torch.Generator().manual_seed(config.seed)
     by_shuffle = config.source.arguments.get("split_by") == "shuffle"  # the same split as in earlier versions
     train, validation = source.train, source.validation
-    if (requested := config.data.validation) is not None:
+    requested = config.data.validation
+    if requested is not None and validation is not None and not by_shuffle:
+        print(f"the data set's own validation split is used, not data.validation: {requested}", file=sys.stderr)
+    elif requested is not None:
         is_count = isinstance(requested, int)
         size = requested if is_count or train.names is not None else max(1, round(requested * len(train)))
         most = len(train) - len(train.labels.unique())

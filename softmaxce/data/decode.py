@@ -1,5 +1,6 @@
 """One image file as pixels, whatever its format and mode. Needs no torch."""
 
+import importlib.util
 import struct
 import warnings
 import zlib
@@ -23,7 +24,13 @@ SMALL_FILE = 4 << 10  # bytes
 # Common formats of photographs. Pillow has some forty more: EPS runs an interpreter, icons unpack to any size.
 FORMATS = (
     *("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP"),
-    *("AVIF", "JPEG2000", "PPM", "TGA", "PCX", "SGI", "QOI"),
+    *("AVIF", "JPEG2000", "PPM", "TGA", "PCX", "SGI", "QOI", "HEIF"),
+)
+HEIF = (".heic", ".heif")  # photographs of phones; read where the package pillow-heif is installed
+# Further extensions of images, of cameras and drawing programs, that Pillow does not know or does not read.
+UNREAD = (
+    *HEIF,
+    *(".jxl", ".svg", ".svgz", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
 )
 MAX_PIXELS = 1 << 26  # a larger one is no training image, and could exhaust memory (a decompression bomb)
 # Raised by Pillow's decoders and its EXIF reader on damaged files, as observed.
@@ -103,8 +110,10 @@ def _as_rgb_or_grey(image: Image.Image, channels: int) -> Image.Image:
 def _reason(error: BaseException, file: str) -> str:
     """Why a file could not be decoded, in one line."""
     if isinstance(error, UnidentifiedImageError):
-        kind = Image.registered_extensions().get(Path(file).suffix.lower(), "")
-        return "it is no image" if kind in _formats() else f"{kind} files are not read; convert it to PNG"
+        suffix = Path(file).suffix.lower()
+        if suffix in HEIF and "HEIF" not in _formats():
+            return f"{suffix} files are read where pillow-heif is installed (pip install pillow-heif)"
+        return f"{suffix} files are not read; convert it to PNG" if is_unread_image(file) else "it is no image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
@@ -118,13 +127,23 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in _extensions() and not file.name.startswith(".") and file.is_file()
 
 
+def is_unread_image(file: str | Path) -> bool:
+    """Whether a file that is not hidden has the extension of an image, but of a format that is not decoded."""
+    suffix = Path(file).suffix.lower()
+    known = suffix in UNREAD or suffix in Image.registered_extensions()
+    return known and suffix not in _extensions() and not Path(file).name.startswith(".")
+
+
 @cache
 def _extensions() -> frozenset[str]:
-    return frozenset(Image.registered_extensions())
+    formats = _formats()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow reads."""
+    """Those of FORMATS that this Pillow reads, with HEIF if pillow-heif is installed."""
     Image.init()
+    if importlib.util.find_spec("pillow_heif") is not None:
+        importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from ..errors import DataError
 from ..runtime.processors import processors
 from . import cache as decoded_images
 from . import decode as decoding
-from .decode import Decode, decoding_threads, is_image
+from .decode import Decode, decoding_threads
+from .folder_layout import images_below, split_of, splits_in, sub_folders, warn_of_unread
 from .splits import Dataset, InMemory, OnDisk, Split, split_by_name, stratified
 
-VALIDATION_NAMES = ("val", "valid", "validation")
 SHOWN = 10  # files named in one message
 
 
@@ -53,30 +53,25 @@ def image_folder(
         split_by: name, by a hash of CLASS/FILE: images keep their side (test, validation, training) when others are
             added or removed, but for one of the class at most; a class of one image stays in training. shuffle, as
             versions without this key did and their runs still do: one image more, and any image may change sides.
-        root: the folder. A sub-folder val, valid or validation is used as the validation split.
+        root: the folder. train may be called training, test testing, and val, valid, validation or dev is the
+            validation split; in any case, also with set or _set after it.
     Raises: DataError if there are no images, a class is missing in training, or a file cannot be decoded.
     """
     top = Path(root)
     if not top.is_dir():
         raise DataError(f"data.root: there is no folder '{root}'")
-    parts = {entry.name: entry for entry in _folders(top)}
-    split_up = "train" in parts
-    classes = tuple(folder.name for folder in _folders(parts["train"] if split_up else top))
+    parts = splits_in(top)
+    classes = tuple(folder.name for folder in sub_folders(parts.get("train", top)))
     listing = _Listing(classes, size, channels, skip_bad, in_memory, workers, cache, named=split_by == "name")
-    if not split_up:
+    if not parts:
         train, shape = listing.read(top, None)
         if not test_fraction:
             return Dataset(train, None, classes)
         rest, tested = _test_split(train, test_fraction)
         return Dataset(train.take(rest), train.take(tested), classes)
     train, shape = listing.read(parts["train"], None)
-    validation = next((parts[name] for name in VALIDATION_NAMES if name in parts), None)
-    return Dataset(
-        train,
-        listing.read(parts["test"], shape)[0] if "test" in parts else None,
-        classes,
-        listing.read(validation, shape)[0] if validation is not None else None,
-    )
+    others = {name: listing.read(folder, shape)[0] for name, folder in parts.items() if name != "train"}
+    return Dataset(train, others.get("test"), classes, others.get("validation"))
 
 
 def _test_split(whole: Split, fraction: float) -> tuple[Tensor, Tensor]:
@@ -102,8 +97,8 @@ def read_folder(root: str, classes: tuple[str, ...], shape: tuple[int, int, int]
     top = Path(root)
     if not top.is_dir():
         raise DataError(f"there is no folder '{root}'")
-    if (top / "test").is_dir() and "test" not in classes:
-        top = top / "test"
+    tests = [folder for folder in sub_folders(top) if split_of(folder.name) == "test" and folder.name not in classes]
+    top = tests[0] if tests else top
     channels, height, width = shape
     listing = _Listing(classes, [height, width], 1 if channels == 1 else 3, False, None, 2)
     return listing.read(top, shape)[0]
@@ -153,7 +148,7 @@ class _Listing:
         return self._decodable(split) if self.skip_bad else split, shape
 
     def _files(self, folder: Path) -> tuple[list[str], list[int]]:
-        class_folders = _folders(folder)
+        class_folders = sub_folders(folder)
         if not class_folders:
             raise DataError(f"{folder}: holds no class folders; put each class's images in a folder of its name")
         if unknown := [entry.name for entry in class_folders if entry.name not in self.classes]:
@@ -163,12 +158,16 @@ class _Listing:
             )
         files: list[str] = []
         labels: list[int] = []
+        left_out: Counter[str] = Counter()
         for entry in class_folders:
-            images = sorted(str(file) for file in entry.rglob("*") if is_image(file))
+            images, unread = images_below(entry)
+            left_out += unread
             if not images:
-                raise DataError(f"{entry}: holds no images; put some there or remove the folder")
+                warn_of_unread(folder, left_out)
+                raise DataError(f"{entry}: holds no images; each sub-folder of {folder} is a class, and needs some")
             files += images
             labels += [self.classes.index(entry.name)] * len(images)
+        warn_of_unread(folder, left_out)
         return files, labels
 
     def _in_memory(
@@ -269,15 +268,6 @@ class _Listing:
         if not self.skip_bad:
             raise DataError(f"{number}; mend or remove them, or set data.skip_bad: true to leave them out:\n{lines}")
         print(f"warning: {number} and are left out:\n{lines}", file=sys.stderr)
-
-
-def _folders(folder: Path) -> list[Path]:
-    """The sub-folders that are not hidden, sorted by name. Raises: DataError if a name is not valid text."""
-    folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    for entry in folders:
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in entry.name):
-            raise DataError(f"{str(entry)!r}: the name holds a control character or is not UTF-8; rename the folder")
-    return folders
 
 
 def _first_size(files: Sequence[str], decode: Decode) -> tuple[int, int]:

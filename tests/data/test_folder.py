@@ -1,6 +1,10 @@
 """The user's own images: any mode, any size, upright; what cannot be used is named."""
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
+from softmaxce.build import hold_out, load_source
+from softmaxce.config.from_python import load_config
 from softmaxce.data.batches import Batches
 from softmaxce.data.decode import Decode
 from softmaxce.data.folder import image_folder, read_folder
@@ -73,6 +79,125 @@ def test_a_validation_folder_is_the_validation_split(name: str, shapes: Path, tm
     assert source.validation is not None
     assert len(source.validation) == 20
     assert source.test is None
+
+
+def test_a_validation_folder_has_precedence_over_a_validation_split_of_the_config(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train", "val"):
+        (tmp_path / "split").mkdir(exist_ok=True)
+        (tmp_path / "split" / name).symlink_to(shapes)
+    config = load_config("image_folder", {"data.root": str(tmp_path / "split"), "data.size": 8})
+    source = hold_out(load_source(config), config)
+    assert source.validation is not None
+    assert (len(source.train), len(source.validation)) == (20, 20)
+    assert capsys.readouterr().err == "the data set's own validation split is used, not data.validation: 0.15\n"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "validation"),
+    [("Train", "Test", "Val"), ("training", "testing", "dev"), ("TRAINING_SET", "test-set", "Validation set")],
+)
+def test_splits_are_known_by_the_fields_names_in_any_case(
+    train: str, test: str, validation: str, shapes: Path, tmp_path: Path
+) -> None:
+    for name in (train, test, validation):
+        (tmp_path / "split").mkdir(exist_ok=True)
+        (tmp_path / "split" / name).symlink_to(shapes)
+    source = image_folder(root=str(tmp_path / "split"))
+    assert source.classes == ("circle", "square")
+    assert source.test is not None
+    assert source.validation is not None
+
+
+def test_folders_that_repeat_each_others_folders_are_refused_as_classes(shapes: Path, tmp_path: Path) -> None:
+    for name in ("fold1", "fold2"):
+        (tmp_path / "split").mkdir(exist_ok=True)
+        (tmp_path / "split" / name).symlink_to(shapes)
+    with pytest.raises(DataError, match=r"\(fold1, fold2\) holds the same folders \(circle, square\), so they look"):
+        image_folder(root=str(tmp_path / "split"))
+
+
+def test_two_folders_of_one_split_are_refused(shapes: Path, tmp_path: Path) -> None:
+    for name in ("train", "training"):
+        (tmp_path / "split").mkdir(exist_ok=True)
+        (tmp_path / "split" / name).symlink_to(shapes)
+    with pytest.raises(DataError, match="'train' and 'training' are both a train split; remove one"):
+        image_folder(root=str(tmp_path / "split"))
+
+
+def test_a_folder_beside_the_splits_is_left_out_with_a_warning(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train", "test", "holdout"):
+        (tmp_path / "split").mkdir(exist_ok=True)
+        (tmp_path / "split" / name).symlink_to(shapes)
+    image_folder(root=str(tmp_path / "split"))
+    assert capsys.readouterr().err.endswith("beside the splits test, train, holdout is not read\n")
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "@eaDir", "__MACOSX", "$RECYCLE.BIN"])
+def test_folders_of_file_managers_hold_no_images(name: str, shapes: Path) -> None:
+    for folder in (shapes, shapes / "circle", shapes / "circle" / "more"):
+        put(folder / name / "0.png")
+    put(shapes / "circle" / "more" / "0.png", Image.new("RGB", (8, 8)))
+    source = image_folder(root=str(shapes), test_fraction=0)
+    assert source.classes == ("circle", "square")
+    assert len(source.train) == 21
+
+
+def test_images_of_formats_that_are_not_read_are_counted_in_a_warning(
+    shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.PDF", "b.pdf", "c.cr2", "notes.txt", ".hidden.pdf"):
+        (shapes / "circle" / name).write_bytes(b"x")
+    assert len(image_folder(root=str(shapes), test_fraction=0).train) == 20
+    assert capsys.readouterr().err == (
+        f"warning: {shapes}: 3 image files of formats that are not read are left out (1 .cr2, 2 .pdf); "
+        "convert them to PNG\n"
+    )
+
+
+def test_photographs_in_heif_are_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = Image.new("RGB", (64, 48), (200, 100, 50))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        pillow_heif.from_pillow(image).save(str(tmp_path / name / "photo.heic"))
+    train = in_memory(image_folder(root=str(tmp_path), test_fraction=0).train)
+    assert train.images.shape == (2, 3, 48, 64)
+    assert (train.images.float().mean((0, 2, 3)) - torch.tensor([200.0, 100.0, 50.0])).abs().max() < 4
+
+
+def test_without_pillow_heif_its_photographs_are_counted_with_the_package_that_reads_them(shapes: Path) -> None:
+    (shapes / "circle" / "photo.heic").write_bytes(b"x")
+    code = (
+        "import sys\nsys.modules['pillow_heif'] = None\n"
+        "import importlib.util\nfind_spec = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'pillow_heif' else find_spec(name, *a)\n"
+        "from softmaxce.data.folder import image_folder\n"
+        f"print(len(image_folder(root={str(shapes)!r}, test_fraction=0).train))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "20\n"
+    assert "(1 .heic); pip install pillow-heif reads .heic and .heif; or convert them to PNG" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid") or os.getuid() != 0, reason="becomes another user, which needs root")
+@pytest.mark.parametrize("unreadable", ["circle", "circle/more"])
+def test_a_folder_that_may_not_be_read_is_refused_and_not_left_out(unreadable: str, shapes: Path) -> None:
+    put(shapes / "circle" / "more" / "0.png", Image.new("RGB", (8, 8)))
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder, "shapes")
+        shutil.copytree(shapes, top)
+        Path(folder).chmod(0o755)
+        (top / unreadable).chmod(0)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(DataError, match=f"{unreadable}: cannot be read: Permission denied"):
+                image_folder(root=str(top), test_fraction=0, cache=False)
+        finally:
+            os.seteuid(0)
 
 
 def test_one_folder_is_split_the_same_way_every_time_with_each_class_sharing(shapes: Path) -> None:
@@ -258,7 +383,7 @@ def test_a_postscript_page_is_not_run_whatever_it_is_called(
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     (tmp_path / name).write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
-    with pytest.raises(DataError, match=rf"{name}: (EPS files are not read; convert it to PNG|it is no image)"):
+    with pytest.raises(DataError, match=rf"{name}: (.eps files are not read; convert it to PNG|it is no image)"):
         decoded(tmp_path / name)
     assert not trace.exists()
 
