@@ -7,11 +7,11 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
 from ..runtime.processors import processors
@@ -38,6 +38,7 @@ DAMAGED = (
     *(OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError),
     *(RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
 )
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 24  # bytes of unpacked text or colour profile; editors write some megabytes
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused below, by MAX_PIXELS
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about metadata that is not used
 
@@ -88,23 +89,40 @@ def decoding_threads(file: str) -> int:
 
 
 def _as_rgb_or_grey(image: Image.Image, channels: int) -> Image.Image:
-    """Any mode as RGB or L: rotated by its EXIF tag, 16 bits scaled to 8, transparency composed over white.
+    """Any mode as RGB or L: rotated by its EXIF tag, more bits scaled to 8, transparency composed over white.
 
-    Of an animation or a file of several pages, the first.
+    Of an animation or a file of several pages, the first. Whole numbers of more than 8 bits go from 0 to 65535, also
+    in 32 bits, for which there is no convention; floating-point numbers go from 0 to 1.
+
+    Raises: ValueError if the numbers are outside that range.
     """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        pixels = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=255, neginf=0)
-        scale = 1 / 257 if pixels.max(initial=0) > 255 else 1.0  # 32-bit modes usually hold 16-bit grey levels
-        image = Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8))
+    elif image.mode == "I":
+        image = _scaled(np.asarray(image), 65535, 0)
+    elif image.mode == "F":
+        image = _scaled(np.nan_to_num(np.asarray(image), nan=0), 1, 0.1)  # resampling overshoots
+    elif image.mode == "LAB":
+        image = image.convert("RGB")
     elif image.has_transparency_data:
         overlay = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
+        # Programs that write 32-bit BMP without transparency leave the fourth byte 0.
+        if image.format not in ("BMP", "DIB") or overlay.getextrema()[3] != (0, 0):
+            image = Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
     mode = "L" if channels == 1 else "RGB"
     # convert() copies the image even where the mode is the same
     return image if image.mode == mode else image.convert(mode)
+
+
+def _scaled(pixels: NDArray[Any], largest: int, tolerance: float) -> Image.Image:
+    """Numbers from 0 to `largest` as 8-bit grey levels. Raises: ValueError if some are outside, beyond a tolerance."""
+    least, most = pixels.min(initial=0), pixels.max(initial=0)
+    if least < -tolerance or most > largest + tolerance:
+        raise ValueError(
+            f"its numbers go from {least:g} to {most:g}, not from 0 to {largest}; scale them, or convert it to 8 bits"
+        )
+    return Image.fromarray((pixels / largest * 255).round().clip(0, 255).astype(np.uint8))
 
 
 def _reason(error: BaseException, file: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
@@ -255,7 +256,9 @@ def transparent(mode: str) -> Image.Image:
         ("bits.png", Image.fromarray(RAMP > 100), np.where(RAMP > 100, 255, 0)),
         ("sixteen.png", Image.fromarray(RAMP.astype(np.uint16) * 257), RAMP),
         ("thirty_two.tif", Image.fromarray(RAMP.astype(np.int32) * 257), RAMP),
-        ("float.tif", Image.fromarray(RAMP.astype(np.float32)), RAMP),
+        ("dark.tif", Image.fromarray(RAMP.astype(np.int32)), np.zeros_like(RAMP)),  # of 65535, however dark it is
+        ("float.tif", Image.fromarray(RAMP.astype(np.float32) / 255), RAMP),
+        ("lab.tif", Image.merge("LAB", (Image.fromarray(RAMP), *[Image.new("L", (8, 6), 128)] * 2)), None),
         ("alpha.png", transparent("RGBA"), np.full_like(RAMP, 255)),
         ("grey_alpha.png", transparent("LA"), np.full_like(RAMP, 255)),
         ("cmyk.tif", Image.fromarray(RAMP).convert("RGB").convert("CMYK"), RAMP),
@@ -276,6 +279,38 @@ def test_every_mode_becomes_the_same_grey_or_colour(
         assert pixels.dtype == torch.uint8
         for plane in pixels:
             np.testing.assert_allclose(plane.numpy().astype(int), wanted.astype(int), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (RAMP.astype(np.float32), "its numbers go from 0 to 235, not from 0 to 1; scale them"),
+        (RAMP.astype(np.float32) - 1, "its numbers go from -1 to 234, not from 0 to 1"),
+        (RAMP.astype(np.int32) * 65537, "its numbers go from 0 to 1.54012e.07, not from 0 to 65535"),
+        (RAMP.astype(np.int32) - 1, "its numbers go from -1 to 234, not from 0 to 65535"),
+    ],
+)
+def test_numbers_outside_their_modes_range_are_refused(pixels: np.ndarray, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        decoded(put(tmp_path / "a.tif", Image.fromarray(pixels)))
+
+
+def test_a_bitmap_whose_alpha_is_0_everywhere_is_opaque(tmp_path: Path) -> None:
+    # BITMAPV4HEADER with masks for blue, green, red and alpha (Microsoft, "BITMAPV4HEADER structure").
+    header = struct.pack("<IiiHHIIiiII4I", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0, 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header += bytes(108 - len(header))
+    for alpha, red in ((0, 90), (255, 90)):
+        content = header + bytes([10, 50, 90, alpha] * 2)
+        file = tmp_path / f"{alpha}.bmp"
+        file.write_bytes(struct.pack("<2sIHHI", b"BM", 14 + len(content), 0, 0, 14 + len(header)) + content)
+        assert decoded(file)[:, 0, 0].tolist() == [red, 50, 10]
+
+
+def test_a_png_with_megabytes_of_text_and_profile_is_read(tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("history", "x" * (3 << 20), zip=True)
+    Image.fromarray(RAMP).save(tmp_path / "a.png", pnginfo=text, icc_profile=bytes(2 << 20))
+    np.testing.assert_array_equal(decoded(tmp_path / "a.png", 1)[0].numpy(), RAMP)
 
 
 def test_a_transparent_palette_colour_is_laid_over_white(tmp_path: Path) -> None:
