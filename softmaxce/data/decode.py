@@ -108,7 +108,7 @@ def _as_rgb_or_grey(image: Image.Image, channels: int) -> Image.Image:
     elif image.has_transparency_data:
         overlay = image.convert("RGBA")
         # Programs that write 32-bit BMP without transparency leave the fourth byte 0.
-        if image.format not in ("BMP", "DIB") or overlay.getextrema()[3] != (0, 0):
+        if image.format not in ("BMP", "DIB") or overlay.getchannel("A").getextrema() != (0, 0):
             image = Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
     mode = "L" if channels == 1 else "RGB"
     # convert() copies the image even where the mode is the same
