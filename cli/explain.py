@@ -162,6 +162,8 @@ def _of_run(
             other, mix_weight = mixed
             pixels, target = trained.mixed_image(model, split.value, index, other, mix_weight)
             title += f" mixed with image {other} (weight {mix_weight:g})"
+        if (files := model.split(split.value).files) is not None:
+            title += f" ({files[index]})"
         title += f", by {run}"
     else:
         assert image is not None

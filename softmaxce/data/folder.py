@@ -189,7 +189,7 @@ class _Listing:
         key = decoded_images.key_of(files, *decoding_options)
         cached = decoded_images.read(key, (len(files), *shape)) if key is not None else None
         if cached is not None:
-            return InMemory(torch.from_numpy(cached), torch.tensor(labels), names)
+            return InMemory(torch.from_numpy(cached), torch.tensor(labels), names, tuple(files))
         whole = self._decoded(files, labels, names, decode, shape)
         unchanged = key is not None and key == decoded_images.key_of(files, *decoding_options)
         if key is not None and unchanged and len(whole) == len(files):
@@ -236,7 +236,7 @@ class _Listing:
             for future in [pool.submit(fill, chunk) for chunk in chunks]:
                 future.result()
         decodable = torch.tensor([index for index in range(len(files)) if index not in bad])
-        whole = InMemory(torch.from_numpy(images), torch.tensor(labels), names)
+        whole = InMemory(torch.from_numpy(images), torch.tensor(labels), names, tuple(files))
         if not bad:
             return whole
         self._report(bad, files)

@@ -21,11 +21,13 @@ class InMemory:
         labels: [N] int64 class ids.
         names: N names that stay the same when other images are added or removed; None if there are none. A split with
             names is divided by them (`split_by_name`), one without by a shuffle (`stratified`).
+        files: N paths that the images were read from; None if they come from no files of their own.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...] | None = None
+    files: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,7 +40,8 @@ class InMemory:
 
     def take(self, indices: Tensor) -> "InMemory":
         """The images at `indices` ([M] int64), in that order."""
-        return InMemory(self.images[indices], self.labels[indices], _at(self.names, indices))
+        names, files = _at(self.names, indices), _at(self.files, indices)
+        return InMemory(self.images[indices], self.labels[indices], names, files)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Mistake:
 
     Attributes:
         index: in the split.
-        file: its file; None where the images are in memory.
+        file: the file that it was read from; None if it has none of its own.
         image: [C, H, W] uint8, in the model's shape.
         label: its class.
         top: (class, probability), the most probable first.
@@ -193,7 +193,7 @@ def _mistakes(logits: Tensor, labels: Tensor, split: Split, names: tuple[str, ..
         mistakes.append(
             Mistake(
                 index=index,
-                file=None if isinstance(split, InMemory) else split.files[index],
+                file=None if split.files is None else split.files[index],
                 image=image,
                 label=names[label],
                 top=tuple((names[i], p) for i, p in zip(ids.tolist(), values.tolist(), strict=True)),

@@ -4,7 +4,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ..config.keys import Config
+from ..data.splits import Split
 from ..runs import checkpoint, provenance
 from ..runs.folder import BEST
 from ..runs.header import find_checkpoint, read_header
@@ -42,6 +46,25 @@ def final_evaluation(run: Run, folder: Path, names: Collection[str]) -> tuple[st
 
 
 @dataclass(frozen=True)
+class MisclassifiedFile:
+    """An image file whose class was not predicted.
+
+    Attributes:
+        index: in the split.
+        file: its path.
+        label: its class.
+        predicted: the predicted class.
+        probability: of that class.
+    """
+
+    index: int
+    file: str
+    label: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """The evaluation of a checkpoint.
 
@@ -52,6 +75,8 @@ class EvaluationResult:
         config: what it was trained with, but for the values that `evaluate` replaced.
         temperature: what the logits were divided by for the probabilities; `metrics.loss` is of the logits as they are.
         metrics: the results.
+        misclassified: the image files whose class was not predicted, the most confident prediction first; empty too
+            where the images come from no files of their own, as MNIST's.
         environment_changes: what has changed in the environment since training, `torch 2.14.1, now 2.15`; empty where
             no run.json lies beside the checkpoint.
     """
@@ -62,6 +87,7 @@ class EvaluationResult:
     config: Config
     temperature: float
     metrics: Metrics
+    misclassified: tuple[MisclassifiedFile, ...] = ()
     environment_changes: tuple[str, ...] = ()
 
 
@@ -107,14 +133,34 @@ def evaluate(
         images = model.folder_split(data)
     else:  # at another root the images are others on purpose
         images = model.split(split, check_images=data is None)
+    logits, labels = model.logits(images)
     return EvaluationResult(
         checkpoint=model.checkpoint,
         epoch=model.epoch,
         split=str(data) if is_class_folder else split,
         config=model.config,
         temperature=model.temperature,
-        metrics=model.metrics(images),
+        metrics=model.metrics_of(logits, labels),
+        misclassified=_misclassified(model, logits, labels, images),
         environment_changes=_environment_changes(model),
+    )
+
+
+def _misclassified(model: TrainedModel, logits: Tensor, labels: Tensor, images: Split) -> tuple[MisclassifiedFile, ...]:
+    if images.files is None:
+        return ()
+    confidence, predicted = torch.softmax(logits.cpu().double() / model.temperature, 1).max(1)
+    wrong = (predicted != labels.cpu()).nonzero().flatten()
+    order = wrong[confidence[wrong].argsort(descending=True, stable=True)]
+    return tuple(
+        MisclassifiedFile(
+            index=index,
+            file=images.files[index],
+            label=model.classes[int(labels[index])],
+            predicted=model.classes[int(predicted[index])],
+            probability=float(confidence[index]),
+        )
+        for index in order.tolist()
     )
 
 

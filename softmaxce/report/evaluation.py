@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..inference.evaluate import EvaluationResult
+from ..inference.evaluate import EvaluationResult, MisclassifiedFile
 from ..inference.metrics import Metrics
 from ..inference.requirements import RequirementResult
 from . import json_values
@@ -23,6 +23,7 @@ MEANINGS = {
     "ece": "expected calibration error (15 bins); 0 is best",
 }
 WIDEST_MATRIX = 80  # columns
+MISCLASSIFIED = 10  # files printed; --json has all
 CONFUSIONS = 10  # rows of the list that replaces a matrix too wide to print
 
 
@@ -41,12 +42,16 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
     console.print(_class_table(metrics))
     console.print()
     _print_confusions(metrics, console)
+    if result.misclassified:
+        console.print()
+        _print_misclassified(result.misclassified, console)
 
 
 def to_json(result: EvaluationResult, requirements: Sequence[RequirementResult] = ()) -> str:
     """The same as one JSON object, with the requirements if there are any."""
     line: dict[str, Any] = {"checkpoint": str(result.checkpoint), "epoch": result.epoch, "split": result.split}
     line |= {"temperature": result.temperature, "tta": result.config.tta, **asdict(result.metrics)}
+    line["misclassified"] = [asdict(image) for image in result.misclassified]
     if requirements:
         line["requirements"] = [requirement.to_dict() for requirement in requirements]
     return json_values.dumps(line)
@@ -71,6 +76,17 @@ def _class_table(metrics: Metrics) -> Table:
     for row in metrics.classes:
         table.add_row(row.name, f"{row.precision:.4f}", f"{row.recall:.4f}", f"{row.f1:.4f}", f"{row.support:,}")
     return table
+
+
+def _print_misclassified(images: Sequence[MisclassifiedFile], console: Console) -> None:
+    """The most confident of the wrong predictions, one file a line."""
+    shown = images[:MISCLASSIFIED]
+    console.print(
+        f"misclassified: {len(images):,} images" + ("; the most confident" if len(shown) < len(images) else "")
+    )
+    for image in shown:
+        line = f"  {image.file}: {image.label}, predicted {image.predicted} ({image.probability:.3f})"
+        console.print(Text(line), soft_wrap=True)
 
 
 def _print_confusions(metrics: Metrics, console: Console) -> None:
