@@ -1,4 +1,4 @@
-"""The exact loss by mpmath, rows that are hard to compute, and torch's own samples as a reference."""
+"""The exact loss by mpmath, rows that are numerically difficult, and comparisons with torch's own samples."""
 
 import math
 from collections.abc import Callable
@@ -18,10 +18,10 @@ SMALLEST = {
     torch.float32: -149,
     torch.bfloat16: -133,
     torch.float16: -24,
-}  # exponent of the least
+}  # exponent of the smallest positive number
 
 
-def truth(row: Tensor, target: int) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
+def exact_result(row: Tensor, target: int) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
     """The loss of one row of logits, and S - L."""
     with mpmath.workdps(50):
         z = [mpmath.mpf(number) for number in row.double().tolist()]
@@ -34,8 +34,8 @@ def truth(row: Tensor, target: int) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
         return mpmath.log1p(others / e[target]) if e[target] else mpmath.inf, gradient
 
 
-def units(got: float, true: mpmath.mpf, dtype: torch.dtype) -> float:
-    """The error in units in the last place of the true value (of the least number, below the normal ones)."""
+def ulp_error(got: float, true: mpmath.mpf, dtype: torch.dtype) -> float:
+    """The error in units in the last place of the true value (of the smallest number, if that is subnormal)."""
     if mpmath.isinf(true) or true == 0:
         return 0.0 if got == true else math.inf
     exponent = max(int(mpmath.floor(mpmath.log(abs(true), 2))) + 1 - BITS[dtype], SMALLEST[dtype])
@@ -43,13 +43,13 @@ def units(got: float, true: mpmath.mpf, dtype: torch.dtype) -> float:
 
 
 def rows() -> dict[str, tuple[Tensor, int]]:
-    """Logits that are ordinary and logits that are hard, in float64."""
+    """Ordinary and numerically difficult logits with their target class, in float64."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    found: dict[str, tuple[Tensor, int]] = {
+    cases: dict[str, tuple[Tensor, int]] = {
         "ordinary, 10 classes": (normal(10), 3),
         "ordinary, 1000 classes": (normal(1000), 3),
         "ordinary, times 10": (normal(100) * 10, 3),
@@ -62,26 +62,26 @@ def rows() -> dict[str, tuple[Tensor, int]]:
         "the target at -infinity": (torch.where(torch.arange(40) % 2 == 0, normal(40), -math.inf), 1),
         "100,000 classes": (normal(100_000), 77),
     }
-    for ahead in (5, 10, 17, 20, 40, 87, 100, 120, 200):
+    for margin in (5, 10, 17, 20, 40, 87, 100, 120, 200):
         row = normal(10)
-        row[4] = row.max() + ahead
-        found[f"sure by {ahead}"] = row, 4
-        found[f"wrong by {ahead}"] = row, 5
-    return found
+        row[4] = row.max() + margin
+        cases[f"confident by {margin}"] = row, 4
+        cases[f"wrong by {margin}"] = row, 5
+    return cases
 
 
 ROWS = rows()
 
 
-def taken(name: str, dtype: torch.dtype) -> tuple[Tensor, int] | None:
-    """The row in this dtype; None if its numbers do not fit there."""
+def cast_row(name: str, dtype: torch.dtype) -> tuple[Tensor, int] | None:
+    """The row in this dtype; None if some of its logits overflow there."""
     row, target = ROWS[name]
     narrow = row.to(dtype)
     return (narrow, target) if torch.equal(narrow.isinf(), row.isinf()) else None
 
 
 def value_and_gradient(function: Callable[..., Tensor], logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    """The loss, and the gradient for an upstream gradient that is not 1."""
+    """The loss and its gradient, for an upstream gradient other than 1."""
     leaf = logits.detach().clone().requires_grad_()
     value = function(leaf, *args, **kwargs)
     upstream = (0.5 + 0.25 * (torch.arange(value.numel()) % 5)).reshape(value.shape).to(value.dtype)  # exact
@@ -89,19 +89,19 @@ def value_and_gradient(function: Callable[..., Tensor], logits: Tensor, *args: A
     return value.detach(), leaf.grad
 
 
-def assert_as_good(ours: tuple[Any, ...], torchs: tuple[Any, ...], exact: tuple[Any, ...]) -> None:
-    """Equal to torch's within torch's own tolerances; or, where torch's is further off, nearer to float64 than it."""
+def assert_as_accurate(ours: tuple[Any, ...], torchs: tuple[Any, ...], exact: tuple[Any, ...]) -> None:
+    """Our results are within torch's own tolerances of the float64 results, or at least as close to them as torch's."""
     for mine, theirs, true in zip(ours, torchs, exact, strict=True):
         assert mine.dtype == theirs.dtype
         assert mine.shape == theirs.shape
         assert torch.equal(mine.isnan(), true.isnan())
-        error, its = ((each.double() - true).abs().nan_to_num() for each in (mine, theirs))
+        error, torchs_error = ((each.double() - true).abs().nan_to_num() for each in (mine, theirs))
         if mine.dtype.itemsize == 2:  # one rounding
             allowed = true.abs().nan_to_num() * 2.0 ** (-8 if mine.dtype == torch.bfloat16 else -11) + 3e-8
         else:
             rtol, atol = torch.testing._comparison.default_tolerances(mine, theirs)
             allowed = true.abs().nan_to_num() * rtol + atol
-        assert ((error <= allowed) | (error <= its)).all()
+        assert ((error <= allowed) | (error <= torchs_error)).all()
 
 
 def as_double(value: Any) -> Any:

@@ -44,12 +44,12 @@ def test_log_softmax_is_scipys_and_finite(row: list[float]) -> None:
 
 
 @given(logits_rows, st.floats(-100, 100, width=32))
-def test_adding_the_same_to_every_logit_changes_nothing(row: list[float], shift: float) -> None:
+def test_adding_a_constant_to_every_logit_leaves_softmax_unchanged(row: list[float], shift: float) -> None:
     logits = torch.tensor([row], dtype=torch.float64)
     torch.testing.assert_close(softmax(logits + shift), softmax(logits), rtol=1e-9, atol=1e-12)
 
 
-def test_three_logits_by_hand() -> None:
+def test_the_loss_of_three_logits_is_that_computed_by_hand() -> None:
     total = math.exp(2) + math.exp(1) + math.exp(0.1)
     loss = cross_entropy(torch.tensor([[2.0, 1.0, 0.1]]), torch.tensor([0]))
     assert loss.item() == pytest.approx(-math.log(math.exp(2) / total), rel=1e-6)
@@ -76,7 +76,7 @@ def test_the_loss_is_finite_where_softmax_reaches_zero() -> None:
     assert logits.grad.tolist() == [[-1.0, 1.0]]
 
 
-def test_a_class_ruled_out_by_minus_infinity_costs_nothing() -> None:
+def test_a_class_at_minus_infinity_adds_nothing_to_the_loss() -> None:
     logits = torch.tensor([[1.0, -math.inf, 0.0]], requires_grad=True)
     loss = cross_entropy(logits, torch.tensor([0]))
     loss.backward()
@@ -86,7 +86,7 @@ def test_a_class_ruled_out_by_minus_infinity_costs_nothing() -> None:
 
 @pytest.mark.parametrize("classes", [3, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_class_of_weight_0_ruled_out_by_minus_infinity_costs_nothing_where_labels_are_smoothed(
+def test_a_class_of_weight_0_at_minus_infinity_adds_nothing_to_a_smoothed_loss(
     dtype: torch.dtype, classes: int
 ) -> None:
     logits = torch.full((2, classes), -50.0, dtype=dtype)
@@ -95,7 +95,7 @@ def test_a_class_of_weight_0_ruled_out_by_minus_infinity_costs_nothing_where_lab
     leaf = logits.requires_grad_()
     loss = cross_entropy(leaf, torch.tensor([0, 0]), weight, reduction="sum", label_smoothing=0.1)
     loss.backward()
-    label = 0.1 / classes * weight.double()  # Q: for the true class 0, as its weight is
+    label = 0.1 / classes * weight.double()  # Q_i = weight_i L_i; 0 for the true class, whose weight is 0
     by_hand = label.sum() * math.log(math.exp(1) + math.exp(2)) - (label[1:] * logits.detach()[0, 1:].double()).sum()
     assert loss.item() == pytest.approx(2 * by_hand.item(), rel=1e-6)
     assert torch.isfinite(leaf.grad).all()  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "probabilities"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "defaults")
 def test_values_and_gradients_are_torchs(
     batch: tuple[Tensor, Tensor], options: dict[str, object], reduction: str, soft: bool
 ) -> None:
@@ -132,7 +132,7 @@ def test_values_and_gradients_are_torchs(
     torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
 
 
-def test_autograd_by_finite_differences_agrees(batch: tuple[Tensor, Tensor]) -> None:
+def test_the_gradient_agrees_with_finite_differences(batch: tuple[Tensor, Tensor]) -> None:
     logits = batch[0][:4].double().requires_grad_()
     soft = torch.softmax(batch[0][4:8].double(), 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda z, q: cross_entropy(z, q, label_smoothing=0.1), (logits, soft))
@@ -146,13 +146,13 @@ def test_half_precision_logits_are_rounded_once(batch: tuple[Tensor, Tensor]) ->
     assert ((ours.double() - exact).abs() <= exact * 2**-8).all()
 
 
-def test_under_autocast_the_loss_is_float32_as_torchs_is(batch: tuple[Tensor, Tensor]) -> None:
+def test_the_loss_under_autocast_has_torchs_dtype(batch: tuple[Tensor, Tensor]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         logits = batch[0].bfloat16()
         assert cross_entropy(logits, batch[1]).dtype == functional.cross_entropy(logits, batch[1]).dtype
 
 
-def test_a_class_id_out_of_range_is_named() -> None:
+def test_the_error_for_a_class_id_out_of_range_names_it() -> None:
     with pytest.raises(IndexError, match=r"class id 7 \(at \[0\] of the target\) is out of range: with 7 classes"):
         cross_entropy(torch.zeros(1, 7), torch.tensor([7]))
 
@@ -165,7 +165,7 @@ def test_a_class_id_out_of_range_is_named() -> None:
         ({"reduction": "median"}, "mean, sum or none"),
     ],
 )
-def test_a_wrong_argument_is_refused_with_the_rule(arguments: dict[str, object], message: str) -> None:
+def test_the_error_for_a_wrong_argument_states_the_rule(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cross_entropy(torch.zeros(1, 7), torch.tensor([0]), **arguments)  # type: ignore[arg-type]
 
@@ -184,12 +184,12 @@ def test_balanced_weights_are_scikit_learns() -> None:
     np.testing.assert_allclose(loss.weight, expected, rtol=1e-6)
 
 
-def test_weights_of_the_wrong_number_are_refused() -> None:
+def test_a_wrong_number_of_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="each of the 3 classes, got 2"):
         softmax_cross_entropy([1.0, 2.0], num_classes=3)
 
 
-def test_the_module_is_a_drop_in_for_torchs(batch: tuple[Tensor, Tensor]) -> None:
+def test_the_module_is_a_drop_in_replacement_for_torchs(batch: tuple[Tensor, Tensor]) -> None:
     weight = torch.rand(7)
     ours = SoftmaxCrossEntropy(weight, ignore_index=2, label_smoothing=0.1)
     torchs = nn.CrossEntropyLoss(weight, ignore_index=2, label_smoothing=0.1)
@@ -198,14 +198,14 @@ def test_the_module_is_a_drop_in_for_torchs(batch: tuple[Tensor, Tensor]) -> Non
 
 @settings(deadline=None)
 @given(logits_rows, st.data())
-def test_the_loss_is_never_negative_and_never_infinite(row: list[float], data: st.DataObject) -> None:
+def test_the_loss_is_finite_and_not_negative(row: list[float], data: st.DataObject) -> None:
     target = data.draw(st.integers(0, len(row) - 1))
     loss = cross_entropy(torch.tensor([row]), torch.tensor([target]))
     assert math.isfinite(loss.item())
     assert loss.item() >= 0
 
 
-def test_machine_code_is_kept_once_in_the_users_cache_and_not_beside_the_package(tmp_path: Path) -> None:
+def test_compiled_kernels_are_cached_once_in_the_users_folder_and_not_in_the_package(tmp_path: Path) -> None:
     package = Path(softmaxce.__file__).parent
     before = sorted(package.rglob("*.nb*"))
     call = (
@@ -215,15 +215,15 @@ def test_machine_code_is_kept_once_in_the_users_cache_and_not_beside_the_package
         "MaxPool2x2()(torch.zeros(1, 1, 2, 2).to(memory_format=torch.channels_last))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
-    for _ in range(2):  # the second process finds what the first has left
+    for _ in range(2):  # the second process loads what the first has compiled
         subprocess.run([sys.executable, "-c", call], env=environment | {"XDG_CACHE_HOME": str(tmp_path)}, check=True)
-        kept = sorted(file.name.split(".py")[0] for file in (tmp_path / "softmaxce").rglob("*.nbc"))
-        assert [name.split(".locals")[0] for name in kept] == ["cross_entropy.kernel_for"] * 2 + ["max_pool.kernel_for"]
+        files = sorted(file.name.split(".locals")[0] for file in (tmp_path / "softmaxce").rglob("*.nbc"))
+        assert files == ["cross_entropy.kernel_for"] * 2 + ["max_pool.kernel_for"]
     assert sorted(package.rglob("*.nb*")) == before
 
 
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12))
-def test_log_softmax_keeps_its_digits_also_where_a_class_is_sure(logits: list[float]) -> None:
+def test_log_softmax_is_accurate_for_confident_rows_too(logits: list[float]) -> None:
     with mpmath.workdps(120):
         log_sum = mpmath.log(mpmath.fsum(mpmath.exp(each) for each in logits))
         exact = [float(each - log_sum) for each in logits]
@@ -231,12 +231,12 @@ def test_log_softmax_keeps_its_digits_also_where_a_class_is_sure(logits: list[fl
 
 
 @given(st.lists(st.floats(-30, 30), min_size=2, max_size=6))
-def test_log_softmax_has_scipys_values_and_softmaxs_gradient(logits: list[float]) -> None:
+def test_log_softmax_has_scipys_values_and_the_gradient_one_hot_minus_softmax(logits: list[float]) -> None:
     leaf = torch.tensor([logits, logits[::-1]], dtype=torch.float64, requires_grad=True)
     ours = log_softmax(leaf, 0)
     np.testing.assert_allclose(
         ours.detach(), scipy.special.log_softmax(leaf.detach().numpy(), 0), rtol=1e-12, atol=1e-14
     )
     (gradient,) = torch.autograd.grad(ours[0].sum(), leaf)
-    shares = scipy.special.softmax(leaf.detach().numpy(), 0)
-    np.testing.assert_allclose(gradient, np.array([[1.0], [0.0]]) - shares, atol=1e-12)
+    probabilities = scipy.special.softmax(leaf.detach().numpy(), 0)
+    np.testing.assert_allclose(gradient, np.array([[1.0], [0.0]]) - probabilities, atol=1e-12)

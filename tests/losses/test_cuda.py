@@ -1,4 +1,4 @@
-"""What the GPU's kernels compute, wherever they can run: on a GPU, or on the CPU in Triton's interpreter.
+"""The results of the Triton kernels, on a GPU or in Triton's interpreter on the CPU.
 
 `TRITON_INTERPRET=1 pytest tests/losses/test_cuda.py` runs these in the interpreter; test_triton_kernels.py does so.
 """
@@ -18,7 +18,7 @@ from softmaxce import cross_entropy, linear_cross_entropy
 from softmaxce.losses import cross_entropy as module_of_cross_entropy
 from softmaxce.losses import cuda, linear_chunks, reference
 
-from .references import BITS, OPERATION, ROWS, as_double, assert_as_good, taken, truth, units
+from .references import BITS, OPERATION, ROWS, as_double, assert_as_accurate, cast_row, exact_result, ulp_error
 from .references import value_and_gradient as parity
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -28,9 +28,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = [
     pytest.mark.skipif(
         not INTERPRETED and not torch.cuda.is_available(),
-        reason="no GPU here, and not in Triton's interpreter (test_triton_kernels.py runs it there)",
+        reason="no GPU, and not in Triton's interpreter (test_triton_kernels.py runs these tests in it)",
     ),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # the interpreter is NumPy, which warns of inf - inf
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # the interpreter uses NumPy, which warns of inf - inf
 ]
 needs_gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no GPU here")
 
@@ -54,7 +54,7 @@ def on_device(value: Any, dtype: torch.dtype) -> Any:
 
 
 def value_and_gradient(function: Callable[..., Tensor], logits: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
-    """The loss, and the gradient for an upstream gradient that is not 1; in float64."""
+    """The loss and its gradient, for an upstream gradient other than 1; in float64."""
     leaf = logits.detach().clone().requires_grad_()
     value = function(leaf, *args, **kwargs)
     upstream = (0.5 + 0.25 * (torch.arange(value.numel(), device=value.device) % 5)).reshape(value.shape)
@@ -63,21 +63,21 @@ def value_and_gradient(function: Callable[..., Tensor], logits: Tensor, *args: A
     return [value.detach().double(), gradient.double()]
 
 
-def unit(dtype: torch.dtype) -> float:
-    """The relative error that is allowed. The interpreter cuts bfloat16 off where a GPU rounds it."""
+def tolerance(dtype: torch.dtype) -> float:
+    """The allowed relative error. Triton's interpreter truncates to bfloat16 where a GPU rounds."""
     if dtype == torch.float32:
         return 2e-6
     return 2.0 ** -(BITS[dtype] - (INTERPRETED and dtype == torch.bfloat16)) * 1.01
 
 
 OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "plain": lambda classes: {},
+    "defaults": lambda classes: {},
     "sum": lambda classes: {"reduction": "sum"},
     "none": lambda classes: {"reduction": "none"},
     "weighted": lambda classes: {"weight": torch.linspace(0.25, 2, classes)},
     "smoothed": lambda classes: {"label_smoothing": 0.125},
     "ignoring": lambda classes: {"ignore_index": 1},
-    "all of it": lambda classes: {
+    "all options": lambda classes: {
         "weight": torch.linspace(0.25, 2, classes),
         "label_smoothing": 0.125,
         "reduction": "none",
@@ -88,7 +88,7 @@ OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(3, 1), (200, 10), (2, 5000)], ids=str)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_it_is_torchs_loss_with_every_option(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_loss_and_gradient_are_torchs_with_every_option(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(shape[1])
     logits = on_device(torch.randn(*shape, generator=generator) * 3, dtype)
     options = {key: on_device(value, dtype) for key, value in OPTIONS[name](shape[1]).items()}
@@ -102,37 +102,37 @@ def test_it_is_torchs_loss_with_every_option(name: str, shape: tuple[int, int], 
         for mine, true in zip(got, exact, strict=True):
             assert torch.equal(mine.isnan(), true.isnan())
             scale = true.abs().nan_to_num()
-            if options.get("label_smoothing") or target is soft:  # there T S - Q cancels, whoever computes it
+            if options.get("label_smoothing") or target is soft:  # T S - Q cancels, in PyTorch's loss too
                 scale += scale.amax(-1, keepdim=True) / 16
-            assert ((mine - true).abs().nan_to_num() <= scale * unit(dtype) + 6e-8).all()
+            assert ((mine - true).abs().nan_to_num() <= scale * tolerance(dtype) + 6e-8).all()
 
 
 @pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The public functions take the kernels: they do on a GPU, and in the interpreter are told to."""
+def through_public_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the public functions use the kernels in the interpreter too, as they do on a GPU."""
     assert cuda._work(DEVICE, torch.float32)
     if INTERPRETED:
         original = module_of_cross_entropy.fused_backend
         for module in (module_of_cross_entropy, linear_chunks):
-            monkeypatch.setattr(module, "fused_backend", lambda *given: original(*given) and cuda)
-        monkeypatch.setattr(module_of_cross_entropy, "fits_fast_path", lambda *given: False)
+            monkeypatch.setattr(module, "fused_backend", lambda *arguments: original(*arguments) and cuda)
+        monkeypatch.setattr(module_of_cross_entropy, "fits_fast_path", lambda *arguments: False)
 
 
-@pytest.mark.usefixtures("chosen")
+@pytest.mark.usefixtures("through_public_functions")
 def test_every_sample_of_torchs_operation_gives_torchs_value_and_gradient() -> None:
     samples = list(OPERATION.sample_inputs(DEVICE.type, torch.float32, requires_grad=False))
     assert len(samples) > 20
     for sample in samples:
         exact_args = [as_double(each) for each in sample.args]
         exact_kwargs = {key: as_double(each) for key, each in sample.kwargs.items()}
-        assert_as_good(
+        assert_as_accurate(
             parity(cross_entropy, sample.input, *sample.args, **sample.kwargs),
             parity(functional.cross_entropy, sample.input, *sample.args, **sample.kwargs),
             parity(functional.cross_entropy, sample.input.double(), *exact_args, **exact_kwargs),
         )
 
 
-@pytest.mark.usefixtures("chosen")
+@pytest.mark.usefixtures("through_public_functions")
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_linear_cross_entropy_in_chunks_is_cross_entropy_of_linear(
     reduction: str, monkeypatch: pytest.MonkeyPatch
@@ -152,28 +152,29 @@ def test_linear_cross_entropy_in_chunks_is_cross_entropy_of_linear(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_loss_and_gradient_are_right_to_10_units_in_float32_and_rounded_once_in_16_bits(dtype: torch.dtype) -> None:
+def test_loss_and_gradient_are_within_10_ulp_in_float32_and_rounded_once_in_16_bits(dtype: torch.dtype) -> None:
     bound = 10.0 if dtype == torch.float32 else 0.501
     if INTERPRETED and dtype == torch.bfloat16:
-        bound = 1.001  # it cuts off, and puts the numbers below the normal ones elsewhere
+        bound = 1.001  # the interpreter truncates, and rounds subnormal numbers differently
     for name in ROWS:
-        if (case := taken(name, dtype)) is None or (INTERPRETED and len(case[0]) > 10_000):  # quick: one is below
+        case = cast_row(name, dtype)
+        if case is None or (INTERPRETED and len(case[0]) > 10_000):  # too slow there; the next test has a long row
             continue
         row, target = case
-        exact, gradient = truth(row, target)
+        exact, gradient = exact_result(row, target)
         leaf = row.to(DEVICE).unsqueeze(0).requires_grad_()
         loss = ours(leaf, torch.tensor([target], device=DEVICE))
         (got,) = torch.autograd.grad(loss, leaf)
         pairs = [(loss.item(), exact), *zip(got[0].double().tolist(), gradient, strict=True)]
         if INTERPRETED and dtype == torch.bfloat16:
             pairs = [(a, b) for a, b in pairs if abs(b) > 2e-38]
-        assert max((units(a, b, dtype) for a, b in pairs[:3000]), default=0) <= bound, name
+        assert max((ulp_error(a, b, dtype) for a, b in pairs[:3000]), default=0) <= bound, name
 
 
-def test_logits_that_keep_rising_lose_nothing_from_block_to_block() -> None:
+def test_rising_logits_lose_no_digits_between_blocks() -> None:
     row = torch.linspace(-30, 0, 20_000).to(DEVICE)
-    exact, _ = truth(row, 19_999)
-    assert units(ours(row.unsqueeze(0), torch.tensor([19_999], device=DEVICE)).item(), exact, torch.float32) <= 10
+    exact, _ = exact_result(row, 19_999)
+    assert ulp_error(ours(row.unsqueeze(0), torch.tensor([19_999], device=DEVICE)).item(), exact, torch.float32) <= 10
 
 
 @settings(max_examples=15)
@@ -184,7 +185,7 @@ def test_logits_that_keep_rising_lose_nothing_from_block_to_block() -> None:
     shift=st.sampled_from([0.0, -1e3, 1e4]),
     seed=st.integers(0, 99),
 )
-def test_whatever_the_shape_and_the_logits_it_is_the_reference(
+def test_random_shapes_and_logits_give_the_loss_and_gradient_of_the_reference_implementation(
     rows: int, classes: int, scale: float, shift: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -197,16 +198,16 @@ def test_whatever_the_shape_and_the_logits_it_is_the_reference(
     torch.testing.assert_close(mine, exact, rtol=3e-6, atol=1e-15)
 
 
-def test_infinite_and_missing_logits_give_what_the_reference_gives() -> None:
+def test_infinite_and_nan_logits_give_the_result_of_the_reference_implementation() -> None:
     inf, nan = float("inf"), float("nan")
     rows = torch.tensor(
         [[1.0, -inf, 0.0], [-inf, -inf, -inf], [-inf, 2.0, -inf], [inf, 0.0, 1.0], [nan, 0.0, 1.0], [0.0, inf, nan]]
     ).to(DEVICE)
     for target in (torch.tensor([0, 0, 1, 0, 0, 1]), torch.tensor([1, 1, 0, 1, 1, 0]), torch.full((6,), 2)):
-        for spread in (0.0, 0.1):
-            got = value_and_gradient(ours, rows, target.to(DEVICE), reduction="none", label_smoothing=spread)
+        for smoothing in (0.0, 0.1):
+            got = value_and_gradient(ours, rows, target.to(DEVICE), reduction="none", label_smoothing=smoothing)
             true = value_and_gradient(
-                reference.cross_entropy, rows, target.to(DEVICE), reduction="none", label_smoothing=spread
+                reference.cross_entropy, rows, target.to(DEVICE), reduction="none", label_smoothing=smoothing
             )
             assert torch.equal(got[0].isinf(), true[0].isinf())
             finite = true[0].isfinite()
@@ -215,7 +216,7 @@ def test_infinite_and_missing_logits_give_what_the_reference_gives() -> None:
             torch.testing.assert_close(got[1][finite], true[1][finite])
 
 
-def test_a_class_at_minus_infinity_that_the_label_gives_nothing_costs_nothing() -> None:
+def test_a_class_at_minus_infinity_with_target_probability_0_adds_nothing_to_the_loss() -> None:
     logits = torch.tensor([[0.0, -float("inf"), 1.0]], device=DEVICE)
     soft = torch.tensor([[0.25, 0.0, 0.75]], device=DEVICE)
     two = value_and_gradient(ours, logits[:, ::2], soft[:, ::2])
@@ -224,14 +225,14 @@ def test_a_class_at_minus_infinity_that_the_label_gives_nothing_costs_nothing() 
     torch.testing.assert_close(three[1], torch.stack([two[1][:, 0], torch.zeros_like(two[0])[None], two[1][:, 1]], 1))
 
 
-def test_the_main_class_of_a_soft_label_may_come_in_any_block() -> None:
+def test_the_largest_probability_of_a_soft_label_may_be_in_any_block() -> None:
     classes = cuda.TILE * 2 + 100
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, classes, generator=generator).to(DEVICE)
     soft = torch.full((6, classes), 0.3 / classes)
-    for row, place in enumerate((0, 5, cuda.TILE - 1, cuda.TILE, 2 * cuda.TILE, classes - 1)):
-        soft[row, place] += 0.7
-    soft[3, 7] += 0.2  # and is overtaken
+    for row, column in enumerate((0, 5, cuda.TILE - 1, cuda.TILE, 2 * cuda.TILE, classes - 1)):
+        soft[row, column] += 0.7
+    soft[3, 7] += 0.2  # the largest of the first block, but not of the row
     got, true = (
         value_and_gradient(f, logits.to(d), soft.to(DEVICE, d), reduction="none")
         for f, d in ((ours, torch.float32), (functional.cross_entropy, torch.float64))
@@ -239,15 +240,15 @@ def test_the_main_class_of_a_soft_label_may_come_in_any_block() -> None:
     torch.testing.assert_close(got, true, rtol=3e-6, atol=1e-7)
 
 
-def test_upstream_gradients_are_folded_in_before_the_one_rounding() -> None:
+def test_the_upstream_gradient_is_multiplied_in_before_the_gradient_is_rounded() -> None:
     logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0)).to(DEVICE, torch.float16).requires_grad_()
     ids = torch.arange(50, device=DEVICE) % 10
-    # divided by the number of rows alone, a sure row's gradient is 0 in float16; scaled by 2^16 it is not
+    # a confident row's gradient, divided by the number of rows, is 0 in float16; multiplied by 2^16 first it is not
     with torch.no_grad():
         logits[0, 0] = 12.0
     loss = cuda.fused_cross_entropy(logits, ids, None, -100, "mean", 0.0, torch.float32)
     (gradient,) = torch.autograd.grad(loss * 65536, logits)
-    exact = value_and_gradient(reference.cross_entropy, logits.double(), ids)[1] * 2  # that upstream gradient is 0.5
+    exact = value_and_gradient(reference.cross_entropy, logits.double(), ids)[1] * 2  # its upstream gradient is 0.5
     torch.testing.assert_close(gradient.double(), exact * 65536, rtol=2.0**-11 * 1.01, atol=3e-8)
     losses = ours(logits, ids, reduction="none")
     (summed,) = torch.autograd.grad(losses.sum(), logits, retain_graph=True)  # an expanded upstream gradient
@@ -255,7 +256,7 @@ def test_upstream_gradients_are_folded_in_before_the_one_rounding() -> None:
     assert torch.equal(summed, ones)
 
 
-def test_any_number_of_backward_passes_give_the_same_and_the_logits_stay_as_they_are() -> None:
+def test_repeated_backward_passes_give_the_same_gradient_and_leave_the_logits_unchanged() -> None:
     logits = torch.randn(7, 33, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     leaf = logits.clone().requires_grad_()
     loss = ours(leaf, torch.arange(7, device=DEVICE))
@@ -270,7 +271,7 @@ def test_any_number_of_backward_passes_give_the_same_and_the_logits_stay_as_they
         loss.backward()
 
 
-def test_second_derivatives_are_the_references() -> None:
+def test_second_derivatives_are_those_of_the_reference_implementation() -> None:
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     ids = torch.tensor([0, 2, 4, 1], device=DEVICE)
     hessians = []
@@ -281,7 +282,7 @@ def test_second_derivatives_are_the_references() -> None:
     torch.testing.assert_close(*hessians)
 
 
-def test_logits_with_a_stride_are_read_where_they_are_and_others_are_copied() -> None:
+def test_logits_in_any_layout_give_the_loss_of_contiguous_ones() -> None:
     wide = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     ids = torch.arange(6, device=DEVICE)
     for view in (wide[:, 3:20], wide[::2, 1:9].repeat(2, 1), wide.T[:6], wide[:, ::2], wide[:1].expand(6, 40)):
@@ -289,23 +290,23 @@ def test_logits_with_a_stride_are_read_where_they_are_and_others_are_copied() ->
         torch.testing.assert_close(ours(view, view.softmax(1)), ours(view.contiguous(), view.softmax(1).contiguous()))
 
 
-def test_an_ignored_row_reaches_nothing_even_if_it_is_nan() -> None:
+def test_an_ignored_row_changes_no_result_even_if_it_is_nan() -> None:
     logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     logits[2] = float("nan")
     ids = torch.tensor([0, 1, -100, 8], device=DEVICE)
-    kept = torch.tensor([0, 1, 3], device=DEVICE)
+    others = torch.tensor([0, 1, 3], device=DEVICE)
     for options in ({}, {"label_smoothing": 0.2}):
         value, gradient = value_and_gradient(ours, logits, ids, **options)
-        wanted, rows = value_and_gradient(functional.cross_entropy, logits[kept], ids[kept], **options)
-        torch.testing.assert_close(value, wanted, rtol=1e-6, atol=0)
-        torch.testing.assert_close(gradient[kept], rows, rtol=1e-5, atol=1e-8)
+        expected = value_and_gradient(functional.cross_entropy, logits[others], ids[others], **options)
+        torch.testing.assert_close(value, expected[0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(gradient[others], expected[1], rtol=1e-5, atol=1e-8)
         assert not gradient[2].any()
-    nothing, zero = value_and_gradient(ours, logits, torch.full_like(ids, -100))
-    assert nothing.isnan()
+    empty_mean, zero = value_and_gradient(ours, logits, torch.full_like(ids, -100))
+    assert empty_mean.isnan()
     assert not zero.any()
 
 
-def test_a_class_id_out_of_range_makes_its_row_nan_and_is_named_when_asked() -> None:
+def test_a_class_id_out_of_range_makes_its_row_nan_and_is_named_by_check_class_ids() -> None:
     cuda.check_class_ids()
     logits = torch.randn(300, 10, generator=torch.Generator().manual_seed(0)).to(DEVICE).requires_grad_()
     for wrong in (10, -1, 2**40):
@@ -318,30 +319,30 @@ def test_a_class_id_out_of_range_makes_its_row_nan_and_is_named_when_asked() -> 
         assert ours(logits, ids).isnan()
         with pytest.raises(IndexError, match=f"class id {wrong} is out of range: with 10 classes"):
             cuda.check_class_ids()
-        cuda.check_class_ids()  # it is said once
+        cuda.check_class_ids()  # it is reported once
 
 
-def test_float64_and_what_is_promoted_to_it_take_the_reference() -> None:
+def test_float64_and_inputs_promoted_to_it_use_the_reference_implementation() -> None:
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     soft = torch.rand(3, 4, dtype=torch.float64, device=DEVICE)
     loss = cuda.fused_cross_entropy(logits, soft, None, -100, "mean", 0.0, torch.float64)
     torch.testing.assert_close(loss, functional.cross_entropy(logits.double(), soft))
 
 
-# -- how much it moves ------------------------------------------------------------------------------------------------
+# -- memory traffic ---------------------------------------------------------------------------------------------------
 
 
 class Traffic(NamedTuple):
-    """Bytes that a forward and a backward pass read and write, and the fewest with which it can be done."""
+    """Bytes that a forward and a backward pass read and write, and the smallest possible number of them."""
 
     moved: int
-    least: int
+    minimum: int
 
 
 def traffic(num_rows: int, num_classes: int, dtype: torch.dtype, soft: torch.dtype | None = None) -> Traffic:
-    """For a mean without weights, over class ids or over probabilities of the dtype `soft`.
+    """The traffic of a mean without weights, over class ids or over probabilities of the dtype `soft`.
 
-    The least is: in either pass the logits and the labels are read; once the gradient is written.
+    The minimum: both passes read the logits and the labels, and the gradient is written once.
     """
     plan = cuda.launch_plan(num_rows, num_classes)
     logits = num_rows * num_classes * dtype.itemsize
@@ -378,7 +379,7 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 @pytest.mark.skipif(not INTERPRETED, reason="bytes are counted in Triton's interpreter")
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 @pytest.mark.parametrize("shape", [(200, 10), (9, 1000), (2, 5000)], ids=str)
-def test_the_bytes_that_move_are_those_of_the_plan(
+def test_the_kernels_read_and_write_as_many_bytes_as_predicted(
     moved: list[int], shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
     for soft in (None, torch.float32):
@@ -386,24 +387,24 @@ def test_the_bytes_that_move_are_those_of_the_plan(
         target = torch.arange(shape[0]) % shape[1] if soft is None else torch.rand(*shape)
         moved.clear()
         cuda.fused_cross_entropy(logits, target, None, -100, "mean", 0.0, dtype).backward()
-        # besides, each id is looked at once to be noted if it is no class: none is, so nothing is stored
+        # an id out of range would also be stored; there is none
         assert sum(moved) == traffic(*shape, dtype, soft).moved
 
 
 @pytest.mark.parametrize(
     ("shape", "bound"), [((65536, 1000), 1.02), ((8192, 32000), 1.003), ((8192, 128256), 1.003), ((1024, 10), 1.4)]
 )
-def test_little_more_moves_than_must(shape: tuple[int, int], bound: float) -> None:
+def test_memory_traffic_is_close_to_the_minimum(shape: tuple[int, int], bound: float) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        moved, least = traffic(*shape, dtype)
-        assert 1 <= moved / least < 1 + (bound - 1) * 4 / dtype.itemsize
+        moved, minimum = traffic(*shape, dtype)
+        assert 1 <= moved / minimum < 1 + (bound - 1) * 4 / dtype.itemsize
 
 
 # -- on a GPU only ----------------------------------------------------------------------------------------------------
 
 
 @needs_gpu
-def test_the_public_function_takes_the_kernels_on_a_gpu_and_never_waits_for_it() -> None:
+def test_the_public_function_uses_the_kernels_on_a_gpu_without_synchronizing() -> None:
     logits = torch.randn(64, 1000, device=DEVICE, requires_grad=True)
     ids = torch.arange(64, device=DEVICE)
     cross_entropy(logits, ids).backward()  # compiles
@@ -418,7 +419,7 @@ def test_the_public_function_takes_the_kernels_on_a_gpu_and_never_waits_for_it()
 
 
 @needs_gpu
-def test_a_step_can_be_captured_in_a_cuda_graph_and_replayed_on_other_numbers() -> None:
+def test_a_step_can_be_captured_in_a_cuda_graph_and_replayed_on_other_logits() -> None:
     logits = torch.randn(64, 1000, device=DEVICE, requires_grad=True)
     ids = torch.arange(64, device=DEVICE)
     stream = torch.cuda.Stream()
@@ -450,7 +451,7 @@ def test_linear_cross_entropy_on_a_gpu_is_cross_entropy_of_linear(dtype: torch.d
 
 
 @needs_gpu
-def test_262144_classes_and_more_logits_than_a_32_bit_index_reaches() -> None:
+def test_more_logits_than_a_32_bit_index_can_address_give_torchs_loss_and_gradient() -> None:
     if torch.cuda.mem_get_info()[0] < 14e9:
         pytest.skip("the GPU has no 14 GB free")
     logits = torch.randn(8200, 262_144, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)

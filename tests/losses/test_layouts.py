@@ -1,4 +1,4 @@
-"""The loss reads and writes its own tensors only, however they lie in memory, and no state outlives a refused call."""
+"""Tensors in unusual memory layouts, and calls that are refused, interrupted or concurrent."""
 
 import ctypes
 import os
@@ -28,7 +28,7 @@ N = 6
 
 
 def layouts(num_classes: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Logits [N, K] or [1, K] that lie in memory in every odd way."""
+    """Logits [N, K] or [1, K] in unusual memory layouts."""
     generator = torch.Generator().manual_seed(num_classes)
     numbers = torch.randn(4 * N * num_classes + 99, generator=generator).to(dtype)
     K = num_classes
@@ -48,13 +48,13 @@ def layouts(num_classes: int, dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-def assert_as_dense(loss: Callable[..., Tensor], logits: Tensor, *arguments: Any, **options: Any) -> None:
-    """To the last bit what the same numbers give when they lie one after the other."""
+def assert_bits_of_contiguous(loss: Callable[..., Tensor], logits: Tensor, *arguments: Any, **options: Any) -> None:
+    """The loss and its gradient have the bits that they have for the same logits in a contiguous tensor."""
     results = []
     for each in (logits, torch.tensor(logits.tolist(), dtype=logits.dtype)):
         leaf = each.detach().requires_grad_()
         value = loss(leaf, *arguments, **options)
-        upstream = torch.full((), 1.5, dtype=value.dtype).expand(value.shape)  # its stride is 0
+        upstream = torch.full((), 1.5, dtype=value.dtype).expand(value.shape)  # strides 0
         (gradient,) = torch.autograd.grad(value, leaf, upstream)
         results.append((value.detach(), gradient, loss(each.detach(), *arguments, **options)))
     for mine, expected in zip(*results, strict=True):
@@ -63,19 +63,17 @@ def assert_as_dense(loss: Callable[..., Tensor], logits: Tensor, *arguments: Any
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_classes", CLASSES)
-def test_however_logits_lie_in_memory_loss_and_gradient_are_those_of_dense_ones(
-    num_classes: int, dtype: torch.dtype
-) -> None:
+def test_loss_and_gradient_do_not_depend_on_the_layout_of_the_logits(num_classes: int, dtype: torch.dtype) -> None:
     for logits in layouts(num_classes, dtype).values():
         ids = torch.arange(len(logits)).mul_(7).remainder_(num_classes)
         soft = torch.full((), 1 / num_classes, dtype=dtype).expand(logits.shape)  # all strides are 0
         weight = torch.rand((), dtype=dtype).expand(num_classes)
         for reduction in ("mean", "sum", "none"):
-            assert_as_dense(cross_entropy, logits, ids, reduction=reduction)
-            assert_as_dense(cross_entropy, logits, soft, weight, reduction=reduction)
-        assert_as_dense(cross_entropy, logits, ids, weight, label_smoothing=0.1, reduction="sum")
-        assert_as_dense(cross_entropy, logits, ids[:1].expand(len(logits)))
-        assert_as_dense(FocalLoss(2.0, reduction="none"), logits, ids)
+            assert_bits_of_contiguous(cross_entropy, logits, ids, reduction=reduction)
+            assert_bits_of_contiguous(cross_entropy, logits, soft, weight, reduction=reduction)
+        assert_bits_of_contiguous(cross_entropy, logits, ids, weight, label_smoothing=0.1, reduction="sum")
+        assert_bits_of_contiguous(cross_entropy, logits, ids[:1].expand(len(logits)))
+        assert_bits_of_contiguous(FocalLoss(2.0, reduction="none"), logits, ids)
 
 
 def test_a_row_from_a_transposed_product_has_torchs_loss() -> None:
@@ -93,8 +91,8 @@ def test_a_row_from_a_transposed_product_has_torchs_loss() -> None:
     torch.testing.assert_close(mine, functional.cross_entropy(z, torch.tensor([30]), reduction="sum"))
 
 
-def negatives(shape: tuple[int, ...]) -> Tensor:
-    """Real numbers that PyTorch holds as others to be negated."""
+def negative_view(shape: tuple[int, ...]) -> Tensor:
+    """A view with PyTorch's negative bit: its numbers are stored negated."""
     view = torch.complex(torch.zeros(shape), torch.randn(shape)).conj().imag
     assert view.is_neg()
     return view
@@ -104,7 +102,7 @@ def negatives(shape: tuple[int, ...]) -> Tensor:
 @pytest.mark.parametrize("num_classes", CLASSES)
 def test_negative_views_have_torchs_loss(num_classes: int, reduction: str) -> None:
     ids = torch.arange(N) % num_classes
-    for logits in (negatives((N, num_classes)), torch._neg_view(torch.randn(N, num_classes))):
+    for logits in (negative_view((N, num_classes)), torch._neg_view(torch.randn(N, num_classes))):
         for weight in (None, torch._neg_view(-torch.rand(num_classes))):
             mine, torchs = (
                 f(logits, ids, weight, reduction=reduction) for f in (cross_entropy, functional.cross_entropy)
@@ -119,11 +117,11 @@ def test_negative_views_have_torchs_loss(num_classes: int, reduction: str) -> No
     torch.testing.assert_close(*gradients)
 
 
-def test_tensors_without_memory_are_zeros() -> None:
-    nothing = torch._efficientzerotensor((4, 3))
+def test_a_zero_tensor_without_memory_has_the_loss_of_zeros() -> None:
+    zeros = torch._efficientzerotensor((4, 3))
     for reduction in ("mean", "sum", "none"):
         expected = functional.cross_entropy(torch.zeros(4, 3), torch.arange(4) % 3, reduction=reduction)
-        torch.testing.assert_close(cross_entropy(nothing, torch.arange(4) % 3, reduction=reduction), expected)
+        torch.testing.assert_close(cross_entropy(zeros, torch.arange(4) % 3, reduction=reduction), expected)
 
 
 @pytest.mark.parametrize("name", ["meta", "cpu"])
@@ -143,7 +141,7 @@ def test_another_default_device_or_dtype_changes_no_result(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_a_sum_beyond_the_largest_number_is_infinite(dtype: torch.dtype, reduction: str) -> None:
+def test_a_sum_that_overflows_is_infinite_and_its_gradient_finite(dtype: torch.dtype, reduction: str) -> None:
     largest = torch.finfo(dtype).max
     logits = torch.tensor([[largest, -largest]], dtype=dtype).expand(8, 2)
     assert cross_entropy(logits, torch.ones(8, dtype=torch.long), reduction=reduction) == float("inf")
@@ -154,7 +152,7 @@ def test_a_sum_beyond_the_largest_number_is_infinite(dtype: torch.dtype, reducti
 
 
 @pytest.mark.parametrize("num_classes", [3, 40])
-def test_a_class_without_weight_and_probability_has_no_gradient(num_classes: int) -> None:
+def test_a_class_of_weight_0_and_probability_0_has_gradient_0(num_classes: int) -> None:
     weight = torch.rand(num_classes) + 0.1
     weight[0] = 0
     logits = torch.randn(5, num_classes)
@@ -164,11 +162,11 @@ def test_a_class_without_weight_and_probability_has_no_gradient(num_classes: int
     assert torch.autograd.grad(loss, leaf)[0][:, 0].tolist() == [0] * 5
 
 
-# -- what changes between the passes ----------------------------------------------------------------------------------
+# -- tensors changed between forward and backward pass ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_ids_that_numpy_has_changed_after_the_forward_pass_are_checked_again(reduction: str) -> None:
+def test_ids_changed_through_numpy_after_the_forward_pass_are_checked_again(reduction: str) -> None:
     logits, ids = torch.randn(4, 3, requires_grad=True), torch.arange(4) % 3
     loss = cross_entropy(logits, ids, reduction=reduction)
     ids.numpy()[:] = 1 << 40
@@ -177,7 +175,7 @@ def test_ids_that_numpy_has_changed_after_the_forward_pass_are_checked_again(red
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_logits_that_are_resized_after_the_forward_pass_are_refused(reduction: str) -> None:
+def test_logits_resized_after_the_forward_pass_are_refused(reduction: str) -> None:
     logits, ids = torch.randn(4, 3, requires_grad=True), torch.arange(4) % 3
     loss = cross_entropy(logits, ids, reduction=reduction)
     logits.data = torch.randn(100_000, 3)
@@ -185,19 +183,19 @@ def test_logits_that_are_resized_after_the_forward_pass_are_refused(reduction: s
         torch.autograd.grad(loss, logits, torch.full_like(loss, 2.0))
 
 
-# -- arguments that are refused, and what they leave behind -----------------------------------------------------------
+# -- calls that are refused, interrupted or concurrent ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "ignore_index", [-1.0, 2**70, -(2**70), 2**63, True, None, "1", float("nan"), torch.tensor(-1.0)]
 )
 @pytest.mark.parametrize("before", [(2, 3), (300, 3), (4, 3)])
-def test_an_ignore_index_that_torch_refuses_is_refused_and_leaves_nothing_behind(
+def test_an_ignore_index_that_torch_refuses_is_refused_and_changes_no_later_call(
     ignore_index: Any, before: tuple[int, int]
 ) -> None:
     logits, ids = torch.randn(4, 3), torch.tensor([0, 1, 2, -1])
     expected = functional.cross_entropy(logits, ids, ignore_index=-1)
-    cross_entropy(logits, ids, ignore_index=-1)  # a job that is equal to -1.0's
+    cross_entropy(logits, ids, ignore_index=-1)  # a cached launch must not be reused for -1.0, although -1 == -1.0
     cross_entropy(torch.randn(before), torch.arange(before[0]) % 3)
     with pytest.raises((TypeError, ValueError)) as torchs:
         functional.cross_entropy(logits, ids, ignore_index=ignore_index)
@@ -216,7 +214,7 @@ def test_an_ignore_index_that_torch_refuses_is_refused_and_leaves_nothing_behind
     torch.testing.assert_close(cross_entropy(logits, ids, ignore_index=-1), expected)
 
 
-def test_numbers_that_torch_takes_for_an_ignore_index_are_taken() -> None:
+def test_ignore_index_may_be_any_integer_type_that_torch_accepts() -> None:
     import numpy as np
 
     logits, ids = torch.randn(4, 3), torch.tensor([0, 1, 2, -1])
@@ -225,8 +223,8 @@ def test_numbers_that_torch_takes_for_an_ignore_index_are_taken() -> None:
         torch.testing.assert_close(cross_entropy(logits, ids, ignore_index=value), expected)  # type: ignore[arg-type]
 
 
-def test_a_signal_handler_may_call_the_loss_while_a_step_is_being_made() -> None:
-    """At every line of the fast path's own code the loss is called again, with other shapes."""
+def test_a_signal_handler_may_call_the_loss_during_a_call() -> None:
+    """At every line of the CPU path's code, the loss is called again with other shapes."""
     logits, ids = torch.randn(8, 5), torch.arange(8) % 5
     expected = functional.cross_entropy(logits, ids)
     others = [(torch.randn(*shape), torch.arange(shape[0]) % shape[1]) for shape in ((8, 5), (300, 7), (1, 1))]
@@ -253,7 +251,7 @@ def test_a_signal_handler_may_call_the_loss_while_a_step_is_being_made() -> None
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"reduction": "sum"}])
-def test_a_call_interrupted_at_any_line_leaves_nothing_that_the_next_one_meets(options: dict[str, Any]) -> None:
+def test_a_call_interrupted_at_any_line_does_not_change_the_next_ones_result(options: dict[str, Any]) -> None:
     small, large = ((torch.randn(n, 5), torch.arange(n) % 5) for n in (3, 400))
     for stop in range(1, 400):
         lines = 0
@@ -280,10 +278,10 @@ def test_a_call_interrupted_at_any_line_leaves_nothing_that_the_next_one_meets(o
             )
         if lines < stop:
             break
-    assert 10 < stop < 399  # every line of it was one at which it was interrupted
+    assert 10 < stop < 399  # it was interrupted at each of its lines
 
 
-def test_a_gradient_is_handed_over_once() -> None:
+def test_two_backward_passes_return_equal_gradients_in_different_memory() -> None:
     logits = torch.randn(8, 5, requires_grad=True)
     loss = cross_entropy(logits, torch.arange(8) % 5)
     one, other = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
@@ -291,22 +289,22 @@ def test_a_gradient_is_handed_over_once() -> None:
     assert torch.equal(one, other)
 
 
-def test_threads_with_shapes_of_their_own_do_not_disturb_each_other() -> None:
-    wrong = []
+def test_concurrent_calls_with_different_shapes_give_torchs_loss() -> None:
+    failures = []
 
     def work(rows: int) -> None:
         logits, ids = torch.randn(rows, 10), torch.arange(rows) % 10
         expected = functional.cross_entropy(logits, ids)
         for _ in range(300):
             if not torch.allclose(cross_entropy(logits, ids), expected):
-                wrong.append(rows)
+                failures.append(rows)
 
     threads = [threading.Thread(target=work, args=(rows,)) for rows in (3, 3, 40, 500)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert not failures
 
 
 INTERRUPTED = """
@@ -341,7 +339,7 @@ print(interrupted)
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers on this system")
-def test_after_interrupted_compilations_the_next_call_is_right(tmp_path: Path) -> None:
+def test_the_loss_is_torchs_after_interrupted_compilations(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
@@ -353,7 +351,7 @@ def test_after_interrupted_compilations_the_next_call_is_right(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 3, 5, 7), (1, 3, 2, 2)])
-def test_pooling_takes_negative_and_overlapping_images_and_gradients(shape: tuple[int, int, int, int]) -> None:
+def test_pooling_of_negative_views_and_overlapping_memory_is_torchs(shape: tuple[int, int, int, int]) -> None:
     for images in (
         torch._neg_view(torch.randn(shape).to(memory_format=torch.channels_last)),
         torch.randn(shape[1:]).expand(shape),
@@ -368,25 +366,25 @@ def test_pooling_takes_negative_and_overlapping_images_and_gradients(shape: tupl
         torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def test_a_gatherer_refuses_images_that_there_are_none_of_and_means_of_another_dtype_or_number() -> None:
+def test_a_gatherer_refuses_indices_out_of_range_and_means_of_another_dtype_size_or_stride() -> None:
     images = torch.arange(5 * 3 * 4, dtype=torch.uint8).view(5, 3, 2, 2)
-    taker = BatchGatherer(images, torch.zeros(3), torch.ones(3))
+    gatherer = BatchGatherer(images, torch.zeros(3), torch.ones(3))
     strided = torch.tensor([4, 9, 0, 9, 2])[::2]
-    torch.testing.assert_close(taker.normalized(strided), images[strided].float())
-    torch.testing.assert_close(taker.normalized(torch.tensor([3]).expand(4)), images[[3] * 4].float())
+    torch.testing.assert_close(gatherer.normalized(strided), images[strided].float())
+    torch.testing.assert_close(gatherer.normalized(torch.tensor([3]).expand(4)), images[[3] * 4].float())
     for wrong in (5, -1, 1 << 40):
         with pytest.raises(IndexError, match="outside"):
-            taker.normalized(torch.tensor([0, wrong]))
+            gatherer.normalized(torch.tensor([0, wrong]))
     for mean in (torch.zeros(1), torch.zeros(3, dtype=torch.float64), torch.zeros(6)[::2]):
         with pytest.raises(ValueError, match="kernel expects"):
             BatchGatherer(images, mean, torch.ones(3))
 
 
-def test_gradients_of_any_layout_and_dtype_are_looked_at() -> None:
+def test_non_finite_gradients_of_any_layout_and_dtype_are_detected() -> None:
     size = 1000
     parameter = torch.zeros(size, 2, requires_grad=True)
-    half = torch.zeros(size, 2, dtype=torch.float64, requires_grad=True)
-    watch = FiniteCheck([parameter, half])
+    double = torch.zeros(size, 2, dtype=torch.float64, requires_grad=True)
+    check = FiniteCheck([parameter, double])
     for bad in (0.0, float("nan"), float("inf")):
         sparse = torch.sparse_coo_tensor(torch.tensor([[3]]), torch.full((1, 2), bad), (size, 2))
         for gradient in (
@@ -396,12 +394,12 @@ def test_gradients_of_any_layout_and_dtype_are_looked_at() -> None:
             sparse,
         ):
             parameter.grad = gradient
-            assert watch.all_finite() is (bad == 0)
-    parameter.grad, half.grad = None, torch.full((size, 2), float("nan"), dtype=torch.float64)
-    assert not watch.all_finite()
+            assert check.all_finite() is (bad == 0)
+    parameter.grad, double.grad = None, torch.full((size, 2), float("nan"), dtype=torch.float64)
+    assert not check.all_finite()
 
 
-def test_a_job_that_is_interrupted_returns_when_all_threads_have_left_its_memory() -> None:
+def test_an_interrupted_job_returns_only_after_its_threads_have_finished() -> None:
     lock, running, done = threading.Lock(), [], []
 
     def part(address: int) -> None:

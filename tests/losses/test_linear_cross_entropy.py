@@ -1,4 +1,4 @@
-"""The loss of a linear layer's output, in chunks: what it gives, what it refuses, and how little memory it takes."""
+"""linear_cross_entropy: its values and gradients, errors and memory, against cross_entropy of linear."""
 
 import warnings
 from typing import Any
@@ -19,13 +19,13 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So few rows at a time that small inputs take several chunks, the last one not full."""
+    """Chunks of so few rows that small inputs take several, the last one not full."""
     monkeypatch.setattr(linear_chunks, "MAX_LOGITS", 1)
     monkeypatch.setattr(linear_chunks, "MIN_ROWS", 3)
 
 
 def torchs(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None, **rest: Any) -> Any:
-    """The two functions of PyTorch that ours is both of."""
+    """PyTorch's two functions, one after the other."""
     return functional.cross_entropy(functional.linear(input, linear_weight, linear_bias), target, **rest)
 
 
@@ -47,13 +47,13 @@ def value_and_gradients(function: Any, x: Tensor, w: Tensor, t: Tensor, b: Tenso
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "defaults": {},
     "sum": {"reduction": "sum"},
     "none": {"reduction": "none"},
     "weighted": {"weight": torch.linspace(0.1, 2, 7, dtype=torch.float64)},
     "smoothed": {"label_smoothing": 0.2},
     "ignoring": {"ignore_index": 2},
-    "all of it": {
+    "all options": {
         "weight": torch.linspace(0.1, 2, 7, dtype=torch.float64),
         "label_smoothing": 0.1,
         "ignore_index": 2,
@@ -77,11 +77,11 @@ def test_it_is_cross_entropy_of_linear_with_every_option(name: str, dtype: torch
             torchs, x.double(), w.double(), t, None if bias is None else bias.double(), **exactly
         )
         unit = torch.finfo(dtype).eps
-        for mine, its, true in zip(ours, theirs, exact, strict=True):
+        for mine, torchs_result, true in zip(ours, theirs, exact, strict=True):
             assert mine.dtype == dtype
-            assert mine.shape == its.shape
+            assert mine.shape == torchs_result.shape
             error, allowed = (mine.double() - true).abs(), 4 * unit * (true.abs() + true.abs().max())
-            assert ((error <= allowed) | (error <= (its.double() - true).abs())).all()
+            assert ((error <= allowed) | (error <= (torchs_result.double() - true).abs())).all()
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -93,7 +93,7 @@ def test_every_sample_of_torchs_operation_gives_torchs_value_and_gradients() -> 
             x, (w, t), kwargs = sample.input, sample.args, dict(sample.kwargs)
             b = kwargs.pop("linear_bias", None)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # where its options do not apply
+                warnings.simplefilter("ignore")  # it warns where its options do not apply
                 theirs = value_and_gradients(operation.op, x, w, t, b, **kwargs)
             kwargs.pop("options", None)
             ours = value_and_gradients(linear_cross_entropy, x, w, t, b, **kwargs)
@@ -103,24 +103,22 @@ def test_every_sample_of_torchs_operation_gives_torchs_value_and_gradients() -> 
 
 
 @pytest.mark.skipif(not OPERATIONS, reason="this PyTorch has no linear_cross_entropy (2.13 has)")
-def test_what_torchs_own_error_samples_refuse_is_refused_with_the_same_kind_of_error() -> None:
+def test_torchs_own_error_samples_raise_the_same_type_of_error() -> None:
     refused = 0
     for operation in OPERATIONS:
         for sample in operation.error_inputs("cpu") if operation.error_inputs_func else ():
-            given = sample.sample_input
-            if given.kwargs.get("options") is not None:
+            call = sample.sample_input
+            if call.kwargs.get("options") is not None:
                 continue
             with pytest.raises(sample.error_type):
-                linear_cross_entropy(
-                    given.input, *given.args, **{k: v for k, v in given.kwargs.items() if k != "options"}
-                )
+                linear_cross_entropy(call.input, *call.args, **{k: v for k, v in call.kwargs.items() if k != "options"})
             refused += 1
     assert refused
 
 
 def test_a_loss_of_k_dimensions_is_cross_entropy_of_the_reshaped_logits() -> None:
     x, w, _, b = batch(rows=5, classes=24)
-    w, b = w.view(4, 2, 3, 6), b.view(4, 2, 3)  # four classes at 2 x 3 places
+    w, b = w.view(4, 2, 3, 6), b.view(4, 2, 3)  # four classes at 2 x 3 positions
     for t in (torch.arange(30).view(5, 2, 3) % 4, torch.rand(5, 4, 2, 3, dtype=torch.float64).softmax(1)):
 
         def reshaped(x: Tensor, w: Tensor, t: Tensor, linear_bias: Tensor, **rest: Any) -> Tensor:
@@ -135,7 +133,7 @@ def test_a_loss_of_k_dimensions_is_cross_entropy_of_the_reshaped_logits() -> Non
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_it_is_differentiable_and_twice() -> None:
+def test_first_and_second_derivatives_agree_with_finite_differences() -> None:
     x, w, t, b = batch(rows=5, features=3, classes=4)
     soft = torch.rand(5, 4, dtype=torch.float64)
     leaves = tuple(tensor.requires_grad_() for tensor in (x, w, b))
@@ -149,21 +147,21 @@ def test_it_is_differentiable_and_twice() -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_any_number_of_backward_passes_give_the_same_and_none_sees_what_became_of_anothers() -> None:
+def test_repeated_backward_passes_give_the_same_gradients_even_if_the_first_are_overwritten() -> None:
     x, w, t, b = batch()
     leaves = [tensor.requires_grad_() for tensor in (x, w, b)]
     for reduction in ("mean", "sum"):
         loss = linear_cross_entropy(x, w, t, linear_bias=b, reduction=reduction)
         first = torch.autograd.grad(loss, leaves, retain_graph=True)
-        kept = [gradient.clone() for gradient in first]
+        expected = [gradient.clone() for gradient in first]
         for gradient in first:
             gradient.fill_(7)
-        torch.testing.assert_close(list(torch.autograd.grad(loss, leaves, retain_graph=True)), kept)
+        torch.testing.assert_close(list(torch.autograd.grad(loss, leaves, retain_graph=True)), expected)
         twice = torch.autograd.grad(loss, leaves, torch.tensor(2.0, dtype=torch.float64))
-        torch.testing.assert_close([gradient / 2 for gradient in twice], kept)
+        torch.testing.assert_close([gradient / 2 for gradient in twice], expected)
 
 
-def test_only_the_gradients_that_are_asked_for_are_made() -> None:
+def test_only_the_gradients_that_are_required_are_computed() -> None:
     x, w, t, b = batch()
     for frozen in range(3):
         leaves = [tensor.detach().requires_grad_(index != frozen) for index, tensor in enumerate((x, w, b))]
@@ -173,17 +171,17 @@ def test_only_the_gradients_that_are_asked_for_are_made() -> None:
         assert not linear_cross_entropy(x.requires_grad_(), w, t).requires_grad
 
 
-def test_it_works_under_transforms_and_compilation() -> None:
+def test_func_grad_vmap_and_compile_give_torchs_results() -> None:
     x, w, t, _ = batch()
-    wanted = value_and_gradients(torchs, x, w, t, None)[2] / 0.5
-    torch.testing.assert_close(torch.func.grad(lambda w: linear_cross_entropy(x, w, t))(w), wanted)
+    expected = value_and_gradients(torchs, x, w, t, None)[2] / 0.5
+    torch.testing.assert_close(torch.func.grad(lambda w: linear_cross_entropy(x, w, t))(w), expected)
     one_by_one = torch.func.vmap(lambda x, t: linear_cross_entropy(x, w, t))(x, t)
     torch.testing.assert_close(one_by_one, torchs(x, w, t, reduction="none"))
     compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, w, t), torchs(x, w, t))
 
 
-def test_under_autocast_it_multiplies_as_linear_does_and_the_loss_is_float32() -> None:
+def test_loss_and_gradients_under_autocast_are_float32_and_torchs() -> None:
     x, w, t, b = batch(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         ours = value_and_gradients(linear_cross_entropy, x, w, t, b)
@@ -193,7 +191,7 @@ def test_under_autocast_it_multiplies_as_linear_does_and_the_loss_is_float32() -
         torch.testing.assert_close(mine, its, rtol=2e-2, atol=2e-2)
 
 
-def test_a_mean_over_nothing_is_nan_and_an_empty_batch_is_torchs() -> None:
+def test_a_mean_over_ignored_rows_alone_is_nan_and_an_empty_batch_gives_torchs_loss() -> None:
     x, w, t, _ = batch()
     ignored = torch.full_like(t, -100)
     value, of_x, of_w = value_and_gradients(linear_cross_entropy, x, w, ignored, None)
@@ -208,7 +206,7 @@ def test_a_mean_over_nothing_is_nan_and_an_empty_batch_is_torchs() -> None:
         )
 
 
-def test_a_class_id_out_of_range_is_named_with_its_place() -> None:
+def test_the_error_for_a_class_id_out_of_range_names_it_and_its_position() -> None:
     x, w, t, _ = batch(rows=300)
     t[211] = 7
     with pytest.raises(IndexError, match=r"class id 7 \(at \[211\] of the target\).*7 classes"):
@@ -228,13 +226,13 @@ def test_a_class_id_out_of_range_is_named_with_its_place() -> None:
         ({"label_smoothing": 2.0}, "label_smoothing must be in"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_rule(change: dict[str, Any], message: str) -> None:
+def test_the_error_for_a_wrong_argument_states_the_rule(change: dict[str, Any], message: str) -> None:
     x, w, t, _ = batch(dtype=torch.float32)
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(**({"input": x, "linear_weight": w, "target": t} | change))
 
 
-def test_the_module_has_the_parameters_and_the_value_of_a_linear_layer_and_its_loss() -> None:
+def test_the_module_equals_a_linear_layer_followed_by_the_loss() -> None:
     torch.manual_seed(0)
     ours = LinearCrossEntropyLoss(6, 7, bias=True, label_smoothing=0.1, weight=torch.linspace(1, 2, 7))
     theirs = nn.Linear(6, 7)
@@ -247,11 +245,11 @@ def test_the_module_has_the_parameters_and_the_value_of_a_linear_layer_and_its_l
         torchs_module = nn.LinearCrossEntropyLoss(6, 7, bias=True, weight=torch.ones(7), out_features=(2,))
         mine = LinearCrossEntropyLoss(6, 7, bias=True, weight=torch.ones(7), out_features=(2,))
         mine.load_state_dict(torchs_module.state_dict())
-        places = torch.stack([t, t.flip(0)], 1)
-        torch.testing.assert_close(mine(x, places), torchs_module(x, places))
+        targets = torch.stack([t, t.flip(0)], 1)
+        torch.testing.assert_close(mine(x, targets), torchs_module(x, targets))
 
 
-def test_its_peak_memory_is_far_below_the_logits() -> None:
+def test_peak_memory_is_less_than_a_tenth_of_the_logits() -> None:
     x, w, t, _ = batch(rows=4096, features=32, classes=5000, dtype=torch.float32)
     leaves = [x.requires_grad_(), w.requires_grad_()]
     logits = 4096 * 5000 * 4
@@ -260,12 +258,12 @@ def test_its_peak_memory_is_far_below_the_logits() -> None:
         torch.autograd.grad(function(x, w, t), leaves)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             torch.autograd.grad(function(x, w, t), leaves)
-        live = highest = 0
+        live = peak_so_far = 0
         for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
             if event.name() == "[memory]":
                 live += event.nbytes()
-                highest = max(highest, live)
-        return highest / logits
+                peak_so_far = max(peak_so_far, live)
+        return peak_so_far / logits
 
     assert peak(linear_cross_entropy) < 0.1
     assert peak(torchs) > 2

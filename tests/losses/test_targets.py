@@ -27,7 +27,7 @@ def test_probabilities_are_smoothed_then_weighted_and_the_mean_divides_by_their_
     assert counts is None
 
 
-def test_an_id_out_of_range_is_nan_where_it_cannot_be_looked_at_and_refused_elsewhere() -> None:
+def test_an_id_out_of_range_is_refused_and_under_vmap_makes_its_row_nan() -> None:
     target = torch.tensor([0, 7, 2])
 
     def distribution(ids: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def test_an_id_out_of_range_is_nan_where_it_cannot_be_looked_at_and_refused_else
 
 
 @pytest.mark.parametrize("class_id", [3, 7, -1, 2**62])
-def test_the_weight_of_an_id_out_of_range_is_read_from_no_memory_beyond_the_weights(class_id: int) -> None:
-    # on CUDA, where ids are not looked at, such a read would abort the process
+def test_looking_up_the_weight_of_an_id_out_of_range_reads_no_memory_beyond_the_weights(class_id: int) -> None:
+    # on CUDA, where ids are not checked beforehand, such a read would abort the process
     assert weights_of_ids(torch.tensor([class_id]), WEIGHT, -100, torch.float32).item() in WEIGHT
     assert weights_of_ids(torch.tensor([-100]), torch.tensor([float("inf")]), -100, torch.float32).item() == 0

@@ -1,4 +1,4 @@
-"""Our loss in the place of PyTorch's: its own test material, what it refuses, and what else it does with a loss."""
+"""Our loss in place of PyTorch's: its own samples, its errors, and autograd, torch.func, torch.compile and autocast."""
 
 import itertools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch.nn import functional
 from softmaxce import SoftmaxCrossEntropy, cross_entropy
 from softmaxce.losses import reference
 
-from .references import OPERATION, as_double, assert_as_good, value_and_gradient
+from .references import OPERATION, as_double, assert_as_accurate, value_and_gradient
 from .torchs_samples import module_db
 
 MODULE = next(entry for entry in module_db if entry.module_cls is nn.CrossEntropyLoss)
@@ -33,7 +33,7 @@ def test_every_sample_of_torchs_operation_gives_torchs_value_and_gradient(
     for sample in samples:
         exact_args = [as_double(each) for each in sample.args]
         exact_kwargs = {key: as_double(each) for key, each in sample.kwargs.items()}
-        assert_as_good(
+        assert_as_accurate(
             value_and_gradient(function, sample.input, *sample.args, **sample.kwargs),
             value_and_gradient(functional.cross_entropy, sample.input, *sample.args, **sample.kwargs),
             value_and_gradient(functional.cross_entropy, sample.input.double(), *exact_args, **exact_kwargs),
@@ -45,20 +45,22 @@ def test_every_sample_of_torchs_module_gives_torchs_value_and_gradient(dtype: to
     samples = MODULE.module_inputs_func(MODULE, device="cpu", dtype=dtype, requires_grad=False, training=True)
     assert len(samples) > 10
     for sample in samples:
-        made, given_ = sample.constructor_input, sample.forward_input
-        ours, torchs = (cls(*made.args, **made.kwargs) for cls in (SoftmaxCrossEntropy, nn.CrossEntropyLoss))
+        constructor, call = sample.constructor_input, sample.forward_input
+        ours, torchs = (
+            cls(*constructor.args, **constructor.kwargs) for cls in (SoftmaxCrossEntropy, nn.CrossEntropyLoss)
+        )
         exact = nn.CrossEntropyLoss(
-            *map(as_double, made.args), **{key: as_double(each) for key, each in made.kwargs.items()}
+            *map(as_double, constructor.args), **{key: as_double(each) for key, each in constructor.kwargs.items()}
         )
-        assert_as_good(
-            value_and_gradient(ours, *given_.args, **given_.kwargs),
-            value_and_gradient(torchs, *given_.args, **given_.kwargs),
-            value_and_gradient(exact, *map(as_double, given_.args), **given_.kwargs),
+        assert_as_accurate(
+            value_and_gradient(ours, *call.args, **call.kwargs),
+            value_and_gradient(torchs, *call.args, **call.kwargs),
+            value_and_gradient(exact, *map(as_double, call.args), **call.kwargs),
         )
 
 
-def test_what_torchs_own_error_samples_refuse_is_refused_with_the_same_kind_of_error() -> None:
-    if OPERATION.error_inputs_func is None:  # none ship with this torch: the table below has our own
+def test_torchs_own_error_samples_raise_the_same_type_of_error() -> None:
+    if OPERATION.error_inputs_func is None:  # this torch ships none; the table below has our own
         return
     for sample in OPERATION.error_inputs("cpu"):
         with pytest.raises(sample.error_type):
@@ -97,7 +99,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_torch_refuses_is_refused_with_an_error_of_the_same_kind(name: str) -> None:
+def test_arguments_that_torch_refuses_raise_the_same_type_of_error(name: str) -> None:
     args, kwargs = REFUSED[name]
     with pytest.raises((RuntimeError, ValueError, IndexError, TypeError)) as torchs:
         functional.cross_entropy(*args, **kwargs)
@@ -151,7 +153,7 @@ def test_any_combination_of_arguments_gives_torchs_value_and_gradient(
         torch.testing.assert_close(ours, torchs, rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
-# -- what else PyTorch does with a loss -------------------------------------------------------------------------------
+# -- autograd, torch.func, torch.compile, autocast, threads -----------------------------------------------------------
 
 
 @pytest.fixture
@@ -162,7 +164,9 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_it_can_be_differentiated_twice(batch: tuple[Tensor, Tensor], reduction: str) -> None:
+def test_first_and_second_derivatives_agree_with_finite_differences(
+    batch: tuple[Tensor, Tensor], reduction: str
+) -> None:
     logits = batch[0].requires_grad_()
 
     def loss(z: Tensor) -> Tensor:
@@ -172,7 +176,7 @@ def test_it_can_be_differentiated_twice(batch: tuple[Tensor, Tensor], reduction:
     assert torch.autograd.gradgradcheck(loss, logits)
 
 
-def test_soft_targets_can_be_differentiated_too(batch: tuple[Tensor, Tensor]) -> None:
+def test_the_gradient_for_soft_targets_agrees_with_finite_differences(batch: tuple[Tensor, Tensor]) -> None:
     soft = batch[0].flip(0).softmax(1).requires_grad_()
     assert torch.autograd.gradcheck(cross_entropy, (batch[0].requires_grad_(), soft))
 
@@ -188,7 +192,7 @@ def test_a_second_backward_pass_gives_the_same_gradient(batch: tuple[Tensor, Ten
         torch.testing.assert_close(first, second, rtol=1e-14, atol=0)
 
 
-def test_changing_the_gradient_in_place_does_not_reach_a_later_pass(batch: tuple[Tensor, Tensor]) -> None:
+def test_overwriting_a_gradient_does_not_change_a_later_backward_pass(batch: tuple[Tensor, Tensor]) -> None:
     leaf = batch[0].clone().requires_grad_()
     loss = cross_entropy(leaf, batch[1])
     (first,) = torch.autograd.grad(loss, leaf, retain_graph=True)
@@ -197,7 +201,7 @@ def test_changing_the_gradient_in_place_does_not_reach_a_later_pass(batch: tuple
     torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], expected, rtol=1e-14, atol=0)
 
 
-def test_logits_changed_before_a_second_pass_are_an_error_and_not_a_wrong_gradient(
+def test_logits_changed_in_place_before_a_second_backward_pass_are_an_error(
     batch: tuple[Tensor, Tensor],
 ) -> None:
     leaf = batch[0].clone().requires_grad_()
@@ -227,7 +231,7 @@ def test_grad_vmap_jvp_and_hessian_are_torchs(batch: tuple[Tensor, Tensor]) -> N
     torch.testing.assert_close(results(cross_entropy), results(functional.cross_entropy))
 
 
-def test_dual_numbers_carry_torchs_derivative(batch: tuple[Tensor, Tensor]) -> None:
+def test_forward_mode_derivatives_are_torchs(batch: tuple[Tensor, Tensor]) -> None:
     tangents = []
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(batch[0], torch.ones_like(batch[0]).cumsum(1))
@@ -236,7 +240,7 @@ def test_dual_numbers_carry_torchs_derivative(batch: tuple[Tensor, Tensor]) -> N
     torch.testing.assert_close(*tangents)
 
 
-def test_it_compiles_without_a_graph_break_to_the_same_numbers(batch: tuple[Tensor, Tensor]) -> None:
+def test_it_compiles_without_a_graph_break_and_gives_torchs_result(batch: tuple[Tensor, Tensor]) -> None:
     logits = batch[0].float()
     compiled = torch.compile(cross_entropy, fullgraph=True, backend="aot_eager")
     ours = value_and_gradient(compiled, logits, batch[1])
@@ -278,7 +282,7 @@ def test_a_subclass_of_tensor_keeps_its_class() -> None:
     assert type(loss) is Mine
 
 
-def test_ids_in_uint8_rows_with_gaps_and_classes_that_stride_are_taken() -> None:
+def test_uint8_ids_and_strided_logits_and_ids_give_torchs_result() -> None:
     wide = torch.randn(6, 20)
     for logits in (wide[:, :5], wide[::2, ::4][:, :5], wide[:5, :3].T):
         ids = torch.arange(len(logits)) % logits.shape[1]
@@ -289,7 +293,7 @@ def test_ids_in_uint8_rows_with_gaps_and_classes_that_stride_are_taken() -> None
             )
 
 
-def test_nan_and_infinity_come_out_as_torchs_do() -> None:
+def test_nan_and_infinite_logits_give_torchs_loss() -> None:
     special = [float("nan"), float("inf"), -float("inf"), -float("nan"), 0.0]
     for row in itertools.product(special, repeat=3):
         logits = torch.tensor([row, (1.0, 2.0, 3.0)])
@@ -301,14 +305,14 @@ def test_nan_and_infinity_come_out_as_torchs_do() -> None:
             torch.testing.assert_close(ours, torchs, equal_nan=True)
 
 
-def test_an_ignored_row_passes_nothing_on_even_if_it_is_nan() -> None:
+def test_an_ignored_row_has_gradient_0_even_if_it_is_nan() -> None:
     logits = torch.tensor([[float("nan"), 1.0], [0.0, 1.0]], requires_grad=True)
     cross_entropy(logits, torch.tensor([-100, 0])).backward()
     assert logits.grad is not None
     assert logits.grad[0].tolist() == [0.0, 0.0]
 
 
-def test_after_a_fork_it_still_works_in_threads() -> None:
+def test_the_loss_works_in_several_threads_after_a_fork() -> None:
     import multiprocessing
 
     logits, ids = torch.randn(512, 1000), torch.randint(1000, (512,))

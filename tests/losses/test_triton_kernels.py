@@ -1,4 +1,4 @@
-"""The GPU's kernels where there is no GPU: they compute the right thing in Triton's interpreter, and they compile."""
+"""The Triton kernels without a GPU: their results in Triton's interpreter, and their compilation."""
 
 import os
 import re
@@ -31,20 +31,20 @@ FLOATS = {"uniform_mass", "target_mass"}
 
 
 def assembly(kernel: Any, logits: str, warps: int, constants: dict[str, Any], gpu: int) -> str:
-    """The kernel as PTX for this compute capability, for rows of a multiple of 16 logits, as most have."""
+    """The kernel as PTX for a compute capability, for rows whose length is a multiple of 16, as it usually is."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature, known, divisible = {}, {}, {}
-    for place, name in enumerate(kernel.arg_names):
+    for position, name in enumerate(kernel.arg_names):
         if name in constants:
-            signature[name], known[(place,)] = "constexpr", constants[name]
+            signature[name], known[(position,)] = "constexpr", constants[name]
         elif name in ("logits", "gradient") or name in POINTERS:
             signature[name] = f"*{POINTERS.get(name, logits)}"
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
         if name in ("logits", "gradient", "stride", "num_classes", "saved"):
-            divisible[(place,)] = [["tt.divisibility", 16]]
+            divisible[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=known, attrs=divisible)
     compiled = triton.compile(source, target=GPUTarget("cuda", gpu, 32), options={"num_warps": warps})
     return str(compiled.asm["ptx"])
@@ -53,16 +53,16 @@ def assembly(kernel: Any, logits: str, warps: int, constants: dict[str, Any], gp
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton is interpreting, not compiling")
 @pytest.mark.parametrize("gpu", [80, 90])  # A100, H100
 @pytest.mark.parametrize(("logits", "shape"), [("fp32", (8192, 32000)), ("bf16", (65536, 1000))])
-def test_the_kernels_compile_keep_to_their_registers_and_move_16_bytes_at_a_time(
+def test_the_compiled_kernels_spill_no_registers_and_move_16_bytes_at_a_time(
     logits: str, shape: tuple[int, int], gpu: int
 ) -> None:
     from softmaxce.kernels import triton_cross_entropy as kernels
 
-    cut = cuda.launch_plan(*shape)
+    plan = cuda.launch_plan(*shape)
     constants = {"KIND": 0, "WEIGHTED": False, "EXACT": logits == "fp32", "REDUCED": True, "weight": None}
-    constants |= {"ROWS": cut.rows, "BLOCK": cut.block, "losses": None}
-    forward = assembly(kernels.forward, logits, cut.warps, constants, gpu)
-    backward = assembly(kernels.backward, logits, cut.warps, constants, gpu)
+    constants |= {"ROWS": plan.rows, "BLOCK": plan.block, "losses": None}
+    forward = assembly(kernels.forward, logits, plan.warps, constants, gpu)
+    backward = assembly(kernels.backward, logits, plan.warps, constants, gpu)
     for text in (forward, backward):
         assert not re.search(r"(ld|st)\.local", text)
         assert re.search(r"ld\.global\S*\.v4\.b32", text)
@@ -70,13 +70,13 @@ def test_the_kernels_compile_keep_to_their_registers_and_move_16_bytes_at_a_time
     stores = re.findall(r"st\.global\S*", backward)
     assert stores
     assert all(".v4.b32" in store for store in stores)
-    assert "lg2.approx" not in forward  # near 1 it has no digit of the logarithm right
+    assert "lg2.approx" not in forward  # near 1 no digit of its result is correct
     reduce = assembly(kernels.reduce, logits, 4, {"MEAN": True, "BLOCK": 1024}, gpu)
     assert "st.global" in reduce
 
 
 class H100:
-    """What Triton asks a driver before it compiles. Nothing can be launched with it."""
+    """A driver that answers what Triton's compiler asks of it. It cannot launch anything."""
 
     def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget
@@ -91,7 +91,7 @@ class H100:
 
 
 class Compiled:
-    """A kernel that takes the arguments of a launch, compiles for them and stops there."""
+    """A kernel that is compiled for the arguments of a launch, but not launched."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
@@ -106,9 +106,9 @@ class Compiled:
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton is interpreting, not compiling")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="test_cuda.py launches them here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, test_cuda.py launches the kernels")
 @pytest.mark.parametrize(("dtype", "soft"), [(torch.float32, False), (torch.bfloat16, True)])
-def test_triton_takes_what_every_launch_gives_it_the_second_time_too(
+def test_the_kernels_compile_for_the_arguments_of_every_launch_also_when_repeated(
     dtype: torch.dtype, soft: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from triton.runtime import driver
@@ -119,7 +119,7 @@ def test_triton_takes_what_every_launch_gives_it_the_second_time_too(
     for name, kernel in compiled.items():
         monkeypatch.setattr(kernels, name, kernel)
     if not hasattr(driver, "_active"):
-        pytest.skip("this Triton keeps its driver elsewhere")
+        pytest.skip("this version of Triton stores its driver elsewhere")
     monkeypatch.setattr(driver, "_active", H100())
     for reduction, weight in (("mean", None), ("none", torch.rand(10))):
         for _ in range(2):
@@ -130,7 +130,7 @@ def test_triton_takes_what_every_launch_gives_it_the_second_time_too(
     assert [kernel.times for kernel in compiled.values()] == [4, 2, 4]
 
 
-def test_where_the_kernels_cannot_run_they_say_so_and_do_not_raise() -> None:
+def test_kernels_that_cannot_run_on_a_device_are_reported_without_an_error() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert cuda._work(torch.device("cuda"), dtype) == torch.cuda.is_available()
         assert not cuda._work(torch.device("meta"), dtype)

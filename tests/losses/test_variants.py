@@ -1,4 +1,4 @@
-"""Cross-entropy's siblings: each one's formula by mpmath, its limit that is cross-entropy, options, derivatives."""
+"""The variants of cross-entropy: their formulas by mpmath, limits, options and derivatives."""
 
 import doctest
 import importlib
@@ -27,7 +27,7 @@ from softmaxce.losses.variants.z_loss import ZLossCrossEntropy
 Loss = Callable[..., Any]  # (options) -> the module
 PRIORS = [1.0, 2.0, 3.0, 4.0, 10.0]
 
-# Where each one is cross-entropy: exactly, or to so many times float64's rounding.
+# Arguments with which each variant is cross-entropy, exactly or up to rounding.
 LIMITS: dict[str, Loss] = {
     "focal, gamma 0": lambda **options: FocalLoss(0.0, **options),
     "poly, epsilon 0": lambda **options: PolyLoss(0.0, **options),
@@ -35,7 +35,7 @@ LIMITS: dict[str, Loss] = {
     "generalized, q towards 0": lambda **options: GeneralizedCrossEntropy(1e-16, **options),
     "symmetric, beta 0": lambda **options: SymmetricCrossEntropy(1.0, 0.0, **options),
     "temperature 1": lambda **options: TemperatureCrossEntropy(1.0, **options),
-    "cap far above": lambda **options: SoftcapCrossEntropy(1e9, **options),
+    "cap above all logits": lambda **options: SoftcapCrossEntropy(1e9, **options),
     "tau 0": lambda **options: LogitAdjustedCrossEntropy(0.0, priors=PRIORS, **options),
     "equal priors": lambda **options: LogitAdjustedCrossEntropy(1.0, priors=[3.0] * 5, **options),
     "z_loss 0": lambda **options: ZLossCrossEntropy(0.0, **options),
@@ -63,7 +63,7 @@ def batch(*shape: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", LIMITS)
-def test_in_its_limit_it_is_torchs_cross_entropy_with_every_option(name: str, options: dict[str, Any]) -> None:
+def test_in_its_limit_a_variant_is_torchs_cross_entropy_with_every_option(name: str, options: dict[str, Any]) -> None:
     logits, ids = batch()
     soft = torch.softmax(2 * torch.flip(logits, [0]), 1)
     for target in (ids, soft) if "ignore_index" not in options else (ids,):
@@ -77,7 +77,7 @@ def test_in_its_limit_it_is_torchs_cross_entropy_with_every_option(name: str, op
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_in_its_limit_it_is_torchs_cross_entropy_at_every_place_of_a_picture(name: str) -> None:
+def test_in_its_limit_a_variant_is_torchs_cross_entropy_for_logits_of_any_shape(name: str) -> None:
     logits, ids = batch(2, 3)
     for reduction in ("mean", "none"):
         expected = functional.cross_entropy(logits, ids, reduction=reduction, label_smoothing=0.1)
@@ -106,7 +106,7 @@ GAPS = [-1e4, -200.0, -30.0, -5.0, -0.1, 0.0, 0.3, 1.0, 5.0, 12.0, 17.0, 25.0, 4
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", OF_P)
-def test_value_and_gradient_are_the_papers_to_a_few_units_sure_or_hopeless(name: str, dtype: torch.dtype) -> None:
+def test_value_and_gradient_match_the_papers_formula_in_p_at_any_confidence(name: str, dtype: torch.dtype) -> None:
     loss, formula = OF_P[name]
     unit = torch.finfo(dtype).eps
     for gap in GAPS:
@@ -119,10 +119,10 @@ def test_value_and_gradient_are_the_papers_to_a_few_units_sure_or_hopeless(name:
             e = [mpmath.exp(x) for x in z]
             p = e[0] / mpmath.fsum(e)
             exact = formula(p)
-            missed = (e[1] + e[2]) / mpmath.fsum(e)
-            h = min(p, missed) * mpmath.mpf(10) ** -20
+            complement = (e[1] + e[2]) / mpmath.fsum(e)
+            h = min(p, complement) * mpmath.mpf(10) ** -20
             slope = (formula(p + h) - formula(p - h)) / (2 * h) * p  # times dp/dz = p (L - S)
-            gradient = [slope * missed, -slope * e[1] / mpmath.fsum(e), -slope * e[2] / mpmath.fsum(e)]
+            gradient = [slope * complement, -slope * e[1] / mpmath.fsum(e), -slope * e[2] / mpmath.fsum(e)]
         tiny = torch.finfo(dtype).tiny
         units = 24 + max(0, -gap)  # where p is exp(gap), the rounding of gap itself is so many units of p
         for got, true in zip([value.item(), *row.grad[0].tolist()], [exact, *gradient], strict=True):
@@ -154,7 +154,7 @@ def adjusted_formulas() -> dict[str, tuple[torch.nn.Module, Callable[[list[Any],
 
 
 @pytest.mark.parametrize("name", adjusted_formulas())
-def test_value_and_gradient_are_the_papers_for_losses_of_other_logits(name: str) -> None:
+def test_value_and_gradient_match_the_papers_formula_of_adjusted_logits(name: str) -> None:
     loss, formula = adjusted_formulas()[name]
     logits, ids = batch()
     logits = logits.float().double().requires_grad_()
@@ -177,7 +177,7 @@ def _with_reduction_none(loss: Any) -> Any:
 # -- options and derivatives ------------------------------------------------------------------------------------------
 
 
-def all_of_them(**options: Any) -> dict[str, torch.nn.Module]:
+def all_variants(**options: Any) -> dict[str, torch.nn.Module]:
     return {
         "focal": FocalLoss(1.5, **options),
         "poly": PolyLoss(-0.9, **options),
@@ -190,30 +190,30 @@ def all_of_them(**options: Any) -> dict[str, torch.nn.Module]:
     }
 
 
-NAMES = list(all_of_them())
+NAMES = list(all_variants())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_first_and_second_derivatives_are_those_of_finite_differences(name: str) -> None:
+def test_first_and_second_derivatives_agree_with_finite_differences(name: str) -> None:
     logits, ids = batch()
     logits = logits[:3].requires_grad_()
     soft = torch.softmax(torch.arange(15.0, dtype=torch.float64).view(3, 5).sin(), 1)
     for options in ({}, {"label_smoothing": 0.1, "weight": WEIGHT}):
-        loss = all_of_them(**options)[name]
+        loss = all_variants(**options)[name]
         for target in (ids[:3], soft):
             assert gradcheck(loss, (logits, target))
             assert gradgradcheck(loss, (logits, target))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_ignored_row_counts_for_nothing_even_with_a_nan_in_it(name: str) -> None:
+def test_an_ignored_row_changes_no_result_even_if_it_is_nan(name: str) -> None:
     logits, ids = batch()
     ids[2] = 77
     broken = logits.clone()
     broken[2] = math.nan
     keep = torch.arange(8) != 2
     for options in ({}, {"weight": WEIGHT}, {"label_smoothing": 0.1, "weight": WEIGHT}):
-        loss = all_of_them(ignore_index=77, **options)[name]
+        loss = all_variants(ignore_index=77, **options)[name]
         leaf = broken.clone().requires_grad_()
         value = loss(leaf, ids)
         value.backward()
@@ -224,9 +224,9 @@ def test_an_ignored_row_counts_for_nothing_even_with_a_nan_in_it(name: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_hot_is_the_class_id_and_a_mixture_costs_the_mixture(name: str) -> None:
+def test_the_loss_of_a_one_hot_target_is_that_of_its_class_and_the_loss_is_linear_in_the_target(name: str) -> None:
     logits, ids = batch()
-    loss = all_of_them(reduction="none", weight=WEIGHT)[name]
+    loss = all_variants(reduction="none", weight=WEIGHT)[name]
     first = functional.one_hot(ids, 5).double()
     second = functional.one_hot((ids + 1) % 5, 5).double()
     torch.testing.assert_close(loss(logits, first), loss(logits, ids))
@@ -235,9 +235,9 @@ def test_one_hot_is_the_class_id_and_a_mixture_costs_the_mixture(name: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sure_and_hopeless_predictions_have_finite_values_and_gradients(name: str) -> None:
+def test_confident_predictions_right_or_wrong_have_finite_values_and_gradients(name: str) -> None:
     for options in ({}, {"label_smoothing": 0.1}):
-        loss = all_of_them(**options)[name].float()
+        loss = all_variants(**options)[name].float()
         for size in (1e4, 120.0, -120.0, -1e4):
             logits = torch.zeros(2, 5)
             logits[:, 1] = size
@@ -253,7 +253,7 @@ def test_sure_and_hopeless_predictions_have_finite_values_and_gradients(name: st
 @pytest.mark.parametrize("name", NAMES)
 def test_16_bit_logits_give_the_float32_result_rounded_once(name: str) -> None:
     logits, ids = batch()
-    loss = all_of_them()[name].float()
+    loss = all_variants()[name].float()
     for dtype in (torch.bfloat16, torch.float16):
         narrow = logits.to(dtype)
         value = loss(narrow, ids)
@@ -266,7 +266,7 @@ def test_16_bit_logits_give_the_float32_result_rounded_once(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_under_vmap_and_in_one_graph_of_torch_compile(name: str) -> None:
     logits, ids = batch()
-    loss = all_of_them(reduction="none")[name]
+    loss = all_variants(reduction="none")[name]
     torch.testing.assert_close(torch.func.vmap(loss)(logits, ids), loss(logits, ids))
     compiled = torch.compile(loss, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(logits, ids), loss(logits, ids))
@@ -294,12 +294,12 @@ def test_it_runs_under_vmap_and_in_one_graph_of_torch_compile(name: str) -> None
         lambda: FocalLoss(weight=[1.0, 2.0])(torch.zeros(1, 3), torch.tensor([0])),
     ],
 )
-def test_an_argument_that_does_not_fit_is_refused(wrong: Callable[[], Any]) -> None:
+def test_an_invalid_argument_is_refused(wrong: Callable[[], Any]) -> None:
     with pytest.raises(ValueError, match=r"must|are for"):
         wrong()
 
 
-def test_priors_are_the_training_labels_shares() -> None:
+def test_priors_are_the_class_frequencies_of_the_training_labels() -> None:
     by_counts = LogitAdjustedCrossEntropy(class_counts=[30, 10])
     torch.testing.assert_close(by_counts.log_priors.exp(), torch.tensor([0.75, 0.25]))
 
@@ -307,7 +307,7 @@ def test_priors_are_the_training_labels_shares() -> None:
 @pytest.mark.parametrize(
     "module", ["focal", "poly", "generalized", "symmetric", "temperature", "softcap", "logit_adjusted", "z_loss"]
 )
-def test_the_examples_in_the_docstrings_print_what_they_say(module: str) -> None:
+def test_the_examples_in_the_docstrings_print_what_they_show(module: str) -> None:
     loaded = importlib.import_module(f"softmaxce.losses.variants.{module}")
     failed, tried = doctest.testmod(loaded, extraglobs={"torch": torch})
     assert (failed, tried > 0) == (0, True)
@@ -315,16 +315,16 @@ def test_the_examples_in_the_docstrings_print_what_they_say(module: str) -> None
 
 # -- signatures -------------------------------------------------------------------------------------------------------
 
-OPTIONS = ["weight", "ignore_index", "reduction", "label_smoothing", "class_counts", "num_classes"]
+COMMON_OPTIONS = ["weight", "ignore_index", "reduction", "label_smoothing", "class_counts", "num_classes"]
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_source_text_and_the_class_say_the_same_arguments_and_the_common_options_come_last(name: str) -> None:
+def test_the_signature_read_from_the_source_is_that_of_the_class_and_ends_with_the_common_options(name: str) -> None:
     module, _, attribute = LOSSES[name].partition(":")
     static = read_signature(LOSSES[name])
     loaded = signature_of(getattr(importlib.import_module(module), attribute))
     assert [(a.name, a.default) for a in static.arguments] == [(a.name, a.default) for a in loaded.arguments]
-    assert static.names()[-6:] == OPTIONS
+    assert static.names()[-6:] == COMMON_OPTIONS
     assert not static.takes_any
     assert not loaded.takes_any
 
@@ -335,7 +335,7 @@ def test_the_common_options_may_be_given_by_position() -> None:
     assert (loss.weight.tolist(), loss.ignore_index, loss.reduction, loss.label_smoothing) == ([1, 3], 1, "sum", 0.25)
 
 
-def test_a_subclass_of_a_users_keeps_its_own_signature_and_takes_what_it_takes() -> None:
+def test_a_users_subclass_has_its_own_signature() -> None:
     class Mine(FocalLoss):
         def __init__(self, extra: float = 1.0, **options: Any) -> None:
             super().__init__(**options)
@@ -348,5 +348,5 @@ def test_a_subclass_of_a_users_keeps_its_own_signature_and_takes_what_it_takes()
 
     assert signature_of(Mine).names() == ["extra"]
     assert signature_of(Mine).takes_any
-    assert signature_of(Through).names() == ["extra", "gamma", *OPTIONS]
+    assert signature_of(Through).names() == ["extra", "gamma", *COMMON_OPTIONS]
     assert Through(2.0, 3.0, None, 5).ignore_index == 5

@@ -9,7 +9,7 @@ with warnings.catch_warnings():
     from torch.testing._internal.common_methods_invocations import op_db
     from torch.testing._internal.common_modules import module_db
 
-# Importing it forbids the whole process to set a flag of a backend, as `deterministic:` does; ours may.
+# Importing these makes it an error, in the whole process, to set a backend's flag, which `deterministic:` does.
 torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 __all__ = ["module_db", "op_db"]
