@@ -1,9 +1,9 @@
-"""Fuzz the losses: `python -m tests.fuzz.losses --rounds 20000 --seed 0`. A seed decides its round wholly.
+"""Fuzz the losses: `python -m tests.fuzz.losses --rounds 20000 --seed 0`. A round depends on its seed alone.
 
-Each round makes logits, targets, weights and an upstream gradient of some shape, dtype and layout, and holds value and
-gradient against the formula in long double, written here in NumPy. A number is right if it is within the rounding of
-its dtype, or as near to the formula as torch.nn.functional.cross_entropy's; siblings must give every bit that the same
-numbers give in a dense layout.
+Each round makes logits, targets, weights and an upstream gradient of some shape, dtype and layout, and compares value
+and gradient with the formula in long double, written here in NumPy. A number is right if it is within the rounding of
+its dtype, or as close to the formula as torch.nn.functional.cross_entropy's. The variants of cross-entropy are compared
+with their own result for contiguous tensors.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from softmaxce.losses.variants.z_loss import ZLossCrossEntropy
 Array = np.ndarray[Any, np.dtype[np.longdouble]]
 
 UNIT = {torch.float32: 4e-6, torch.float64: 2e-14, torch.bfloat16: 2.0**-8 * 1.01, torch.float16: 2.0**-11 * 1.01}
-LEAST = {torch.float32: 3e-45, torch.float64: 1e-322, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
-SIBLINGS: dict[str, Callable[..., torch.nn.Module]] = {
+SMALLEST = {torch.float32: 3e-45, torch.float64: 1e-322, torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
+VARIANTS: dict[str, Callable[..., torch.nn.Module]] = {
     "focal": lambda **options: FocalLoss(1.5, **options),
     "generalized": lambda **options: GeneralizedCrossEntropy(0.7, **options),
     "poly": lambda **options: PolyLoss(2.0, **options),
@@ -43,19 +43,19 @@ SIBLINGS: dict[str, Callable[..., torch.nn.Module]] = {
 }
 
 
-# -- tensors in odd layouts -------------------------------------------------------------------------------------------
+# -- tensors in unusual layouts ---------------------------------------------------------------------------------------
 
 
-def laid_out(numbers: Tensor, rng: random.Random) -> Tensor:
-    """The tensor, or one of its shape with other numbers of its own, in a random layout."""
+def in_random_layout(numbers: Tensor, rng: random.Random) -> Tensor:
+    """The numbers in a random layout; where elements share memory, some of the numbers repeat."""
     shape, flat = numbers.shape, numbers.reshape(-1)
     kinds = ["dense", "offset", "strided", "reversed dimensions", "negative", "size 1"]
     if numbers.ndim == 2 and numbers.numel():
         kinds += ["expanded", "unfolded", "overlapping", "transposed", "gaps"]
     match rng.choice(kinds):
         case "offset":
-            skipped = rng.randrange(1, 9)
-            return torch.cat([flat[:1].expand(skipped), flat])[skipped:].view(shape)
+            offset = rng.randrange(1, 9)
+            return torch.cat([flat[:1].expand(offset), flat])[offset:].view(shape)
         case "strided":
             return torch.stack([numbers, numbers.flip(0)], -1)[..., 0]
         case "reversed dimensions":
@@ -82,7 +82,7 @@ def laid_out(numbers: Tensor, rng: random.Random) -> Tensor:
 
 
 def logits_of(shape: tuple[int, ...], dtype: torch.dtype, rng: random.Random, generator: torch.Generator) -> Tensor:
-    """Random logits, some of them special."""
+    """Random logits, some of them infinite, NaN or huge."""
     scale, shift = rng.choice((0.1, 1.0, 1.0, 10.0, 100.0, 3e3)), rng.choice((0.0, 0.0, 0.0, -50.0, 2e3))
     logits = torch.randn(shape, generator=generator, dtype=torch.float64) * scale + shift
     if rng.random() < 0.25:
@@ -90,9 +90,9 @@ def logits_of(shape: tuple[int, ...], dtype: torch.dtype, rng: random.Random, ge
         special = torch.tensor(
             rng.choice(([float("-inf")], [float("inf")], [float("nan")], [huge, -huge], [0.0, -0.0]))
         )
-        where = torch.rand(shape, generator=generator) < rng.choice((0.02, 0.3, 1.0))
-        picked = special.double()[torch.randint(len(special), shape, generator=generator)]
-        logits = torch.where(where, picked, logits)
+        is_special = torch.rand(shape, generator=generator) < rng.choice((0.02, 0.3, 1.0))
+        special_logits = special.double()[torch.randint(len(special), shape, generator=generator)]
+        logits = torch.where(is_special, special_logits, logits)
     return logits.to(dtype)
 
 
@@ -115,8 +115,8 @@ def case_of(rng: random.Random) -> Case:
     shape: tuple[int, ...] = (rows, classes)
     if rng.random() < 0.15:
         shape = rng.choice(((classes,), (min(rows, 17), classes, 2), (2, classes, 1, 3)))
-    logits = laid_out(logits_of(shape, dtype, rng, generator), rng)
-    places = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    logits = in_random_layout(logits_of(shape, dtype, rng, generator), rng)
+    target_shape = shape[:1] + shape[2:] if len(shape) > 1 else ()
     options: dict[str, Any] = {"reduction": rng.choice(("mean", "sum", "none"))}
     if rng.random() < 0.3:
         weight = torch.rand(classes, generator=generator).to(dtype)
@@ -129,22 +129,22 @@ def case_of(rng: random.Random) -> Case:
     if rng.random() < 0.35:
         labels = torch.randn(shape, generator=generator).softmax(0 if len(shape) == 1 else 1)
         labels[torch.rand(shape, generator=generator) < 0.2] = 0
-        target = laid_out(labels.to(dtype), rng)
+        target = in_random_layout(labels.to(dtype), rng)
     else:
-        target = torch.randint(classes, places, generator=generator)
+        target = torch.randint(classes, target_shape, generator=generator)
         if rng.random() < 0.4:
             options["ignore_index"] = rng.choice((-100, -1, 0, classes - 1, 2**40))
-            target = target.where(torch.rand(places, generator=generator) < 0.7, options["ignore_index"])
-        target = laid_out(target, rng)
+            target = target.where(torch.rand(target_shape, generator=generator) < 0.7, options["ignore_index"])
+        target = in_random_layout(target, rng)
         if rng.random() < 0.1:
-            target = target.reshape(-1)[0].expand(places)
+            target = target.reshape(-1)[0].expand(target_shape)
     upstream = torch.ones(())
     if rng.random() < 0.7:
         upstream = torch.tensor(rng.choice((2.5, -1.0, 0.0, 1e-3)))
     if options["reduction"] == "none":
-        upstream = upstream.expand(places)
+        upstream = upstream.expand(target_shape)
         if rng.random() < 0.5:
-            upstream = laid_out(torch.rand(places, generator=generator), rng)
+            upstream = in_random_layout(torch.rand(target_shape, generator=generator), rng)
     return Case(logits, target, options, upstream.to(dtype))
 
 
@@ -152,9 +152,9 @@ def case_of(rng: random.Random) -> Case:
 
 
 def formula(case: Case, *, graph: bool = False) -> tuple[Array, Array, Array, Array]:
-    """Value and gradient in long double, and by what size each is to be judged where its terms cancel.
+    """Value and gradient in long double, and for each the magnitude of its terms, which bounds the rounding error.
 
-    T S - Q cancels where a label is spread over the classes, and with `graph` always: PyTorch's operations do it.
+    T S - Q cancels for soft and smoothed labels, and with `graph` for all, where PyTorch's operations compute it.
     """
     shape = case.logits.shape
     x, q = (_rows(each) for each in (case.logits, case.target if case.target.shape == shape else case.logits))
@@ -178,11 +178,11 @@ def formula(case: Case, *, graph: bool = False) -> tuple[Array, Array, Array, Ar
         log_s = x - top - np.log1p(rest)
         terms = np.where(label == 0, 0, -label * log_s)
         losses = terms.sum(1)
-        bad = ~np.isfinite(top[:, 0])
+        not_finite = ~np.isfinite(top[:, 0])
         total = label.sum(1, keepdims=True)
         others = total - label if soft or smoothing else np.where(label == 0, total, 0)
         slopes = np.where(is_top, others - total * rest / (1 + rest), total * np.exp(log_s) - label)
-        losses[bad], slopes[bad] = np.nan, np.nan
+        losses[not_finite], slopes[not_finite] = np.nan, np.nan
         losses[~counts], slopes[~counts] = 0, 0
         sizes = np.where(label == 0, 0, label * (np.abs(x - top) + np.abs(log_s - x + top))).sum(1)
         reduction = case.options["reduction"]
@@ -201,20 +201,20 @@ def _rows(tensor: Tensor) -> Array:
 
 
 def wrong(mine: Tensor, torchs: Tensor, exact: Array, sizes: Array, roundings: float = 1.0) -> bool:
-    """Whether a number is neither right to its rounding nor as near as torch's, nor what torch gives for specials."""
+    """Whether a number is neither within rounding, nor as close to the formula as torch's, nor torch's inf or NaN."""
     dtype = mine.dtype
-    got, its = (_flat(each, exact) for each in (mine, torchs))
+    got, torchs_numbers = (_flat(each, exact) for each in (mine, torchs))
     with np.errstate(all="ignore"):
         rounded = np.array(torch.tensor(exact.astype(np.float64)).to(dtype).tolist(), np.longdouble)
         allowed = (
             roundings * UNIT[dtype] * (np.abs(exact) + np.where(np.isfinite(sizes), sizes, 0))
-            + 2 * roundings * LEAST[dtype]
+            + 2 * roundings * SMALLEST[dtype]
         )
         error = np.abs(got - exact)
-        fine = (error <= allowed) | (got == rounded) | (np.isnan(got) & np.isnan(exact))
-        fine |= error <= np.abs(its - exact)
-        fine |= ~np.isfinite(its) & ((got == its) | (np.isnan(got) & np.isnan(its)))
-    return not bool(fine.all())
+        right = (error <= allowed) | (got == rounded) | (np.isnan(got) & np.isnan(exact))
+        right |= error <= np.abs(torchs_numbers - exact)
+        right |= ~np.isfinite(torchs_numbers) & ((got == torchs_numbers) | (np.isnan(got) & np.isnan(torchs_numbers)))
+    return not bool(right.all())
 
 
 def _flat(tensor: Tensor, like: Array) -> Array:
@@ -227,7 +227,7 @@ def _flat(tensor: Tensor, like: Array) -> Array:
 
 
 def value_and_gradient(loss: Callable[..., Tensor], case: Case, mode: str = "once") -> tuple[Tensor, Tensor]:
-    """What a loss gives; in a grad mode."""
+    """A loss's value and gradient. The mode says which other backward passes are run, or that a graph is created."""
     leaf = case.logits.detach().requires_grad_()
     value = loss(leaf, case.target, **case.options)
     upstream = case.upstream.to(value.dtype)
@@ -240,18 +240,18 @@ def value_and_gradient(loss: Callable[..., Tensor], case: Case, mode: str = "onc
 
 
 def attempt(seed: int) -> str | None:
-    """One round. Returns: what is wrong, if anything."""
+    """Run one round. Returns: what is wrong, if anything."""
     rng = random.Random(seed)
     case = case_of(rng)
     mode = rng.choice(("once", "once", "twice", "first", "graph"))
     what = f"{seed}: {list(case.logits.shape)} {case.logits.dtype} {case.logits.stride()} {case.options} {mode}"
     if rng.random() < 0.25:
-        return _sibling_differs(case, rng, what)
+        return _variant_differs(case, rng, what)
     exact = formula(case, graph=mode == "graph")
     torchs = value_and_gradient(functional.cross_entropy, case)
     loss = _as_module if rng.random() < 0.3 else cross_entropy
     results = {"cross_entropy": value_and_gradient(loss, case, mode)}
-    # (Where nothing counts, linear_cross_entropy's mean is NaN and its gradient 0.)
+    # If every row is ignored, linear_cross_entropy's mean is NaN and its gradient 0.
     finite = bool(case.logits.isfinite().all()) and not np.isnan(exact[0]).any()
     if case.logits.ndim == 2 and finite and rng.random() < 0.3:
         results["linear_cross_entropy"] = value_and_gradient(_as_linear, case)
@@ -261,7 +261,7 @@ def attempt(seed: int) -> str | None:
         if not torch.equal(value.nan_to_num(7), results["cross_entropy"][0].nan_to_num(7)) and mode != "graph":
             return f"{what}: another value under {context.__name__}"
     for name, (value, gradient) in results.items():
-        # linear_cross_entropy rounds the logits' gradient, the product and the factor; second derivatives are made of
+        # linear_cross_entropy rounds the logits' gradient, the product and the factor; second derivatives use
         # PyTorch's operations, which round z - max.
         roundings = 4.0 if name == "linear_cross_entropy" else 1.0
         if mode == "graph" and name == "cross_entropy":
@@ -282,13 +282,13 @@ def _as_linear(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
     return linear_cross_entropy(logits, torch.eye(logits.shape[1], dtype=logits.dtype), target, **options)
 
 
-def _sibling_differs(case: Case, rng: random.Random, what: str) -> str | None:
-    name = rng.choice((*SIBLINGS, "logit adjusted"))
+def _variant_differs(case: Case, rng: random.Random, what: str) -> str | None:
+    name = rng.choice((*VARIANTS, "logit adjusted"))
     classes = case.logits.shape[0 if case.logits.ndim == 1 else 1]
     if name == "logit adjusted":
         loss: torch.nn.Module = LogitAdjustedCrossEntropy(1.0, [1.0 + n % 3 for n in range(classes)], **case.options)
     else:
-        loss = SIBLINGS[name](**case.options)
+        loss = VARIANTS[name](**case.options)
 
     def call(logits: Tensor, target: Tensor, **_: Any) -> Tensor:
         value: Tensor = loss(logits, target)
@@ -297,7 +297,7 @@ def _sibling_differs(case: Case, rng: random.Random, what: str) -> str | None:
     dense = [torch.tensor(each.tolist(), dtype=each.dtype) for each in (case.logits, case.target, case.upstream)]
     pairs = value_and_gradient(call, case), value_and_gradient(call, Case(dense[0], dense[1], case.options, dense[2]))
     for mine, expected in zip(*pairs, strict=True):
-        rounding = UNIT[mine.dtype]  # PyTorch's own operations add up in another order in another layout
+        rounding = UNIT[mine.dtype]  # PyTorch's operations sum in another order in another layout
         if not torch.allclose(mine, expected, rtol=rounding, atol=rounding * 10, equal_nan=True):
             return f"{what}: {name} {mine}, with a dense layout {expected}"
     return None
@@ -307,7 +307,7 @@ def main() -> int:
     """Exit status 1 if there was a finding."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0, help="the first round's; the others count on from it")
+    parser.add_argument("--seed", type=int, default=0, help="of the first round; each further round adds 1")
     arguments = parser.parse_args()
     findings = []
     for seed in range(arguments.seed, arguments.seed + arguments.rounds):

@@ -1,4 +1,4 @@
-"""Ways to spoil a file: bytes, text, and plain data. All randomness comes from the given generator."""
+"""Mutations that corrupt a file: of bytes, text, and plain data. All randomness comes from the generator passed in."""
 
 import copy
 import random
@@ -99,65 +99,65 @@ TOKENS = [
 ]
 
 
-def spoil_bytes(data: bytes, rng: random.Random, tokens: list[bytes] | None = None) -> bytes:
-    """A copy with one to eight places changed, cut, doubled, or overwritten with boundary values."""
+def corrupt_bytes(data: bytes, rng: random.Random, tokens: list[bytes] | None = None) -> bytes:
+    """A copy with one to eight edits: bytes changed, removed, repeated, or overwritten with boundary values."""
     result = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
-        at = rng.randrange(len(result) + 1)
+        start = rng.randrange(len(result) + 1)
         length = rng.choice((1, 1, 2, 4, 8, 64, 1024))
         match rng.randrange(9 if tokens else 8):
             case 0 if result:
-                result[at % len(result)] ^= 1 << rng.randrange(8)
+                result[start % len(result)] ^= 1 << rng.randrange(8)
             case 1 if result:
-                result[at % len(result)] = rng.choice((0, 1, 127, 128, 254, 255, rng.randrange(256)))
+                result[start % len(result)] = rng.choice((0, 1, 127, 128, 254, 255, rng.randrange(256)))
             case 2:
-                del result[at : at + length]
+                del result[start : start + length]
             case 3:
-                result[at:at] = rng.randbytes(length)
+                result[start:start] = rng.randbytes(length)
             case 4:
-                result[at:at] = result[at : at + length]
+                result[start:start] = result[start : start + length]
             case 5:
-                del result[at:]
+                del result[start:]
             case 6:
                 size = rng.choice((2, 4, 8))
                 value = rng.choice(NUMBERS[:-1]) % 256**size
-                result[at : at + size] = value.to_bytes(size, rng.choice(("big", "little")))
+                result[start : start + size] = value.to_bytes(size, rng.choice(("big", "little")))
             case 7 if result:
                 other = rng.randrange(len(result))
-                result[at : at + length] = result[other : other + length]
+                result[start : start + length] = result[other : other + length]
             case 8 if tokens:
-                result[at:at] = rng.choice(tokens)
+                result[start:start] = rng.choice(tokens)
     return bytes(result)
 
 
-def spoil_data(data: Any, rng: random.Random) -> Any:
-    """A copy of a nest of dicts and lists with one to four values, keys or items changed."""
+def corrupt_data(data: Any, rng: random.Random) -> Any:
+    """A copy of nested dicts and lists with one to four values, keys or items changed."""
     root = {"root": copy.deepcopy(data)}
     for _ in range(rng.choice((1, 1, 2, 4))):
-        holders = [holder for holder in _holders(root) if holder]
-        holder = rng.choice(holders)
-        key = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
+        containers = [container for container in _containers(root) if container]
+        container = rng.choice(containers)
+        key = rng.choice(list(container) if isinstance(container, dict) else range(len(container)))
         match rng.randrange(6):
             case 0 | 1 | 2:
-                holder[key] = copy.deepcopy(rng.choice(VALUES))
-            case 3 if holder is not root:
-                del holder[key]
+                container[key] = copy.deepcopy(rng.choice(VALUES))
+            case 3 if container is not root:
+                del container[key]
             case 4:
                 value = copy.deepcopy(rng.choice(VALUES))
-                if isinstance(holder, list):
-                    holder.insert(key, value)
-                elif holder is not root:
-                    holder[rng.choice(("name", "x", "tensor", "dict", "config"))] = value
+                if isinstance(container, list):
+                    container.insert(key, value)
+                elif container is not root:
+                    container[rng.choice(("name", "x", "tensor", "dict", "config"))] = value
             case 5:
-                other = rng.choice(holders)
-                holder[key] = copy.deepcopy(
+                other = rng.choice(containers)
+                container[key] = copy.deepcopy(
                     other[rng.choice(list(other) if isinstance(other, dict) else range(len(other)))]
                 )
     return root.get("root")
 
 
-def _holders(data: Any) -> list[Any]:
-    found = [data] if isinstance(data, dict | list) else []
+def _containers(data: Any) -> list[Any]:
+    result = [data] if isinstance(data, dict | list) else []
     for value in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
-        found += _holders(value)
-    return found
+        result += _containers(value)
+    return result

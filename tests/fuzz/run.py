@@ -1,6 +1,6 @@
 """Fuzz softmaxce's readers: `python -m tests.fuzz.run [configs|checkpoints|images ...] --rounds N --seed S`.
 
-A seed decides its round wholly, so a finding is tried again by `--rounds 1 --seed S`.
+A round depends on its seed alone, so `--rounds 1 --seed S` reproduces a finding.
 """
 
 import argparse
@@ -16,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS) + "; all if left out")
     parser.add_argument("--rounds", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0, help="the first round's; the others count on from it")
+    parser.add_argument("--seed", type=int, default=0, help="of the first round; each further round adds 1")
     arguments = parser.parse_args()
     findings = []
     for target in arguments.targets or TARGETS:

@@ -1,4 +1,4 @@
-"""What is fuzzed: each target makes sound files once, and gives a function that spoils one of them and reads it."""
+"""The fuzzing targets. Each makes valid files once, and returns a function that corrupts one of them and reads it."""
 
 import io
 import json
@@ -20,11 +20,11 @@ from softmaxce.config import reader, recipes, yamlfile
 from softmaxce.errors import ConfigError, SoftmaxceError
 
 from ..helpers import SMALL
-from .mutate import TOKENS, spoil_bytes, spoil_data
+from .mutate import TOKENS, corrupt_bytes, corrupt_data
 
-Round = Callable[[random.Random], "str | None"]  # returns what is wrong with an answer, if anything
+Round = Callable[[random.Random], "str | None"]  # returns what is wrong with the result, if anything
 
-platform.platform()  # the first time it starts a process, which is then no spoilt file's doing
+platform.platform()  # its first call starts a process, which the watchdog would report
 
 
 def refusals(error: SoftmaxceError) -> list[str]:
@@ -38,7 +38,7 @@ def names_file(line: str, folder: Path) -> bool:
 
 
 def configs(folder: Path) -> Round:
-    """Config files: spoilt bytes, spoilt data, and sound ones with a spoilt override."""
+    """Config files with corrupted bytes or data, and valid ones with a corrupted override."""
     texts = [SMALL, *(file.read_text() for file in recipes.recipes().values())]
     texts.append(
         SMALL + "loss: {name: 'trap.py:touch', weight: [1, 2]}\nearly_stopping: {patience: 3}\nclip_grad_norm: 1\n"
@@ -50,11 +50,11 @@ def configs(folder: Path) -> Round:
         overrides = []
         match rng.randrange(4):
             case 0 | 1:
-                file.write_bytes(spoil_bytes(text.encode(), rng, TOKENS))
+                file.write_bytes(corrupt_bytes(text.encode(), rng, TOKENS))
             case 2:
-                spoilt = spoil_data(yaml.safe_load(text), rng)
+                data = corrupt_data(yaml.safe_load(text), rng)
                 dumped = yaml.dump(
-                    spoilt, allow_unicode=rng.random() < 0.5, default_flow_style=rng.choice((None, True, False))
+                    data, allow_unicode=rng.random() < 0.5, default_flow_style=rng.choice((None, True, False))
                 )
                 file.write_bytes(dumped.encode(errors="surrogatepass"))
             case 3:
@@ -62,13 +62,13 @@ def configs(folder: Path) -> Round:
                 key = rng.choice(
                     ["data", "data.augment.0", "data.augment.9.p", "optimizer.lr", "model.x.y", "loss", "a.b.c", ""]
                 )
-                value = spoil_bytes(rng.choice([b"1", b"[1, 2]", b"{name: x}", b"sgd"]), rng, TOKENS)
-                option = spoil_bytes(key.encode(), rng).decode(errors="replace") if rng.random() < 0.3 else key
+                value = corrupt_bytes(rng.choice([b"1", b"[1, 2]", b"{name: x}", b"sgd"]), rng, TOKENS)
+                option = corrupt_bytes(key.encode(), rng).decode(errors="replace") if rng.random() < 0.3 else key
                 overrides = [reader.parse_override(f"{option}={value.decode(errors='replace')}")]
         read = reader.load(str(file), overrides)
         again = yamlfile.parse(yamlfile.dump(read.to_dict()), str(file))
         if repr(reader.check(again, recipe=read.recipe).to_dict()) != repr(read.to_dict()):
-            return f"written and read again it is another config: {read.to_dict()}"
+            return f"written and read again, the config differs: {read.to_dict()}"
         return None
 
     return attempt
@@ -97,9 +97,9 @@ def _damage_tensors(tensors: dict[str, Any], rng: random.Random) -> None:
 
 
 def checkpoints(folder: Path) -> Round:
-    """A trained run's folder: bytes of each file, and headers and tensors spoilt inside a sound safetensors file.
+    """A trained run's folder: bytes of any file are corrupted, or header and tensors of a valid safetensors file.
 
-    It is listed, and evaluated or gone on with.
+    The run is listed, then evaluated or resumed.
     """
     import torch
     from safetensors import safe_open
@@ -115,58 +115,58 @@ def checkpoints(folder: Path) -> Round:
 
     (folder / "small.yaml").write_text(SMALL)
     run = build_run(reader.load(str(folder / "small.yaml")))
-    sound = runfolder.create("small", folder / "sound")
+    intact = runfolder.create("small", folder / "intact")
     for epoch in fit(run):
-        checkpoint.save(run, sound, best=epoch.best)
-        runfolder.append_metrics(sound, epoch.to_dict())
-    runfolder.write_config(sound, run.config.to_dict())
-    runfolder.write_record(sound, {"status": "completed", "classes": list(run.classes)})
-    files = {file.name: file.read_bytes() for file in sound.iterdir()}
+        checkpoint.save(run, intact, best=epoch.best)
+        runfolder.append_metrics(intact, epoch.to_dict())
+    runfolder.write_config(intact, run.config.to_dict())
+    runfolder.write_record(intact, {"status": "completed", "classes": list(run.classes)})
+    files = {file.name: file.read_bytes() for file in intact.iterdir()}
     models = [name for name in files if name.endswith(".safetensors")]
-    spoilt = folder / "spoilt"
+    damaged = folder / "damaged"
 
-    def inside(name: str, rng: random.Random) -> None:
-        """Spoil a header or a tensor and write a safetensors file that is sound as such."""
-        file = spoilt / name
+    def damage_content(name: str, rng: random.Random) -> None:
+        """Corrupt the header or a tensor of a checkpoint; the file itself stays valid safetensors."""
+        file = damaged / name
         tensors = load_file(file)
         with safe_open(file, framework="pt") as stream:
             header = json.loads(stream.metadata()["softmaxce"].partition(" ")[2])
         if rng.random() < 0.6:
-            header = spoil_data(header, rng)
+            header = corrupt_data(header, rng)
         else:
             _damage_tensors(tensors, rng)
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         save_file(tensors, file, _metadata(tensors, header))
 
     def attempt(rng: random.Random) -> None:
-        shutil.rmtree(spoilt, ignore_errors=True)
-        spoilt.mkdir()
+        shutil.rmtree(damaged, ignore_errors=True)
+        damaged.mkdir()
         for name, content in files.items():
-            (spoilt / name).write_bytes(content)
+            (damaged / name).write_bytes(content)
         name = rng.choice([*files, *models, *models])
         if name in models and rng.random() < 0.6:
-            inside(name, rng)
+            damage_content(name, rng)
         else:
-            (spoilt / name).write_bytes(spoil_bytes(files[name], rng, TOKENS))
-        read_run(spoilt)
-        asked = reader.load(str(spoilt / "config.yaml"))
+            (damaged / name).write_bytes(corrupt_bytes(files[name], rng, TOKENS))
+        read_run(damaged)
+        config = reader.load(str(damaged / "config.yaml"))
         if rng.random() < 0.5:
-            found, _ = checkpoint.newest(spoilt)
-            assert found is not None
-            resumed = build_run(asked if name == "config.yaml" else run.config)
-            checkpoint.restore(resumed, found)
+            newest, _ = checkpoint.newest(damaged)
+            assert newest is not None
+            resumed = build_run(config if name == "config.yaml" else run.config)
+            checkpoint.restore(resumed, newest)
             for parameter in resumed.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-            resumed.optimizer.step()  # what was restored is fit for use
-            checkpoint.save(resumed, spoilt, best=False)
+            resumed.optimizer.step()  # what was restored can be used
+            checkpoint.save(resumed, damaged, best=False)
             return
-        evaluate(spoilt / name if name in models else find_checkpoint(spoilt), "test", None, "cpu")
+        evaluate(damaged / name if name in models else find_checkpoint(damaged), "test", None, "cpu")
 
     return attempt
 
 
 def _metadata(tensors: Any, header: object) -> dict[str, str]:
-    """As softmaxce writes it, its checksum right: what is in the file has to be looked at."""
+    """The metadata that softmaxce writes, with the right checksum, so that the reader checks the content too."""
     from softmaxce.runs import checkpoint
 
     text = json.dumps(header)
@@ -177,7 +177,7 @@ def _metadata(tensors: Any, header: object) -> dict[str, str]:
 
 
 def images(folder: Path) -> Round:
-    """Pictures of every format and mode under every format's name, and the named data sets' files."""
+    """Pictures of every format and mode, with any format's suffix, and the files of MNIST."""
     import numpy as np
     import torch
 
@@ -189,11 +189,11 @@ def images(folder: Path) -> Round:
 
     def picture(rng: random.Random) -> None:
         suffix, content = rng.choice(pictures)
-        spoilt = spoil_bytes(content, rng)
+        damaged = corrupt_bytes(content, rng)
         if suffix == "png" and rng.random() < 0.7:
-            spoilt = _with_right_checksums(spoilt)
+            damaged = _with_valid_checksums(damaged)
         file = folder / f"picture.{suffix if rng.random() < 0.8 else rng.choice(pictures)[0]}"
-        file.write_bytes(spoilt)
+        file.write_bytes(damaged)
         try:
             decoded = Decode(rng.choice((1, 3)), rng.choice((None, (8, 8), (1, 40))))(str(file))
         finally:
@@ -206,13 +206,13 @@ def images(folder: Path) -> Round:
         shutil.rmtree(root, ignore_errors=True)
         (root / "MNIST" / "raw").mkdir(parents=True)
         for name, content in raw.items():
-            (root / "MNIST" / "raw" / name).write_bytes(spoil_bytes(content, rng) if rng.random() < 0.4 else content)
+            (root / "MNIST" / "raw" / name).write_bytes(corrupt_bytes(content, rng) if rng.random() < 0.4 else content)
         if rng.random() < 0.2:
             (root / "MNIST" / "processed").mkdir()
             for name in ("training.pt", "test.pt"):
                 stream = io.BytesIO()
                 torch.save((torch.zeros(4, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)), stream)
-                (root / "MNIST" / "processed" / name).write_bytes(spoil_bytes(stream.getvalue(), rng))
+                (root / "MNIST" / "processed" / name).write_bytes(corrupt_bytes(stream.getvalue(), rng))
         source = datasets.mnist(root=str(root), download=False)
         for split in (source.train, source.test):
             assert split is not None
@@ -225,43 +225,43 @@ def images(folder: Path) -> Round:
 
 
 def _pictures() -> list[tuple[str, bytes]]:
-    """(suffix, file) of pictures in every format that is read, and of some that are not, in the modes each can hold."""
+    """(suffix, file) of pictures in every supported format and some unsupported ones, in all their modes."""
     import numpy as np
     from PIL import Image, features
 
     ramp = Image.fromarray(np.arange(24 * 18, dtype=np.uint16).reshape(18, 24).astype(np.uint8))
-    colour = Image.merge("RGB", (ramp, ramp.rotate(180), ramp))
-    alpha = colour.convert("RGBA")
+    color = Image.merge("RGB", (ramp, ramp.rotate(180), ramp))
+    alpha = color.convert("RGBA")
     alpha.putalpha(ramp)
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x9286] = b"comment"
     sixteen = Image.fromarray(np.arange(24 * 18, dtype=np.uint16).reshape(18, 24) * 100)
     floats = Image.fromarray(np.linspace(0, 1e5, 24 * 18, dtype=np.float32).reshape(18, 24))
-    found: list[tuple[str, bytes]] = []
+    files: list[tuple[str, bytes]] = []
 
     def add(suffix: str, image: Image.Image, kind: str | None = None, **options: object) -> None:
         stream = io.BytesIO()
         image.save(stream, kind or suffix.upper(), **options)  # type: ignore[arg-type]
-        found.append((suffix, stream.getvalue()))
+        files.append((suffix, stream.getvalue()))
 
-    for image in (ramp, colour, alpha, ramp.convert("1"), colour.quantize(16), alpha.convert("LA"), sixteen):
+    for image in (ramp, color, alpha, ramp.convert("1"), color.quantize(16), alpha.convert("LA"), sixteen):
         add("png", image)
-    add("png", colour, exif=exif, dpi=(72, 72))
-    add("png", colour, save_all=True, append_images=[ramp.convert("RGB")])
-    for image in (ramp, colour, colour.convert("CMYK")):
+    add("png", color, exif=exif, dpi=(72, 72))
+    add("png", color, save_all=True, append_images=[ramp.convert("RGB")])
+    for image in (ramp, color, color.convert("CMYK")):
         add("jpg", image, "JPEG", exif=exif)
-    add("jpg", colour, "JPEG", progressive=True, optimize=True)
-    add("mpo", colour, save_all=True, append_images=[colour.rotate(90)])
-    add("gif", colour.quantize(16), save_all=True, append_images=[ramp.convert("RGB").quantize(4)], loop=0)
+    add("jpg", color, "JPEG", progressive=True, optimize=True)
+    add("mpo", color, save_all=True, append_images=[color.rotate(90)])
+    add("gif", color.quantize(16), save_all=True, append_images=[ramp.convert("RGB").quantize(4)], loop=0)
     add("gif", alpha.quantize(8), transparency=0)
     for compression in (None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg"):
-        add("tif", colour, "TIFF", **({"compression": compression} if compression else {}))
-    for image in (sixteen, floats, alpha, colour.convert("CMYK"), colour.convert("LAB"), ramp.convert("I")):
+        add("tif", color, "TIFF", **({"compression": compression} if compression else {}))
+    for image in (sixteen, floats, alpha, color.convert("CMYK"), color.convert("LAB"), ramp.convert("I")):
         add("tif", image, "TIFF")
     add("tif", ramp.convert("1"), "TIFF", compression="group4")
-    add("tif", colour.copy(), "TIFF", save_all=True, append_images=[colour.rotate(90)])
-    for image in (ramp, colour, ramp.convert("1"), colour.quantize(16)):
+    add("tif", color.copy(), "TIFF", save_all=True, append_images=[color.rotate(90)])
+    for image in (ramp, color, ramp.convert("1"), color.quantize(16)):
         add("bmp", image)
         add("pcx", image)
     for suffix, kind in (
@@ -273,22 +273,22 @@ def _pictures() -> list[tuple[str, bytes]]:
         ("im", "IM"),
         ("dds", "DDS"),
     ):
-        add(suffix, colour, kind)
+        add(suffix, color, kind)
     add("tga", alpha, "TGA", compression="tga_rle")
     add("pgm", sixteen, "PPM")
     if features.check("webp"):
         add("webp", alpha, exif=exif)
-        add("webp", colour, lossless=True)
-        add("webp", colour, save_all=True, append_images=[colour.rotate(180)])
+        add("webp", color, lossless=True)
+        add("webp", color, save_all=True, append_images=[color.rotate(180)])
     if features.check("jpg_2000"):
-        add("jp2", colour, "JPEG2000")
+        add("jp2", color, "JPEG2000")
     if features.check("avif"):
         add("avif", alpha)
-    return found
+    return files
 
 
-def _with_right_checksums(png: bytes) -> bytes:
-    """A PNG whose chunks have their right sums again, so that what is in them is looked at."""
+def _with_valid_checksums(png: bytes) -> bytes:
+    """A PNG with its chunks' checksums recomputed, so that the decoder reads their content."""
     result, at = bytearray(png), 8
     while at + 12 <= len(result):
         (length,) = struct.unpack_from(">I", result, at)
@@ -310,7 +310,7 @@ def _idx_files(generator: "object") -> dict[str, bytes]:
 
 
 def trap(folder: Path) -> Round:
-    """What the watchdog has to see, a kind a seed."""
+    """Failures that the watchdog must detect, one per seed."""
 
     def attempt(rng: random.Random) -> None:
         (folder / "round").write_bytes((folder / "round").read_bytes() + b"x" if (folder / "round").exists() else b"x")

@@ -1,4 +1,4 @@
-"""The short form of the fuzzing: a few hundred rounds a target, and a proof that the watchdog sees what it is for."""
+"""A short run of the fuzzing: some hundred rounds per target; and a test that the watchdog detects every failure."""
 
 from pathlib import Path
 
@@ -16,20 +16,20 @@ ROUNDS = {"configs": 150, "checkpoints": 60, "images": 150}
 
 
 @pytest.mark.parametrize("target", ROUNDS)
-def test_spoilt_files_are_answered_or_refused_by_name_and_nothing_else(target: str) -> None:
+def test_corrupted_files_are_accepted_or_refused_by_name(target: str) -> None:
     outcome = watchdog.run(target, range(1_000_000, 1_000_000 + ROUNDS[target]))
     assert outcome.findings == []
     assert outcome.counts["answered"] + outcome.counts["refused"] == ROUNDS[target]
-    assert outcome.counts["refused"] > ROUNDS[target] / 4  # the files are spoilt indeed
-    assert outcome.counts["answered"] > 0  # and not all beyond recognition
+    assert outcome.counts["refused"] > ROUNDS[target] / 4  # the files are indeed corrupted
+    assert outcome.counts["answered"] > 0  # but not all beyond use
 
 
-def test_the_watchdog_sees_tracebacks_crashes_hangs_code_and_refusals_without_a_name() -> None:
-    outcome = watchdog.run("trap", range(6), patience=5)
-    told = [finding.split(": ", 1) for finding in outcome.findings]
-    assert [name for name, _ in told] == [f"trap {seed}" for seed in range(1, 6)]  # round 0 is sound
+def test_the_watchdog_detects_tracebacks_crashes_hangs_executed_code_and_refusals_without_a_file_name() -> None:
+    outcome = watchdog.run("trap", range(6), timeout=5)
+    findings = [finding.split(": ", 1) for finding in outcome.findings]
+    assert [name for name, _ in findings] == [f"trap {seed}" for seed in range(1, 6)]  # round 0 has no failure
     for (_, what), expected in zip(
-        told, ("ZeroDivisionError", "os.system", "names no file", "status -9", "hung"), strict=True
+        findings, ("ZeroDivisionError", "os.system", "names no file", "status -9", "hung"), strict=True
     ):
         assert expected in what
 
@@ -50,7 +50,7 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(keys.KEYS) | st.text(max_size=8), values, max_size=8))
-def test_any_plain_data_is_a_config_or_is_refused_with_its_places(data: dict[str, object]) -> None:
+def test_any_plain_data_is_a_config_or_is_refused_with_locations(data: dict[str, object]) -> None:
     document = yamlfile.Document("f.yaml", data, {}, {})
     problems: tuple[object, ...] = ()
     try:
@@ -60,6 +60,6 @@ def test_any_plain_data_is_a_config_or_is_refused_with_its_places(data: dict[str
     assert all(str(problem).startswith("f.yaml: ") for problem in problems)
 
 
-def test_what_a_refusal_names_is_looked_for_in_each_line() -> None:
+def test_names_file_accepts_lines_with_the_files_folder_only() -> None:
     assert targets.names_file("/tmp/f.yaml:1:1: no", Path("/tmp"))
     assert not targets.names_file("no", Path("/tmp"))

@@ -1,8 +1,8 @@
-"""A target's rounds in a process of their own: what hangs is killed, what crashes is named, what is run is seen.
+"""Run a fuzzing target in a separate process; detect tracebacks, crashes, hangs, slow rounds and executed code.
 
-A round is one seed. It may end in an answer or in a refusal (SoftmaxceError) that names the file; anything else that
-comes out of it, a second process or a connection that it starts, a pickle that looks a name up, or the trap module's
-trace, is a finding.
+A round is one seed. It may end with the file accepted, or refused by a SoftmaxceError that names it. Anything else is a
+finding: another exception, a process or connection that it starts, a name that a pickle looks up, or the file that the
+trap module writes when it is imported.
 """
 
 import json
@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-SLOWEST = 5.0  # seconds of the processor's time that a round may take
-PATIENCE = 30.0  # seconds by the clock: others may have the processor for a while
-MEMORY = 3 << 30  # bytes that a round may ask for beyond what the process has at its start
+MAX_CPU_SECONDS = 5.0  # of a round
+TIMEOUT = 30.0  # seconds of wall-clock time of a round, longer because other processes may use the CPU
+MEMORY = 3 << 30  # bytes that the rounds may allocate beyond the process's size at its start
 FORBIDDEN = {
     *("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen"),
     *("socket.connect", "pickle.find_class"),
@@ -31,32 +31,32 @@ FORBIDDEN = {
 
 @dataclass
 class Outcome:
-    """What came out of a target's rounds."""
+    """The results of a target's rounds."""
 
     counts: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
-    grown: int = 0  # bytes of memory, at most
+    memory_growth: int = 0  # bytes, the largest
     slowest: float = 0.0  # seconds
 
     def __str__(self) -> str:
         counts = ", ".join(f"{self.counts[key]} {key}" for key in ("answered", "refused"))
         return (
             f"{sum(self.counts.values())} rounds: {counts}, {len(self.findings)} findings; "
-            f"slowest {self.slowest:.2f} s, memory grew by {self.grown >> 20} MiB"
+            f"slowest {self.slowest:.2f} s, memory grew by {self.memory_growth >> 20} MiB"
         )
 
 
-def run(target: str, seeds: range, patience: float = PATIENCE) -> Outcome:
-    """Run a target's rounds; a worker that hangs or dies is replaced, and goes on with the next seed."""
+def run(target: str, seeds: range, timeout: float = TIMEOUT) -> Outcome:
+    """Run a target's rounds. A worker that hangs or dies is replaced by one that starts with the next seed."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory() as folder:
         while seeds:
-            seeds = seeds[_one_worker(target, seeds, Path(folder), outcome, patience) :]
+            seeds = seeds[_one_worker(target, seeds, Path(folder), outcome, timeout) :]
     return outcome
 
 
-def _one_worker(target: str, seeds: range, folder: Path, outcome: Outcome, patience: float) -> int:
-    """How many of the seeds a worker came through, or was stopped by."""
+def _one_worker(target: str, seeds: range, folder: Path, outcome: Outcome, timeout: float) -> int:
+    """Run one worker. Returns: the number of seeds that it finished, the one that stopped it included."""
     command = [sys.executable, "-m", "tests.fuzz.watchdog", target, str(seeds.start), str(seeds.stop), str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     log = folder / "stderr"
@@ -66,23 +66,23 @@ def _one_worker(target: str, seeds: range, folder: Path, outcome: Outcome, patie
         assert worker.stdout is not None
         ready, done = False, 0
         try:
-            for line in _lines(worker.stdout, patience):
-                told = json.loads(line)
-                if "ready" in told:
+            for line in _lines(worker.stdout, timeout):
+                result = json.loads(line)
+                if "ready" in result:
                     ready = True
                     continue
                 done += 1
-                outcome.counts[told["ended"]] += 1
-                outcome.slowest = max(outcome.slowest, told["seconds"])
-                outcome.grown = max(outcome.grown, told["grown"])
-                if told["finding"]:
-                    outcome.findings.append(f"{target} {told['seed']}: {told['finding']}")
+                outcome.counts[result["ended"]] += 1
+                outcome.slowest = max(outcome.slowest, result["seconds"])
+                outcome.memory_growth = max(outcome.memory_growth, result["memory_growth"])
+                if result["finding"]:
+                    outcome.findings.append(f"{target} {result['seed']}: {result['finding']}")
                 if done == len(seeds):
                     return done
             code = worker.wait()
             what = f"crashed with status {code}: {log.read_text(errors='replace')[-2000:]}"
         except TimeoutError:
-            what = f"hung for more than {patience:g} s"
+            what = f"hung for more than {timeout:g} s"
         finally:
             worker.kill()
             worker.wait()
@@ -93,8 +93,8 @@ def _one_worker(target: str, seeds: range, folder: Path, outcome: Outcome, patie
     return done + 1
 
 
-def _lines(stream: IO[bytes], patience: float) -> Iterator[bytes]:
-    """The stream's lines. Raises: TimeoutError if one takes longer than that; the first comes after torch's start."""
+def _lines(stream: IO[bytes], timeout: float) -> Iterator[bytes]:
+    """The stream's lines. Raises: TimeoutError if one takes longer; the first may take 300 s, as torch is imported."""
     limit = 300.0
     rest = b""
     while True:
@@ -106,11 +106,11 @@ def _lines(stream: IO[bytes], patience: float) -> Iterator[bytes]:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line
-            limit = patience
+            limit = timeout
 
 
 def work(target: str, seeds: range, folder: Path) -> None:
-    """The worker: a line of JSON a round."""
+    """The worker: prints a line of JSON per round."""
     from softmaxce.errors import SoftmaxceError
 
     from . import targets
@@ -119,14 +119,14 @@ def work(target: str, seeds: range, folder: Path) -> None:
     sys.path.insert(0, str(folder))
     out, sys.stdout = sys.stdout, sys.stderr
     rounds = targets.TARGETS[target](folder)
-    seen: list[str] = []
-    sys.addaudithook(lambda event, _: seen.append(event) if event in FORBIDDEN else None)
+    events: list[str] = []
+    sys.addaudithook(lambda event, _: events.append(event) if event in FORBIDDEN else None)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY,) * 2)
     before = _peak()
     print('{"ready": true}', file=out, flush=True)
     for seed in seeds:
-        seen.clear()
+        events.clear()
         started = _cpu()
         finding = ""
         try:
@@ -135,16 +135,22 @@ def work(target: str, seeds: range, folder: Path) -> None:
             ended = "refused"
             if unnamed := [line for line in targets.refusals(error) if not targets.names_file(line, folder)]:
                 finding = f"a refusal that names no file: {unnamed[0][:300]}"
-        except BaseException as error:  # noqa: BLE001 - whatever else comes out is the finding
+        except BaseException as error:  # noqa: BLE001 - any other exception is a finding
             ended, finding = "broke", "".join(traceback.format_exception(error)[-6:])
         seconds = _cpu() - started
-        if seen or (folder / "trace").exists():
-            finding = f"ran {seen or 'the trap'}"
+        if events or (folder / "trace").exists():
+            finding = f"ran {events or 'the trap'}"
             (folder / "trace").unlink(missing_ok=True)
-        if seconds > SLOWEST:
+        if seconds > MAX_CPU_SECONDS:
             finding = finding or f"took {seconds:.1f} s"
-        told = {"seed": seed, "ended": ended, "finding": finding, "seconds": seconds, "grown": _peak() - before}
-        print(json.dumps(told), file=out, flush=True)
+        result = {
+            "seed": seed,
+            "ended": ended,
+            "finding": finding,
+            "seconds": seconds,
+            "memory_growth": _peak() - before,
+        }
+        print(json.dumps(result | {"memory_growth": _peak() - before}), file=out, flush=True)
 
 
 def _peak() -> int:

@@ -1,4 +1,4 @@
-"""`softmaxce check-loss` in real processes: what it prints, what its exit status says, what it refuses."""
+"""`softmaxce check-loss` in real processes: output, exit status and errors."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_sound_loss_is_0_and_every_law_has_a_line(softmaxce: Softmaxce, tmp_path: Path) -> None:
+def test_the_exit_status_for_a_sound_loss_is_0_and_every_law_has_a_line(softmaxce: Softmaxce, tmp_path: Path) -> None:
     done = softmaxce("check-loss", "softmax_cross_entropy", "--reference", "torch_cross_entropy", "--skip", "compile")
     assert (done.returncode, done.stderr) == (0, "")
     rows = [line.split() for line in done.stdout.splitlines()[2:]]
@@ -52,10 +52,12 @@ def test_a_sound_loss_is_0_and_every_law_has_a_line(softmaxce: Softmaxce, tmp_pa
         "softmax_cross_entropy keeps 18 of 18 laws tried",
         "not checked: compile (skipped by --skip)",
     ]
-    assert list(tmp_path.iterdir()) == []  # and nothing is left behind
+    assert list(tmp_path.iterdir()) == []  # no file is left behind
 
 
-def test_a_broken_law_is_1_with_the_smallest_input_and_a_hint(softmaxce: Softmaxce, own: Path) -> None:
+def test_the_exit_status_for_a_failed_law_is_1_and_its_smallest_input_and_a_hint_are_printed(
+    softmaxce: Softmaxce, own: Path
+) -> None:
     done = softmaxce("check-loss", "own.py:naive", "--only", "finite", "--only", "shift")
     assert (done.returncode, done.stderr) == (1, "")
     lines = [line.strip() for line in done.stdout.splitlines()]
@@ -67,7 +69,7 @@ def test_a_broken_law_is_1_with_the_smallest_input_and_a_hint(softmaxce: Softmax
 
 
 @pytest.mark.parametrize("mistake", ["twice", "no_minus", "epsilon"])
-def test_the_classic_mistakes_are_found_without_a_reference(softmaxce: Softmaxce, tmp_path: Path, mistake: str) -> None:
+def test_common_mistakes_are_detected_without_a_reference(softmaxce: Softmaxce, tmp_path: Path, mistake: str) -> None:
     (tmp_path / "own.py").write_text("""
 from torch.nn import functional
 
@@ -86,14 +88,14 @@ def epsilon(logits, targets):
     assert done.returncode == 1, done.stdout
 
 
-def test_json_holds_the_same(softmaxce: Softmaxce, own: Path) -> None:
+def test_json_has_every_law_with_its_smallest_input_and_the_cost(softmaxce: Softmaxce, own: Path) -> None:
     skipped = (option for law in registry.LAWS if law not in ("finite", "shift", "value") for option in ("--skip", law))
     done = softmaxce("check-loss", "own.py:naive", "--json", *skipped)
     assert done.returncode == 1
-    told = json.loads(done.stdout)
-    laws = {line["law"]: line for line in told["laws"]}
+    report = json.loads(done.stdout)
+    laws = {line["law"]: line for line in report["laws"]}
     assert list(laws) == list(registry.LAWS)
-    assert told["sound"] is False
+    assert report["sound"] is False
     assert laws["finite"]["smallest_input"] == {"logits": [[0, 1e4]], "targets": [0]}
     assert laws["shift"]["verdict"] == "holds"
     assert laws["shift"]["examples"] >= 50
@@ -105,12 +107,12 @@ def test_json_holds_the_same(softmaxce: Softmaxce, own: Path) -> None:
         "examples": 0,
         "seconds": 0,
     }
-    small, large = told["cost"]["times"]
+    small, large = report["cost"]["times"]
     assert (small["rows"], small["num_classes"], large["num_classes"]) == (128, 10, 1000)
     assert large["seconds"] > small["seconds"] > 0
 
 
-def test_arguments_reach_the_loss_and_the_reference(softmaxce: Softmaxce, own: Path) -> None:
+def test_arguments_are_passed_to_the_loss_and_the_reference(softmaxce: Softmaxce, own: Path) -> None:
     value = ("--only", "value", "--reference", "softmax_cross_entropy")
     assert softmaxce("check-loss", "own.py:scaled", *value).returncode == 0
     assert softmaxce("check-loss", "own.py:scaled", "--set", "scale=1.01", *value).returncode == 1
@@ -118,7 +120,7 @@ def test_arguments_reach_the_loss_and_the_reference(softmaxce: Softmaxce, own: P
     assert softmaxce("check-loss", "torch.nn:CrossEntropyLoss", *smoothed).returncode == 0
 
 
-def test_a_loss_bound_to_a_number_of_classes_is_tried_with_that(softmaxce: Softmaxce, own: Path) -> None:
+def test_a_loss_for_a_fixed_number_of_classes_is_tested_with_that_number(softmaxce: Softmaxce, own: Path) -> None:
     done = softmaxce("check-loss", "own.py:Only3", "--classes", "3", "--only", "permutation", "--only", "rows")
     assert done.returncode == 0, done.stdout
     refused = softmaxce("check-loss", "own.py:Only3", "--classes", "5")
@@ -127,7 +129,7 @@ def test_a_loss_bound_to_a_number_of_classes_is_tried_with_that(softmaxce: Softm
 
 
 @pytest.mark.parametrize(
-    ("arguments", "answer"),
+    ("arguments", "message"),
     [
         (("focl",), "there is no 'focl' among the losses"),
         (("own.py:naiv",), "own.py defines no 'naiv'; did you mean 'naive'?"),
@@ -141,15 +143,17 @@ def test_a_loss_bound_to_a_number_of_classes_is_tried_with_that(softmaxce: Softm
         (("softmax_cross_entropy", "--device", "cuda:99"), "'cuda:99' is not there"),
     ],
 )
-def test_a_mistake_is_2_with_one_line(arguments: tuple[str, ...], answer: str, softmaxce: Softmaxce, own: Path) -> None:
+def test_the_exit_status_for_a_mistake_is_2_and_the_message_one_line(
+    arguments: tuple[str, ...], message: str, softmaxce: Softmaxce, own: Path
+) -> None:
     done = softmaxce("check-loss", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert answer in " ".join(done.stderr.replace("│", " ").split())
+    assert message in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
 
 
-def test_a_mistake_is_answered_before_torch_is_loaded(tmp_path: Path) -> None:
+def test_a_mistake_is_reported_without_importing_torch(tmp_path: Path) -> None:
     program = """
 import sys
 from importlib.metadata import entry_points

@@ -1,4 +1,4 @@
-"""The laws find each mistake that a loss can make, show it small, and find nothing in sound losses."""
+"""The laws detect each mistake of a wrong loss with a small input, and report none for a sound loss."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -16,7 +16,7 @@ from softmaxce.laws.law import LawResult, check_law
 from softmaxce.laws.subject import Subject, referring, value_and_gradient
 from softmaxce.laws.transforms import compiles_with
 
-from .wrong import WRONG, IgnoresSmoothing, LooksAtValues, Wrong
+from .wrong import WRONG, BranchesOnValues, IgnoresSmoothing, Wrong
 
 CPU = torch.device("cpu")
 
@@ -29,25 +29,25 @@ def subject(name: str, reference: str | None = None, seed: int = 0, **arguments:
 
 
 def compiled(examined: Subject) -> LawResult:
-    """The verdict of the law `compile`, by tracing alone: it takes seconds less, and a graph break is one in both."""
+    """The result of the law `compile`, by tracing alone, which also detects graph breaks and is seconds faster."""
     return check_law("compile", replace(law_named("compile"), test=compiles_with("aot_eager")), examined)
 
 
-def broken(verdicts: Collection[LawResult]) -> dict[str, str]:
-    return {v.law: f"{v.detail} {v.case and v.case.lines()}" for v in verdicts if v.status == "failed"}
+def failures(results: Collection[LawResult]) -> dict[str, str]:
+    return {r.law: f"{r.detail} {r.case and r.case.lines()}" for r in results if r.status == "failed"}
 
 
 # -- sound losses -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", registry.LOSSES)
-def test_a_loss_on_the_menu_keeps_every_law_it_claims(name: str) -> None:
+def test_a_registered_loss_passes_every_law_that_it_claims(name: str) -> None:
     examined = subject(name)
-    verdicts = list(examine(examined, skip=["compile"]))
+    results = list(examine(examined, skip=["compile"]))
     if "compile" not in examined.not_claimed:
-        verdicts.append(compiled(examined))
-    assert broken(verdicts) == {}
-    assert {v.law for v in verdicts} >= set(registry.LAWS) - {"compile"}
+        results.append(compiled(examined))
+    assert failures(results) == {}
+    assert {result.law for result in results} >= set(registry.LAWS) - {"compile"}
 
 
 @pytest.mark.parametrize(
@@ -55,16 +55,18 @@ def test_a_loss_on_the_menu_keeps_every_law_it_claims(name: str) -> None:
     [
         ("torch.nn.functional:cross_entropy", {"label_smoothing": 0.1, "reduction": "sum"}),
         ("softmax_cross_entropy", {"weight": [1.0, 2.0, 0.5], "label_smoothing": 0.2}),
-        ("torch_cross_entropy", {"weight": [1.0, 2.0, 0.5]}),  # with smoothing too, torch's cannot be vmapped
+        ("torch_cross_entropy", {"weight": [1.0, 2.0, 0.5]}),  # torch's cannot be vmapped with smoothing too
         ("softmax_cross_entropy", {"weight": "balanced", "reduction": "none"}),
     ],
     ids=str,
 )
-def test_cross_entropy_keeps_every_law_whatever_its_arguments(name: str, arguments: dict[str, object]) -> None:
-    verdicts = list(examine(subject(name, "softmax_cross_entropy", **arguments), skip=["compile"]))
-    assert broken(verdicts) == {}
-    certain_is_best = "label_smoothing" not in arguments
-    assert [v.law for v in verdicts if v.status == "not applicable"] == ([] if certain_is_best else ["minimum"])
+def test_cross_entropy_passes_every_law_with_weights_smoothing_and_reductions(
+    name: str, arguments: dict[str, object]
+) -> None:
+    results = list(examine(subject(name, "softmax_cross_entropy", **arguments), skip=["compile"]))
+    assert failures(results) == {}
+    not_applicable = [] if "label_smoothing" not in arguments else ["minimum"]
+    assert [result.law for result in results if result.status == "not applicable"] == not_applicable
 
 
 def test_a_loss_that_is_rightly_infinite_at_a_masked_class_passes_with_a_remark() -> None:
@@ -94,36 +96,36 @@ def test_the_exact_reference_is_torchs_in_float64_on_ordinary_logits() -> None:
             torch.testing.assert_close(ours, torchs, rtol=1e-14, atol=1e-15)
 
 
-# -- wrong ones -------------------------------------------------------------------------------------------------------
+# -- wrong losses -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
-def test_a_mistake_breaks_the_laws_that_it_should_and_no_other(wrong: type[Wrong]) -> None:
+def test_a_mistake_fails_the_laws_that_it_should_and_no_other(wrong: type[Wrong]) -> None:
     examined = subject(f"{wrong.__module__}:{wrong.__name__}", "softmax_cross_entropy", **wrong.arguments)
-    verdicts = []
+    results = []
     for name in sorted(set(registry.LAWS) - {"compile"}):
-        law = law_named(name)  # a quarter of the examples is enough to find nothing: that was tried above
-        verdicts.append(
+        law = law_named(name)  # a quarter of the examples is enough for a law that passes
+        results.append(
             check_law(name, law if name in wrong.breaks else replace(law, examples=max(1, law.examples // 4)), examined)
         )
     if "compile" in wrong.breaks:
-        verdicts.append(compiled(examined))
-    found = broken(verdicts)
-    assert wrong.breaks <= set(found)
-    assert wrong.and_more or wrong.breaks == set(found), found
-    for verdict in verdicts:
-        if verdict.law in wrong.breaks - {"compile"}:  # that one is tried on a batch of its own
-            assert verdict.look_at
-            assert verdict.case is not None
-            assert verdict.case.num_classes == 2  # hypothesis shrank it
-            assert len(verdict.case.targets) <= 2
+        results.append(compiled(examined))
+    failed = failures(results)
+    assert wrong.breaks <= set(failed)
+    assert wrong.and_more or wrong.breaks == set(failed), failed
+    for result in results:
+        if result.law in wrong.breaks - {"compile"}:  # `compile` uses a batch of its own
+            assert result.look_at
+            assert result.case is not None
+            assert result.case.num_classes == 2  # hypothesis shrank it
+            assert len(result.case.targets) <= 2
 
 
-def test_the_smallest_input_is_the_one_a_person_would_give() -> None:
+def test_the_reported_input_is_minimal() -> None:
     def smallest(name: str, law: str) -> list[str]:
-        (verdict,) = examine(subject(f"tests.laws.wrong:{name}"), only=[law])
-        assert verdict.case is not None
-        return verdict.case.lines()
+        (result,) = examine(subject(f"tests.laws.wrong:{name}"), only=[law])
+        assert result.case is not None
+        return result.case.lines()
 
     assert smallest("WithoutTheMaximum", "finite") == [
         "logits = torch.tensor([[0., 10000.]])",
@@ -137,47 +139,47 @@ def test_the_smallest_input_is_the_one_a_person_would_give() -> None:
     assert smallest("RoundsTargets", "soft_targets")[2:] == ["mixed_with = [1]", "share = 0.5"]
 
 
-def test_the_same_seed_finds_the_same_case() -> None:
+def test_the_same_seed_gives_the_same_case() -> None:
     name = "tests.laws.wrong:WithAnEpsilon"
     first, second = (list(examine(subject(name, seed=3), only=["dtypes", "shift"])) for _ in range(2))
-    assert [(v.status, v.case, v.detail, v.examples) for v in first] == [
-        (v.status, v.case, v.detail, v.examples) for v in second
+    assert [(r.status, r.case, r.detail, r.examples) for r in first] == [
+        (r.status, r.case, r.detail, r.examples) for r in second
     ]
 
 
-def test_smoothing_that_is_ignored_is_found_only_where_the_reference_smooths() -> None:
+def test_ignored_smoothing_is_detected_only_if_the_reference_smooths() -> None:
     name = f"tests.laws.wrong:{IgnoresSmoothing.__name__}"
     (unsmoothed,) = examine(subject(name, "softmax_cross_entropy"), only=["value"])
     (smoothed,) = examine(subject(name, "torch_cross_entropy", label_smoothing=0.1), only=["value"])
     assert (unsmoothed.status, smoothed.status) == ("passed", "failed")
 
 
-def test_a_reference_of_ones_own_counts_as_it_computes_in_float64() -> None:
+def test_a_users_reference_is_evaluated_in_float64() -> None:
     (own,) = examine(subject("softmax_cross_entropy", "tests.laws.wrong:Sound"), only=["gradient"])
     assert (own.status, own.detail) == ("passed", "in float64")
     (other,) = examine(subject("softmax_cross_entropy", "tests.laws.wrong:CapsLogits"), only=["gradient"])
     assert other.status == "failed"
 
 
-# -- what is not claimed ----------------------------------------------------------------------------------------------
+# -- exempt laws ------------------------------------------------------------------------------------------------------
 
 
-class Capped(LooksAtValues):
-    not_claimed = {"compile": "it looks at values", "vmap": "it looks at values"}  # noqa: RUF012
+class Capped(BranchesOnValues):
+    not_claimed = {"compile": "it branches on values", "vmap": "it branches on values"}  # noqa: RUF012
 
 
-class Misspelt(LooksAtValues):
-    not_claimed = {"vmpa": "it looks at values"}  # noqa: RUF012
+class Misspelt(BranchesOnValues):
+    not_claimed = {"vmpa": "it branches on values"}  # noqa: RUF012
 
 
-def test_what_a_loss_does_not_claim_is_not_tried() -> None:
-    verdicts = {v.law: v for v in examine(subject(f"{__name__}:Capped"), skip=["shift"])}
-    assert (verdicts["compile"].status, verdicts["vmap"].detail) == ("exempt", "it looks at values")
-    assert (verdicts["shift"].status, verdicts["shift"].detail) == ("exempt", "skipped by --skip")
-    assert broken(verdicts.values()) == {}
+def test_laws_in_not_claimed_or_skipped_are_exempt() -> None:
+    results = {result.law: result for result in examine(subject(f"{__name__}:Capped"), skip=["shift"])}
+    assert (results["compile"].status, results["vmap"].detail) == ("exempt", "it branches on values")
+    assert (results["shift"].status, results["shift"].detail) == ("exempt", "skipped by --skip")
+    assert failures(results.values()) == {}
 
 
-def test_a_law_that_does_not_exist_cannot_be_disclaimed() -> None:
+def test_an_unknown_law_in_not_claimed_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"Misspelt.not_claimed names no law: 'vmpa'; did you mean 'vmap'\?"):
         subject(f"{__name__}:Misspelt")
 
@@ -185,15 +187,15 @@ def test_a_law_that_does_not_exist_cannot_be_disclaimed() -> None:
 # -- cost -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak memory")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux reports a process's peak memory")
 def test_the_memory_of_torchs_cross_entropy_is_three_times_the_logits() -> None:
-    found = cost.memory(subject("torch_cross_entropy"))
-    assert found is not None
-    assert found.peak == pytest.approx(3.0, abs=0.1)  # log-softmax, its gradient, the logits' gradient
-    assert found.torch_peak == pytest.approx(3.0, abs=0.1)
+    memory = cost.memory(subject("torch_cross_entropy"))
+    assert memory is not None
+    assert memory.peak == pytest.approx(3.0, abs=0.1)  # log-softmax, its gradient, the logits' gradient
+    assert memory.torch_peak == pytest.approx(3.0, abs=0.1)
 
 
-def test_a_loss_of_twice_the_work_takes_about_twice_the_time() -> None:
+def test_the_time_ratio_of_a_loss_with_twice_the_work_is_between_1_3_and_4() -> None:
     assert 1.3 < cost.times(subject(f"{__name__}:torch_twice"))[1].ratio < 4  # other programs share the caches
 
 

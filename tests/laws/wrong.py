@@ -1,4 +1,4 @@
-"""Losses with one mistake each. `breaks` names the laws that should find it, and nothing else should be found."""
+"""Losses with one mistake each. `breaks` names the laws that should fail; all others should pass."""
 
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ def one_hot(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class Wrong(nn.Module):
-    """Cross-entropy in parts, each of which can be got wrong."""
+    """Cross-entropy in parts that subclasses replace with wrong ones. With `and_more`, other laws may fail too."""
 
     breaks: ClassVar[set[str]] = set()
     arguments: ClassVar[dict[str, Any]] = {}
@@ -33,13 +33,13 @@ class Wrong(nn.Module):
 
 
 class ZeroTimesInfinity(Wrong):
-    """0 * -inf, at a class ruled out, is a nan."""
+    """0 * -inf, at a class with logit -inf, is NaN."""
 
     breaks: ClassVar[set[str]] = {"finite"}
 
 
 class Sound(Wrong):
-    """Nothing wrong: so the others break what they break by their one mistake."""
+    """A correct loss, so that each subclass fails by its one mistake alone."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         labels, log = one_hot(logits, targets), self.log_probabilities(logits)
@@ -82,7 +82,7 @@ class SumForMean(Sound):
 
 
 class Reduces(Sound):
-    """Every reduction right."""
+    """Correct with every reduction."""
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class OnlyIds(Sound):
 
 
 class InFloat32(Sound):
-    """Every law that compares float64 numbers sees it."""
+    """Computes in float32, which every law that compares float64 numbers detects."""
 
     breaks: ClassVar[set[str]] = {"dtypes", "gradcheck", "gradgradcheck", "value", "gradient"}
     and_more = True
@@ -179,7 +179,7 @@ class Remembers(Sound):
         return losses.mean() + 1e-12 * (self.calls % 3)
 
 
-class LooksAtValues(Sound):
+class BranchesOnValues(Sound):
     breaks: ClassVar[set[str]] = {"compile", "vmap"}
 
     def mean(self, losses: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def softmax_minus_labels(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class OwnBackward(Wrong):
-    """A right backward, and wrong ones below. The labels' part of it is missing on purpose: nobody asks for it."""
+    """A correct backward; the subclasses have wrong ones. No law needs a gradient for the targets."""
 
     function: ClassVar[type[torch.autograd.Function]] = Function
 
@@ -263,7 +263,7 @@ class OnceDifferentiable(OwnBackward):
 
 
 class DetachesAFactor(Sound):
-    """Focal loss whose factor passes no gradient on."""
+    """Focal loss with a detached factor."""
 
     breaks: ClassVar[set[str]] = {"value", "gradient", "gradcheck", "gradgradcheck", "soft_targets"}
 
