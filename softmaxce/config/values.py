@@ -1,6 +1,7 @@
 """Values of a config, converted to the types of the arguments they are for, and described in messages."""
 
 import math
+import re
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -75,13 +76,18 @@ def describe(type_: Any) -> str:
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(str(a) for a in args)
     if origin is list:
-        return f"a list of {describe(args[0]).removeprefix('a ')}s" if args[0] is not Any else "a list"
+        return f"a list of {_plural(describe(args[0]))}" if args[0] is not Any else "a list"
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(describe(a) for a in args))
     if origin is dict:
         return "a mapping"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
     return words.get(type_, "a mapping" if type_ is dict else "any value")
+
+
+def _plural(phrase: str) -> str:
+    """`a number in [0, 1]` -> `numbers in [0, 1]`."""
+    return re.sub(r"^(?:a )?(.*?)(?= in | of at least |$)", r"\1s", phrase, count=1)
 
 
 def _describe_annotated(base: Any, metadata: tuple[Any, ...]) -> str:

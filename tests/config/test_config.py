@@ -24,7 +24,7 @@ from softmaxce.config.reader import check, from_dict, load, named, parse_overrid
 from softmaxce.config.recipes import MODELINE, commented_copy, find, headline, recipes
 from softmaxce.config.schema import schema
 from softmaxce.config.signatures import NAMES as TYPES
-from softmaxce.config.values import convert
+from softmaxce.config.values import convert, describe
 from softmaxce.errors import ConfigError
 from softmaxce.training.loop import fit
 
@@ -481,3 +481,7 @@ def test_a_recipes_name_is_the_recipe_though_a_folder_is_called_so(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mnist").mkdir()
     assert load("mnist").source.name == "mnist"
+
+
+def test_a_list_of_bounded_numbers_is_described_in_the_plural() -> None:
+    assert describe(list[argument_types.Probability]) == "a list of numbers in [0, 1]"
