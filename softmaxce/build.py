@@ -91,7 +91,7 @@ def build_run(config: Config) -> Run:
         mix=mixing(config.mixup_alpha, config.cutmix_alpha, len(source.classes)),
         average=average,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        use_graph=wants_graph(config, train.num_images, device),
+        use_graph=should_use_graph(config, train.num_images, device),
         all_train_images=whole,
     )
 
@@ -295,7 +295,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def wants_graph(config: Config, images: int, device: torch.device) -> bool:
+def should_use_graph(config: Config, images: int, device: torch.device) -> bool:
     """Whether training should try a CUDA graph; on CUDA, one line reports why not.
 
     Args:

@@ -1,4 +1,4 @@
-"""What several test modules use: a config that trains in an instant, and what its run comes to."""
+"""Shared by several test modules: a config that trains in an instant, and the metrics of its epochs."""
 
 import subprocess
 from collections.abc import Callable
@@ -46,8 +46,8 @@ def config(**changes: Any) -> "Config":
     return check(yamlfile.parse(yamlfile.dump(plain), "small.yaml"))
 
 
-def figures(run: "Run") -> list[tuple[Any, ...]]:
-    """Everything an epoch says but how long it took."""
+def train_and_list_metrics(run: "Run") -> list[tuple[Any, ...]]:
+    """Train, and return of every epoch all but its times."""
     from softmaxce.training.loop import fit  # not above: a test that needs no torch does not wait for it
 
     return [(e.number, e.learning_rate, e.train, e.validation, e.test, e.best) for e in fit(run)]

@@ -17,7 +17,7 @@ from softmaxce.runs.checkpoint import load, restore, save
 from softmaxce.runs.folder import LAST
 from softmaxce.training.loop import fit
 
-from ..helpers import config, figures
+from ..helpers import config, train_and_list_metrics
 
 
 def published(weight: np.ndarray, gradients: list[np.ndarray], lr: float, momentum: float) -> np.ndarray:
@@ -144,11 +144,11 @@ def test_a_model_without_a_hidden_layer_is_refused() -> None:
 @pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [16, 16]}, {"name": "airbench", "widths": [8, 8]}])
 def test_interrupted_and_resumed_is_bit_identical(model: dict[str, object], tmp_path: Path) -> None:
     asked = config(epochs=3, model=model, optimizer={"name": "muon", "lr": 0.05}, precision="bf16")
-    expected = figures(build_run(asked))
+    expected = train_and_list_metrics(build_run(asked))
     first = build_run(asked)
     for epoch in fit(first):
         save(first, tmp_path, best=epoch.best)
         break
     second = build_run(asked)
     restore(second, load(tmp_path / LAST))
-    assert figures(second) == expected[1:]
+    assert train_and_list_metrics(second) == expected[1:]

@@ -23,7 +23,7 @@ from softmaxce.runs.folder import BEST, LAST, LAST_BEFORE
 from softmaxce.training.loop import CheckpointEvent, fit, fit_with_checkpoints
 from softmaxce.training.run import Epoch, Progress, Run
 
-from ..helpers import VARIANTS, config, figures
+from ..helpers import VARIANTS, config, train_and_list_metrics
 
 CALLS = ("open", "write", "fsync", "close", "link", "replace", "unlink")  # what saving asks of the system
 
@@ -328,7 +328,7 @@ def test_the_state_of_every_built_in_optimizer_fits_a_run_of_its_own(optimizer: 
 def test_resumed_within_an_epoch_is_bit_identical(variant: str, tmp_path: Path) -> None:
     requested = config(data__train=200, epochs=2, **VARIANTS[variant])
     whole = build_run(requested)
-    expected = figures(whole)
+    expected = train_and_list_metrics(whole)
     events = 0
     run = build_run(requested)
     done: list[Any] = []

@@ -1,4 +1,4 @@
-"""Full batches through buffers that stay where they are: the bits of the ordinary loop, or a reason why not."""
+"""Steps through static buffers and CUDA graphs: they train as the ordinary loop does, or are refused with a reason."""
 
 import itertools
 import logging
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from softmaxce.build import build_run, wants_graph
+from softmaxce.build import build_run, should_use_graph
 from softmaxce.data.batches import Batch
 from softmaxce.errors import ConfigError, TrainingError
 from softmaxce.runs.checkpoint import load, restore, save
@@ -24,10 +24,10 @@ from softmaxce.training.nonfinite import NonFiniteError, is_nonfinite
 from softmaxce.training.run import Epoch, Run
 from softmaxce.training.step import make_static_step
 
-from ..helpers import VARIANTS, config, figures
+from ..helpers import VARIANTS, config, train_and_list_metrics
 
 CNN: dict[str, Any] = {"name": "cnn", "channels": [4, 8]}
-WAYS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     **VARIANTS,
     "muon": {"optimizer": {"name": "muon"}, "model": CNN},
     "rmsprop": {"optimizer": {"name": "rmsprop", "lr": 0.01}},
@@ -38,7 +38,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 
 def state(run: Run) -> list[Any]:
-    """All that training changes."""
+    """All state that training changes."""
     tensors = [*run.model.state_dict().values(), run.tally.loss, run.tally.num_correct]
     tensors += [value for entry in run.optimizer.state.values() for value in entry.values()]
     return [*(tensor.tolist() for tensor in tensors), run.tally.images, str(random_state()), run.scaler.state_dict()]
@@ -48,23 +48,23 @@ def same_bits(one: Run, other: Run) -> bool:
     return all(map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values()))
 
 
-# -- on the CPU: the buffers without the graph ------------------------------------------------------------------------
+# -- on the CPU: static buffers without a graph -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_batches_through_static_buffers_give_the_bits_of_the_ordinary_loop(way: str) -> None:
-    ordinary, static = (build_run(config(**WAYS[way])) for _ in range(2))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_training_through_static_buffers_gives_the_bits_of_the_ordinary_loop(name: str) -> None:
+    ordinary, static = (build_run(config(**CONFIGS[name])) for _ in range(2))
     static.static_step = make_static_step(static)
     torch.manual_seed(3)
-    expected = figures(ordinary)
+    expected = train_and_list_metrics(ordinary)
     torch.manual_seed(3)
-    assert figures(static) == expected
+    assert train_and_list_metrics(static) == expected
     assert same_bits(ordinary, static)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_making_the_step_leaves_a_run_as_it_was(way: str) -> None:
-    run = build_run(config(data__train=200, **WAYS[way]))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_making_a_static_step_does_not_change_the_run(name: str) -> None:
+    run = build_run(config(data__train=200, **CONFIGS[name]))
     for event in fit_with_checkpoints(run, AfterTwo()):  # in the middle of an epoch, with sums and an optimizer's state
         assert isinstance(event, CheckpointEvent)
         break
@@ -75,7 +75,7 @@ def test_making_the_step_leaves_a_run_as_it_was(way: str) -> None:
 
 
 class AfterTwo:
-    """Pauses after the second step."""
+    """Requests a checkpoint after the second step."""
 
     steps = 0
 
@@ -87,17 +87,17 @@ class AfterTwo:
         return False
 
 
-@pytest.mark.parametrize("way", ["adamw", "batch norm", "mixup and cutmix"])
-def test_a_run_through_static_buffers_is_resumed_within_an_epoch_bit_for_bit(way: str, tmp_path: Path) -> None:
-    asked = config(data__train=200, **WAYS[way])
-    whole = build_run(asked)
+@pytest.mark.parametrize("name", ["adamw", "batch norm", "mixup and cutmix"])
+def test_a_run_with_static_buffers_resumes_within_an_epoch_bit_for_bit(name: str, tmp_path: Path) -> None:
+    requested = config(data__train=200, **CONFIGS[name])
+    whole = build_run(requested)
     whole.static_step = make_static_step(whole)
     events = fit_with_checkpoints(whole, AfterTwo())
     assert isinstance(next(events), CheckpointEvent)
     save(whole, tmp_path, best=False)
     last = list(events)[-1]
-    torch.rand(100)  # another process would stand elsewhere
-    second = build_run(asked)
+    torch.rand(100)  # another process would have another random state
+    second = build_run(requested)
     restore(second, load(tmp_path / LAST))
     second.static_step = make_static_step(second)
     again = list(fit(second))[-1]
@@ -106,7 +106,7 @@ def test_a_run_through_static_buffers_is_resumed_within_an_epoch_bit_for_bit(way
     assert same_bits(whole, second)
 
 
-def test_a_loss_that_is_not_finite_is_told_with_its_own_batch() -> None:
+def test_a_non_finite_loss_is_reported_with_its_own_batch() -> None:
     run = build_run(config(optimizer={"name": "sgd", "lr": 1e30}, schedule="constant", data__train=400))
     run.static_step = make_static_step(run)
     batches = list(run.train.epoch(1))
@@ -116,11 +116,11 @@ def test_a_loss_that_is_not_finite_is_told_with_its_own_batch() -> None:
     assert torch.equal(raised.value.images, batches[1][0])
 
 
-# -- what a replay would not repeat -----------------------------------------------------------------------------------
+# -- steps that a replay would not repeat -----------------------------------------------------------------------------
 
 
 class Counting(nn.Linear):
-    """Its weights count for more at each call."""
+    """Its output is multiplied by the number of its calls, a Python attribute."""
 
     calls = 0
 
@@ -130,7 +130,7 @@ class Counting(nn.Linear):
 
 
 class Renewing(nn.Linear):
-    """Its running mean is another tensor after each call."""
+    """It assigns a new tensor to its running mean at each call."""
 
     def __init__(self) -> None:
         super().__init__(4, 3)
@@ -142,46 +142,46 @@ class Renewing(nn.Linear):
 
 
 class Drawing(nn.Linear):
-    """It leaves its layer out half of the time, as Python's dice say."""
+    """It drops its output at random, by Python's random numbers."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images) * (random.random() < 0.5)
 
 
-def trained_on(model: nn.Module, loss: Any = nn.functional.cross_entropy) -> Any:
-    """A StaticStep over a model of 4 numbers and 3 classes."""
-    hits = torch.zeros(())
+def make_step(model: nn.Module, loss: Any = nn.functional.cross_entropy) -> Any:
+    """A StaticStep of a model with 4 inputs and 3 classes."""
+    num_calls = torch.zeros(())
 
     def body(images: Tensor, targets: Tensor) -> Tensor:
         value = loss(model(images), targets)
         value.backward()
-        hits.add_(1)
+        num_calls.add_(1)
         return is_nonfinite(value)
 
     torch.manual_seed(0)
-    return static_step(body, torch.randn(6, 4), torch.arange(6) % 3, (model, loss), (hits,), copied=False)
+    return static_step(body, torch.randn(6, 4), torch.arange(6) % 3, (model, loss), (num_calls,), copied=False)
 
 
-def test_what_python_alone_does_is_no_part_of_a_graph() -> None:
-    trained_on(nn.Linear(4, 3))
+def test_a_step_that_changes_python_state_or_draws_python_random_numbers_is_refused() -> None:
+    make_step(nn.Linear(4, 3))
     counting, renewing = Counting(4, 3), Renewing()
     with pytest.raises(NoGraphError, match="a step changes the attribute 'calls' of Counting"):
-        trained_on(counting)
+        make_step(counting)
     with pytest.raises(NoGraphError, match="a step changes the attribute 'mean' of Renewing"):
-        trained_on(renewing)
+        make_step(renewing)
     with pytest.raises(NoGraphError, match="a step draws random numbers on the CPU"):
-        trained_on(Drawing(4, 3))
+        make_step(Drawing(4, 3))
     assert counting.calls == 0
     assert torch.equal(renewing.mean, torch.zeros(4))
 
 
-def test_a_step_that_gives_other_numbers_the_second_time_is_refused() -> None:
+def test_a_step_that_gives_another_result_when_replayed_is_refused() -> None:
     calls = itertools.count(1)
     with pytest.raises(NoGraphError, match="replayed, a step is not the same: the gradient of 'weight' differs"):
-        trained_on(nn.Linear(4, 3), lambda logits, ids: nn.functional.cross_entropy(logits, ids) * next(calls))
+        make_step(nn.Linear(4, 3), lambda logits, ids: nn.functional.cross_entropy(logits, ids) * next(calls))
 
 
-def test_an_error_in_a_step_is_a_reason_and_leaves_no_trace() -> None:
+def test_an_error_in_a_step_is_the_reason_given_and_the_models_state_is_restored() -> None:
     class Broken(nn.BatchNorm1d):
         def forward(self, images: Tensor) -> Tensor:
             super().forward(images)
@@ -189,52 +189,54 @@ def test_an_error_in_a_step_is_a_reason_and_leaves_no_trace() -> None:
 
     model = Broken(4)
     with pytest.raises(NoGraphError, match="a step cannot be captured: a wrong turn"):
-        trained_on(model)
+        make_step(model)
     assert model.num_batches_tracked == 0
     assert torch.equal(model.running_mean, torch.zeros(4))  # type: ignore[arg-type]
 
 
-# -- asked for, and told ----------------------------------------------------------------------------------------------
+# -- the key cuda_graph -----------------------------------------------------------------------------------------------
 
 
-def test_a_graph_that_is_insisted_on_is_refused_on_the_cpu() -> None:
+def test_cuda_graph_true_is_refused_on_the_cpu() -> None:
     with pytest.raises(ConfigError, match="cuda_graph: it needs a CUDA device, and this is cpu"):
         build_run(config(cuda_graph=True))
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("changes", "reason"),
     [
         ({"compile": True}, "compile: true makes programs of its own"),
         ({"on_nonfinite": "skip"}, "on_nonfinite: skip waits for every loss"),
         ({"data__batch_size": 500}, "no batch is full: there are 72 training images, and data.batch_size is 500"),
     ],
 )
-def test_a_run_without_a_graph_says_why_in_one_line(
-    changes: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
+def test_a_run_that_cannot_use_a_graph_reports_the_reason_in_one_line(
+    changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cuda = torch.device("cuda")
-    assert wants_graph(config(), 72, cuda)
-    assert not wants_graph(config(cuda_graph=False, **changes), 72, cuda)
-    assert not wants_graph(config(**changes), 72, torch.device("cpu"))
+    assert should_use_graph(config(), 72, cuda)
+    assert not should_use_graph(config(cuda_graph=False, **changes), 72, cuda)
+    assert not should_use_graph(config(**changes), 72, torch.device("cpu"))
     assert not caplog.messages
-    assert not wants_graph(config(**changes), 72, cuda)
-    assert caplog.messages == [f"no CUDA graph: {why}"]
-    with pytest.raises(ConfigError, match=why):
-        wants_graph(config(cuda_graph=True, **changes), 72, cuda)
+    assert not should_use_graph(config(**changes), 72, cuda)
+    assert caplog.messages == [f"no CUDA graph: {reason}"]
+    with pytest.raises(ConfigError, match=reason):
+        should_use_graph(config(cuda_graph=True, **changes), 72, cuda)
 
 
-def test_a_step_that_cannot_be_captured_is_told_once_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_step_that_cannot_be_captured_is_reported_once_and_the_run_continues(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     ordinary, run = build_run(config(model="linear")), build_run(config(model="linear"))
     for each in (ordinary, run):
         each.model.register_forward_hook(lambda *_: random.random() and None)
     run.use_graph = True
     with caplog.at_level(logging.WARNING):
-        assert figures(run) == figures(ordinary)
+        assert train_and_list_metrics(run) == train_and_list_metrics(ordinary)
     assert caplog.messages == ["no CUDA graph: a step draws random numbers on the CPU"]
 
 
-def test_a_step_that_cannot_be_captured_stops_a_run_that_insists() -> None:
+def test_a_step_that_cannot_be_captured_stops_a_run_with_cuda_graph_true() -> None:
     run = build_run(config(model="linear"))
     run.model.register_forward_hook(lambda *_: random.random() and None)
     run.config, run.use_graph = replace(run.config, cuda_graph=True), True
@@ -246,18 +248,18 @@ def test_a_step_that_cannot_be_captured_stops_a_run_that_insists() -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("way", WAYS)
-def test_a_graph_trains_as_the_ordinary_loop_does_on_a_gpu(way: str) -> None:
-    runs = [build_run(config(device="cuda", cuda_graph=asked, **WAYS[way])) for asked in (True, False)]
-    ends = []
+@pytest.mark.parametrize("name", CONFIGS)
+def test_training_with_a_graph_on_a_gpu_matches_the_ordinary_loop(name: str) -> None:
+    runs = [build_run(config(device="cuda", cuda_graph=requested, **CONFIGS[name])) for requested in (True, False)]
+    results = []
     for run in runs:
         torch.manual_seed(3)
-        ends.append([(epoch.train.loss, epoch.train.images) for epoch in fit(run)])
+        results.append([(epoch.train.loss, epoch.train.images) for epoch in fit(run)])
     assert runs[0].static_step is not None
     assert runs[0].static_step.body is None  # it was captured
     assert runs[1].static_step is None
-    tolerance = 0.02 if way in ("bf16", "fp16") else 1e-3
-    for (loss, images), (expected, expected_images) in zip(*ends, strict=True):
+    tolerance = 0.02 if name in ("bf16", "fp16") else 1e-3
+    for (loss, images), (expected, expected_images) in zip(*results, strict=True):
         assert images == expected_images
         assert loss == pytest.approx(expected, rel=tolerance)
     for ours, reference in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True):
@@ -265,7 +267,7 @@ def test_a_graph_trains_as_the_ordinary_loop_does_on_a_gpu(way: str) -> None:
 
 
 @needs_gpu
-def test_making_the_graph_leaves_a_run_as_it_was_on_a_gpu() -> None:
+def test_capturing_the_graph_does_not_change_the_run_on_a_gpu() -> None:
     run = build_run(config(device="cuda", cuda_graph=False, model=CNN))
     list(fit(run))
     before = state(run)
@@ -275,24 +277,24 @@ def test_making_the_graph_leaves_a_run_as_it_was_on_a_gpu() -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("graph", ["auto", False])
-@pytest.mark.parametrize("way", WAYS)
-def test_no_step_waits_for_the_gpu(graph: Any, way: str) -> None:
-    run = build_run(config(device="cuda", cuda_graph=graph, data__train=1000, **WAYS[way]))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_step_synchronizes_with_the_gpu(graph: Any, name: str) -> None:
+    run = build_run(config(device="cuda", cuda_graph=graph, data__train=1000, **CONFIGS[name]))
 
-    def watched(batches: Iterable[Batch], done: int, epoch: int) -> Iterator[Batch]:
+    def without_synchronizing(batches: Iterable[Batch], done: int, epoch: int) -> Iterator[Batch]:
         try:
             for number, batch in enumerate(batches):
-                if number == 2:  # the first ones compile, and set the optimizer up
+                if number == 2:  # the first two compile, and create the optimizer's state
                     torch.cuda.set_sync_debug_mode("error")
                 yield batch
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    assert len(list(fit(run, watched))) == 2
+    assert len(list(fit(run, without_synchronizing))) == 2
 
 
 @needs_gpu
-def test_a_model_that_waits_for_the_gpu_is_told_and_draws_its_random_numbers_on(
+def test_a_model_that_synchronizes_with_the_gpu_is_reported_and_still_trains(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = build_run(config(device="cuda"))
@@ -303,11 +305,11 @@ def test_a_model_that_waits_for_the_gpu_is_told_and_draws_its_random_numbers_on(
 
 
 @needs_gpu
-def test_a_capture_that_fails_spoils_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_after_a_failed_capture_random_numbers_and_streams_work(caplog: pytest.LogCaptureFixture) -> None:
     run = build_run(config(device="cuda"))  # with dropout
 
     def wait(*_: Any) -> None:
-        torch.cuda.synchronize()  # which the debug mode lets pass, and a capture does not
+        torch.cuda.synchronize()  # the debug mode allows it, a capture does not
 
     run.model.register_forward_hook(wait)
     assert len(list(fit(run))) == 2
@@ -317,15 +319,15 @@ def test_a_capture_that_fails_spoils_nothing(caplog: pytest.LogCaptureFixture) -
 
 
 @needs_gpu
-def test_a_run_with_a_graph_is_resumed_within_an_epoch_bit_for_bit(tmp_path: Path) -> None:
-    asked = config(device="cuda", deterministic=True, data__train=200, optimizer={"name": "adamw", "lr": 0.01})
-    whole = build_run(asked)
+def test_a_run_with_a_graph_resumes_within_an_epoch_bit_for_bit(tmp_path: Path) -> None:
+    requested = config(device="cuda", deterministic=True, data__train=200, optimizer={"name": "adamw", "lr": 0.01})
+    whole = build_run(requested)
     events = fit_with_checkpoints(whole, AfterTwo())
     assert isinstance(next(events), CheckpointEvent)
     save(whole, tmp_path, best=False)
     list(events)
     torch.rand(100, device="cuda")
-    second = build_run(asked)
+    second = build_run(requested)
     restore(second, load(tmp_path / LAST))
     list(fit(second))
     assert second.static_step is not None

@@ -16,7 +16,7 @@ from softmaxce.runs.folder import LAST
 from softmaxce.training.evaluation import evaluate_epoch, loss_of, predict
 from softmaxce.training.loop import fit
 
-from ..helpers import VARIANTS, config, figures
+from ..helpers import VARIANTS, config, train_and_list_metrics
 
 
 def test_a_run_is_a_plain_pytorch_loop() -> None:
@@ -56,11 +56,11 @@ def test_ours_and_pytorchs_loss_give_the_same_curve_for_100_steps() -> None:
 
 
 def test_the_same_config_twice_gives_the_same_bits() -> None:
-    assert figures(build_run(config())) == figures(build_run(config()))
+    assert train_and_list_metrics(build_run(config())) == train_and_list_metrics(build_run(config()))
 
 
 def test_another_seed_gives_another_curve() -> None:
-    assert figures(build_run(config())) != figures(build_run(config(seed=1)))
+    assert train_and_list_metrics(build_run(config())) != train_and_list_metrics(build_run(config(seed=1)))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -68,7 +68,7 @@ def test_another_seed_gives_another_curve() -> None:
 def test_interrupted_and_resumed_is_bit_identical(variant: str, stop_after: int, tmp_path: Path) -> None:
     asked = config(epochs=3, **VARIANTS[variant])
     whole = build_run(asked)
-    expected = figures(whole)
+    expected = train_and_list_metrics(whole)
     first = build_run(asked)
     for epoch in fit(first):
         save(first, tmp_path, best=epoch.best)
@@ -77,7 +77,7 @@ def test_interrupted_and_resumed_is_bit_identical(variant: str, stop_after: int,
     torch.rand(100)  # another process would stand elsewhere
     second = build_run(asked)
     restore(second, load(tmp_path / LAST))
-    assert figures(second) == expected[stop_after:]
+    assert train_and_list_metrics(second) == expected[stop_after:]
     for ours, reference in zip(second.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
         assert torch.equal(ours, reference)
     assert second.progress == whole.progress

@@ -1,4 +1,4 @@
-"""The same command gives the same bits: every recipe's first steps, and `deterministic: true`."""
+"""Two runs of one config give the same bits: every recipe's first steps, and `deterministic: true`."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -24,15 +24,15 @@ SHAPES = {"digits": (1, 8), **dict.fromkeys(("mnist", "mnist_fast", "fashion_mni
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """Leave torch's own settings to the other tests as they were."""
+def restore_torch_settings() -> Iterator[None]:
+    """Restore torch's global settings after each test."""
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = False
 
 
 class EveryStep:
-    """Pauses wherever a run can pause."""
+    """Requests a checkpoint after every step."""
 
     def should_checkpoint(self) -> bool:
         return True
@@ -41,12 +41,12 @@ class EveryStep:
         return False
 
 
-def with_made_up_images(recipe: str) -> Config:
+def with_synthetic_images(recipe: str) -> Config:
     """A recipe's model, loss, optimizer, schedule and augmentations on images that need no download."""
-    whole = configs.load(recipe)
+    recipe_config = configs.load(recipe)
     channels, size = SHAPES.get(recipe, (3, 32))
     data = {"name": "synthetic", "channels": channels, "size": size, "train": 8 * (STEPS + 2) + 20, "test": 16}
-    data |= {"batch_size": 8, "validation": 20, "augment": whole.to_dict()["data"]["augment"]}
+    data |= {"batch_size": 8, "validation": 20, "augment": recipe_config.to_dict()["data"]["augment"]}
     return configs.load(recipe, [Override(("data",), data, "--set data")])
 
 
@@ -59,27 +59,27 @@ def first_steps(run: Run) -> list[Any]:
     return [*sums, *(tensor.clone() for tensor in run.model.state_dict().values())]
 
 
-def are_the_same_bits(one: list[Any], other: list[Any]) -> bool:
+def same_bits(one: list[Any], other: list[Any]) -> bool:
     pairs = zip(one, other, strict=True)
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
 @pytest.mark.parametrize("recipe", sorted(recipes.recipes()))
-def test_a_recipes_first_50_steps_are_the_same_bits_twice(recipe: str) -> None:
-    requested = with_made_up_images(recipe)
+def test_the_first_50_steps_of_a_recipe_are_bit_reproducible(recipe: str) -> None:
+    requested = with_synthetic_images(recipe)
     one = first_steps(build_run(requested))
     torch.rand(7)
-    assert len(set(one[:STEPS])) == STEPS  # it did train
-    assert are_the_same_bits(one, first_steps(build_run(requested)))
+    assert len(set(one[:STEPS])) == STEPS  # it trained
+    assert same_bits(one, first_steps(build_run(requested)))
 
 
-def test_deterministic_changes_no_bit_on_the_cpu_and_is_off_again_for_the_next_run() -> None:
+def test_deterministic_changes_no_bit_on_the_cpu_and_does_not_affect_the_next_run() -> None:
     on = first_steps(build_run(config(data__train=8 * 70, data__batch_size=8, deterministic=True)))
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.deterministic
     off = first_steps(build_run(config(data__train=8 * 70, data__batch_size=8)))
     assert not torch.are_deterministic_algorithms_enabled()
-    assert are_the_same_bits(on, off)
+    assert same_bits(on, off)
 
 
 UNPOOLING = """\
@@ -95,7 +95,7 @@ class Unpooling(nn.Module):
 """
 
 
-def test_an_operation_that_torch_cannot_repeat_is_refused_where_deterministic_is_asked(tmp_path: Path) -> None:
+def test_an_operation_without_a_deterministic_implementation_is_refused_with_deterministic_true(tmp_path: Path) -> None:
     (tmp_path / "unpooling.py").write_text(UNPOOLING)
     model = f"{tmp_path / 'unpooling.py'}:Unpooling"
     build_run(config(model=model))
@@ -103,7 +103,7 @@ def test_an_operation_that_torch_cannot_repeat_is_refused_where_deterministic_is
         build_run(config(model=model, deterministic=True))
 
 
-def test_what_other_trainers_call_it_is_answered_with_its_name(softmaxce: Softmaxce, small: Path) -> None:
+def test_other_trainers_name_for_deterministic_is_answered_with_the_key(softmaxce: Softmaxce, small: Path) -> None:
     done = softmaxce("train", "--config", "small.yaml", "--set", "cudnn_deterministic=true")
     assert done.returncode == 2
     assert "here it is deterministic" in done.stderr
@@ -111,8 +111,8 @@ def test_what_other_trainers_call_it_is_answered_with_its_name(softmaxce: Softma
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("recipe", sorted(recipes.recipes()))
-def test_deterministic_gives_the_same_bits_twice_on_a_gpu(recipe: str) -> None:
-    requested = with_made_up_images(recipe)
+def test_deterministic_runs_are_bit_reproducible_on_a_gpu(recipe: str) -> None:
+    requested = with_synthetic_images(recipe)
     changes = [Override((key,), value, key) for key, value in (("device", "cuda"), ("deterministic", True))]
     requested = configs.load(recipe, [Override(("data",), requested.to_dict()["data"], "--set data"), *changes])
-    assert are_the_same_bits(first_steps(build_run(requested)), first_steps(build_run(requested)))
+    assert same_bits(first_steps(build_run(requested)), first_steps(build_run(requested)))
