@@ -48,7 +48,7 @@ class FinishedRun:
 def check_options(resume: str | None, dry_run: bool) -> None:
     """Refuse options that do not apply to several runs. Raises: ConfigError."""
     if resume not in (None, "auto"):
-        raise ConfigError([Problem("--resume", "several runs take auto only, which resumes each where it stopped")])
+        raise ConfigError([Problem("--resume", "with several runs must be auto, which resumes each of them")])
     if dry_run:
         raise ConfigError([Problem("--dry-run", "tries one config; leave out --seeds")])
 
@@ -106,7 +106,7 @@ def train_each(
             typer.echo(f"{head}: already finished in {folder}", err=True)
             record = runfolder.read_record(folder)
             run = FinishedRun(point, folder, record, True)
-            if all(requirement.figure in run.metrics for requirement in requirements):
+            if all(requirement.metric in run.metrics for requirement in requirements):
                 results = judge(requirements, run.metrics)
                 _print_results(results, to_stderr=output.json)
                 finished.append(FinishedRun(point, folder, record, all(result.met for result in results)))

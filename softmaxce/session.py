@@ -288,7 +288,7 @@ class _Session:
         try:
             self.reporter.start(run, folder)
             status = self._fit()
-            split, scores, metrics = final_evaluation(run, folder, {requirement.figure for requirement in requirements})
+            split, scores, metrics = final_evaluation(run, folder, {requirement.metric for requirement in requirements})
         except MemoryRanOutError as error:
             saved = f"; {folder} keeps its last checkpoint" if (folder / runfolder.LAST).is_file() else ""
             self.finish(Status.FAILED, message=f"{error}{saved}")

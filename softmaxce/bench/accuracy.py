@@ -22,7 +22,7 @@ class Errors:
         return max(self.loss, self.gradient)
 
 
-def truth(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def exact_loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy and its gradient (S - L) / N in float64, accurate to about 15 digits also for confident rows.
 
     The target's term is left out of the sum, which avoids cancellation: with R the sum of the other exponentials,
@@ -38,8 +38,8 @@ def truth(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     index = targets.unsqueeze(1)
     own = e.gather(1, index)  # [N, 1]
     rest = e.scatter(1, index, 0.0).sum(1, keepdim=True)
-    far = z.amax(1, keepdim=True) - z.gather(1, index) + (own + rest).log()  # where e_y has underflowed
-    losses = torch.where(own > 0, torch.log1p(rest / own), far)
+    underflowed = z.amax(1, keepdim=True) - z.gather(1, index) + (own + rest).log()  # the loss where e_y is 0
+    losses = torch.where(own > 0, torch.log1p(rest / own), underflowed)
     gradient = (e / (own + rest)).scatter(1, index, -rest / (own + rest))
     return losses.mean(), gradient / len(z)
 

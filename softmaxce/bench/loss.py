@@ -11,7 +11,7 @@ from torch import Tensor
 from ..build import make_loss
 from ..config.components import Component
 from ..errors import RunError, ran_out_of_memory
-from .accuracy import Errors, errors, truth
+from .accuracy import Errors, errors, exact_loss_and_gradient
 from .allocator import reserve
 from .candidates import Loss, candidates
 from .clock import Timed, clock_for, race
@@ -118,7 +118,7 @@ def _measure(case: Case, losses: Mapping[str, Loss], rounds: int) -> dict[str, R
     logits, targets = inputs(case)
     if case.device.type == "cpu":
         reserve(BUFFERS * logits.nbytes)
-    exact = truth(logits, targets)
+    exact = exact_loss_and_gradient(logits, targets)
     accuracy = {name: errors(loss, logits, targets, exact) for name, loss in losses.items()}
     del exact
     synchronize = _synchronize(case.device)

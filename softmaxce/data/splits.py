@@ -171,7 +171,7 @@ def split_by_name(
             number = seats[label]
         else:
             below = sum(hashes[index] < size for index in indices)
-            number = _near_share(below, size, len(indices))
+            number = _selected_count(below, size, len(indices))
         selected[indices[:number]] = True
     if not selected.any():
         raise ValueError("no class has two images, one for each part")
@@ -185,16 +185,16 @@ def _hash(name: str, salt: str) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def _near_share(below: int, fraction: float, total: int) -> int:
+def _selected_count(below: int, fraction: float, total: int) -> int:
     """How many of a class's `total` images go to the second part, if `below` have a hash below the fraction.
 
-    With one image more it grows by 0 or 1, as do all the terms that it is made of.
+    Adding one image to the class increases each of its terms, and so the result, by 0 or 1.
     """
     if total < 2:
         return 0
-    share = fraction * total
-    low = max(1, min(math.ceil((1 - SLACK) * share), round(share)))
-    high = min(total - 1, max(1, math.floor((1 + SLACK) * share), round(share)))
+    expected = fraction * total
+    low = max(1, min(math.ceil((1 - SLACK) * expected), round(expected)))
+    high = min(total - 1, max(1, math.floor((1 + SLACK) * expected), round(expected)))
     return min(max(below, low), high)
 
 

@@ -152,7 +152,9 @@ def compare(
         split=split,
         runs=runs,
         keys=differing([run.config.to_dict() for run in runs]),
-        seeds=tuple(SeedGroup(tuple(group), _spread([runs[i] for i in group])) for group in groups if len(group) > 1),
+        seeds=tuple(
+            SeedGroup(tuple(group), _statistics([runs[i] for i in group])) for group in groups if len(group) > 1
+        ),
         tests=tuple(tests),
         significant=tuple(holm([test.p if test else None for test in tests])),
         other_data=tuple(index for index, run in enumerate(trained) if _other_data(trained[0], run)),
@@ -262,10 +264,10 @@ def _other_data(first: TrainedRun, second: TrainedRun) -> bool:
     return not _data_keys(first.config, second.config) and not same_data_set(first, second)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float, float, float]:
+def summary_statistics(values: Sequence[float]) -> tuple[float, float, float, float]:
     """Mean, sample standard deviation (n - 1), smallest and largest of two values or more."""
     return statistics.fmean(values), statistics.stdev(values), min(values), max(values)
 
 
-def _spread(runs: Sequence[RunMetrics]) -> dict[str, tuple[float, float, float, float]]:
-    return {name: spread([run.metrics[name] for run in runs]) for name in METRICS}
+def _statistics(runs: Sequence[RunMetrics]) -> dict[str, tuple[float, float, float, float]]:
+    return {name: summary_statistics([run.metrics[name] for run in runs]) for name in METRICS}

@@ -26,14 +26,14 @@ class Metrics:
     """What `softmaxce eval` reports of a classifier.
 
     Attributes:
-        loss: the run's own loss, nats an image.
+        loss: the run's own loss, nats per image.
         accuracy: top-1, in [0, 1].
         top5_accuracy: the fraction of images whose label is among the five largest logits; None with five classes or
             fewer.
-        nll: mean negative log-likelihood, nats an image: the loss without smoothing or weights.
+        nll: mean negative log-likelihood, nats per image: the loss without smoothing or weights.
         brier: mean squared distance between probabilities and one-hot label, in [0, 2] (Brier 1950, eq. 2).
         ece: expected calibration error, in [0, 1] (Guo et al. 2017, eq. 3; 15 equal bins).
-        classes: one row a class.
+        classes: one row per class.
         confusion: [K][K], row: the label, column: the prediction.
         images: how many images.
     """
@@ -62,34 +62,34 @@ def compute_metrics(logits: Tensor, labels: Tensor, loss: float, names: tuple[st
     Args:
         logits: [N, K] float.
         labels: [N] int64.
-        loss: the run's own loss on them, nats an image.
+        loss: the run's own loss on them, nats per image.
         names: the K classes' names.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     log_probabilities = torch.log_softmax(logits.double(), 1)
     probabilities = log_probabilities.exp().numpy()
-    truth = labels.numpy()
+    true_classes = labels.numpy()
     predicted = logits.argmax(1).numpy()
     class_ids = np.arange(len(names))
-    table = precision_recall_fscore_support(truth, predicted, labels=class_ids, zero_division=0.0)
+    table = precision_recall_fscore_support(true_classes, predicted, labels=class_ids, zero_division=0.0)
     rows = tuple(
         ClassMetrics(name, float(p), float(r), float(f), int(s)) for name, p, r, f, s in zip(names, *table, strict=True)
     )
-    confusion = confusion_matrix(truth, predicted, labels=class_ids)
+    confusion = confusion_matrix(true_classes, predicted, labels=class_ids)
     top5 = None
     if len(names) > 5:
         top5 = float((logits.topk(5, 1).indices == labels.unsqueeze(1)).any(1).double().mean())
     return Metrics(
         loss=loss,
-        accuracy=float((predicted == truth).mean()),
+        accuracy=float((predicted == true_classes).mean()),
         top5_accuracy=top5,
         nll=float(-log_probabilities[torch.arange(len(labels)), labels].mean()) + 0.0,  # not -0
-        brier=float(((probabilities - np.eye(len(names))[truth]) ** 2).sum(1).mean()),
-        ece=expected_calibration_error(probabilities, truth),
+        brier=float(((probabilities - np.eye(len(names))[true_classes]) ** 2).sum(1).mean()),
+        ece=expected_calibration_error(probabilities, true_classes),
         classes=rows,
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),
-        images=len(truth),
+        images=len(true_classes),
     )
 
 

@@ -21,12 +21,12 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 class Requirement:
     """A metric's name, a comparison and a limit."""
 
-    figure: str
+    metric: str
     comparison: str
     limit: float
 
     def __str__(self) -> str:
-        return f"{self.figure}{self.comparison}{self.limit:g}"
+        return f"{self.metric}{self.comparison}{self.limit:g}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RequirementResult:
         return f"require {self.requirement}: {'met' if self.met else 'NOT met'}, it is {self.value:.6g}"
 
     def to_dict(self) -> dict[str, object]:
-        """As a JSON line holds it."""
+        """For JSON."""
         return {"requirement": str(self.requirement), "value": self.value, "met": self.met}
 
 
@@ -83,11 +83,11 @@ def check_classes(requirements: Sequence[Requirement], classes: Sequence[str]) -
     problems = []
     for requirement in requirements:
         option = f"--require {requirement}"
-        _, dot, name = requirement.figure.partition(".")
+        _, dot, name = requirement.metric.partition(".")
         if dot and name not in classes:
             hint = suggestion(name, classes) or f"; the classes are {', '.join(classes[:10])}"
             problems.append(Problem(option, f"there is no class '{name}'{hint}"))
-        if requirement.figure == "top5_accuracy" and len(classes) <= 5:
+        if requirement.metric == "top5_accuracy" and len(classes) <= 5:
             problems.append(Problem(option, f"with {len(classes)} classes there is no top-5 accuracy"))
     if problems:
         raise ConfigError(problems)
@@ -95,4 +95,4 @@ def check_classes(requirements: Sequence[Requirement], classes: Sequence[str]) -
 
 def judge(requirements: Sequence[Requirement], metrics: Mapping[str, float]) -> list[RequirementResult]:
     """Each requirement with the value of its metric."""
-    return [RequirementResult(requirement, metrics[requirement.figure]) for requirement in requirements]
+    return [RequirementResult(requirement, metrics[requirement.metric]) for requirement in requirements]

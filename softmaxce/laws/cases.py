@@ -118,8 +118,8 @@ def mixed_batches(draw: st.DrawFn, subject: Subject) -> Case:
     case = draw(batches(subject, steps(10)))
     ids = st.integers(0, case.num_classes - 1)
     others = draw(st.lists(ids, min_size=len(case.targets), max_size=len(case.targets)))
-    share = draw(st.sampled_from([0.5, 0.25, 0.75]))
-    return Case(case.logits, case.targets, {"mixed_with": others, "share": share})
+    weight = draw(st.sampled_from([0.5, 0.25, 0.75]))
+    return Case(case.logits, case.targets, {"mixed_with": others, "share": weight})
 
 
 @st.composite

@@ -66,7 +66,7 @@ def _reductions(subject: Subject, case: Case) -> str | None:
     results = {name: value_and_gradient(loss, logits, targets) for name, loss in losses.items()}
     each, gradient = results["none"]
     if each.shape != targets.shape:
-        return f"for reduction none the value has the shape {list(each.shape)}, not {list(targets.shape)}, one a row"
+        return f"for reduction none the value has the shape {list(each.shape)}, not {list(targets.shape)}, one per row"
     divisor = class_weights_of(losses["none"], targets).sum()
     for name, by in (("sum", 1.0), ("mean", divisor)):
         if message := compare(results[name], (each.sum() / by, gradient / by), logits):
@@ -97,11 +97,11 @@ def _labels(targets: Tensor, logits: Tensor) -> Tensor:
 def _soft_targets(subject: Subject, case: Case) -> str | None:
     logits, targets = case.tensors(subject)
     others = torch.tensor(case.more["mixed_with"], device=targets.device)
-    share = case.more["share"]
+    weight = case.more["share"]
     loss = _summed(subject, case.num_classes)
     first, second = (value_and_gradient(loss, logits, _labels(ids, logits)) for ids in (targets, others))
-    mixed = share * _labels(targets, logits) + (1 - share) * _labels(others, logits)
-    value, gradient = (share * one + (1 - share) * other for one, other in zip(first, second, strict=True))
+    mixed = weight * _labels(targets, logits) + (1 - weight) * _labels(others, logits)
+    value, gradient = (weight * one + (1 - weight) * other for one, other in zip(first, second, strict=True))
     return compare(value_and_gradient(loss, logits, mixed), (value, gradient), logits)
 
 

@@ -105,11 +105,11 @@ def _print_costs(costs: Costs, console: Console) -> None:
         )
     if (memory := costs.memory) is not None:
         peaks = [f"{memory.peak:.2f} x", f"{memory.torch_peak:.2f} x"]
-        table.add_row(f"{memory.rows} x {memory.num_classes}, memory beyond the logits", *peaks, _share(*peaks))
+        table.add_row(f"{memory.rows} x {memory.num_classes}, memory beyond the logits", *peaks, _ratio(*peaks))
     console.print(table)
 
 
-def _share(peak: str, torch_peak: str) -> str:
+def _ratio(peak: str, torch_peak: str) -> str:
     mine, theirs = float(peak[:-2]), float(torch_peak[:-2])
     return f"{mine / theirs:.2f}" if theirs else "-"
 

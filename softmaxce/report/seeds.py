@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..inference.compare import spread
+from ..inference.compare import summary_statistics
 from .console import plain_table, print_table
 
 NAMES = ("mean", "deviation", "min", "max")
@@ -20,36 +20,36 @@ class SeedMetrics:
     Attributes:
         split: the split they were measured on.
         rows: (label, run folder, {loss, accuracy}) of each run.
-        spreads: metric -> (mean, sample standard deviation, smallest, largest).
+        statistics: metric -> (mean, sample standard deviation, smallest, largest).
     """
 
     split: str
     rows: tuple[tuple[str, Path, dict[str, float]], ...]
-    spreads: dict[str, tuple[float, float, float, float]]
+    statistics: dict[str, tuple[float, float, float, float]]
 
     def to_dict(self) -> dict[str, Any]:
         """The `seeds` event of `train --seeds --json`."""
-        statistics = {name: dict(zip(NAMES, values, strict=True)) for name, values in self.spreads.items()}
+        statistics = {name: dict(zip(NAMES, values, strict=True)) for name, values in self.statistics.items()}
         runs = [{"label": label, "run": str(folder), **row} for label, folder, row in self.rows]
         return {"event": "seeds", "split": self.split, "runs": runs, **statistics}
 
 
 def summarize(split: str, rows: Sequence[tuple[str, Path, dict[str, float]]]) -> SeedMetrics:
     """The statistics of two rows or more."""
-    spreads = {name: spread([row[name] for _, _, row in rows]) for name in ("loss", "accuracy")}
-    return SeedMetrics(split, tuple(rows), spreads)
+    statistics = {name: summary_statistics([row[name] for _, _, row in rows]) for name in ("loss", "accuracy")}
+    return SeedMetrics(split, tuple(rows), statistics)
 
 
 def print_seeds(metrics: SeedMetrics, console: Console) -> None:
     """Print a row per run, then the mean, the standard deviation and the range."""
     table = plain_table()
     table.add_column(metrics.split)
-    for name in metrics.spreads:
+    for name in metrics.statistics:
         table.add_column(name, justify="right")
     table.add_column("run folder", overflow="fold")
     for label, folder, row in metrics.rows:
-        table.add_row(label, *(f"{row[name]:.4f}" for name in metrics.spreads), str(folder))
+        table.add_row(label, *(f"{row[name]:.4f}" for name in metrics.statistics), str(folder))
     table.add_section()
     for index, name in enumerate(NAMES):
-        table.add_row(name, *(f"{values[index]:.4f}" for values in metrics.spreads.values()), "")
+        table.add_row(name, *(f"{values[index]:.4f}" for values in metrics.statistics.values()), "")
     print_table(table, console)

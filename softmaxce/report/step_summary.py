@@ -35,10 +35,10 @@ def of_training(outcome: Outcome) -> None:
 
 def of_evaluation(evaluated: EvaluationResult, requirements: Sequence[RequirementResult]) -> None:
     """Append the result of `softmaxce eval`."""
-    figures = evaluated.metrics
+    metrics = evaluated.metrics
     names = ("loss", "accuracy", "top5_accuracy", "nll", "brier", "ece")
-    rows = {"images": f"{figures.images:,} ({evaluated.split})"}
-    rows |= {name: f"{value:.4f}" for name in names if (value := getattr(figures, name)) is not None}
+    rows = {"images": f"{metrics.images:,} ({evaluated.split})"}
+    rows |= {name: f"{value:.4f}" for name in names if (value := getattr(metrics, name)) is not None}
     _append(f"softmaxce eval: {evaluated.checkpoint}", rows, requirements)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from softmaxce.bench import candidates
-from softmaxce.bench.accuracy import errors, truth
+from softmaxce.bench.accuracy import errors, exact_loss_and_gradient
 from softmaxce.bench.loss import Case, compare, inputs, measure
 from softmaxce.bench.memory import peak_bytes
 from softmaxce.config import registry
@@ -25,7 +25,7 @@ def test_the_exact_values_are_mpmaths_to_13_digits_for_ordinary_and_confident_ri
     logits = torch.randn(6, 7, generator=generator)
     targets = torch.arange(6)
     logits[1, 1], logits[2, 2], logits[3, 3], logits[4, 4] = 30.0, 90.0, -60.0, -900.0
-    loss, gradient = truth(logits, targets)
+    loss, gradient = exact_loss_and_gradient(logits, targets)
     with mpmath.workdps(60):
         losses = []
         for row, y, got in zip(logits.double().tolist(), targets.tolist(), gradient.tolist(), strict=True):
@@ -39,7 +39,9 @@ def test_the_exact_values_are_mpmaths_to_13_digits_for_ordinary_and_confident_ri
 
 def test_a_loss_that_is_one_percent_too_large_has_an_error_of_one_percent() -> None:
     logits, targets = torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 4
-    result = errors(lambda z, y: 1.01 * functional.cross_entropy(z, y), logits, targets, truth(logits, targets))
+    result = errors(
+        lambda z, y: 1.01 * functional.cross_entropy(z, y), logits, targets, exact_loss_and_gradient(logits, targets)
+    )
     assert result.loss == pytest.approx(0.01, rel=1e-9)
     assert result.gradient == pytest.approx(0.01, rel=1e-9)
 
@@ -47,8 +49,8 @@ def test_a_loss_that_is_one_percent_too_large_has_an_error_of_one_percent() -> N
 def test_the_naive_loss_is_right_on_ordinary_logits_and_infinite_where_the_model_is_confident_and_wrong() -> None:
     targets = torch.tensor([0, 1])
     ordinary, wrong = torch.randn(2, 5), torch.tensor([[0.0, 200.0], [0.0, 0.0]])
-    assert errors(candidates.naive, ordinary, targets, truth(ordinary, targets)).largest < 1e-5
-    assert errors(candidates.naive, wrong, targets, truth(wrong, targets)).largest == float("inf")
+    assert errors(candidates.naive, ordinary, targets, exact_loss_and_gradient(ordinary, targets)).largest < 1e-5
+    assert errors(candidates.naive, wrong, targets, exact_loss_and_gradient(wrong, targets)).largest == float("inf")
 
 
 def test_the_peak_is_the_most_that_was_alive_at_once() -> None:

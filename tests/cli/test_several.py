@@ -160,7 +160,7 @@ def test_a_mistake_in_one_combination_is_reported_before_any_is_trained(app: typ
         (["sweep", "-c", "c.yaml", "--set", "epochs="], "needs a value, or several between commas"),
         (["sweep", "-c", "c.yaml", "--set", "epochs=1", "--set", "epochs=2"], "put all its values into one --set"),
         (["sweep", "-c", "c.yaml", "--set", "epochs"], "write it as key=value"),
-        (["sweep", "-c", "c.yaml", "--set", "epochs=1,2", "--resume", "runs/c/1"], "several runs take auto only"),
+        (["sweep", "-c", "c.yaml", "--set", "epochs=1,2", "--resume", "runs/c/1"], "with several runs must be auto"),
         (["train", "-c", "c.yaml", "--seeds", "2", "--dry-run"], "tries one config"),
         (["train", "--seeds", "2"], "is needed: a YAML file or a recipe's name"),
     ],

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score
 from typer.testing import CliRunner
 
 from softmaxce.config.reader import Override, load
-from softmaxce.inference.compare import by_seed, compare, holm, mcnemar, spread
+from softmaxce.inference.compare import by_seed, compare, holm, mcnemar, summary_statistics
 from softmaxce.report.comparison import conclusions
 from softmaxce.report.html.comparison_page import html
 from softmaxce.runs.listing import differing, list_runs
@@ -78,7 +78,7 @@ def test_holm_by_hand() -> None:
 
 
 def test_mean_and_deviation_by_hand() -> None:
-    assert spread([1.0, 2.0, 6.0]) == pytest.approx((3.0, math.sqrt(7), 1.0, 6.0))
+    assert summary_statistics([1.0, 2.0, 6.0]) == pytest.approx((3.0, math.sqrt(7), 1.0, 6.0))
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------
