@@ -13,7 +13,7 @@ def numbers(text: str, option: str) -> list[float]:
         try:
             values.append(float(part))
         except ValueError:
-            raise _mistake(option, f"'{part}' is no number; write them like {option} 2.0,1.0,0.1") from None
+            raise _mistake(option, f"'{part}' is not a number; write them like {option} 2.0,1.0,0.1") from None
         if not math.isfinite(values[-1]):
             raise _mistake(option, f"numbers must be finite, got {part}")
     return values

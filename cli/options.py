@@ -38,7 +38,7 @@ AllowChangedData = Annotated[
     bool,
     typer.Option(
         "--allow-changed-data",
-        help="Use the present images even if the run was trained with others; refused otherwise.",
+        help="Use the current images even if the run was trained with others; without this, they are refused.",
     ),
 ]
 

@@ -95,7 +95,7 @@ def within_memory(doing: str, remedy: str = "") -> Iterator[None]:
         if not ran_out_of_memory(error):
             raise
         requested = re.search(r"allocate ([\d.,]+) ?(bytes|[KMGTPE]i?B)", str(error))
-        size = f" ({_size(requested[1], requested[2])} more were asked for)" if requested else ""
+        size = f" ({_size(requested[1], requested[2])} more were requested)" if requested else ""
         message = f"memory ran out while {doing}{size}"
         traceback.clear_frames(error.__traceback__)
     if message:

@@ -17,8 +17,8 @@ def never_trim() -> str:
     Returns: a note for the output.
     """
     if keep_freed_memory():
-        return "freed memory stays in the process (mallopt), so page faults favour nobody"
-    return "the C library's allocator as it is: page faults may favour those who allocate less"
+        return "freed memory stays in the process (mallopt), so page faults favor no candidate"
+    return "the C library's allocator as it is: page faults may favor candidates that allocate less"
 
 
 def reserve(size: int) -> None:

@@ -43,7 +43,7 @@ def candidates(with_compiled: bool = True) -> dict[str, Loss]:
 
 def why_not_compiled(device: torch.device) -> str | None:
     """The reason why torch.compile does not work on this machine, in one line; None if it does."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns about a missing CUDA
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns if CUDA is missing
     logits = torch.zeros(2, 3, device=device, requires_grad=True)
     try:
         compiled()(logits, torch.zeros(2, dtype=torch.long, device=device)).backward()

@@ -94,17 +94,17 @@ def emnist(
 
 
 def cifar10(*, root: str, download: bool) -> Dataset:
-    """60,000 photographs, 32x32 colour, 10 classes (Krizhevsky 2009)."""
+    """60,000 photographs, 32x32 color, 10 classes (Krizhevsky 2009)."""
     return _two_splits("CIFAR10", root, download)
 
 
 def cifar100(*, root: str, download: bool) -> Dataset:
-    """60,000 photographs, 32x32 colour, 100 classes (Krizhevsky 2009)."""
+    """60,000 photographs, 32x32 color, 100 classes (Krizhevsky 2009)."""
     return _two_splits("CIFAR100", root, download)
 
 
 def svhn(extra: bool = False, *, root: str, download: bool) -> Dataset:
-    """99,289 street-view house numbers, 32x32 colour, 10 classes (Netzer et al. 2011).
+    """99,289 street-view house numbers, 32x32 color, 10 classes (Netzer et al. 2011).
 
     73,257 are for training, 26,032 for the test.
 

@@ -43,7 +43,7 @@ def image_folder(
     Args:
         size: height and width in pixels: images are resized by the shorter side and center-cropped; null takes the
             images as they are, which must then be of one size.
-        channels: 3 for colour, 1 for grey.
+        channels: 3 for color, 1 for grey.
         test_fraction: of each class of a single folder, for the test split; the same images whatever the seed.
         skip_bad: leave out, with a warning, what cannot be decoded; else it is an error. Where images do not fit in
             memory, it takes a first pass over all files.

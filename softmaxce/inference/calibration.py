@@ -23,7 +23,7 @@ class CalibrationMetrics:
 
     Attributes:
         images: how many.
-        nll: mean negative log-likelihood, nats an image: (at temperature 1, at the fitted one).
+        nll: mean negative log-likelihood, nats per image: (at temperature 1, at the fitted one).
         ece: expected calibration error, in [0, 1], 15 bins: likewise.
     """
 

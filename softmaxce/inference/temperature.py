@@ -54,7 +54,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def nll_at(logits: Tensor, labels: Tensor, temperature: float) -> float:
-    """Mean negative log-likelihood at a temperature, nats an image; logits [N, K] float64, labels [N] int64."""
+    """Mean negative log-likelihood at a temperature, nats per image; logits [N, K] float64, labels [N] int64."""
     return -torch.log_softmax(logits / temperature, 1).gather(1, labels.unsqueeze(1)).mean().item()
 
 

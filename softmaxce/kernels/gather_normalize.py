@@ -1,4 +1,4 @@
-"""Batches on the CPU in one pass: the bytes of the batch's images are read once and written once, normalised."""
+"""Batches on the CPU in one pass: the bytes of the batch's images are read once and written once, normalized."""
 
 import ctypes
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class GatherJob(ctypes.Structure):
 
 
 def kernel(job_: Any) -> None:
-    """Gather and normalise the batch's images."""
+    """Gather and normalize the batch's images."""
     job = carray(job_, 1)[0]
     channels, pixels = job.channels, job.pixels
     images, indices, batch = (
@@ -82,7 +82,7 @@ def _compiled() -> Callable[[int], None]:
 
 
 class BatchGatherer:
-    """Gathers images by index and normalises them.
+    """Gathers images by index and normalizes them.
 
     Args:
         images: all of them, [N, C, H, W] uint8, contiguous.

@@ -3,7 +3,7 @@
 Experimental: tested in Triton's interpreter and compiled for NVIDIA GPUs, but not measured on one; see losses/cuda.py.
 
 The arithmetic is that of losses/reference.py, arranged for the least memory traffic: the forward pass reads the logits
-once; the backward pass reads them once and writes the gradient once. The forward pass saves six numbers a row for it.
+once; the backward pass reads them once and writes the gradient once. The forward pass saves six numbers per row for it.
 
 Reading once means that a row's largest logit is not known before its last block is read. So the sum of exponentials is
 relative to the largest logit so far, m, and is multiplied by exp(m - new m) when a larger one appears (Milakov and

@@ -23,11 +23,11 @@ def softmax_cross_entropy(
     Args:
         weight: a factor for each class's term, K numbers; `balanced` takes N / (K * count) of the training labels.
         ignore_index: images with this class id count for nothing.
-        reduction: mean, sum or none (one loss an image).
+        reduction: mean, sum or none (one loss per image).
         label_smoothing: the part of the label that is spread evenly over all classes, in [0, 1].
         class_counts: how many training images each class has; `balanced` needs it.
         num_classes: K, if known: a `weight` of another length is then refused at once.
-    Raises: ValueError if an argument does not fit.
+    Raises: ValueError if an argument is invalid.
     """
     weights = class_weights(weight, class_counts, num_classes)
     return SoftmaxCrossEntropy(weights, None, ignore_index, None, reduction, label_smoothing)
@@ -44,7 +44,7 @@ def torch_cross_entropy(
 ) -> nn.CrossEntropyLoss:
     """PyTorch's built-in loss, torch.nn.CrossEntropyLoss.
 
-    Args: as softmax_cross_entropy's. Raises: ValueError if one does not fit.
+    Args: as in softmax_cross_entropy. Raises: ValueError if one does not fit.
     """
     weights = class_weights(weight, class_counts, num_classes)
     return nn.CrossEntropyLoss(weights, None, ignore_index, None, reduction, label_smoothing)

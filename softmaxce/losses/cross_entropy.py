@@ -1,11 +1,11 @@
 """Softmax and cross-entropy, step by step, and the loss that trains with them.
 
-A network's weighted sums are its *logits* z, one a class. The steps, in the order in which they are taken:
+A network's weighted sums are its *logits* z, one per class. The steps, in the order in which they are taken:
 
 1. Softmax turns logits into probabilities:            S_i = exp(z_i) / sum_k exp(z_k)          each in (0, 1), sum 1.
 2. The label becomes a one-hot vector:                 L_i = 1 for the true class, else 0.
 3. Cross-entropy compares the two:                     D(S, L) = -sum_i L_i log S_i             in nats.
-4. All terms but the true class's vanish:              D = -log S_y, so minimising D pushes S_y to 1.
+4. All terms but the true class's vanish:              D = -log S_y, so minimizing D pushes S_y to 1.
 5. Backpropagation needs the gradient, which is        dD/dz = S - L.
 
 `softmax`, `one_hot` and `naive_cross_entropy` in reference.py take these steps as on paper. `cross_entropy` gives what

@@ -25,7 +25,7 @@ class Airbench(nn.Module):
         num_classes: K.
     Raises: ValueError if the images are smaller.
 
-    Images [B, C, H, W] -> logits [B, K]. GELU (Hendrycks & Gimpel 2016); batch normalisation learns a bias and no
+    Images [B, C, H, W] -> logits [B, K]. GELU (Hendrycks & Gimpel 2016); batch normalization learns a bias and no
     scale; as many filters as a convolution has inputs start as the identity.
     """
 
@@ -61,7 +61,7 @@ class Airbench(nn.Module):
 
     @torch.no_grad()
     def prepare(self, images: Tensor) -> None:
-        """Set the first layer's filters from training images [N, C, H, W], normalised, before training starts.
+        """Set the first layer's filters from training images [N, C, H, W], normalized, before training starts.
 
         They are the principal components of the 2x2 patches, each divided by its standard deviation, and their
         negatives: the layer's outputs are uncorrelated and of variance 1 (but for the ridge).

@@ -17,13 +17,13 @@ def cnn(
     image_size: tuple[int, int],
     num_classes: int,
 ) -> nn.Sequential:
-    """Stages of 3x3 convolutions with batch normalisation and ReLU, halved between, then a global maximum.
+    """Stages of 3x3 convolutions with batch normalization and ReLU, 2x2 pooling between them, then a global maximum.
 
     Args:
         channels: the width of each stage.
         convs_per_stage: convolutions in each.
         dropout: the fraction of the last features that is dropped in training.
-        batch_norm: normalise after each convolution; else the convolutions have biases.
+        batch_norm: normalize after each convolution; else the convolutions have biases.
         hidden: the width of a fully connected layer on all features of the last stage, which is then halved too, in
             place of the global maximum; null for none.
         in_channels: C.

@@ -4,7 +4,7 @@ from torch import nn
 
 
 def linear(*, in_channels: int, image_size: tuple[int, int], num_classes: int) -> nn.Sequential:
-    """One weighted sum of the pixels a class: softmax regression.
+    """One weighted sum of the pixels per class: softmax regression.
 
     Args:
         in_channels: C.

@@ -30,7 +30,7 @@ def torchvision_model(
     Args:
         architecture: what torchvision.models calls it.
         weights: DEFAULT, or the name of one of its pretrained weights; None starts from scratch.
-        freeze: backbone trains the head alone and keeps batch normalisation's statistics.
+        freeze: backbone trains the head alone and keeps batch normalization's statistics.
         input_size: images are resized to this height and width, in pixels, on the device.
         in_channels: C; grey images are repeated to the three channels the model takes.
         num_classes: K.

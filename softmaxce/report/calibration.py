@@ -23,7 +23,7 @@ def print_calibration(fitted: Calibration, console: Console) -> None:
         table.add_row(name, f"{split.images:,}", *(f"{value:.4f}" for value in (*split.nll, *split.ece)))
     console.print(table)
     console.print()
-    console.print("nll: negative log-likelihood, nats an image; ece: expected calibration", style="dim")
+    console.print("nll: negative log-likelihood, nats per image; ece: expected calibration", style="dim")
     console.print("error, 15 bins. The temperature was fitted on the validation nll alone.", style="dim")
     for name, split in splits.items():
         if split.ece[1] >= split.ece[0]:

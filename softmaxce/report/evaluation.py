@@ -15,10 +15,10 @@ from . import json_values
 from .console import plain_table
 
 MEANINGS = {
-    "loss": "nats an image: the loss the model was trained with",
+    "loss": "nats per image: the loss the model was trained with",
     "accuracy": "top-1: the largest logit is the label's",
     "top5_accuracy": "the label is among the five largest",
-    "nll": "negative log-likelihood, nats an image; 0 is best",
+    "nll": "negative log-likelihood, nats per image; 0 is best",
     "brier": "squared distance to the one-hot label; 0 is best, 2 worst",
     "ece": "expected calibration error (15 bins); 0 is best",
 }

@@ -117,7 +117,7 @@ def test_an_evaluation_that_does_not_fit_says_what_does(how: str, tmp_path: Path
 def test_what_does_not_fit_is_named(changes: dict[str, str], doing: str, tmp_path: Path) -> None:
     sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     line = told(limited(tmp_path, "train", "--config", "c.yaml", *sets))
-    assert re.match(rf"error: memory ran out while {doing} \([\d,.]+ \w+ more were asked for\); ", line)
+    assert re.match(rf"error: memory ran out while {doing} \([\d,.]+ \w+ more were requested\); ", line)
 
 
 def test_memory_that_runs_out_late_leaves_the_last_checkpoint(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_words_of_those_who_have_no_memory_are_known(said: str) -> None:
         ask()
     assert ran_out_of_memory(raised.value)
     assert not ran_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    told = r"^memory ran out while asking \([\d.,]+ \w+ more were asked for\)$"
+    told = r"^memory ran out while asking \([\d.,]+ \w+ more were requested\)$"
     with pytest.raises(MemoryRanOutError, match=told), within_memory("asking"):
         ask()
 

@@ -1,1 +1,1 @@
-"""Losses derived from cross-entropy, one a file."""
+"""Losses derived from cross-entropy, one per file."""

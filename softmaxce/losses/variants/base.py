@@ -1,4 +1,4 @@
-"""What the losses derived from cross-entropy have in common: their options, and how a sum over classes becomes a loss.
+"""Base classes of the losses derived from cross-entropy: their common options, and the loss as a sum over classes.
 
 There are two ways to derive a loss from cross-entropy. One changes the logits (`LogitAdjustingLoss`: temperature, caps,
 priors). The other replaces the logarithm by a function f,
@@ -32,7 +32,7 @@ from ..targets import reduce_losses, target_distribution, weights_of_ids, zero_w
 
 
 class ClassificationLoss(nn.Module):
-    """The options that all derived losses take after their own.
+    """The options that all derived losses have after their own.
 
     A subclass takes them as `*args: Any, **kwargs: Any` at the end of its constructor and passes them on; its signature
     then lists them, for a config as well as for help().
@@ -40,11 +40,11 @@ class ClassificationLoss(nn.Module):
     Args:
         weight: a factor for each class's term, K numbers; `balanced` takes N / (K * count).
         ignore_index: images with this class id count for nothing.
-        reduction: mean (weighted as PyTorch's is), sum or none (one loss an image).
+        reduction: mean (weighted as PyTorch's is), sum or none (one loss per image).
         label_smoothing: the part of the label that is spread evenly over all classes, in [0, 1].
         class_counts: how many training images each class has; `balanced` needs it.
         num_classes: K, if known.
-    Raises: ValueError if an argument does not fit.
+    Raises: ValueError if an argument is invalid.
     """
 
     not_claimed: ClassVar[dict[str, str]] = {}  # laws of `softmaxce check-loss` from which it is exempt, and why
@@ -99,7 +99,7 @@ def _full_signature(cls: type) -> inspect.Signature:
 
 
 class LogitAdjustingLoss(ClassificationLoss):
-    """Cross-entropy of logits that are changed first."""
+    """Cross-entropy of adjusted logits."""
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """Logits [K], [B, K] or [B, K, d1, ...] -> other logits, in the same shape."""
@@ -169,7 +169,7 @@ def surprisals(logits: Tensor) -> Tensor:
 
 
 def complement(s: Tensor) -> Tensor:
-    """1 - exp(-s) for s >= 0, and its slope exp(-s), both with all their digits.
+    """1 - exp(-s) for s >= 0, and its derivative exp(-s), both without cancellation.
 
     Near 0 the difference would cancel and expm1 does not; far from 0 expm1's slope, which autograd computes as
     expm1(-s) + 1, would cancel and exp's does not.

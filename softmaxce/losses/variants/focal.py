@@ -19,8 +19,8 @@ class FocalLoss(TermwiseLoss):
 
     Args:
         gamma: how much less, at least 0.
-        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as softmax_cross_entropy's.
-    Raises: ValueError if an argument does not fit.
+        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as in softmax_cross_entropy.
+    Raises: ValueError if an argument is invalid.
 
     Lin et al. 2017, "Focal Loss for Dense Object Detection", eq. 4; with `weight` as alpha, eq. 5.
 

@@ -9,15 +9,15 @@ from .base import TermwiseLoss, complement
 
 
 class GeneralizedCrossEntropy(TermwiseLoss):
-    """Generalized cross-entropy: (1 - p^q) / q, which forgives labels that look wrong.
+    """Generalized cross-entropy: (1 - p^q) / q, in which wrong labels count less.
 
-    Towards q = 0 it becomes cross-entropy, which learns fast; at q = 1 it is 1 - p, half the mean absolute error, which
-    bears noisy labels.
+    In the limit q = 0 it is cross-entropy, which learns fast; at q = 1 it is 1 - p, half the mean absolute error, which
+    is robust to noisy labels.
 
     Args:
-        q: in [0, 1]; 0 is the limit, cross-entropy itself.
-        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as softmax_cross_entropy's.
-    Raises: ValueError if an argument does not fit.
+        q: in [0, 1]; 0 is cross-entropy.
+        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as in softmax_cross_entropy.
+    Raises: ValueError if an argument is invalid.
 
     Zhang and Sabuncu 2018, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels", eq. 6.
 

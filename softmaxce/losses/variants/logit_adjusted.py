@@ -1,4 +1,4 @@
-"""Cross-entropy with adjusted logits, for long-tailed data: rare classes are not neglected for common ones."""
+"""Cross-entropy with logits adjusted by the class priors, for long-tailed data."""
 
 import math
 from typing import Any
@@ -14,14 +14,14 @@ class LogitAdjustedCrossEntropy(LogitAdjustingLoss):
     """Cross-entropy of logits to which tau log(prior) is added in training, so that rare classes are not neglected.
 
     The model then learns what speaks for a class beyond its being common, and its largest logit, taken without the
-    prior, minimises the error averaged over the classes. tau = 0, or equal priors, is cross-entropy.
+    prior, minimizes the error averaged over the classes. tau = 0, or equal priors, is cross-entropy.
 
     Args:
         tau: how much of the prior, at least 0.
         priors: the classes' shares, K positive numbers (counts will do); by default the training labels'.
-        weight, ignore_index, reduction, label_smoothing, num_classes: as softmax_cross_entropy's.
+        weight, ignore_index, reduction, label_smoothing, num_classes: as in softmax_cross_entropy.
         class_counts: how many training images each class has: the priors, where these are not given.
-    Raises: ValueError if an argument does not fit, or if there are neither priors nor counts.
+    Raises: ValueError if an argument is invalid, or if there are neither priors nor counts.
 
     Menon et al. 2021, "Long-Tail Learning via Logit Adjustment", eq. 10.
 

@@ -12,15 +12,15 @@ SMALL, TERMS = 0.5, 16  # the series' 16th term is 6e-18 of its first there
 
 
 class PolyLoss(TermwiseLoss):
-    """PolyLoss (Poly-1): cross-entropy plus epsilon (1 - p), which weighs the first term of its series anew.
+    """PolyLoss (Poly-1): cross-entropy plus epsilon (1 - p), which reweights the first term of its power series.
 
     -log p = (1 - p) + (1 - p)^2 / 2 + (1 - p)^3 / 3 + ..., and PolyLoss makes its first coefficient 1 + epsilon.
     epsilon = 0 is cross-entropy; from -1 on the loss is nowhere negative.
 
     Args:
         epsilon: what is added to the first coefficient, at least -1.
-        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as softmax_cross_entropy's.
-    Raises: ValueError if an argument does not fit.
+        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as in softmax_cross_entropy.
+    Raises: ValueError if an argument is invalid.
 
     Leng et al. 2022, "PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions", L_Poly-1.
 

@@ -11,14 +11,14 @@ from .base import LogitAdjustingLoss
 
 
 class SoftcapCrossEntropy(LogitAdjustingLoss):
-    """Cross-entropy of capped logits, cap tanh(z / cap): none gets beyond ±cap, so none runs away in training.
+    """Cross-entropy of capped logits, cap tanh(z / cap), which stay within ±cap, so that none diverges in training.
 
     With a cap far above the logits it is cross-entropy. A class at -infinity comes out at -cap, with the others.
 
     Args:
         cap: above 0.
-        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as softmax_cross_entropy's.
-    Raises: ValueError if an argument does not fit.
+        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as in softmax_cross_entropy.
+    Raises: ValueError if an argument is invalid.
 
     Gemma Team 2024, "Gemma 2: Improving Open Language Models at a Practical Size", section 2, logit soft-capping; the
     last layer's cap there is 30.

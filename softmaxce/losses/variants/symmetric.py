@@ -1,4 +1,4 @@
-"""Symmetric cross-entropy, for noisy labels: the labels from the prediction's side as well."""
+"""Symmetric cross-entropy, for noisy labels: cross-entropy plus its reverse, with label and prediction exchanged."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from .base import TermwiseLoss, complement
 
 
 class SymmetricCrossEntropy(TermwiseLoss):
-    """Symmetric cross-entropy: alpha times cross-entropy plus beta times its reverse, which bears noisy labels.
+    """Symmetric cross-entropy: alpha times cross-entropy plus beta times its reverse, for noisy labels.
 
     The reverse is -sum_i S_i log L_i. Where L_i = 0, log 0 is taken to be `log_zero`, so for a class id it comes to
     -log_zero (1 - p). alpha = 1 and beta = 0 is cross-entropy.
@@ -19,8 +19,8 @@ class SymmetricCrossEntropy(TermwiseLoss):
         alpha: the factor of cross-entropy, at least 0.
         beta: the factor of reverse cross-entropy, at least 0.
         log_zero: what stands for log 0, below 0, in nats; A in the paper.
-        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as softmax_cross_entropy's.
-    Raises: ValueError if an argument does not fit.
+        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as in softmax_cross_entropy.
+    Raises: ValueError if an argument is invalid.
 
     Wang et al. 2019, "Symmetric Cross Entropy for Robust Learning with Noisy Labels", section 3. A mixed target costs
     the mixture of what its classes cost.

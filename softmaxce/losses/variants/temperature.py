@@ -16,8 +16,8 @@ class TemperatureCrossEntropy(LogitAdjustingLoss):
 
     Args:
         temperature: above 0.
-        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as softmax_cross_entropy's.
-    Raises: ValueError if an argument does not fit.
+        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as in softmax_cross_entropy.
+    Raises: ValueError if an argument is invalid.
 
     Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", eq. 1; for calibration Guo et al. 2017, eq. 9.
 

@@ -20,9 +20,9 @@ class ZLossCrossEntropy(ClassificationLoss):
 
     Args:
         z_loss: the factor, at least 0.
-        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as softmax_cross_entropy's; an
+        weight, ignore_index, reduction, label_smoothing, class_counts, num_classes: as in softmax_cross_entropy; an
             image's weight counts for both terms.
-    Raises: ValueError if an argument does not fit.
+    Raises: ValueError if an argument is invalid.
 
     Chowdhery et al. 2022, "PaLM: Scaling Language Modeling with Pathways", section 5.
 

@@ -166,12 +166,12 @@ def integer_ticks(axes: "Axes") -> None:
 
 def draw_loss(analysis: RunAnalysis, colors: Colors) -> "Figure":
     """The loss, epoch by epoch; on a logarithmic scale where it falls to less than a tenth."""
-    picture, axes = _curves(analysis, colors, "loss", "Loss", "nats an image")
+    picture, axes = _curves(analysis, colors, "loss", "Loss", "nats per image")
     values = [v for split in ("train", _held_out(analysis) or "train") for v in _series(analysis, split, "loss")[1]]
     values = [v for v in values if np.isfinite(v)]
     if values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
-        axes.set_ylabel("nats an image, logarithmic")
+        axes.set_ylabel("nats per image, logarithmic")
         _plain_log(axes.yaxis)
     return picture
 
