@@ -77,5 +77,5 @@ def temperature_of(run: Path) -> float:
     except (OSError, ValueError, TypeError, KeyError):  # NaN is refused below
         temperature, epoch = math.nan, 0
     if not 0 < temperature < math.inf:
-        raise RunError(f"{stored}: is damaged; fit it anew: softmaxce calibrate {file.parent}")
+        raise RunError(f"{stored}: is damaged; fit it again: softmaxce calibrate {file.parent}")
     return temperature if epoch == read_header(file)["epoch"] else 1.0

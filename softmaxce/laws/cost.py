@@ -160,7 +160,7 @@ def _peak_linux(step: Callable[[], Any]) -> float | None:
         return None
     step()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # glibc: what is free goes back, so that no block of the step is made of pages held already
+        trim(0)  # glibc: return free pages to the kernel, so that the step's blocks count as new memory
     try:
         reset.write_text("5")
         before = _kilobytes(status, "VmRSS")

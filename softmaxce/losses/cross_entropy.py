@@ -8,18 +8,18 @@ A network's weighted sums are its *logits* z, one per class. The steps, in the o
 4. All terms but the true class's vanish:              D = -log S_y, so minimizing D pushes S_y to 1.
 5. Backpropagation needs the gradient, which is        dD/dz = S - L.
 
-`softmax`, `one_hot` and `naive_cross_entropy` in reference.py take these steps as on paper. `cross_entropy` gives what
-they would give in exact arithmetic. Where it departs from paper, and why:
+`softmax`, `one_hot` and `naive_cross_entropy` in reference.py take these steps literally. `cross_entropy` gives what
+they would give in exact arithmetic. In floating point it computes some steps differently:
 
-* exp(z) overflows (in float32 past z = 88), so the largest logit is subtracted first; S does not change by it.
-* The log of step 3 cannot take 0, so its input must come from softmax, which on paper is never 0. In floating point it
-  is: in float32 once z_i lies about 104 below the largest logit. So the log is not taken of S: log S_i =
-  (z_i - max) - log sum exp(z_k - max), and this sum is at least 1. The maximum and the log stay apart: added up, they
-  would lose the log's last digits where logits are large.
-* When the model is confident, the sum is 1 and a little. In float32 the little is lost below 6e-8, where log 1 = 0 and
-  the gradient S_y - 1 = 0 teach no more. So the target's own term is left out of the sum and `rest` is what remains:
-  log sum = log1p(rest + expm1(z_y - max)), S_y - 1 = -rest / sum. Both keep all their digits.
-* L need not be one-hot: label smoothing and mixtures give every class a part of the label, and class weights scale the
+* exp(z) overflows (in float32 above z = 88), so the largest logit is subtracted first, which does not change S.
+* In exact arithmetic S_i is never 0, so its log exists (log L_i does not: D is not symmetric). In float32 S_i is
+  rounded to 0 if z_i is about 104 below the largest logit. So log S_i is computed without S, as
+  (z_i - max) - log sum exp(z_k - max), where the sum is at least 1. The maximum and the log are not added to each
+  other: where logits are large, that would lose the log's last digits.
+* When the model is confident, the sum is 1 plus a small number, which float32 rounds away below 6e-8; then the loss and
+  the target's gradient S_y - 1 would be 0. So the target's own term is left out of the sum, and with `rest`, the sum of
+  the others, log sum = log1p(rest + expm1(z_y - max)) and S_y - 1 = -rest / sum. Both are accurate to the last digits.
+* L need not be one-hot: label smoothing and mixup give every class a target probability, and class weights scale the
   terms. With Q_i = weight_i L_i and T = sum_i Q_i, the loss is T log sum - sum_i Q_i (z_i - max) and its gradient is
   T S - Q, which is S - L where all weights are 1. A term with Q_i = 0 vanishes even where log S_i = -inf: 0 log 0 = 0.
 * 16-bit logits are computed in float32 and rounded once, at the end.

@@ -7,10 +7,10 @@ much again. Neither is needed whole. A row's loss needs that row only, and with 
 
     d/d input = G @ linear_weight        d/d linear_weight = G.T @ input        d/d linear_bias = sum of G's rows
 
-So a chunk of rows is computed at a time: its logits, its losses, its G, what G adds to the three sums; then the next.
-The sums are in float32 (float64 for float64) and rounded once, at the end. The gradients are made in the forward pass,
-where the logits are at hand; with the reduction "none" each row's upstream gradient is needed first, so the backward
-pass computes the logits once more.
+So one chunk of rows is computed at a time: its logits, its losses, its G, and G's contribution to the three sums. The
+sums are in float32 (float64 for float64) and rounded once, at the end. The gradients are computed in the forward pass,
+which has the logits; with the reduction "none" each row's upstream gradient is needed first, so the backward pass
+computes the logits again.
 
 PyTorch 2.13 has a function of this name, and this one takes its arguments. It is the same method (there behind
 `options`), here with label smoothing and class probabilities for every reduction, for K-dimensional losses and for

@@ -95,7 +95,7 @@ def cross_entropy(
     """The reference implementation: operations that PyTorch can differentiate twice and more, transform and compile.
 
     The arguments and the result are those of `softmaxce.cross_entropy`, and so are the numbers. It takes the time and
-    the memory of its single operations. A class id outside [0, K) makes a loss of NaN where it cannot be looked at (on
+    the memory of its single operations. A class id outside [0, K) gives a loss of NaN where it cannot be checked (on
     CUDA, under torch.compile and torch.func) and an IndexError elsewhere.
     """
     dtype = result_dtype(input, target, weight)

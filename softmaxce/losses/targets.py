@@ -39,7 +39,7 @@ def target_distribution(
         weight: [K], a factor for each class, or None.
         ignore_index: a class id whose Q is 0 for every class.
         label_smoothing: s, in [0, 1].
-    Raises: IndexError if a class id is outside [0, K). Where ids cannot be looked at (on CUDA, under torch.compile and
+    Raises: IndexError if a class id is outside [0, K). Where ids cannot be checked (on CUDA, under torch.compile and
         torch.func) the Q of such a row is NaN.
     """
     num_classes = logits.shape[-1]

@@ -30,7 +30,7 @@ def cnn(
         image_size: (H, W) in pixels.
         num_classes: K.
     Returns: images [B, C, H, W] -> logits [B, K].
-    Raises: ValueError if the images are too small to be halved so often.
+    Raises: ValueError if the images are too small for the number of stages.
 
     The first convolution of all is 5x5 where the images allow (at least 16x16).
     """

@@ -129,7 +129,7 @@ def test_a_damaged_calibration_is_named_in_one_line(app: typer.Typer, run: Path,
     done = CliRunner().invoke(app, ["eval", str(run)])
     (run / "calibration.json").unlink()
     assert done.exit_code == 2
-    assert done.stderr == f"error: {run}/calibration.json: is damaged; fit it anew: softmaxce calibrate {run}\n"
+    assert done.stderr == f"error: {run}/calibration.json: is damaged; fit it again: softmaxce calibrate {run}\n"
 
 
 def test_without_a_validation_split_nothing_is_fitted(app: typer.Typer, tmp_path: Path) -> None:

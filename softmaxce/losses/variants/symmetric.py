@@ -12,7 +12,7 @@ from .base import TermwiseLoss, complement
 class SymmetricCrossEntropy(TermwiseLoss):
     """Symmetric cross-entropy: alpha times cross-entropy plus beta times its reverse, for noisy labels.
 
-    The reverse is -sum_i S_i log L_i. Where L_i = 0, log 0 is taken to be `log_zero`, so for a class id it comes to
+    The reverse is -sum_i S_i log L_i. Where L_i = 0, log 0 is replaced by `log_zero`, so for a class id the reverse is
     -log_zero (1 - p). alpha = 1 and beta = 0 is cross-entropy.
 
     Args:
