@@ -1,6 +1,6 @@
 """Laws of a loss for classification: which rows cost more than others, and where the gradient must not vanish.
 
-They need no reference, and find the classic mistakes: a missing minus, softmax applied twice, log(p + 1e-9).
+They need no reference, and detect common mistakes: a missing minus, softmax applied twice, log(p + 1e-9).
 """
 
 from torch import Tensor
@@ -9,9 +9,9 @@ from .cases import Case, batches, raised_batches, steps, wrong_rows
 from .law import Law, show, tolerance
 from .subject import Subject, value_and_gradient
 
-CERTAIN = 40.0  # a row with this margin is certain of its class: the others' probabilities are 4e-18, not yet 0
-UNSURE = 5.0  # the margin of a row to compare with
-KEPT = 0.1  # this part of the gradient has to remain at a certain row
+CONFIDENT = 40.0  # the margin of a confident row: the other classes' probabilities are 4e-18, not yet 0
+LESS_CONFIDENT = 5.0  # the margin of the row that it is compared with
+MIN_GRADIENT_RATIO = 0.1  # of the gradients at these two margins
 
 
 def _monotonic(subject: Subject, case: Case) -> str | None:
@@ -26,26 +26,26 @@ def _monotonic(subject: Subject, case: Case) -> str | None:
 
 def _minimum(subject: Subject, case: Case) -> str | None:
     logits, targets = case.tensors(subject)
-    certain = _raise_label(logits * 0 - CERTAIN, targets, CERTAIN)
+    confident = _raise_label(logits * 0 - CONFIDENT, targets, CONFIDENT)
     loss = subject.loss(case.num_classes)
-    value, least = (value_and_gradient(loss, z, targets)[0].sum() for z in (logits, certain))
-    if value >= least - tolerance(certain, least, logits.dtype):
+    value, minimum = (value_and_gradient(loss, z, targets)[0].sum() for z in (logits, confident))
+    if value >= minimum - tolerance(confident, minimum, logits.dtype):
         return None
-    return f"it is {show(value)} here, and {show(least)} where the label's logit is {CERTAIN:g} above the others"
+    return f"it is {show(value)} here, and {show(minimum)} where the label's logit is {CONFIDENT:g} above the others"
 
 
 def _saturation(subject: Subject, case: Case) -> str | None:
     logits, targets = case.tensors(subject)
     loss = subject.loss(case.num_classes)
-    wrong, unsure = (
+    wrong, less_confident = (
         -value_and_gradient(loss, z, targets)[1].gather(1, targets[:, None]).sum()
-        for z in (logits, _raise_label(logits, targets, CERTAIN - UNSURE))
+        for z in (logits, _raise_label(logits, targets, CONFIDENT - LESS_CONFIDENT))
     )
-    if wrong > 0 and wrong >= KEPT * unsure:
+    if wrong > 0 and wrong >= MIN_GRADIENT_RATIO * less_confident:
         return None
     return (
-        f"the gradient of the label's logit is {show(-wrong)} where that is {CERTAIN:g} below the others, "
-        f"{show(-unsure)} where it is {UNSURE:g} below"
+        f"the gradient of the label's logit is {show(-wrong)} where that is {CONFIDENT:g} below the others, "
+        f"{show(-less_confident)} where it is {LESS_CONFIDENT:g} below"
     )
 
 
@@ -55,7 +55,7 @@ def _raise_label(logits: Tensor, targets: Tensor, by: float) -> Tensor:
 
 def _smoothed(subject: Subject) -> str:
     smoothing = subject.component.arguments.get("label_smoothing")
-    return "with label smoothing a row that is certain of its label does not have the least loss" if smoothing else ""
+    return "with label smoothing a confident row does not have the smallest loss" if smoothing else ""
 
 
 monotonic = Law(
@@ -66,7 +66,7 @@ monotonic = Law(
 )
 
 minimum = Law(
-    "no row has a smaller loss than one that is certain of its label",
+    "no row has a smaller loss than one that is confident in its label",
     "the sign; which class is picked; if the loss smooths its labels, add this law to not_claimed",
     _minimum,
     lambda subject: batches(subject, steps(10), max_rows=1),
@@ -74,10 +74,10 @@ minimum = Law(
 )
 
 saturation = Law(
-    "a row that is certain of a wrong class has a gradient",
+    "a row that is confident in a wrong class has a gradient",
     "softmax applied twice (the loss takes logits); log(p + epsilon) or a clamp of p; a bounded loss: if that is "
     "intended, add this law to not_claimed",
     _saturation,
-    lambda subject: wrong_rows(subject, CERTAIN),
+    lambda subject: wrong_rows(subject, CONFIDENT),
     examples=30,
 )
