@@ -22,7 +22,7 @@ from softmaxce.errors import (
 )
 from softmaxce.runtime.signals import Terminated
 
-from .startup import fast_imports, limit_openmp_spinning
+from .startup import fast_imports, import_without_settings, limit_openmp_spinning
 
 # name -> file, function or sub-app, and its line in --help, which is the first line of its docstring.
 # The file is imported when the command is called.
@@ -110,6 +110,7 @@ class Group(TyperGroup):
         if name not in COMMANDS or name in self.commands:
             return
         file, attribute, _ = COMMANDS[name]
+        import_without_settings()
         with fast_imports():
             command = getattr(importlib.import_module(f".{file}", __package__), attribute)
         wrapper = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
@@ -203,5 +204,3 @@ def main(
     ] = False,
 ) -> None:
     """Train image classifiers from one YAML file, with a softmax + cross-entropy loss you can read."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # module:Name is looked up in the current folder too, as python -m does

@@ -1,4 +1,6 @@
-"""Settings that make the commands start and end faster. Each is safe to leave out.
+"""Settings that make the commands start and end faster, and libraries imported without the current folder's settings.
+
+The first are safe to leave out:
 
 | setting | gain |
 | --- | --- |
@@ -9,9 +11,24 @@
 
 import contextlib
 import gc
+import importlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+# Files that a library reads from the current folder when it is imported -> the library.
+SETTINGS = {"matplotlibrc": "matplotlib", ".numba_config.yaml": "numba.core.config"}
+
+
+def import_without_settings() -> None:
+    """Import the libraries for which the current folder holds settings, from a folder that holds none."""
+    present = [name for name in SETTINGS if os.path.lexists(name)]
+    if not present:
+        return
+    with contextlib.chdir(Path(__file__).parent):
+        for name in present:
+            importlib.import_module(SETTINGS[name])
 
 
 def limit_openmp_spinning() -> None:

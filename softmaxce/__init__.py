@@ -10,9 +10,12 @@ The names below are importable from here; torch is imported when the first of th
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+# Not typing's: a typing.py in the current folder would be run, which is on the path until __main__ removes it.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .api import build_run, evaluate, fit, load, train
     from .config.from_python import load_config
     from .config.keys import Config
@@ -76,7 +79,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,24 +1,100 @@
-"""Atomic writing of files, and a lock on a folder that ends with its process.
+"""Files: regular ones read within a limit, written atomically and never through a link; and a lock on a folder.
+
+A run folder may come from anyone: a name in it may be a link to a file elsewhere, a pipe that nobody writes to, or a
+file without end. All of softmaxce's files are read and written here.
 
 Every step that writes is a call to `os`, so that a test can make each of them fail in turn.
 """
 
 import contextlib
+import errno
+import json
 import os
+import re
+import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from .errors import RunError
 
 TEMPORARY = ".tmp"
 LOCK = ".lock"
+MAX_NAME = 200  # bytes of a file's name that fit before a temporary file's ending
+MAX_DIGITS = 300  # of a whole number in JSON: more do not fit a float
+
+NONBLOCK, NOFOLLOW = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
+BINARY = getattr(os, "O_BINARY", 0)  # only Windows has it
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def open_file(file: str | os.PathLike[str]) -> BufferedReader:
+    """Open a regular file for reading. Links are followed.
+
+    Raises: OSError, also if it is a folder, a pipe, a device or a socket.
+    """
+    _check_regular(
+        Path(file).stat(), file
+    )  # first: opening waits for a pipe's writer, and some devices act when opened
+    descriptor = os.open(file, os.O_RDONLY | NONBLOCK | BINARY)
+    try:
+        _check_regular(os.fstat(descriptor), file)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_regular(status: os.stat_result, file: str | os.PathLike[str]) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(file))
+    if not stat.S_ISREG(status.st_mode):
+        kind = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(status.st_mode), "a device")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file", os.fspath(file))
+
+
+def read_file(file: str | os.PathLike[str], limit: int) -> bytes:
+    """A regular file's content. Raises: OSError, also if it is no regular file or has more than `limit` bytes."""
+    with open_file(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        content = stream.read(limit + 1) if size <= limit else b""  # the size of files in /proc is 0
+    if max(size, len(content)) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", os.fspath(file))
+    return content
+
+
+def read_json(file: str | os.PathLike[str], limit: int) -> Any:
+    """A JSON file's data. Raises: OSError as read_file; ValueError as parse_json."""
+    return parse_json(read_file(file, limit))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON as data, whose numbers can all be converted to float. Raises: ValueError."""
+    try:
+        return json.loads(text, parse_int=_parse_int)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
 
 
 def stage(file: Path, content: bytes) -> Path:
-    """Write `content` beside `file`, flushed to the disk, ready to be renamed. Returns: the temporary file."""
-    staged = file.with_name(file.name + TEMPORARY)
+    """Write `content` beside `file`, flushed to the disk, ready to be renamed.
+
+    Returns: the temporary file, which is new and has a random name: no link that lies there is followed.
+    """
+    staged = _temporary(file)
     try:
-        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY, 0o666)
         try:
             left = memoryview(content)
             while left:
@@ -34,26 +110,47 @@ def stage(file: Path, content: bytes) -> Path:
     return staged
 
 
+def _temporary(file: Path) -> Path:
+    name = file.name if len(os.fsencode(file.name)) <= MAX_NAME else "softmaxce"
+    return file.with_name(f"{name}.{os.urandom(8).hex()}{TEMPORARY}")
+
+
+def staged_files(file: Path) -> list[Path]:
+    """The temporary files that `stage` made for `file` and that were not renamed; earlier versions added .tmp alone."""
+    names = re.compile(rf"{re.escape(file.name)}(\.[0-9a-f]{{16}})?{re.escape(TEMPORARY)}")
+    return [entry for entry in sorted(file.parent.iterdir()) if names.fullmatch(entry.name)]
+
+
 def replace_file(file: Path, content: bytes) -> None:
-    """Write a file atomically: at any instant, even after a power cut, it has its old content or the new one."""
+    """Write a file atomically: at any instant, even after a power cut, it has its old content or the new one.
+
+    A link of that name is replaced, not followed.
+    """
     stage(file, content).replace(file)
     flush_folder(file.parent)
 
 
 def keep_as(file: Path, other: Path) -> None:
     """Make `other` a second name (hard link) of `file`'s content, atomically. No flush."""
-    staged = other.with_name(other.name + TEMPORARY)
-    with contextlib.suppress(FileNotFoundError):  # there is nothing to remove
-        staged.unlink()
+    staged = _temporary(other)
     try:
         os.link(file, staged)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
-        stage(other, file.read_bytes())  # a file system without hard links
+        staged = stage(other, file.read_bytes())  # a file system without hard links
     staged.replace(other)
     with contextlib.suppress(FileNotFoundError):  # there is nothing to remove
         staged.unlink()  # it remains if both were names of one file already
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder inside another, if there is none. Raises: RunError if its name is taken, by a link for example."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not stat.S_ISDIR(folder.lstat().st_mode):  # what is written through a link lands elsewhere
+            raise RunError(f"{folder}: is a link or a file, not a folder; remove it") from None
 
 
 def flush_folder(folder: Path) -> None:
@@ -66,26 +163,43 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+# -- locking ----------------------------------------------------------------------------------------------------------
+
+HOLDER = re.compile(r"process \d{1,20} on [\w.-]{1,255}\n?")
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock a folder for this process. The system releases the lock when the process ends, however it ends.
 
-    Raises: RunError, with the process that has the lock, if it is locked already.
+    Raises: RunError, with the process that has the lock, if it is locked already; or if its lock is no plain file.
     """
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    with (folder / LOCK).open("a+", encoding="utf-8") as stream:
+    with os.fdopen(_open_lock(folder / LOCK), "r+b", buffering=0) as stream:
         try:
             # Not flock: worker processes would inherit that lock, and keep it after their parent was killed.
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
+            text = (stream.read(400) or b"").decode(errors="replace")
+            holder = text.strip() if HOLDER.fullmatch(text) else "another process"
             raise RunError(f"{folder}: is being trained by {holder}; wait for it, or end it, and try again") from None
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        stream.flush()
+        if os.fstat(stream.fileno()).st_nlink == 1:  # else its content is another file's too
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {os.uname().nodename}\n".encode())
         yield
+
+
+def _open_lock(file: Path) -> int:
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | NOFOLLOW | NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):  # a link, a folder, a socket
+            raise
+    raise RunError(f"{file}: is not a plain file; remove it")

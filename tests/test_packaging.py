@@ -72,7 +72,7 @@ FILES = {
 
 def part_of(module: str) -> str:
     """The package or module of the top level that a dotted name belongs to."""
-    return "cli" if module.startswith("softmaxce_cli") else module.split(".")[1]
+    return "cli" if module.startswith(("softmaxce_cli", "softmaxce.__main__")) else module.split(".")[1]
 
 
 def imports(module: str) -> set[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import ConfigError, Problem, SoftmaxceError, in_one_line, ran_out_of_memory, suggestion
 from .registry import Registry
-from .signatures import Argument, NotStatic, Signature, read_signature, signature_of
+from .signatures import Argument, NotStatic, Signature, current_folder_last, read_signature, signature_of
 from .values import convert, describe
 
 
@@ -221,9 +221,10 @@ def load_object(target: str) -> Any:
     """
     module_name, _, name = target.rpartition(":")
     try:
-        module = (
-            _import_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
-        )
+        with current_folder_last():
+            module = (
+                _import_file(Path(module_name)) if module_name.endswith(".py") else importlib.import_module(module_name)
+            )
     except Exception as error:  # importing runs the user's code, which may raise anything
         sys.modules.pop(_module_name(Path(module_name)), None)
         if ran_out_of_memory(error):

@@ -1,9 +1,12 @@
 """A component's signature, read from its source text without importing it."""
 
 import ast
+import contextlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_origin
@@ -46,6 +49,19 @@ class Signature:
     def names(self) -> list[str]:
         """The names of all arguments, including those that softmaxce supplies."""
         return [argument.name for argument in self.arguments]
+
+
+@contextlib.contextmanager
+def current_folder_last() -> Iterator[None]:
+    """The current folder is on the module search path, after everything that is installed, while a user's
+    `module:Name` is looked up; so a file in it never takes the place of a module that something else needs."""
+    folder = os.getcwd()  # noqa: PTH109 - as an entry of sys.path
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:  # the user's code may have changed it
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
 
 
 class NotStatic(Exception):
@@ -134,7 +150,8 @@ def _source_file(module: str) -> Path:
         return file
     top, *rest = module.split(".")
     try:
-        spec = importlib.util.find_spec(top)  # finds a top-level module without executing it
+        with current_folder_last():
+            spec = importlib.util.find_spec(top)  # finds a top-level module without executing it
     except ValueError:  # __main__ and the like have no spec
         spec = None
     if spec is None:

@@ -1,9 +1,11 @@
 """A training run as TensorBoard event files. Needs the optional extra `tensorboard`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from ..config import yamlfile
+from ..files import make_folder
 from ..runs.folder import SPLITS
 from ..session import Outcome, Reporter
 from ..training.run import Epoch, Run
@@ -23,7 +25,11 @@ class TensorBoard(Reporter):
         from torch.utils.tensorboard import SummaryWriter
 
         done = run.progress.epoch
-        self._writer = SummaryWriter(str(folder / FOLDER), purge_step=done + 1 if done else None)
+        make_folder(folder / FOLDER)
+        suffix = f".{os.urandom(8).hex()}"  # TensorBoard would follow a link of the file's name
+        self._writer = SummaryWriter(
+            str(folder / FOLDER), purge_step=done + 1 if done else None, filename_suffix=suffix
+        )
         if not done:
             lines = yamlfile.dump(run.config.to_dict()).splitlines()
             self._writer.add_text("config", "".join(f"    {line}\n" for line in lines))  # indented: Markdown code

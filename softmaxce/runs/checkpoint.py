@@ -19,7 +19,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from ..errors import RunError, TrainingError
-from ..files import TEMPORARY, flush_folder, keep_as, stage
+from ..files import TEMPORARY, flush_folder, keep_as, stage, staged_files
 from ..optim import unwrapped
 from ..runtime.random_state import check_random_state, random_state, restore_random_state
 from ..training.run import Progress, Run
@@ -61,14 +61,14 @@ def save(run: Run, folder: Path, *, best: bool) -> None:
     _check_finite(run)
     weights = {name: contiguous_copy(tensor) for name, tensor in run.evaluated.state_dict().items()}
     header = header_of(run)
-    staged_last, staged_best = folder / (LAST + TEMPORARY), folder / (BEST + TEMPORARY)
+    staged_last = staged_best = None
     try:
         if best:
             content, run.progress.best_sha256 = serialized(weights, header)
-            stage(folder / BEST, content)
+            staged_best = stage(folder / BEST, content)
         training, skeleton = _training_state(run)
         content, _ = serialized(weights | training, {**header, "training": skeleton})
-        stage(folder / LAST, content)
+        staged_last = stage(folder / LAST, content)
         if (folder / LAST).exists():
             keep_as(folder / LAST, folder / LAST_BEFORE)
         if best and (folder / BEST).exists():
@@ -76,11 +76,12 @@ def save(run: Run, folder: Path, *, best: bool) -> None:
         flush_folder(folder)
         staged_last.replace(folder / LAST)
     except OSError:
-        with contextlib.suppress(OSError):  # frees space on a full disk; the first error is raised
-            staged_last.unlink(missing_ok=True)
-            staged_best.unlink(missing_ok=True)
+        for staged in (staged_last, staged_best):
+            with contextlib.suppress(OSError):  # frees space on a full disk; the first error is raised
+                if staged is not None:
+                    staged.unlink(missing_ok=True)
         raise
-    if best:
+    if staged_best is not None:
         staged_best.replace(folder / BEST)
     else:
         (folder / BEST_BEFORE).unlink(missing_ok=True)  # last.1 now has the same best weights as last
@@ -134,8 +135,8 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         return checkpoint, warnings  # which `restore` refuses
     progress = checkpoint.training["progress"]
     sha256 = progress["best_sha256"]
-    candidates = (BEST, BEST_BEFORE, BEST + TEMPORARY)
-    if sha256 is not None and not any(_move_if_matching(folder / name, folder / BEST, sha256) for name in candidates):
+    candidates = (folder / BEST, folder / BEST_BEFORE, *staged_files(folder / BEST))
+    if sha256 is not None and not any(_move_if_matching(file, folder / BEST, sha256) for file in candidates):
         warnings.append(f"{folder / BEST}: is damaged or missing; the best epoch is selected from the coming ones only")
         progress |= {"best_epoch": 0, "best_value": None, "best_sha256": None}
     if checkpoint.file.name != LAST:

@@ -107,7 +107,8 @@ def held(folder: Path, *, new: bool) -> Iterator[None]:
 def clear_temporary(folder: Path) -> None:
     """Remove the temporary files of a killed process."""
     for file in folder.glob(f"*{TEMPORARY}"):
-        file.unlink(missing_ok=True)
+        if file.is_symlink() or not file.is_dir():  # a folder is not ours
+            file.unlink(missing_ok=True)
 
 
 def newest(root: Path = Path("runs"), recipe: str = "*") -> Path | None:

@@ -1,6 +1,7 @@
 """The machine, the library versions and the git commit, for a run's record."""
 
 import functools
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -54,8 +55,27 @@ def softmaxce_commit() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    """The output of a git command in a folder, run without the programs that the repository's own settings name.
+
+    A .git folder that came with someone's files may name a file-system monitor, hooks, filters, and a remote to fetch
+    missing objects from, all of which are commands.
+    """
+    settings = ["-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
+    own = _output(folder, "config", "--show-scope", "--name-only", "--get-regexp", r"^(filter|hook)\.") or ""
+    for line in own.splitlines():
+        scope, _, name = line.partition("\t")
+        if scope in ("local", "worktree"):  # the user's own filters, of Git LFS for example, are in "global"
+            settings += ["-c", f"{name}="]
+    return _output(folder, *settings, *arguments)
+
+
+def _output(folder: Path, *arguments: str) -> str | None:
+    environment = os.environ | {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_OPTIONAL_LOCKS": "0"}
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):  # no git, or no repository: no commit is known
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):  # no git, or no repository: no commit is known
         return None
     return done.stdout.strip()

@@ -117,7 +117,7 @@ def test_whichever_system_call_fails_the_checkpoint_before_loads(
         checkpoint.save(run, before, best=best)
         is_whole(before, run, [now])
         previous = now
-    assert injected > 100
+    assert injected > 80
     if lasting:
         assert raised == injected  # what fails once may be made good: a copy where there are no hard links
 

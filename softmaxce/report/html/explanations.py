@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ...explain.trained import explain_image
+from ...files import make_folder
 from ...inference.analysis import RunAnalysis
 from .explanation_page import write_page
 
@@ -16,6 +17,9 @@ def write_explanations(analysis: RunAnalysis, folder: Path) -> dict[int, Path]:
     Returns: the pages, by the mistake's index.
     """
     pages = {}
+    if analysis.mistakes:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     for mistake in analysis.mistakes:
         image = mistake.file or f"{analysis.split} image {mistake.index} of {analysis.model.config.source.name}"
         explanation = explain_image(
