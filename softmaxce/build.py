@@ -14,7 +14,7 @@ from .data.fingerprint import fingerprint
 from .data.mixup import mixing
 from .data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Preprocessing, mean_and_std
 from .data.splits import Dataset, InMemory, OnDisk, Side, Split, split_by_name, stratified
-from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
+from .errors import ConfigError, DataError, Problem, in_one_line, in_users_code, ran_out_of_memory, within_memory
 from .losses.interface import Loss
 from .optim import unwrapped
 from .runtime.allocator import keep_freed_memory
@@ -363,7 +363,7 @@ def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: tor
     try:
         value = loss(logits, targets)
     except Exception as error:  # the user's loss may raise anything
-        if ran_out_of_memory(error):
+        if ran_out_of_memory(error) or (isinstance(error, OSError) and not in_users_code(error)):
             raise
         kind = "probabilities [B, K], as mixup makes them," if soft else "class ids [B]"
         message = f"{component.name} cannot take logits [B, K] and {kind}: {in_one_line(error)}"

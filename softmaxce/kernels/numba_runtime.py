@@ -5,10 +5,12 @@ job is `next_chunk` and one is `num_chunks`: the threads take the chunks of the 
 scheduling).
 """
 
+import contextlib
 import ctypes
 import os
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from hashlib import blake2b
@@ -23,6 +25,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic as _intrinsic
 from platformdirs import user_cache_dir
+
+from ..errors import ran_out_of_memory
 
 intrinsic: Any = _intrinsic
 pointer: Any = types.CPointer
@@ -41,7 +45,8 @@ def compile_kernel(
     rest of the process. The thread that waits here is interrupted at once.
 
     The machine code is cached in the user's cache folder (or $NUMBA_CACHE_DIR), not beside the source, where Numba puts
-    it: pip would leave it there, and the remains of a package hide the one that is installed in its place.
+    it: pip would leave it there, and the remains of a package hide the one that is installed in its place. Damaged
+    files there are removed and made again; where nothing can be written, every process compiles for itself.
     """
     executor = ThreadPoolExecutor(1, "softmaxce compiles")
     result = executor.submit(_compile, function, job, fastmath)
@@ -51,18 +56,66 @@ def compile_kernel(
 
 def _compile(function: Callable[[Any], None], job: type[ctypes.Structure], fastmath: set[str]) -> Callable[[int], None]:
     signature = types.void(pointer(numba.from_dtype(np.dtype(job))))
-    settings: Any = numba.config
-    with _SETTING:  # the setting is the process's: no thread may take another's value for the user's
-        users_folder = settings.CACHE_DIR
-        try:
-            settings.CACHE_DIR = _cache_folder(users_folder or user_cache_dir("softmaxce"))
-            kernel = numba.cfunc(signature, cache=True, fastmath=fastmath, error_model="numpy")(function)
-        except RuntimeError:  # no cache folder can be written: compile without one
-            kernel = numba.cfunc(signature, fastmath=fastmath, error_model="numpy")(function)
-        finally:
-            settings.CACHE_DIR = users_folder
+
+    def compiled(folder: str) -> Any:
+        with _settings(folder):
+            return numba.cfunc(signature, cache=bool(folder), fastmath=fastmath, error_model="numpy")(function)
+
+    with _SETTING:
+        folder = _writable_cache_folder()
+        for cache_folder in (folder, folder, "") if folder else ("",):
+            try:
+                kernel = compiled(cache_folder)
+                break
+            except Exception as error:  # unpickling a damaged cache raises anything; a full disk OSError
+                if ran_out_of_memory(error) or not cache_folder:
+                    raise
+                _remove_cached(cache_folder, function)
     _COMPILED.append(kernel)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(int(kernel.address or 0))
+
+
+@contextlib.contextmanager
+def _settings(folder: str) -> Iterator[None]:
+    """Numba's settings of the process while softmaxce compiles: its cache is `folder`.
+
+    Numba reads the settings in a .numba_config.yaml of the current folder before it compiles; they are ignored.
+    """
+    settings: Any = numba.config
+    before = {name: getattr(settings, name) for name in ("CACHE_DIR", "_config_fname") if hasattr(settings, name)}
+    try:
+        settings.CACHE_DIR, settings._config_fname = folder, os.devnull
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(settings, name, value)
+
+
+def _writable_cache_folder() -> str:
+    """The folder of the cache, made if it is missing; an empty string if nothing can be written there.
+
+    Numba, where it cannot write to its folder, writes beside the source.
+    """
+    settings: Any = numba.config
+    users_folder: str = settings.CACHE_DIR  # $NUMBA_CACHE_DIR
+    root = users_folder or user_cache_dir("softmaxce")
+    if not users_folder and not Path(root).is_absolute():  # without a home folder it is one in the current folder
+        return ""
+    folder = _cache_folder(root)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(bytes(4096))
+    except OSError:  # read-only, full, or not a folder: compiling takes longer and needs none
+        return ""
+    return folder
+
+
+def _remove_cached(folder: str, function: Callable[[Any], None]) -> None:
+    """Remove what is cached of a function: an index (.nbi) and its machine code (.nbc)."""
+    for file in Path(folder).glob(f"*/*.{function.__name__}-{function.__code__.co_firstlineno}.*"):
+        with contextlib.suppress(OSError):  # another process has removed it
+            file.unlink()
 
 
 @cache
