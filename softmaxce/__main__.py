@@ -6,6 +6,6 @@ import sys
 if __name__ == "__main__":
     if not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109 - pathlib may lie there too
         del sys.path[0]  # the current folder, which -m puts there: a json.py in it would be run
-    from softmaxce_cli.main import app
+    from softmaxce_cli.main import app  # type: ignore[import-not-found, unused-ignore]  # in a checkout it is cli/
 
     app()

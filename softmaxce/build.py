@@ -213,10 +213,26 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
 
 
 @within_memory("building the model", "take a smaller model or smaller images, or a machine with more memory")
-def build_model(config: Config, preprocessing: Preprocessing, num_classes: int, device: torch.device) -> nn.Module:
-    """The model a config names, on the device, in channels-last memory format, which is faster on every device."""
+def build_model(
+    config: Config,
+    preprocessing: Preprocessing,
+    num_classes: int,
+    device: torch.device,
+    *,
+    weights_follow: bool = False,
+) -> nn.Module:
+    """The model a config names, on the device, in channels-last memory format, which is faster on every device.
+
+    Args:
+        config: a recorded one, which may be someone else's, downloads nothing.
+        preprocessing: the shape of the images.
+        num_classes: K.
+        device: of the model.
+        weights_follow: a checkpoint's will be loaded, so that pretrained ones are not needed.
+    """
     channels, height, width = preprocessing.shape
     supplied = {"in_channels": channels, "image_size": (height, width), "num_classes": num_classes}
+    supplied["pretrained_weights"] = "none" if weights_follow else "local" if config.recorded else "download"
     model = build(config.model, supplied)
     if not isinstance(model, nn.Module):
         message = f"{config.model.name} must be a torch.nn.Module or return one, got {type(model).__name__}"

@@ -141,6 +141,9 @@ class Config:
     on_nonfinite: Literal["stop", "skip", "restore"] = "stop"
     max_nonfinite: PositiveInt = 10
     recipe: str = "run"
+    recorded: bool = field(
+        default=False, compare=False
+    )  # read from a run folder or a checkpoint, which may be anyone's
 
     @property
     def root(self) -> Path:

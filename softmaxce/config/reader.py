@@ -30,9 +30,10 @@ def load(config: str, overrides: Sequence[Override] = ()) -> Config:
     """
     file, location = find(config)
     document = yamlfile.read(file, location)
-    if file.name == "config.yaml" and any((file.parent / name).is_file() for name in IN_A_RUN_FOLDER):
+    recorded = file.name == "config.yaml" and any((file.parent / name).is_file() for name in IN_A_RUN_FOLDER)
+    if recorded:
         document = replace(document, data=as_recorded(document.data))
-    return check(document, overrides, recipe=file.stem)
+    return replace(check(document, overrides, recipe=file.stem), recorded=recorded)
 
 
 def from_dict(data: Any, source: str = "the config", recipe: str = "run") -> Config:
@@ -50,13 +51,18 @@ def from_dict(data: Any, source: str = "the config", recipe: str = "run") -> Con
 def as_recorded(data: Any) -> Any:
     """The config of an earlier run, with the keys it lacks set to what was the default when it was written.
 
+    It downloads nothing, whatever it says: the run may be someone else's.
+
     Args:
         data: from a run folder's config.yaml or a checkpoint's header; it is not changed.
     """
     section = data.get("data") if isinstance(data, dict) else None
-    if isinstance(section, dict) and section.get("name") == "image_folder" and "split_by" not in section:
-        return {**data, "data": {**section, "split_by": "shuffle"}}
-    return dict(data) if isinstance(data, dict) else data
+    if not isinstance(section, dict):
+        return dict(data) if isinstance(data, dict) else data
+    changed = {**section, "download": False} if "download" in section else dict(section)
+    if section.get("name") == "image_folder":
+        changed.setdefault("split_by", "shuffle")
+    return {**data, "data": changed}
 
 
 def check(document: yamlfile.Document, overrides: Sequence[Override] = (), recipe: str = "run") -> Config:

@@ -190,7 +190,9 @@ TORCHVISION = Family(
 # The section of a config -> what it can name.
 REGISTRIES = {
     "loss": Registry("losses", LOSSES, ("num_classes", "class_counts"), called_with=2),
-    "model": Registry("models", MODELS, ("in_channels", "num_classes", "image_size"), families=(TORCHVISION,)),
+    "model": Registry(
+        "models", MODELS, ("in_channels", "num_classes", "image_size", "pretrained_weights"), families=(TORCHVISION,)
+    ),
     "data": Registry("datasets", DATASETS, ("root", "download", "seed")),
     "optimizer": Registry("optimizers", OPTIMIZERS, ("params", "model")),
     "schedule": Registry("schedules", SCHEDULES, ("step", "steps", "steps_per_epoch")),

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal, Union, get_origin
 
 from .. import argument_types
 from ..errors import suggestion
+from ..files import read_file
 
+MAX_SOURCE = 4 << 20  # bytes of a Python file
 REQUIRED = object()  # the default of an argument that has none
 
 
@@ -78,9 +80,13 @@ def read_signature(target: str) -> Signature:
     module, _, name = target.rpartition(":")
     file = _source_file(module)
     try:
-        tree = ast.parse(file.read_bytes(), str(file))
+        tree = ast.parse(read_file(file, MAX_SOURCE), str(file))
     except SyntaxError as error:
         raise ValueError(f"{file}:{error.lineno}:{error.offset}: {error.msg}") from None
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
+    except (RecursionError, MemoryError):  # what Python's parser raises on expressions nested too deeply
+        raise ValueError(f"{file}: is nested too deeply") from None
     node = next((n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name), None)
     if node is None:
         bound, open_ended = _top_level_names(tree)

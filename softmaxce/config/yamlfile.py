@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError, Problem
+from ..files import open_file
 
 # No config needs more; larger files are refused before they take seconds to parse, or fill the memory.
 MAX_BYTES = 1 << 18
@@ -112,7 +113,8 @@ def read(file: Path, name: str | None = None) -> Document:
     """
     name = name or str(file)
     try:
-        with file.open("rb") as stream:
+        # a pipe that is open already, as <(command) makes one, is no file but has an end
+        with file.open("rb") if file.parent == Path("/dev/fd") else open_file(file) as stream:
             raw = stream.read(MAX_BYTES + 1)
     except IsADirectoryError:
         raise ConfigError([Problem(name, "is a folder; give the YAML file in it")]) from None

@@ -1,9 +1,12 @@
 """One image file as pixels, whatever its format and mode. Needs no torch."""
 
+import contextlib
 import importlib.util
+import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
+from ..files import open_file
 from ..runtime.processors import processors
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ UNREAD = (
     *HEIF,
     *(".jxl", ".svg", ".svgz", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
 )
+MAX_BYTES = 1 << 30  # of a file: the largest image below, with 64 bits a pixel, is half of that
 MAX_PIXELS = 1 << 26  # a larger one is no training image, and could exhaust memory (a decompression bomb)
 # Raised by Pillow's decoders and its EXIF reader on damaged files, as observed.
 DAMAGED = (
@@ -59,7 +64,7 @@ class Decode:
     def array(self, file: str) -> NDArray[np.uint8]:
         """Decode one file to [C, H, W]."""
         try:
-            with Image.open(file, formats=_formats()) as image:  # reads the header alone
+            with open_image(file) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
                 return self.pixels(image)
@@ -78,6 +83,16 @@ class Decode:
         if self.size is None or (image.height, image.width) == self.size:
             return image
         return ImageOps.fit(image, (self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+
+
+@contextlib.contextmanager
+def open_image(file: str) -> Iterator[Image.Image]:
+    """Open an image file; its header alone is read. Raises: DAMAGED, also for what is no regular file or too large."""
+    with open_file(file) as stream:
+        if os.fstat(stream.fileno()).st_size > MAX_BYTES:  # some of Pillow's decoders read all of it first
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        with Image.open(stream, formats=_formats()) as image:
+            yield image
 
 
 def decoding_threads(file: str) -> int:

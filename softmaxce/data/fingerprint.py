@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from ..files import open_file
 from .splits import Dataset, InMemory, OnDisk, Split
 
 SPLITS = ("train", "validation", "test")
@@ -50,7 +51,7 @@ def _contents(split: OnDisk) -> str:
     for number in range(count):
         file = split.files[number * len(split.files) // count]
         try:
-            with Path(file).open("rb") as stream:
+            with open_file(file) as stream:
                 digest.update(stream.read(SAMPLED_BYTES))
         except OSError:  # as in _size
             digest.update(b"?")

@@ -1,10 +1,13 @@
 """Reads the idx files of the MNIST family without torchvision, whose import takes longer than reading them."""
 
+import math
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..files import open_file
 from .splits import InMemory
 
 FILES = {"train": "train", "test": "t10k"}
@@ -31,13 +34,14 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray[tuple[int, ...], np.dtyp
     LeCun, Cortes & Burges, "The MNIST database", on the file format.
     """
     try:
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             header = stream.read(4 + 4 * dimensions)
             if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, 8, dimensions)):
                 return None
-            values = np.fromfile(stream, np.uint8)
-    except OSError:  # torchvision's reader is tried next, and reports the error
+            shape = tuple(np.frombuffer(header, ">i4", offset=4).tolist())
+            values = os.fstat(stream.fileno()).st_size - len(header)
+            if min(shape) < 0 or math.prod(shape) != values:
+                return None
+            return np.fromfile(stream, np.uint8, values).reshape(shape)
+    except (OSError, ValueError):  # torchvision's reader is tried next, and reports the error
         return None
-    shape = tuple(np.frombuffer(header, ">i4", offset=4).tolist())
-    fits = min(shape) >= 0 and int(np.prod(shape, dtype=np.float64)) == len(values)
-    return values.reshape(shape) if fits else None

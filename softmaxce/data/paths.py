@@ -5,7 +5,9 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
+from ..errors import DataError
 from .decode import is_image
 
 
@@ -20,17 +22,21 @@ class Unreadable:
         return f"{self.path}: {self.reason}"
 
 
-def image_files(paths: Iterable[str], listed: Iterable[str] = ()) -> Iterator[str | Unreadable]:
+MAX_PATH = 1 << 15  # characters
+
+
+def image_files(paths: Iterable[str], listed: TextIO | None = None) -> Iterator[str | Unreadable]:
     """The image files that paths name, in their order, lazily.
 
     Args:
         paths: a file is itself, whatever its name; a folder is every image in it and below, by name; a pattern with
             * ? [ or ** that names no file is every file that matches it; `-` is every line of `listed`.
         listed: lines, each a file or a folder.
+    Raises: DataError if one of `listed` is longer than any path.
     """
     for path in paths:
         if path == "-":
-            for line in listed:
+            for line in _lines(listed):
                 if name := line.rstrip("\r\n"):
                     yield from _files(name)
         elif not os.path.lexists(path) and glob.has_magic(path):
@@ -41,6 +47,13 @@ def image_files(paths: Iterable[str], listed: Iterable[str] = ()) -> Iterator[st
                 yield from _files(match)
         else:
             yield from _files(path)
+
+
+def _lines(listed: TextIO | None) -> Iterator[str]:
+    while listed is not None and (line := listed.readline(MAX_PATH)):
+        if len(line) == MAX_PATH:
+            raise DataError(f"the list of paths: a line of {MAX_PATH:,} characters or more is no path")
+        yield line
 
 
 def _files(path: str) -> Iterator[str | Unreadable]:

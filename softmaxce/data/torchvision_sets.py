@@ -89,7 +89,7 @@ def _damaged_idx(folder: Path) -> str:
     """The first idx file in a folder that cannot be read, which torchvision does not name; empty if there is none."""
     from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
-    for file in sorted(folder.glob("*-ubyte")):
+    for file in sorted(file for file in folder.glob("*-ubyte") if file.is_file()):
         try:
             read_sn3_pascalvincent_tensor(str(file))
         except DAMAGED:  # this is the file to name

@@ -6,7 +6,6 @@ together, below 1 they move apart.
 Guo, Pleiss, Sun & Weinberger 2017, "On calibration of modern neural networks", section 4.2, eq. 9.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -14,10 +13,12 @@ import torch
 from torch import Tensor
 
 from ..errors import RunError
+from ..files import read_json
 from ..runs.folder import CALIBRATION
 from ..runs.header import find_checkpoint, read_header
 
 LOWEST, HIGHEST = 0.01, 100.0
+MAX_CALIBRATION = 1 << 16  # bytes of calibration.json
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -72,9 +73,11 @@ def temperature_of(run: Path) -> float:
     if not stored.exists():
         return 1.0
     try:
-        record = json.loads(stored.read_text(encoding="utf-8"))
+        record = read_json(stored, MAX_CALIBRATION)
         temperature, epoch = float(record["temperature"]), int(record["epoch"])
-    except (OSError, ValueError, TypeError, KeyError):  # NaN is refused below
+    except OSError as error:
+        raise RunError(f"{stored}: cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, OverflowError):  # NaN is refused below
         temperature, epoch = math.nan, 0
     if not 0 < temperature < math.inf:
         raise RunError(f"{stored}: is damaged; fit it again: softmaxce calibrate {file.parent}")

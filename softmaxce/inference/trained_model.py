@@ -1,7 +1,7 @@
 """A trained model, opened from a run folder or a checkpoint: its splits, logits, metrics and predictions."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from os import PathLike
@@ -289,7 +289,7 @@ def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, 
             data[section] = {**(data[section] if isinstance(data.get(section), dict) else {}), name: value}
         else:
             data[key] = value
-    config = from_dict(data, str(checkpoint.file), checkpoint.header["recipe"])
+    config = replace(from_dict(data, str(checkpoint.file), checkpoint.header["recipe"]), recorded=True)
     if not trust_code:
         refuse_users_code(config, str(checkpoint.file))
     return config
@@ -326,7 +326,7 @@ def _build_model(
         with torch.device("meta"):
             shapes = build(config.model, supplied).state_dict()
         check_weights(shapes, checkpoint.weights, checkpoint.file)
-    model = build_model(config, preprocessing, num_classes, device)
+    model = build_model(config, preprocessing, num_classes, device, weights_follow=True)
     checkpoints.load_weights(model, checkpoint)
     model = with_tta(model.eval(), config.tta)
     if config.keep_memory and device.type == "cpu":

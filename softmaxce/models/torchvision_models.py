@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -24,6 +24,7 @@ def torchvision_model(
     *,
     in_channels: int,
     num_classes: int,
+    pretrained_weights: Literal["download", "local", "none"] = "download",
 ) -> nn.Module:
     """A model of torchvision's by name, its head made for the data's classes.
 
@@ -34,6 +35,8 @@ def torchvision_model(
         input_size: images are resized to this height and width, in pixels, on the device.
         in_channels: C; grey images are repeated to the three channels the model takes.
         num_classes: K.
+        pretrained_weights: download them if they are not on this machine; take them from this machine only; or none,
+            the same model without them, because a checkpoint's weights follow.
     Returns: images [B, C, H, W] -> logits [B, K].
     Raises:
         ValueError: if there are no such weights.
@@ -48,7 +51,7 @@ def torchvision_model(
         model = get_model(architecture, num_classes=num_classes, **options)
         head = _head(model)[1]
     else:
-        model = _pretrained(architecture, weights)
+        model = _pretrained(architecture, weights, pretrained_weights)
         if hasattr(model, "aux_logits"):
             model.aux_logits = False  # the auxiliary heads are trained for the old classes
         head = _replace_head(model, num_classes)
@@ -90,14 +93,21 @@ class _Adapted(nn.Module):
         return self.model(images)  # type: ignore[no-any-return]
 
 
-def _pretrained(architecture: str, weights: str) -> Any:
+def _pretrained(architecture: str, weights: str, source: str) -> Any:
     from torchvision.models import get_model, get_model_weights
 
     choices = get_model_weights(architecture)
     if weights not in choices.__members__:  # DEFAULT is among them
         raise ValueError(f"weights must be one of {', '.join(choices.__members__)}, got '{weights}'")
     entry = choices[weights]
+    if source == "none":
+        return get_model(architecture, weights=None, **_options(architecture, entry.meta))
     file = Path(torch.hub.get_dir(), "checkpoints", Path(entry.url).name)
+    if source == "local" and not file.is_file():
+        raise DataError(
+            f"the weights {architecture}/{entry.name} are not on this machine, and a config that was read from a run "
+            f"downloads nothing; pass your own by --config, or put the file {file.name} into {file.parent}"
+        )
     try:
         with _weights_only():
             return get_model(architecture, weights=entry)
@@ -111,6 +121,16 @@ def _pretrained(architecture: str, weights: str) -> Any:
         raise DataError(
             f"{file}: holds no weights of {architecture} ({reason}); delete it, and it is downloaded again"
         ) from None
+
+
+def _options(architecture: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with which torchvision itself builds a model for pretrained weights, by their description."""
+    options: dict[str, Any] = {"num_classes": len(meta["categories"])}
+    if architecture in ("inception_v3", "googlenet"):  # of googlenet's auxiliary heads it drops the weights
+        options |= {"transform_input": True, "init_weights": False, "aux_logits": architecture == "inception_v3"}
+    if architecture.startswith("vit_"):  # the position embedding has one row per patch
+        options["image_size"] = meta["min_size"][0]
+    return options
 
 
 @contextlib.contextmanager

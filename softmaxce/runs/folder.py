@@ -19,13 +19,14 @@ import contextlib
 import enum
 import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..config import yamlfile
 from ..errors import RunError
-from ..files import LOCK, TEMPORARY, locked, replace_file
+from ..files import LOCK, TEMPORARY, locked, open_file, parse_json, read_file, read_json, replace_file
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 LAST_BEFORE, BEST_BEFORE = "last.1.safetensors", "best.1.safetensors"
@@ -34,6 +35,12 @@ METRICS = "metrics.jsonl"
 CALIBRATION = "calibration.json"
 
 SPLITS = ("train", "validation", "test")
+
+# Larger files are not softmaxce's, and are refused before they fill the memory.
+MAX_RECORD = 4 << 20  # bytes of run.json
+MAX_METRICS = 32 << 20  # bytes of metrics.jsonl
+MAX_LINE = 1 << 16  # bytes of an epoch
+MAX_EPOCHS = 250_000
 
 
 class Status(enum.StrEnum):
@@ -123,11 +130,13 @@ def read_record(folder: Path) -> dict[str, Any]:
 
     file = folder / "run.json"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file, MAX_RECORD)
     except FileNotFoundError:
         raise RunError(f"{folder}: there is no run in this folder (no run.json)") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{file}: cannot be read: {error}") from None
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RunError(f"{file}: is damaged: {error}") from None
     return check_record(record, file)
 
 
@@ -161,27 +170,34 @@ def explain_write_error(error: OSError, resume: str) -> str:
 def append_metrics(folder: Path, epoch: Mapping[str, Any]) -> None:
     """Append an epoch to metrics.jsonl. The whole file is replaced, so that a reader never sees half a line."""
     file = folder / METRICS
-    before = file.read_bytes() if file.exists() else b""
+    before = read_file(file, MAX_METRICS) if file.exists() else b""
     replace_file(file, before + json.dumps(epoch).encode() + b"\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The epochs in metrics.jsonl, up to the first line that is not one."""
+    """The epochs in metrics.jsonl, up to the first line that is not one. Raises: RunError if it cannot be read."""
     from .record import is_epoch
 
+    file = folder / METRICS
+    epochs: list[dict[str, Any]] = []
     try:
-        lines = (folder / METRICS).read_bytes().splitlines()
+        with open_file(file) as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_METRICS:
+                raise RunError(f"{file}: cannot be read: it is larger than {MAX_METRICS:,} bytes")
+            while line := stream.readline(MAX_LINE):
+                try:
+                    epoch = parse_json(line)
+                except ValueError:  # a line that an earlier version was killed while writing
+                    break
+                if not is_epoch(epoch):
+                    break
+                epochs.append(epoch)
+                if len(epochs) > MAX_EPOCHS:
+                    raise RunError(f"{file}: cannot be read: it has more than {MAX_EPOCHS:,} epochs")
     except FileNotFoundError:  # no epoch is completed yet
         return []
-    epochs = []
-    for line in lines:
-        try:
-            epoch = json.loads(line)
-        except (ValueError, RecursionError):  # a line that an earlier version was killed while writing
-            break
-        if not is_epoch(epoch):
-            break
-        epochs.append(epoch)
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read: {error.strerror}") from None
     return epochs
 
 

@@ -1,6 +1,6 @@
 """A checkpoint's metadata, read and checked. Needs torch only to read the tensors."""
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,11 @@ from safetensors import SafetensorError, safe_open
 
 from ..argument_types import NonNegativeInt, PositiveFloat, PositiveInt
 from ..errors import RunError
+from ..files import open_file, parse_json
 from .folder import BEST, LAST
 
 FORMAT = 2
+MAX_HEADER = 16 << 20  # bytes of a checkpoint's JSON
 MAX_VALUES = 1 << 26  # per image: it is allocated before anything else in the file can be checked
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -70,19 +72,39 @@ def read(
     Raises: RunError, as read_header.
     """
     try:
+        _check_size(file)
         with safe_open(file, framework=framework) as stream:
             sha256, _, text = (stream.metadata() or {}).get("softmaxce", " null").partition(" ")
-            header = json.loads(text)
+            header = parse_json(text)
             names = stream.keys() if with_tensors else ()
             tensors = {name: stream.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise RunError(f"{file}: there is no such checkpoint") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{file}: is not a readable checkpoint: {error}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RunError(f"{file}: is not a readable checkpoint: {reason}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise RunError(f"{file}: was not written by this version of softmaxce")
     check_header(header, file)
     return header, tensors, sha256, text
+
+
+def _check_size(file: Path) -> None:
+    """Refuse what is no regular file, or could not be read in bounded time and memory. Raises: OSError, ValueError."""
+    with open_file(file) as stream:
+        size = int.from_bytes(stream.read(8), "little")  # of the JSON that follows
+        if size > MAX_HEADER:
+            raise ValueError(f"its header has {size:,} bytes, more than {MAX_HEADER:,}")
+        if os.fstat(stream.fileno()).st_size > memory():
+            raise ValueError("it is larger than this machine's memory")
+
+
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows has no sysconf
+        return 1 << 40
 
 
 def check_header(header: Mapping[str, Any], file: Path) -> None:

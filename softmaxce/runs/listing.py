@@ -92,7 +92,7 @@ def read_run(folder: Path) -> RunRow:
         model=_name(config, "model"),
         loss=_name(config, "loss"),
         epochs_done=len(lines),
-        epochs=config.get("epochs"),
+        epochs=epochs if type(epochs := config.get("epochs")) is int else None,
         validation=_validation(best) if best and "validation" in best else None,
         test=record.get("test", {}).get("accuracy"),
         seconds=float(sum(line.get("seconds", 0) for line in lines) if seconds is None else seconds),

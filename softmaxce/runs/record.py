@@ -1,11 +1,14 @@
 """The types of run.json and of a line of metrics.jsonl. Keys that are not listed are kept unchecked."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..argument_types import NonNegativeInt, Probability
 from ..errors import RunError
+
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
 
 
 class _Strict(BaseModel):
@@ -14,7 +17,7 @@ class _Strict(BaseModel):
 
 class _Scores(_Strict):
     loss: float
-    accuracy: float
+    accuracy: Probability
 
 
 NONE = _Scores(loss=0.0, accuracy=0.0)  # where a split is left out
@@ -29,19 +32,19 @@ class _Record(_Strict):
     commands: list[Any] = []
     earlier_environments: list[Any] = []
     requirements: list[Any] = []
-    epochs: int = 0
-    best_epoch: int = 0
-    seconds: float = 0.0
+    epochs: NonNegativeInt = 0
+    best_epoch: NonNegativeInt = 0
+    seconds: Seconds = 0.0
     environment: dict[str, Any] = {}
     validation: _Scores = NONE
     test: _Scores = NONE
 
 
 class _Epoch(_Strict):
-    epoch: int
+    epoch: NonNegativeInt
     learning_rate: float = 0.0
     images_per_second: float = 0.0
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     train: _Scores = NONE
     validation: _Scores = NONE
     test: _Scores = NONE

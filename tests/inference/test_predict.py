@@ -203,7 +203,7 @@ def test_paths_are_expanded_in_their_order(tmp_path: Path, monkeypatch: pytest.M
     for name in ("b/2.png", "b/deep/1.jpg", "b/.hidden.png", "b/notes.txt", "a[1].png", "c.bmp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = list(image_files(["c.bmp", "b", "*.png", "a[1].png", "-", "b/**/*.jpg"], ["b/notes.txt\n", "\n", "b\n"]))
+    found = list(image_files(["c.bmp", "b", "*.png", "a[1].png", "-", "b/**/*.jpg"], io.StringIO("b/notes.txt\n\nb\n")))
     below = ["b/2.png", "b/deep/1.jpg"]
     assert found == ["c.bmp", *below, "a[1].png", "a[1].png", "b/notes.txt", *below, "b/deep/1.jpg"]
     assert list(image_files(["x*"])) == [Unreadable("x*", "matches no file")]
