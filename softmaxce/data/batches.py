@@ -1,14 +1,16 @@
 """From a split to batches on the device: gathered, augmented and normalized there, a batch at a time."""
 
 import inspect
+import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..config.signatures import current_folder_last
 from ..errors import DataError, MemoryRanOutError, SoftmaxceError, WorkerError, in_one_line, ran_out_of_memory
 from .preprocessing import Preprocessing
 from .splits import InMemory, OnDisk, Split
@@ -207,6 +209,9 @@ class _Files(Dataset[Tensor | Failure]):
     def __init__(self, split: OnDisk) -> None:
         self.split = split
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _files_of, (pickle.dumps(self.split),)
+
     def __len__(self) -> int:
         return len(self.split)
 
@@ -219,6 +224,12 @@ class _Files(Dataset[Tensor | Failure]):
             if ran_out_of_memory(error):
                 return MemoryRanOutError(f"{self.split.files[index]}: memory ran out while decoding it")
             return DataError(f"{self.split.files[index]}: {in_one_line(error)}")
+
+
+def _files_of(pickled_split: bytes) -> _Files:
+    """In a worker process that was not forked: the user's `decode` is looked up as the config's names are."""
+    with current_folder_last():
+        return _Files(pickle.loads(pickled_split))
 
 
 def _ignore_interrupts(worker: int) -> None:

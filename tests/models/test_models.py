@@ -262,3 +262,23 @@ def test_a_model_is_shown_no_more_images_on_disk_than_in_memory(tmp_path: Path) 
         samples.append(batches.sample(13))
     assert len(samples[0]) == 10
     assert samples[0].equal(samples[1])
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet", "inception_v3"])
+def test_a_model_whose_weights_follow_is_the_pretrained_one_without_its_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    wanted: dict[str, Any] = {"in_channels": 3, "num_classes": 5}
+    without = torchvision_model(name, "DEFAULT", pretrained_weights="none", **wanted)
+    with pytest.raises(DataError, match="downloads nothing"):
+        torchvision_model(name, "DEFAULT", pretrained_weights="local", **wanted)
+    assert not (tmp_path / "hub").exists()
+    file = tmp_path / "hub" / "checkpoints" / Path(get_model_weights(name)["DEFAULT"].url).name
+    file.parent.mkdir(parents=True)
+    options = {} if name == "squeezenet1_1" else {"aux_logits": True, "init_weights": False}
+    torch.save(get_model(name, weights=None, **options).state_dict(), file)
+    reference = torchvision_model(name, "DEFAULT", pretrained_weights="local", **wanted)
+    without.load_state_dict(reference.state_dict())
+    images = torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(without.eval()(images), reference.eval()(images))
