@@ -117,7 +117,8 @@ def _as_rgb_or_grey(image: Image.Image, channels: int) -> Image.Image:
     elif image.mode == "I":
         image = _scaled(np.asarray(image), 65535, 0)
     elif image.mode == "F":
-        image = _scaled(np.nan_to_num(np.asarray(image), nan=0), 1, 0.1)  # resampling overshoots
+        pixels = np.asarray(image)
+        image = _scaled(np.where(np.isnan(pixels), 0, pixels), 1, 0.1)  # resampling overshoots
     elif image.mode == "LAB":
         image = image.convert("RGB")
     elif image.has_transparency_data:

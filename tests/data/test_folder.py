@@ -433,10 +433,12 @@ def test_the_first_picture_of_an_animation_is_taken(name: str, tmp_path: Path) -
     assert decoded(tmp_path / name)[:, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_floats_that_are_no_numbers_become_black_or_white(tmp_path: Path) -> None:
-    pixels = np.array([[np.nan, np.inf], [-np.inf, 100]], np.float32)
-    file = put(tmp_path / "float.tif", Image.fromarray(pixels))
-    assert decoded(file, 1)[0].tolist() == [[0, 255], [0, 100]]
+def test_nan_becomes_black_and_infinite_numbers_are_refused(tmp_path: Path) -> None:
+    file = put(tmp_path / "nan.tif", Image.fromarray(np.array([[np.nan, 1], [0.5, 0]], np.float32)))
+    assert decoded(file, 1)[0].tolist() == [[0, 255], [128, 0]]
+    file = put(tmp_path / "infinite.tif", Image.fromarray(np.array([[0, np.inf]], np.float32)))
+    with pytest.raises(DataError, match="its numbers go from 0 to inf, not from 0 to 1"):
+        decoded(file)
 
 
 def test_an_image_called_by_another_formats_name_is_read_as_what_it_is(tmp_path: Path) -> None:
