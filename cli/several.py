@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from softmaxce.config.sweep import Point
-from softmaxce.errors import FAILED, ConfigError, Problem, RunError, TrainingError
+from softmaxce.errors import FAILED, ConfigError, DataError, MemoryRanOutError, Problem, RunError, TrainingError
 from softmaxce.inference.requirements import Requirement, judge
 from softmaxce.runs import folder as runfolder
 from softmaxce.runs.listing import read_run
 from softmaxce.runs.plan import Plan
 from softmaxce.runs.resume import is_finished
 
+from .startup import fast_imports
 from .training import ImagesOnDisk, OutputOptions, plan_auto, train_one
 
 if TYPE_CHECKING:
@@ -74,6 +75,40 @@ def make_plans(
             raise RunError(f"{folder}: the folder is not empty; choose another --output, or add --resume auto")
         plans.append(Plan(point.config, folder))
     return plans
+
+
+def check_points(points: Sequence[Point], plans: Sequence[Plan], requirements: Sequence[Requirement]) -> None:
+    """Build every run that is not finished, so that all that cannot be built are reported before the first is trained.
+
+    Raises: ConfigError, with every problem of every point: its location is an option, or else begins with the point.
+    """
+    with fast_imports():
+        from softmaxce.build import SourceReader, build_run
+        from softmaxce.session import check_requirements
+
+    read = SourceReader()
+    to_build = [(point, plan) for point, plan in zip(points, plans, strict=True) if _finished_folder(plan) is None]
+    labels: dict[Problem, list[str]] = {}
+    for point, plan in to_build:
+        problems: Sequence[Problem] = ()
+        try:
+            check_requirements(build_run(plan.config, read), requirements)
+        except ConfigError as error:
+            problems = error.problems
+        except (DataError, MemoryRanOutError) as error:
+            problems = [Problem("", str(error))]
+        for problem in problems:
+            labels.setdefault(problem, []).append(point.label)
+    if labels:
+        raise ConfigError([_located(problem, of, len(to_build)) for problem, of in labels.items()])
+
+
+def _located(problem: Problem, labels: Sequence[str], number: int) -> Problem:
+    """A problem that some of so many points have, with their labels unless an option or all points have it."""
+    if problem.location.startswith("--") or len(labels) == number:
+        return problem
+    others = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+    return Problem(f"{labels[0]}{others}: {problem.location}".removesuffix(": "), problem.message)
 
 
 def _check_images_if_finished(plan: Plan, images: ImagesOnDisk) -> None:

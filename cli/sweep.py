@@ -35,11 +35,12 @@ def sweep(
 ) -> None:
     """Train every combination of the values, then compare the runs, the best on the validation split first.
 
-    Every combination is checked before the first is trained. Each run keeps its own run folder.
+    Every combination is built before the first is trained; combinations that come to the same config are trained once.
+    Each run keeps its own run folder.
     """
     from softmaxce.config.sweep import grid
 
-    from .several import check_all_passed, check_options, final_split, make_plans, train_each
+    from .several import check_all_passed, check_options, check_points, final_split, make_plans, train_each
     from .training import OutputOptions
 
     check_options(resume, dry_run=False)
@@ -48,6 +49,7 @@ def sweep(
     required = requirements.parse(require or [])
     points = grid(config, set_, overrides)
     plans = make_plans(points, output, resume == "auto", allow_changed_data=allow_changed_data)
+    check_points(points, plans, required)
     finished = train_each(points, plans, required, OutputOptions(json=json, quiet=quiet))
     if len(finished) > 1:
         from softmaxce.inference.compare import compare

@@ -3,17 +3,26 @@
 A config is checked against them before torch is imported; `softmaxce list` and the JSON Schema print them.
 """
 
+from collections.abc import Sequence
 from math import isfinite
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, Predicate
+from annotated_types import Ge, Gt, Le, Len, Lt, Predicate, doc
 
 LARGEST = 2**63 - 1  # sizes and strides of a tensor are int64
 PositiveInt = Annotated[int, Gt(0), Le(LARGEST)]
 NonNegativeInt = Annotated[int, Ge(0), Le(LARGEST)]
+Int64 = Annotated[int, Ge(-(2**63)), Lt(2**63), doc("a whole number of 64 bits")]
 Seed = Annotated[int, Ge(0), Lt(2**63)]  # what torch's, NumPy's and Python's generators accept
 PositiveFloat = Annotated[float, Gt(0), Predicate(isfinite)]
 NonNegativeFloat = Annotated[float, Ge(0), Predicate(isfinite)]
+NegativeFloat = Annotated[float, Lt(0), Predicate(isfinite)]
+AtLeastMinusOne = Annotated[float, Ge(-1), Predicate(isfinite)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Fraction = Annotated[float, Ge(0), Lt(1)]
+HalfTurn = Annotated[float, Ge(0), Le(0.5)]  # of the color circle
+Magnitude = Annotated[float, Ge(0), Le(30)]  # of RandAugment's operations
+Betas = Annotated[Sequence[Fraction], Len(2, 2), doc("two numbers in [0, 1)")]  # of Adam's two averages
+TwoFractions = Annotated[Sequence[Probability], Len(2, 2), doc("two numbers in [0, 1]")]
+TwoFactors = Annotated[Sequence[PositiveFloat], Len(2, 2), doc("two positive numbers")]
 Reduction = Literal["mean", "sum", "none"]  # of a loss, as in PyTorch

@@ -1,12 +1,14 @@
 """Builds a Run from a Config."""
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config.components import Component, build
+from .config.components import Component, build, takes
 from .config.keys import NEEDS_VALIDATION, Config
 from .config.registry import REGISTRIES
 from .data.batches import Batches
@@ -19,7 +21,7 @@ from .losses.interface import Loss
 from .optim import unwrapped
 from .runtime.allocator import keep_freed_memory
 from .runtime.device import choose_device, share_processors
-from .runtime.random_state import seed_everything, set_deterministic
+from .runtime.random_state import random_state, restore_random_state, seed_everything, set_deterministic
 from .training.cuda_graph import report_no_graph
 from .training.ema import ExponentialMovingAverage
 from .training.run import Run
@@ -28,9 +30,30 @@ from .training.step import steps_per_epoch
 FEWER_IMAGES = "a folder's images need less with data.size, and can stay on the disk: data.in_memory: false"
 
 
-def build_run(config: Config) -> Run:
+class SourceReader:
+    """Reads the data sets that configs name. Keeps the one that was read last, for configs that share it."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._source: Dataset | None = None
+
+    def __call__(self, config: Config) -> Dataset:
+        """The data set of a config. Raises: DataError, ConfigError."""
+        seed = config.seed if takes(config.source, "seed") else None
+        key = (config.source, config.root, seed)
+        if self._source is None or self._key != key:
+            self._key, self._source = None, None  # frees the memory of the other first
+            self._source = load_source(config)
+            self._key = key
+        return self._source
+
+
+def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = None) -> Run:
     """Build everything that a config names.
 
+    Args:
+        config: what to build.
+        read_source: reads its data set; load_source if left out.
     Raises:
         ConfigError: if a name cannot be imported, an argument is refused, or the parts do not fit together.
         DataError: if images are missing or cannot be used.
@@ -41,12 +64,13 @@ def build_run(config: Config) -> Run:
     torch.backends.cudnn.benchmark = not config.deterministic  # all batches but the last have the same shape
     seed_everything(config.seed)
     with within_memory("reading the data set", FEWER_IMAGES):
-        data_set = load_source(config)
+        data_set = (read_source or load_source)(config)
         source = hold_out(data_set, config)
         whole = None if source.train is data_set.train else fingerprint(data_set.train)
         del data_set
         preprocessing = preprocessing_for(config, source.train)
     class_counts = torch.bincount(source.train.labels, minlength=len(source.classes)).tolist()
+    refuse_absent_classes(config, source.classes, class_counts)
     model = build_model(config, preprocessing, len(source.classes), device)
     loss = build_loss(config, class_counts, device)
     refuse_unfit(loss, config.loss, len(source.classes), device, bool(config.mixup_alpha or config.cutmix_alpha))
@@ -64,6 +88,8 @@ def build_run(config: Config) -> Run:
         shuffle_seed=config.seed,
         compiled=True,
     )
+    refuse_unfit_augmentations(config, train)
+    refuse_single_images(model, config, train)
     prepare_model(model, train)
     steps = steps_per_epoch(len(train), config.grad_accum_steps)
     schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
@@ -281,6 +307,62 @@ def prepare_model(model: nn.Module, train: Batches) -> None:
     prepare = getattr(model, "prepare", None)
     if callable(prepare):
         prepare(train.sample(STATISTICS_FROM))
+
+
+def refuse_unfit_augmentations(config: Config, train: Batches) -> None:
+    """Call each augmentation once, so that one that cannot take these images is reported before training.
+
+    The random numbers are then as they were. Raises: ConfigError if one raises anything, or returns no tensor.
+    """
+    if not train.augment:
+        return
+    before = random_state()
+    images, indices = torch.zeros(2, *train.split.shape, device=train.device), torch.arange(2, device=train.device)
+    for component, (augmentation, uses_indices) in zip(config.augment, train.augment, strict=True):
+        try:
+            augmented = augmentation(images, indices=indices, epoch=1) if uses_indices else augmentation(images)
+            if not isinstance(augmented, Tensor):
+                raise TypeError(f"it must return images [B, C, H, W], got {type(augmented).__name__}")
+        except Exception as error:  # the user's augmentation may raise anything
+            if ran_out_of_memory(error):
+                raise
+            message = f"{component.name} cannot take images {list(images.shape)}: {in_one_line(error)}"
+            raise ConfigError([Problem(component.location, message)]) from error
+        images = augmented
+    restore_random_state(before)
+
+
+def refuse_single_images(model: nn.Module, config: Config, train: Batches) -> None:
+    """Refuse a model that cannot be trained on one image, batch normalization for example, where batches have one.
+
+    The model, in training mode, is called once and then restored. Raises: ConfigError.
+    """
+    if min(train.batch_size, train.images_per_epoch) > 1:
+        return
+    before = random_state()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running statistics
+    try:
+        with torch.no_grad():
+            model(train.prepared(torch.zeros(1, *train.split.shape, dtype=torch.uint8, device=train.device)))
+    except Exception as error:  # the user's model may raise anything
+        if ran_out_of_memory(error):
+            raise
+        key = "data.batch_size" if train.batch_size == 1 else "data"
+        remedy = "take batches of 2 or more" if train.batch_size == 1 else "there is one training image only"
+        message = f"{config.model.name} cannot be trained on batches of one image ({in_one_line(error)}); {remedy}"
+        raise ConfigError([Problem(key, message)]) from error
+    finally:
+        for buffer, values in buffers:
+            buffer.copy_(values)
+    restore_random_state(before)
+
+
+def refuse_absent_classes(config: Config, classes: Sequence[str], class_counts: list[int]) -> None:
+    """Refuse `weight: balanced` where a class has no training image. Raises: ConfigError, with the classes' names."""
+    absent = [name for name, count in zip(classes, class_counts, strict=True) if not count]
+    if config.loss.arguments.get("weight") == "balanced" and absent:
+        message = f"weight: balanced needs training images of every class; there are none of {', '.join(absent)}"
+        raise ConfigError([Problem(config.loss.location, message)])
 
 
 def build_loss(config: Config, class_counts: list[int], device: torch.device) -> Loss:

@@ -4,7 +4,7 @@ import contextlib
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -100,6 +100,22 @@ def within_memory(doing: str, remedy: str = "") -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
     if message:
         raise MemoryRanOutError(f"{message}; {remedy}" if remedy else message)
+
+
+@contextlib.contextmanager
+def as_training_error(position: Callable[[], str]) -> Iterator[None]:
+    """Turns whatever a model, a loss, an augmentation or an optimizer raises into a TrainingError of one line.
+
+    Args:
+        position: called where something is raised: what was being done, such as `epoch 3`.
+    """
+    try:
+        yield
+    except (SoftmaxceError, OSError):  # they say what and where themselves
+        raise
+    except Exception as error:
+        memory = "memory ran out: " if ran_out_of_memory(error) else ""
+        raise TrainingError(f"{position()}: {memory}{in_one_line(error)}") from error
 
 
 def _size(number: str, unit: str) -> str:

@@ -23,7 +23,7 @@ from .errors import (
     SoftmaxceError,
     TrainingError,
     WorkerError,
-    in_one_line,
+    as_training_error,
     ran_out_of_memory,
     within_memory,
 )
@@ -286,9 +286,13 @@ class _Session:
         """Train to the end, evaluate, and record how it ended, also where that is an error."""
         run, folder = self.run, self.folder
         try:
-            self.reporter.start(run, folder)
-            status = self._fit()
-            split, scores, metrics = final_evaluation(run, folder, {requirement.metric for requirement in requirements})
+            with as_training_error(lambda: "the start of the run"):
+                self.reporter.start(run, folder)
+            with as_training_error(lambda: f"epoch {run.progress.epoch + 1}"):
+                status = self._fit()
+            with as_training_error(lambda: "the final evaluation"):
+                figures = {requirement.metric for requirement in requirements}
+                split, scores, metrics = final_evaluation(run, folder, figures)
         except MemoryRanOutError as error:
             saved = f"; {folder} keeps its last checkpoint" if (folder / runfolder.LAST).is_file() else ""
             self.finish(Status.FAILED, message=f"{error}{saved}")
@@ -309,11 +313,6 @@ class _Session:
             self.finish(status, message=message)
             self.reporter.message(Level.NOTICE, f"{message}; {resume_command(run, folder)}")
             raise
-        except Exception as error:  # the user's model, loss or reporter may raise anything
-            memory = "memory ran out: " if ran_out_of_memory(error) else ""
-            message = f"epoch {run.progress.epoch + 1}: {memory}{in_one_line(error)}"
-            self.finish(Status.FAILED, message=message)
-            raise TrainingError(message) from error
         results = tuple(judge(requirements, metrics))
         return self.finish(status, split=split, scores=scores, requirements=results)
 

@@ -145,7 +145,7 @@ class Checker:
                 REGISTRIES[section],
                 name,
                 arguments,
-                self._location(path, of_value=False),
+                self._component_location(path, arguments),
                 aliases=ELSEWHERE_IN.get(section),
                 other_keys=other_keys,
             )
@@ -153,7 +153,10 @@ class Checker:
             self._problem((*path, "name") if isinstance(raw, dict) else path, str(error), of_value=True)
             return None
         for problem in problems:
-            self._problem((*path, problem.argument) if problem.argument else path, problem.message, problem.of_value)
+            names = [name for name in (problem.argument, *problem.others) if name]
+            paths: list[Path_] = [(*path, name) for name in names] or [path]
+            set_by_option = [one for one in paths if one in self.options]
+            self._problem((set_by_option or paths)[0], problem.message, problem.of_value)
         return component
 
     # -- locations
@@ -163,6 +166,14 @@ class Checker:
             if path[:length] in self.options:
                 return self.options[path[:length]]
         return self.document.location(path, of_value=of_value)
+
+    def _component_location(self, path: Path_, arguments: Mapping[str, Any]) -> str:
+        """Where a component was written, for errors of its construction: `x.yaml:8:1 with --set optimizer.lr=1`."""
+        options = [self.options[(*path, name)] for name in arguments if (*path, name) in self.options]
+        location = self._location((*path, "name") if (*path, "name") in self.options else path, of_value=False)
+        is_in_file = path[0] in (self.document.data or {}) and location not in self.options.values()
+        parts = [location] * (is_in_file or not options) + ([" ".join(options)] if options else [])
+        return " with ".join(parts)
 
     def _problem(self, path: Path_, message: str, of_value: bool = False) -> None:
         """Add a problem at a path: at the value there, or else at the key."""

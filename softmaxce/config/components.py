@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Problem, SoftmaxceError, in_one_line, ran_out_of_memory, suggestion
+from . import rules
 from .registry import Registry
 from .signatures import Argument, NotStatic, Signature, current_folder_last, read_signature, signature_of
 from .values import convert, describe
@@ -83,11 +84,13 @@ class ArgumentProblem:
         argument: the name; None if it is the component as a whole.
         message: what is wrong, and the remedy.
         of_value: the value is wrong, not the name.
+        others: the other arguments that it involves.
     """
 
     argument: str | None
     message: str
     of_value: bool = False
+    others: tuple[str, ...] = ()
 
 
 def resolve(
@@ -208,6 +211,10 @@ def check_component(
     }
     order = {name: i for i, name in enumerate(signature.names())}
     arguments = dict(sorted({**defaults, **arguments}.items(), key=lambda item: order.get(item[0], len(order))))
+    if not problems:
+        for names, message in rules.broken(component.target, arguments):
+            written = [name for name in names if name in component.arguments]
+            problems.append(ArgumentProblem(written[0], message, of_value=True, others=tuple(written[1:])))
     return replace(component, arguments=arguments), problems
 
 

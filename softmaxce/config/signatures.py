@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_origin
 from .. import argument_types
 from ..errors import suggestion
 from ..files import read_file
+from . import rules
 
 MAX_SOURCE = 4 << 20  # bytes of a Python file
 REQUIRED = object()  # the default of an argument that has none
@@ -73,10 +74,20 @@ class NotStatic(Exception):
 def read_signature(target: str) -> Signature:
     """The signature of `module:Name` or `file.py:Name`, read from its source text without importing anything.
 
+    The types of torch's optimizers have the ranges that torch's constructors check.
+
     Raises:
         NotStatic: if the text does not determine it.
         ValueError: with the likely remedy, if the module, the file or the name in it does not exist.
     """
+    signature = _read_signature(target)
+    if not target.startswith("torch.optim."):
+        return signature
+    types = rules.TORCH_OPTIMIZERS
+    return replace(signature, arguments=tuple(replace(a, type=types.get(a.name, a.type)) for a in signature.arguments))
+
+
+def _read_signature(target: str) -> Signature:
     module, _, name = target.rpartition(":")
     file = _source_file(module)
     try:

@@ -1,9 +1,11 @@
 """Many runs from one config: every combination of some values, or several seeds. Needs no torch."""
 
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import product
 
 from ..errors import ConfigError, Problem
@@ -14,6 +16,7 @@ from .reader import Override
 from .values import show
 
 MAX_RUNS = 1000  # more is almost certainly a mistake
+MAX_NAME = 100  # characters of a folder's name
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,12 @@ class Point:
     Attributes:
         label: the values that differ between runs, `lr=0.01,model=lenet`.
         config: the complete config.
+        folder_name: the label as a folder's name; no two of one sweep are the same, in any case.
     """
 
     label: str
     config: Config
-
-    @property
-    def folder_name(self) -> str:
-        """The label as a folder's name."""
-        return re.sub(r"[^\w.=,+-]+", "_", self.label)[:100]
+    folder_name: str
 
 
 def parse_choices(text: str) -> list[Override]:
@@ -54,6 +54,7 @@ def grid(config: str, sets: Sequence[str], overrides: Sequence[Override] = ()) -
         config: a file, or the name of a recipe.
         sets: `key=value,value` texts; a key with one value is set in all.
         overrides: values set in all, after `sets`.
+    Returns: the combinations whose configs differ: of equal ones (`1e-3,0.001`) the first.
     Raises: ConfigError with every mistake of every combination.
     """
     axes = [parse_choices(text) for text in sets]
@@ -62,7 +63,7 @@ def grid(config: str, sets: Sequence[str], overrides: Sequence[Override] = ()) -
         raise ConfigError([Problem(f"--set {repeated[0]}", "is given twice; put all its values into one --set")])
     if (count := math.prod(map(len, axes))) > MAX_RUNS:
         raise ConfigError([Problem("--set", f"requests {count:,} runs; at most {MAX_RUNS:,} are allowed")])
-    points: list[Point] = []
+    labelled: list[tuple[str, Config]] = []
     problems: list[Problem] = []
     for combination in product(*axes):
         label = ",".join(
@@ -71,11 +72,29 @@ def grid(config: str, sets: Sequence[str], overrides: Sequence[Override] = ()) -
             if len(axis) > 1
         )
         try:
-            points.append(Point(label or "all", configs.load(config, [*combination, *overrides])))
+            labelled.append((label or "all", configs.load(config, [*combination, *overrides])))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+    return _points(labelled)
+
+
+def _points(labelled: Sequence[tuple[str, Config]]) -> list[Point]:
+    """Points without those whose config another has, each with a folder's name of its own."""
+    points: list[Point] = []
+    seen: set[str] = set()
+    names: set[str] = set()
+    for label, config in labelled:
+        written = json.dumps(config.to_dict(), sort_keys=True, default=str)
+        if written in seen:
+            continue
+        seen.add(written)
+        name = re.sub(r"[^\w.=,+-]+", "_", label)[:MAX_NAME]
+        if name.casefold() in names:  # `a:b` and `a/b`, or a file system that ignores case
+            name = f"{name}-{blake2b(written.encode(), digest_size=4).hexdigest()}"
+        names.add(name.casefold())
+        points.append(Point(label, config, name))
     return points
 
 
@@ -85,7 +104,7 @@ def seeds(config: str, count: int, overrides: Sequence[Override] = ()) -> list[P
     points = []
     for seed in range(first, first + count):
         seeded = configs.load(config, [*overrides, Override(("seed",), seed, f"--seeds {count}")])
-        points.append(Point(f"seed-{seed}", seeded))
+        points.append(Point(f"seed-{seed}", seeded, f"seed-{seed}"))
     return points
 
 
@@ -93,4 +112,10 @@ def _text(value: object) -> str:
     if isinstance(value, dict) and isinstance(value.get("name"), str):
         rest = [f"{key}={_text(item)}" for key, item in value.items() if key != "name"]
         return "-".join([value["name"], *rest])
-    return value if isinstance(value, str) else show(value)
+    if not isinstance(value, str):
+        return show(value)
+    try:
+        is_plain = yamlfile.parse(value, "").data == value
+    except ConfigError:
+        is_plain = False
+    return value if is_plain else show(value)  # the text 'null' is not null

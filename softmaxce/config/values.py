@@ -74,7 +74,7 @@ def describe(type_: Any) -> str:
     if origin is Annotated:
         return _describe_annotated(args[0], args[1:])
     if origin is Literal:
-        return ("one of " if len(args) > 1 else "") + ", ".join(str(a) for a in args)
+        return ("one of " if len(args) > 1 else "") + ", ".join(a if isinstance(a, str) else show(a) for a in args)
     if origin is list:
         return f"a list of {_plural(describe(args[0]))}" if args[0] is not Any else "a list"
     if origin in (Union, UnionType):

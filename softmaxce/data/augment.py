@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..argument_types import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+from ..argument_types import (
+    HalfTurn,
+    Magnitude,
+    NonNegativeFloat,
+    PositiveInt,
+    Probability,
+    TwoFactors,
+    TwoFractions,
+)
 
 HASH_MULTIPLIER = 0x1E3779B97F4A7C15  # odd, without a pattern in its bits: multiplying by it mixes all bits
 
@@ -81,8 +89,8 @@ class RandomAffine:
     def __init__(
         self,
         degrees: NonNegativeFloat = 0.0,
-        translate: list[Probability] | tuple[Probability, ...] = (0.0, 0.0),
-        scale: list[PositiveFloat] | tuple[PositiveFloat, ...] = (1.0, 1.0),
+        translate: TwoFractions = (0.0, 0.0),
+        scale: TwoFactors = (1.0, 1.0),
     ) -> None:
         if len(translate) != 2:
             raise ValueError(f"translate must be two fractions [x, y], got {translate}")
@@ -156,7 +164,7 @@ class ColorJitter:
         brightness: NonNegativeFloat = 0.0,
         contrast: NonNegativeFloat = 0.0,
         saturation: NonNegativeFloat = 0.0,
-        hue: Probability = 0.0,
+        hue: HalfTurn = 0.0,
     ) -> None:
         if hue > 0.5:
             raise ValueError(f"hue must be in [0, 0.5], got {hue}")
@@ -204,9 +212,12 @@ class RandAugment:
     Args:
         num_ops: operations per image.
         magnitude: their strength, 0 to 30.
+    Raises: ValueError if the magnitude is outside [0, 30].
     """
 
-    def __init__(self, num_ops: PositiveInt = 2, magnitude: NonNegativeFloat = 9) -> None:
+    def __init__(self, num_ops: PositiveInt = 2, magnitude: Magnitude = 9) -> None:
+        if not 0 <= magnitude <= 30:
+            raise ValueError(f"magnitude must be in [0, 30], got {magnitude}")
         from torchvision.transforms import v2
 
         self.transform = v2.RandAugment(num_ops=num_ops, magnitude=int(magnitude))
@@ -231,5 +242,7 @@ class TrivialAugment:
 
 def _one_by_one(transform: Any, images: Tensor) -> Tensor:
     """One call per image, as torchvision draws once per call; on bytes, as in the papers."""
+    if images.shape[1] not in (1, 3):  # some of the operations would fail, but not every batch draws them
+        raise ValueError(f"torchvision's operations take images of 1 or 3 channels, got {images.shape[1]}")
     pixels = (images * 255).round().to(torch.uint8)
     return torch.stack([transform(image) for image in pixels]).float() / 255

@@ -21,7 +21,7 @@ def mixing(mixup_alpha: float, cutmix_alpha: float, num_classes: int) -> Callabl
     from torchvision.transforms import v2
 
     choices = [
-        make(alpha=alpha, num_classes=num_classes)
+        make(alpha=float(alpha), num_classes=num_classes)
         for make, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha))
         if alpha
     ]

@@ -5,13 +5,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..argument_types import Probability, Reduction
+from ..argument_types import Int64, NonNegativeFloat, Probability, Reduction
 from .cross_entropy import SoftmaxCrossEntropy
 
 
 def softmax_cross_entropy(
-    weight: list[float] | Literal["balanced"] | None = None,
-    ignore_index: int = -100,
+    weight: list[NonNegativeFloat] | Literal["balanced"] | None = None,
+    ignore_index: Int64 = -100,
     reduction: Reduction = "mean",
     label_smoothing: Probability = 0.0,
     *,
@@ -34,8 +34,8 @@ def softmax_cross_entropy(
 
 
 def torch_cross_entropy(
-    weight: list[float] | Literal["balanced"] | None = None,
-    ignore_index: int = -100,
+    weight: list[NonNegativeFloat] | Literal["balanced"] | None = None,
+    ignore_index: Int64 = -100,
     reduction: Reduction = "mean",
     label_smoothing: Probability = 0.0,
     *,
@@ -51,7 +51,7 @@ def torch_cross_entropy(
 
 
 def class_weights(
-    weight: list[float] | Literal["balanced"] | None, class_counts: list[int] | None, num_classes: int | None
+    weight: list[NonNegativeFloat] | Literal["balanced"] | None, class_counts: list[int] | None, num_classes: int | None
 ) -> Tensor | None:
     """A loss's class weights as a tensor [K], or None for none.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..argument_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from ..argument_types import Betas, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from . import unwrapped
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; its author chose them for the steepest slope at 0
@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
         ns_steps: PositiveInt = 5,
         normalize: bool = False,
         adamw_lr: PositiveFloat = 0.003,
-        adamw_betas: list[Fraction] | tuple[Fraction, ...] = (0.9, 0.95),
+        adamw_betas: Betas = (0.9, 0.95),
         adamw_eps: PositiveFloat = 1e-10,
         adamw_weight_decay: NonNegativeFloat = 0.0,
         fused: bool | None = None,

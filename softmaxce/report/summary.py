@@ -10,6 +10,7 @@ from ..training.dry_run import dry_run
 from ..training.memory import smaller_steps
 from ..training.run import Run
 from . import console
+from .json_values import finite
 from .training import introduction
 
 MiB = 1 << 20
@@ -23,7 +24,7 @@ def print_summary(run: Run, *, as_json: bool) -> None:
     except MemoryRanOutError as error:
         raise MemoryRanOutError(f"{error}; {smaller_steps(run)}") from None
     if as_json:
-        print(json.dumps({"event": "dry_run", **result}))
+        print(json.dumps(finite({"event": "dry_run", **result}), allow_nan=False))
         return
     out = console.stdout()
     for line in introduction(run, None):

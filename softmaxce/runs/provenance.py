@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from ..build import FEWER_IMAGES, hold_out, load_source
-from ..config.components import takes
+from ..build import FEWER_IMAGES, SourceReader, hold_out
 from ..config.keys import Config
 from ..data.fingerprint import fingerprint, fingerprints
-from ..data.splits import Dataset, Split
+from ..data.splits import Split
 from ..errors import RunError, within_memory
 from ..runtime.environment import environment, git_commit, softmaxce_commit
 from ..training.run import Run
@@ -93,17 +92,12 @@ class ImagesNow:
     """Reads the images that configs name, as they are now. Caches the data set that was read last."""
 
     def __init__(self) -> None:
-        self._key: Any = None
-        self._source: Dataset | None = None
+        self._read = SourceReader()
 
     def __call__(self, config: Config) -> Images:
         """A config's images. Raises: DataError, ConfigError as build_run."""
-        seed = config.seed if takes(config.source, "seed") else None
-        key = (config.source, config.root, seed)
         with within_memory("reading the data set", FEWER_IMAGES):
-            if self._source is None or self._key != key:
-                self._key, self._source = key, load_source(config)
-            used = hold_out(self._source, config)
+            used = hold_out(self._read(config), config)
         return Images(used.classes, fingerprints(used))
 
 

@@ -5,15 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import as_training_error
 from .run import Run
 from .step import TrainingStep
 
 
+@as_training_error(lambda: "the first batch")
 def dry_run(run: Run) -> dict[str, Any]:
     """Take one training step and measure it.
 
     Returns: `layers` (rows of name, type, output shape, parameters), `loss`, and memory in bytes: `parameters`,
         `gradients`, `optimizer` (its state), `activations` (what the forward pass saves for the backward pass).
+    Raises: TrainingError, whatever the parts of the run raise, as session.train does.
     """
     shapes: dict[str, list[int]] = {}
     hooks = []

@@ -148,10 +148,49 @@ def test_a_requirement_holds_for_every_run(app: typer.Typer, here: Path) -> None
 def test_a_mistake_in_one_combination_is_reported_before_any_is_trained(app: typer.Typer, here: Path) -> None:
     done = run(app, "sweep", "-c", "c.yaml", "--set", "model=mlp,mpl", "--set", "optimizer.lr=0.1,fast", status=2)
     assert done.stderr.splitlines() == [
-        "error: --set optimizer.lr=fast: lr must be a number, got 'fast'",
+        "error: --set optimizer.lr=fast: lr must be a number of at least 0, got 'fast'",
         "error: --set model=mpl: there is no 'mpl' among the models; did you mean 'mlp'?",
     ]
     assert not (here / "runs").exists()
+
+
+def test_what_one_combination_cannot_be_built_with_is_reported_before_any_is_trained(
+    app: typer.Typer, here: Path
+) -> None:
+    line = ["sweep", "-c", "c.yaml", "--set", "loss.weight=[1,2],null", "--set", "model=mlp,lenet"]
+    done = run(app, *line, "--set", "data.size=8", "-q", status=2)
+    assert done.stderr.splitlines() == [
+        "error: --set loss.weight=[1, 2]: softmax_cross_entropy: weight must have one number for each of the 10 classes, "
+        + "got 2",
+        "error: --set model=lenet: lenet: images must be at least 12x12, got 8x8",
+    ]
+    assert not (here / "runs").exists()
+    done = run(app, "sweep", "-c", "c.yaml", "--set", "data.validation=0.1,95,94", "-q", status=2)
+    assert done.stderr.splitlines() == [
+        f"error: validation={count}: data.validation: {count} of 96 images would leave a class without training images;"
+        " 86 is the most"
+        for count in (95, 94)
+    ]
+    done = run(
+        app, "sweep", "-c", "c.yaml", "--set", "seed=1,2", "--set", "data={name: image_folder, root: no}", status=2
+    )
+    assert len(done.stderr.splitlines()) == 1  # what all points have is reported once
+    assert not (here / "runs").exists()
+
+
+def test_no_two_points_share_a_folder_and_equal_points_are_one(here: Path) -> None:
+    (here / "net.py").write_text("from torch import nn\n\nclass Net(nn.Module): ...\n\nclass NET(nn.Module): ...\n")
+    for axis, number in {
+        "optimizer.lr=1e-3,0.001,1.0e-3,0.01": 2,
+        "data.batch_size=32,3.2e1": 1,
+        "data.root='a:b','a/b','a b'": 3,
+        "model='net.py:Net','net.py:NET'": 2,
+        f"data.root={'x' * 120}1,{'x' * 120}2": 2,
+        "data.root='null',null": 2,
+    }.items():
+        points = grid("c.yaml", [axis])
+        assert len({point.folder_name.casefold() for point in points}) == len(points) == number, axis
+        assert [point.folder_name for point in grid("c.yaml", [axis])] == [point.folder_name for point in points]
 
 
 @pytest.mark.parametrize(

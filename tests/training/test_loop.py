@@ -280,7 +280,6 @@ def test_a_misspelt_argument_of_a_plain_function_is_named(user_code: str) -> Non
         ),
         ({"model": {"name": "lenet"}, "data__size": 8}, "lenet: images must be at least 12x12, got 8x8"),
         ({"loss": {"name": "softmax_cross_entropy", "weight": [1.0]}}, "each of the 10 classes, got 1"),
-        ({"optimizer": {"name": "sgd", "lr": -1.0}}, "Invalid learning rate"),
         ({"data__validation": 96}, r"data.validation: cannot choose 96 of 96 images"),
         ({"data__normalize": {"mean": [0.1, 0.2], "std": [1.0, 1.0]}}, "each of 1 channels, got 2 and 2"),
         ({"device": "cuda:99"}, "'cuda:99' is not there"),

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ...argument_types import Probability, Reduction
+from ...argument_types import Int64, NonNegativeFloat, Probability, Reduction
 from ..arguments import (
     arithmetic_dtype,
     check_arguments,
@@ -53,8 +53,8 @@ class ClassificationLoss(nn.Module):
 
     def __init__(
         self,
-        weight: Tensor | list[float] | Literal["balanced"] | None = None,
-        ignore_index: int = -100,
+        weight: Tensor | list[NonNegativeFloat] | Literal["balanced"] | None = None,
+        ignore_index: Int64 = -100,
         reduction: Reduction = "mean",
         label_smoothing: Probability = 0.0,
         *,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...argument_types import NonNegativeFloat
+from ...argument_types import NonNegativeFloat, PositiveFloat
 from .base import LogitAdjustingLoss
 
 
@@ -35,7 +35,7 @@ class LogitAdjustedCrossEntropy(LogitAdjustingLoss):
     def __init__(
         self,
         tau: NonNegativeFloat = 1.0,
-        priors: list[float] | None = None,
+        priors: list[PositiveFloat] | None = None,
         *args: Any,
         class_counts: list[int] | None = None,
         num_classes: int | None = None,
@@ -45,10 +45,10 @@ class LogitAdjustedCrossEntropy(LogitAdjustingLoss):
         if not 0 <= tau < math.inf:
             raise ValueError(f"tau must be a number of at least 0, got {tau}")
         counts = torch.tensor(priors if priors is not None else class_counts or [], dtype=torch.float64)
+        if num_classes is not None and (len(counts) or priors is not None) and len(counts) != num_classes:
+            raise ValueError(f"priors must have one number for each of the {num_classes} classes, got {len(counts)}")
         if not len(counts):
             raise ValueError("priors must be given, K positive numbers, where class_counts are not")
-        if num_classes is not None and len(counts) != num_classes:
-            raise ValueError(f"priors must have one number for each of the {num_classes} classes, got {len(counts)}")
         if not ((counts > 0) & counts.isfinite()).all():
             raise ValueError(f"priors must be positive for every class, got {counts.tolist()}")
         self.tau = tau

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...argument_types import AtLeastMinusOne
 from .base import TermwiseLoss, complement
 
 SMALL, TERMS = 0.5, 16  # the series' 16th term is 6e-18 of its first there
@@ -28,7 +29,7 @@ class PolyLoss(TermwiseLoss):
     tensor(1.0990)
     """
 
-    def __init__(self, epsilon: float = 2.0, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, epsilon: AtLeastMinusOne = 2.0, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not -1 <= epsilon < math.inf:
             raise ValueError(f"epsilon must be a number of at least -1, got {epsilon}")

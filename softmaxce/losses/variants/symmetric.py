@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...argument_types import NonNegativeFloat
+from ...argument_types import NegativeFloat, NonNegativeFloat
 from .base import TermwiseLoss, complement
 
 
@@ -33,7 +33,7 @@ class SymmetricCrossEntropy(TermwiseLoss):
         self,
         alpha: NonNegativeFloat = 0.1,
         beta: NonNegativeFloat = 1.0,
-        log_zero: float = -4.0,
+        log_zero: NegativeFloat = -4.0,
         *args: Any,
         **kwargs: Any,
     ) -> None:
