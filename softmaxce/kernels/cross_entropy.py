@@ -15,7 +15,8 @@ The arithmetic is that of losses/reference.py, as loops for a processor. For eac
 
 cross_entropy_long_rows.py does this row by row, cross_entropy_short_rows.py for many rows of a few classes at once.
 
-16-bit logits are widened to float32 as they are read. A long sum is made of short ones, which are added in float64.
+16-bit logits are widened to float32 as they are read. A long sum is made of short ones, which are added in float64;
+the losses are added in float64 with compensation (Ogita, Rump & Oishi 2005, Sum2).
 Numba compiles the kernel when it is first needed, for each dtype, for short rows and for long ones, and caches the
 machine code on disk: only a machine's first run waits for it.
 """
@@ -42,6 +43,8 @@ from .cross_entropy_terms import (
     VALIDATE,
     WEIGHT,
     Step,
+    add_exactly,
+    compensated,
 )
 from .numba_runtime import compile_kernel, next_chunk, pointer_to
 from .numbers import KINDS, f32, f64, i64
@@ -94,14 +97,18 @@ class CrossEntropyJob(ctypes.Structure):
 @njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
 def validate_ids_and_count(job: Any, ids: Any, weight: Any) -> bool:
     """Set what the mean divides by, or the first row whose id is no class. Returns whether all ids are classes."""
-    job.divisor = 0.0
+    total, lost = 0.0, 0.0
     for row in range(job.num_rows):
         y = ids[row]
         if y != job.ignore_index:
             if y < 0 or y >= job.num_classes:
                 job.invalid_row = row
                 return False
-            job.divisor += weight[y] if job.options & WEIGHT else weight.dtype.type(1)
+            if job.options & WEIGHT:
+                total, lost = add_exactly(total, lost, f64(weight[y]))
+            else:
+                total += 1.0
+    job.divisor = compensated(total, lost)
     return True
 
 
@@ -135,10 +142,11 @@ def kernel_for(a_logit: Any, a_number: Any, short: bool) -> Callable[[Any], None
             if short:  # a constant of the compilation
                 sums[chunk] = short_rows(logits, job.stride, ids, weight, upstream, losses, gradient, first, last, step)
             else:
-                total = 0.0
+                total, lost = 0.0, 0.0
                 for row in range(first, last):
-                    total += one_row(logits, job.stride, ids, labels, weight, upstream, losses, gradient, row, step, e)
-                sums[chunk] = total
+                    loss = one_row(logits, job.stride, ids, labels, weight, upstream, losses, gradient, row, step, e)
+                    total, lost = add_exactly(total, lost, loss)
+                sums[chunk] = compensated(total, lost)
 
     return kernel
 

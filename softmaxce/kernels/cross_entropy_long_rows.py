@@ -14,6 +14,7 @@ from .cross_entropy_terms import (
     SOFT,
     UPSTREAM,
     WEIGHT,
+    Step,
     distribution_loss,
     is_finite,
     minus_log_softmax,
@@ -32,6 +33,16 @@ def extremes(x: Any) -> Any:
         largest = max(largest, key)
         smallest = min(smallest, key)
     return largest, smallest
+
+
+@njit(forceinline=True)
+def largest_class(x: Any) -> int:
+    """The class with the largest logit of a row without NaN."""
+    index = 0
+    for i in range(1, len(x)):
+        if widen(x[i]) > widen(x[index]):
+            index = i
+    return index
 
 
 @njit(fastmath=CONTRACT, forceinline=True)
@@ -156,6 +167,9 @@ def one_row(
 
     offset, lowest, k = scaling(unorder(largest))
     exponentials(x, offset, lowest, k, e)
+    if options & SMOOTH and not options & SOFT and weight[y] == 0:  # its terms are 0; the others would cancel with it
+        y = largest_class(x)
+        step = Step(num_classes, step.ignore_index, options, uniform_mass, 0.0, step.scale)
     e_y, rest = e[y], long_sum(e, y)
     x_y = widen(x[y])
     loss_y = minus_log_softmax(rest, e_y, x_y, offset, lowest, k)

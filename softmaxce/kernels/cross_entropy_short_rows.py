@@ -16,11 +16,13 @@ from .cross_entropy_terms import (
     SMOOTH,
     UPSTREAM,
     WEIGHT,
+    add_exactly,
+    compensated,
     distribution_loss,
     is_finite,
     minus_log_softmax,
 )
-from .numbers import exp, f64, narrow, order, scaling, unorder, widen
+from .numbers import exp, f64, log1p, narrow, order, scaling, unorder, widen
 
 FEW_CLASSES = 32  # below, this is the faster way
 ROWS_PER_BLOCK = 128
@@ -130,8 +132,9 @@ def finish_losses(
     uniform_sum: Any,
     step: Any,
     sum_of_losses: Any,
+    lost: Any,
 ) -> Any:
-    """Each row's loss, and what its gradient is made of. Returns `sum_of_losses` with the losses added."""
+    """Each row's loss, and what its gradient is made of. Returns the sum with the losses added, and what it lost."""
     number, options = weight.dtype.type, step.options
     for j in range(rows):
         row = start + j
@@ -152,17 +155,44 @@ def finish_losses(
                 total = uniform_sum + total * step.target_mass
                 label_y = label_y * (step.uniform_mass + step.target_mass)
                 origin, product = block.origins[j], block.products[j]
-                loss = distribution_loss(total, label_y, product, loss_y, x_y, origin, rest + e_y, offset, k)
+                if label_y == 0:
+                    loss = loss_without_target(block, j, y, e_y, logits, row * stride, weight, uniform_sum, step)
+                else:
+                    loss = distribution_loss(total, label_y, product, loss_y, x_y, origin, rest + e_y, offset, k)
             elif total != 0:
                 loss = total * loss_y
-        sum_of_losses += loss
+        sum_of_losses, lost = add_exactly(sum_of_losses, lost, loss)
         if options & LOSSES:
             losses[row] = loss
         per_sum = total * size / (rest + e_y)
         block.factors[j], block.uniforms[j] = number(per_sum), number(size * step.uniform_mass)
         slope = per_sum * e_y if label_y == 0 else (total - label_y) * size - per_sum * rest
         block.rests[j] = number(slope)
-    return sum_of_losses
+    return sum_of_losses, lost
+
+
+@njit(error_model="numpy")
+def loss_without_target(
+    block: Any, j: Any, y: Any, e_y: Any, logits: Any, start: Any, weight: Any, uniform_sum: Any, step: Any
+) -> float:
+    """A row's loss where the target's label is 0: sum_i Q_i (log sum - x_i), in terms that are all at least 0.
+
+    The largest logit takes the target's place: with the target's own, which may be far below, the terms would cancel.
+    """
+    main = 0
+    for i in range(1, step.num_classes):
+        if widen(logits[start + i]) > widen(logits[start + main]):
+            main = i
+    others = product = 0.0
+    x_main = f64(widen(logits[start + main]))
+    for i in range(step.num_classes):
+        label = f64(weight[i]) * step.uniform_mass
+        if label != 0:
+            product += label * (x_main - f64(widen(logits[start + i])))
+        if i != main:
+            others += e_y if i == y else f64(block.e[i, j])
+    e_main = e_y if main == y else f64(block.e[main, j])
+    return uniform_sum * log1p(others / e_main) + product
 
 
 @njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
@@ -221,7 +251,7 @@ def short_rows(
     if options & SMOOTH:
         for i in range(num_classes):
             uniform_sum += weight[i] * step.uniform_mass
-    sum_of_losses = 0.0
+    sum_of_losses = lost = 0.0
     for start in range(first, last, ROWS_PER_BLOCK):
         rows = min(width, last - start)
         for j in range(rows):
@@ -233,9 +263,9 @@ def short_rows(
             sum_smoothing(block, rows, ids, start, weight, step)
         exponentiate(block, rows)
         sum_rests(block, rows, ids, start, step.ignore_index)
-        sum_of_losses = finish_losses(
-            block, rows, logits, stride, ids, start, weight, upstream, losses, uniform_sum, step, sum_of_losses
+        sum_of_losses, lost = finish_losses(
+            block, rows, logits, stride, ids, start, weight, upstream, losses, uniform_sum, step, sum_of_losses, lost
         )
         if options & GRADIENT:
             store_gradient(block, rows, ids, start, weight, gradient, step)
-    return sum_of_losses
+    return compensated(sum_of_losses, lost)

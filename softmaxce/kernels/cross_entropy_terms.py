@@ -35,6 +35,20 @@ def is_finite(largest: Any, smallest: Any, like: Any) -> Any:
 
 
 @njit(error_model="numpy", forceinline=True)
+def add_exactly(total: Any, lost: Any, value: Any) -> Any:
+    """total + value, and `lost` with what that sum has rounded away (Knuth's TwoSum), both float64."""
+    new = total + value
+    added = new - total
+    return new, lost + ((total - (new - added)) + (value - added))
+
+
+@njit(error_model="numpy", forceinline=True)
+def compensated(total: Any, lost: Any) -> Any:
+    """A sum with what was rounded away; as it is where it is infinite or NaN, for which `lost` is NaN."""
+    return total + lost if abs(total) < np.inf else total
+
+
+@njit(error_model="numpy", forceinline=True)
 def minus_log_softmax(rest: Any, e_y: Any, x_y: Any, offset: Any, lowest: Any, k: Any) -> Any:
     """-log S_y in float64, with all digits: from rest / e_y, unless e_y has underflowed, and then from x_y."""
     ratio = rest / e_y

@@ -159,3 +159,28 @@ def test_ulp_error_of_a_number_and_its_successor_is_1() -> None:
             )
             == 1
         )
+
+
+@pytest.mark.parametrize("classes", [3, 50])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_float64_mean_over_100003_equal_rows_is_the_loss_of_one_within_2_units(
+    classes: int, weighted: bool
+) -> None:
+    torch.manual_seed(0)
+    row, ids = torch.randn(1, classes, dtype=torch.float64), torch.ones(100_003, dtype=torch.int64)
+    weight = torch.full((classes,), 0.1, dtype=torch.float64) if weighted else None
+    one, mean = cross_entropy(row, ids[:1]).item(), cross_entropy(row.repeat(100_003, 1), ids, weight).item()
+    assert units(mean, mpmath.mpf(one), torch.float64) <= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [2, 3, 50])
+def test_a_target_of_weight_0_leaves_no_noise_with_smoothing(dtype: torch.dtype, classes: int) -> None:
+    for gap in (1, 30, 200):
+        logits, weight = torch.full((1, classes), -gap / 2, dtype=dtype), torch.zeros(classes, dtype=dtype)
+        logits[0, 1], weight[1] = gap / 2, 1  # all of the weight is on a class that is nearly certain
+        loss = cross_entropy(logits, torch.tensor([0]), weight, reduction="sum", label_smoothing=0.1).item()
+        exact = mpmath.mpf(0.1) / classes * mpmath.log1p((classes - 1) * mpmath.exp(-gap))
+        smallest = torch.finfo(dtype).smallest_normal
+        assert loss >= 0
+        assert abs(loss - exact) <= 20 * torch.finfo(dtype).eps * exact + smallest
