@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
+from softmaxce.argument_types import TEMPERATURES
 from softmaxce.errors import ConfigError, Problem, RunError
 
 
-def _above_zero(value: float | None) -> float | None:
-    if value is not None and not 0 < value < float("inf"):
-        raise ConfigError([Problem(f"--temperature {value:g}", "must be a number above 0; 1 changes nothing")])
+def _in_range(value: float | None) -> float | None:
+    low, high = TEMPERATURES
+    if value is not None and not low <= value <= high:
+        rule = f"must be a number from {low:g} to {high:g}; 1 changes nothing"
+        raise ConfigError([Problem(f"--temperature {value:g}", rule)])
     return value
 
 
@@ -29,7 +32,7 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps
 Temperature = Annotated[
     float | None,
     typer.Option(
-        callback=_above_zero,
+        callback=_in_range,
         help="Divide the logits by this before softmax; default: the run's own (softmaxce calibrate), else 1.",
         show_default=False,
     ),

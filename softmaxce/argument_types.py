@@ -25,4 +25,5 @@ Magnitude = Annotated[float, Ge(0), Le(30)]  # of RandAugment's operations
 Betas = Annotated[Sequence[Fraction], Len(2, 2), doc("two numbers in [0, 1)")]  # of Adam's two averages
 TwoFractions = Annotated[Sequence[Probability], Len(2, 2), doc("two numbers in [0, 1]")]
 TwoFactors = Annotated[Sequence[PositiveFloat], Len(2, 2), doc("two positive numbers")]
+TEMPERATURES = (1e-6, 1e6)  # beyond, logits divided by it may overflow or become one number
 Reduction = Literal["mean", "sum", "none"]  # of a loss, as in PyTorch

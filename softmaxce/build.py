@@ -1,7 +1,7 @@
 """Builds a Run from a Config."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +19,15 @@ from .data.splits import Dataset, InMemory, OnDisk, Side, Split, split_by_name, 
 from .errors import ConfigError, DataError, Problem, in_one_line, in_users_code, ran_out_of_memory, within_memory
 from .losses.interface import Loss
 from .optim import unwrapped
+from .optim.schedules import Schedule
 from .runtime.allocator import keep_freed_memory
 from .runtime.device import choose_device, share_processors
-from .runtime.random_state import random_state, restore_random_state, seed_everything, set_deterministic
+from .runtime.random_state import seed_everything, set_deterministic
 from .training.cuda_graph import report_no_graph
 from .training.ema import ExponentialMovingAverage
 from .training.run import Run
 from .training.step import steps_per_epoch
+from .training.trials import refuse_absent_classes, refuse_single_images, refuse_unfit, refuse_unfit_augmentations
 
 FEWER_IMAGES = "a folder's images need less with data.size, and can stay on the disk: data.in_memory: false"
 
@@ -91,8 +93,10 @@ def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = 
     refuse_unfit_augmentations(config, train)
     refuse_single_images(model, config, train)
     prepare_model(model, train)
-    steps = steps_per_epoch(len(train), config.grad_accum_steps)
-    schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
+    schedule = build_schedule(config, len(train))
+    if hasattr(schedule, "observe") and source.validation is None:
+        message = f"{config.schedule.name} needs a validation split; set data.validation, to 0.1 for example"
+        raise ConfigError([Problem(config.schedule.location, message)])
     average = None
     if config.model_ema_decay is not None:
         average = ExponentialMovingAverage(model, config.model_ema_decay)
@@ -309,65 +313,16 @@ def prepare_model(model: nn.Module, train: Batches) -> None:
         prepare(train.sample(STATISTICS_FROM))
 
 
-def refuse_unfit_augmentations(config: Config, train: Batches) -> None:
-    """Call each augmentation once, so that one that cannot take these images is reported before training.
-
-    The random numbers are then as they were. Raises: ConfigError if one raises anything, or returns no tensor.
-    """
-    if not train.augment:
-        return
-    before = random_state()
-    images, indices = torch.zeros(2, *train.split.shape, device=train.device), torch.arange(2, device=train.device)
-    for component, (augmentation, uses_indices) in zip(config.augment, train.augment, strict=True):
-        try:
-            augmented = augmentation(images, indices=indices, epoch=1) if uses_indices else augmentation(images)
-            if not isinstance(augmented, Tensor):
-                raise TypeError(f"it must return images [B, C, H, W], got {type(augmented).__name__}")
-        except Exception as error:  # the user's augmentation may raise anything
-            if ran_out_of_memory(error):
-                raise
-            message = f"{component.name} cannot take images {list(images.shape)}: {in_one_line(error)}"
-            raise ConfigError([Problem(component.location, message)]) from error
-        images = augmented
-    restore_random_state(before)
-
-
-def refuse_single_images(model: nn.Module, config: Config, train: Batches) -> None:
-    """Refuse a model that cannot be trained on one image, batch normalization for example, where batches have one.
-
-    The model, in training mode, is called once and then restored. Raises: ConfigError.
-    """
-    if min(train.batch_size, train.images_per_epoch) > 1:
-        return
-    before = random_state()
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running statistics
-    try:
-        with torch.no_grad():
-            model(train.prepared(torch.zeros(1, *train.split.shape, dtype=torch.uint8, device=train.device)))
-    except Exception as error:  # the user's model may raise anything
-        if ran_out_of_memory(error):
-            raise
-        key = "data.batch_size" if train.batch_size == 1 else "data"
-        remedy = "take batches of 2 or more" if train.batch_size == 1 else "there is one training image only"
-        message = f"{config.model.name} cannot be trained on batches of one image ({in_one_line(error)}); {remedy}"
-        raise ConfigError([Problem(key, message)]) from error
-    finally:
-        for buffer, values in buffers:
-            buffer.copy_(values)
-    restore_random_state(before)
-
-
-def refuse_absent_classes(config: Config, classes: Sequence[str], class_counts: list[int]) -> None:
-    """Refuse `weight: balanced` where a class has no training image. Raises: ConfigError, with the classes' names."""
-    absent = [name for name, count in zip(classes, class_counts, strict=True) if not count]
-    if config.loss.arguments.get("weight") == "balanced" and absent:
-        message = f"weight: balanced needs training images of every class; there are none of {', '.join(absent)}"
-        raise ConfigError([Problem(config.loss.location, message)])
-
-
 def build_loss(config: Config, class_counts: list[int], device: torch.device) -> Loss:
     """The loss a config names, on the device."""
     return make_loss(config.loss, class_counts, device)
+
+
+def build_schedule(config: Config, batches: int) -> Schedule:
+    """The schedule a config names, for epochs of so many batches."""
+    steps = steps_per_epoch(batches, config.grad_accum_steps)
+    schedule: Schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
+    return schedule
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -442,34 +397,3 @@ def make_loss(component: Component, class_counts: list[int], device: torch.devic
         message = f"{component.name} must be callable as loss(logits, targets), got {type(loss).__name__}"
         raise ConfigError([Problem(component.location, message)])
     return loss  # type: ignore[no-any-return]
-
-
-def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: torch.device, soft: bool = False) -> None:
-    """Call the loss once, so that an unsuitable one is reported before training.
-
-    Args:
-        loss: what make_loss returned for `component`.
-        num_classes: K.
-        device: of the logits and targets.
-        soft: the targets will be probabilities [B, K], not class ids [B].
-    Raises: ConfigError if it raises anything, returns another shape than [] or [B], or has no gradient.
-    """
-    logits = torch.zeros(2, num_classes, device=device, requires_grad=True)
-    targets = torch.zeros(2, dtype=torch.int64, device=device)
-    if soft:
-        targets = nn.functional.one_hot(targets, num_classes).float()
-    try:
-        value = loss(logits, targets)
-    except Exception as error:  # the user's loss may raise anything
-        if ran_out_of_memory(error) or (isinstance(error, OSError) and not in_users_code(error)):
-            raise
-        kind = "probabilities [B, K], as mixup makes them," if soft else "class ids [B]"
-        message = f"{component.name} cannot take logits [B, K] and {kind}: {in_one_line(error)}"
-        raise ConfigError([Problem(component.location, message)]) from error
-    if not isinstance(value, Tensor) or value.shape not in ((), (2,)):
-        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        message = f"{component.name} must return a scalar or one loss per image [B]; for B = 2 it gave {got}"
-        raise ConfigError([Problem(component.location, message)])
-    if not value.requires_grad:
-        message = f"{component.name} has no gradient: it must be computed from the logits, without detach()"
-        raise ConfigError([Problem(component.location, message)])

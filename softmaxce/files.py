@@ -130,6 +130,28 @@ def replace_file(file: Path, content: bytes) -> None:
     flush_folder(file.parent)
 
 
+def append(file: Path, line: bytes) -> None:
+    """Append a line to a file and flush it to the disk; if it cannot be written whole, the file is as it was."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(file, flags, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            try:
+                left = memoryview(line)
+                while left:
+                    left = left[os.write(descriptor, left) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        error.filename = str(file)  # the error of a full disk names no file
+        raise
+
+
 def keep_as(file: Path, other: Path) -> None:
     """Make `other` a second name (hard link) of `file`'s content, atomically. No flush."""
     staged = _temporary(other)

@@ -30,7 +30,7 @@ from .errors import (
 from .inference.evaluate import final_evaluation
 from .inference.requirements import Requirement, RequirementResult, check_classes, judge
 from .inference.requirements import parse as parse_requirements
-from .runs import checkpoint, nonfinite, provenance
+from .runs import checkpoint, epochs, nonfinite, provenance
 from .runs import folder as runfolder
 from .runs.folder import Status
 from .runs.resume import check_resumable
@@ -256,6 +256,7 @@ class _Session:
             if (folder / "run.json").is_file():
                 self.record = runfolder.read_record(folder)
             self._restore(environment, allow_changed_data=allow_changed_data)
+        self._warn(epochs.check_warmup(run.config))
         runfolder.cut_metrics(folder, run.progress.epoch)
         runfolder.clear_temporary(folder)
         self.record |= {"status": Status.RUNNING, "environment": environment, "classes": list(run.classes)}
@@ -274,6 +275,7 @@ class _Session:
         data = environment["data"]
         self._warn(provenance.check_images(self.folder, self.record, data, allow_changed_data=allow_changed_data))
         checkpoint.restore(self.run, saved)
+        self._warn(epochs.check_resumed(self.run, self.folder))
         before = self.record.get("environment")
         if isinstance(before, dict):
             if changed := provenance.differences(before, environment):
@@ -291,8 +293,7 @@ class _Session:
             with as_training_error(lambda: f"epoch {run.progress.epoch + 1}"):
                 status = self._fit()
             with as_training_error(lambda: "the final evaluation"):
-                figures = {requirement.metric for requirement in requirements}
-                split, scores, metrics = final_evaluation(run, folder, figures)
+                split, scores, metrics = final_evaluation(run, folder, {one.metric for one in requirements})
         except MemoryRanOutError as error:
             saved = f"; {folder} keeps its last checkpoint" if (folder / runfolder.LAST).is_file() else ""
             self.finish(Status.FAILED, message=f"{error}{saved}")
@@ -305,7 +306,7 @@ class _Session:
             raise
         except OSError as error:  # the disk is full or read-only, or the folder is gone
             with contextlib.suppress(OSError):  # run.json may fail for the same reason; the error below is reported
-                self.finish(Status.FAILED, message=f"{error.filename}: {error.strerror}", report=False)
+                self.finish(Status.FAILED, message=runfolder.describe_write_error(error), report=False)
             raise self._explained(error) from None
         except KeyboardInterrupt as interruption:
             status = Status.TERMINATED if isinstance(interruption, Terminated) else Status.INTERRUPTED

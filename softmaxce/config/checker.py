@@ -46,6 +46,9 @@ class Checker:
         self._check_device(own.get("device", "auto"))
         if values.get("early_stopping") and self._has_no_validation(values):
             self._problem(("early_stopping",), NEEDS_VALIDATION)
+        schedule = values.get("schedule")
+        if schedule and schedule.name == "reduce_on_plateau" and self._has_no_validation(values):
+            self._problem(("schedule",), NEEDS_VALIDATION.replace("early_stopping", schedule.name))
         if self.problems:
             raise ConfigError(sorted(set(self.problems), key=self._reading_order))
         return Config(**values, recipe=recipe)

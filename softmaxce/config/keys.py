@@ -52,7 +52,7 @@ class Data:
         root: the folder with the data; null means $SOFTMAXCE_DATA, else a folder in the user's cache.
         download: download missing files.
         batch_size: images per training batch.
-        eval_batch_size: images per evaluation batch; it changes no metric.
+        eval_batch_size: images per evaluation batch; it changes metrics by rounding at most.
         augment: augmentations of the training images, applied in this order.
         normalize: auto (mean and standard deviation of the training images), imagenet, none, or
             {mean: [..], std: [..]}.
@@ -96,7 +96,8 @@ class Config:
         optimizer: one of torch's, with torch's argument names, or muon.
         schedule: the learning-rate schedule, applied at every step.
         clip_grad_norm: clip the gradient to this norm.
-        grad_accum_steps: batches per optimizer step; the gradient is that of one large batch.
+        grad_accum_steps: batches per optimizer step; the gradient is that of one large batch: each batch is
+            weighted by what the loss's mean divides by.
         mixup_alpha: mixup's Beta parameter (Zhang et al. 2018); 0 is off.
         cutmix_alpha: CutMix's Beta parameter (Yun et al. 2019); 0 is off. With both, each batch draws one of the two.
         model_ema_decay: evaluate an exponential moving average of the weights with this decay.

@@ -33,7 +33,8 @@ def load(config: str, overrides: Sequence[Override] = ()) -> Config:
     recorded = file.name == "config.yaml" and any((file.parent / name).is_file() for name in IN_A_RUN_FOLDER)
     if recorded:
         document = replace(document, data=as_recorded(document.data))
-    return replace(check(document, overrides, recipe=file.stem), recorded=recorded)
+    recipe = file.stem.lstrip(".") or "run"
+    return replace(check(document, overrides, recipe=recipe), recorded=recorded)
 
 
 def from_dict(data: Any, source: str = "the config", recipe: str = "run") -> Config:

@@ -82,6 +82,7 @@ SCHEDULES = {
     "cosine": "softmaxce.optim.schedules:cosine",
     "linear": "softmaxce.optim.schedules:linear",
     "one_cycle": "softmaxce.optim.schedules:one_cycle",
+    "reduce_on_plateau": "softmaxce.optim.plateau:ReduceOnPlateau",
 }
 
 # What `softmaxce check-loss` tests. These are not components: a config names none of them.

@@ -136,7 +136,8 @@ def reliability(probabilities: NDArray[np.float64], labels: NDArray[np.int64], b
     """
     confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == labels
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    # A NaN belongs to no interval; in the first it makes the calibration error NaN.
+    index = np.clip(np.ceil(np.nan_to_num(confidence) * bins).astype(int) - 1, 0, bins - 1)
     images = np.bincount(index, minlength=bins)
     sums = np.bincount(index, confidence, minlength=bins)
     num_correct = np.bincount(index, correct, minlength=bins)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..argument_types import TEMPERATURES
 from ..errors import RunError
 from ..files import read_json
 from ..runs.folder import CALIBRATION
@@ -79,6 +80,6 @@ def temperature_of(run: Path) -> float:
         raise RunError(f"{stored}: cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, OverflowError):  # NaN is refused below
         temperature, epoch = math.nan, 0
-    if not 0 < temperature < math.inf:
+    if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
         raise RunError(f"{stored}: is damaged; fit it again: softmaxce calibrate {file.parent}")
     return temperature if epoch == read_header(file)["epoch"] else 1.0

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..argument_types import TEMPERATURES
 from ..build import FEWER_IMAGES, build_loss, build_model, hold_out, load_source
 from ..config.components import build
 from ..config.keys import Config, refuse_users_code
@@ -23,7 +24,7 @@ from ..data.paths import Unreadable
 from ..data.prefetch import PrefetchingDecoder, decode_to
 from ..data.preprocessing import Preprocessing
 from ..data.splits import Dataset, InMemory, Split
-from ..errors import ConfigError, DataError, within_memory
+from ..errors import ConfigError, DataError, Problem, within_memory
 from ..losses.interface import Loss
 from ..runs import checkpoint as checkpoints
 from ..runs.checkpoint import Checkpoint
@@ -103,6 +104,9 @@ class TrainedModel:
         Raises: RunError if there is no checkpoint, it is damaged, or its weights do not fit; ConfigError if its parts
             cannot be built, or the machine has no such device.
         """
+        if temperature is not None and not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
+            rule = f"must be a number from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}, got {temperature}"
+            raise ConfigError([Problem("temperature", rule)])
         file = find_checkpoint(Path(path))
         loaded = checkpoints.load(file)
         changes = {

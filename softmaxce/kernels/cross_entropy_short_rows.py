@@ -174,7 +174,7 @@ def finish_losses(
 @njit(error_model="numpy")
 def loss_without_target(
     block: Any, j: Any, y: Any, e_y: Any, logits: Any, start: Any, weight: Any, uniform_sum: Any, step: Any
-) -> float:
+) -> Any:
     """A row's loss where the target's label is 0: sum_i Q_i (log sum - x_i), in terms that are all at least 0.
 
     The largest logit takes the target's place: with the target's own, which may be far below, the terms would cancel.
@@ -227,7 +227,7 @@ def short_rows(
     first: Any,
     last: Any,
     step: Any,
-) -> float:
+) -> Any:
     """The losses and the gradients of the rows from `first` to before `last`, in blocks. Returns the losses' sum."""
     num_classes, options = step.num_classes, step.options
     width = min(ROWS_PER_BLOCK, last - first)

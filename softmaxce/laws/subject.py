@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..build import make_loss, refuse_unfit
+from ..build import make_loss
 from ..config.components import Component, load_object
 from ..config.registry import LAWS
 from ..config.signatures import signature_of
 from ..errors import ConfigError, Problem, suggestion
 from ..losses.interface import Loss, reduction_of
+from ..training.trials import refuse_unfit
 
 CLASSES = 3  # unless a law needs another number
 

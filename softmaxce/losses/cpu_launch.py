@@ -118,7 +118,7 @@ class CrossEntropyKernel:
             run(self.function, job, size)
         if job.invalid_row >= 0:
             raise IndexError("a class id is out of range")
-        total = sum(sums)
+        total: float = sum(sums)
         if chunks > 1 and math.isfinite(total):
             total = math.fsum(sums)  # rounded once; it refuses infinities
         return total / (job.divisor or math.nan) if options & MEAN else total, job.divisor

@@ -1,7 +1,7 @@
 """Learning-rate schedules: the factor on the optimizer's `lr` at each step.
 
 A schedule is built once, for a run's number of steps, and is then a function of the step alone: it has no state to save
-or restore. It needs no torch.
+or restore. It needs no torch. The exception is plateau.py.
 """
 
 import math
@@ -24,7 +24,7 @@ def constant(
         warmup_epochs: the length of the linear warm-up, in epochs; may be a fraction.
         warmup_factor: the factor at which the warm-up begins.
     """
-    return _with_warmup(lambda step: 1.0, warmup_epochs * steps_per_epoch, warmup_factor)
+    return with_warmup(lambda step: 1.0, warmup_epochs * steps_per_epoch, warmup_factor)
 
 
 def step(
@@ -46,7 +46,7 @@ def step(
         warmup_epochs: the length of the linear warm-up, in epochs.
         warmup_factor: the factor at which the warm-up begins.
     """
-    return _with_warmup(
+    return with_warmup(
         lambda step: gamma ** (step // (step_size * steps_per_epoch)), warmup_epochs * steps_per_epoch, warmup_factor
     )
 
@@ -73,7 +73,7 @@ def cosine(
     def factor(step: int) -> float:
         return end_factor + (1 - end_factor) * (1 + math.cos(math.pi * _progress(step, warmup, steps))) / 2
 
-    return _with_warmup(factor, warmup, warmup_factor)
+    return with_warmup(factor, warmup, warmup_factor)
 
 
 def linear(
@@ -94,7 +94,7 @@ def linear(
         warmup_factor: the factor at which the warm-up begins.
     """
     warmup = warmup_epochs * steps_per_epoch
-    return _with_warmup(lambda step: 1 + (end_factor - 1) * _progress(step, warmup, steps), warmup, warmup_factor)
+    return with_warmup(lambda step: 1 + (end_factor - 1) * _progress(step, warmup, steps), warmup, warmup_factor)
 
 
 def one_cycle(
@@ -136,6 +136,6 @@ def _progress(step: int, warmup: float, steps: int) -> float:
     return min(1.0, max(0.0, step - warmup) / max(1.0, steps - warmup))
 
 
-def _with_warmup(factor: Schedule, warmup: float, start: float) -> Schedule:
+def with_warmup(factor: Schedule, warmup: float, start: float) -> Schedule:
     """`factor`, preceded by a linear warm-up from `start` to 1 over the first `warmup` steps."""
     return lambda step: start + (1 - start) * (step + 1) / warmup if step + 1 < warmup else factor(step)

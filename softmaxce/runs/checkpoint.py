@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from ..errors import RunError, TrainingError
+from ..errors import RunError, TrainingError, in_one_line
 from ..files import TEMPORARY, flush_folder, keep_as, stage, staged_files
 from ..optim import unwrapped
 from ..runtime.random_state import check_random_state, random_state, restore_random_state
@@ -220,6 +220,11 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     """
     state = _restore_weights(run, checkpoint)
     run.progress = Progress(**state["progress"])
+    if run.progress.schedule is not None and (load_state := getattr(run.schedule, "load_state", None)) is not None:
+        try:
+            load_state(run.progress.schedule)
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{checkpoint.file}: is damaged: the state of its schedule: {in_one_line(error)}") from None
     run.tally.loss.copy_(state["tally"]["loss"])
     run.tally.num_correct.copy_(state["tally"]["hits"])
     run.tally.images = state["tally"]["images"]

@@ -12,7 +12,7 @@
         .lock                   locked by the process that trains
         calibration.json        the softmax temperature, once `softmaxce calibrate` has fitted it
 
-A folder that holds a run is never overwritten; every file is replaced atomically.
+A folder that holds a run is never overwritten; every file is replaced atomically, but metrics.jsonl, which grows.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import yamlfile
-from ..errors import RunError
-from ..files import LOCK, TEMPORARY, locked, open_file, parse_json, read_file, read_json, replace_file
+from ..errors import RunError, in_users_code
+from ..files import LOCK, TEMPORARY, append, locked, open_file, parse_json, read_file, read_json, replace_file
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 LAST_BEFORE, BEST_BEFORE = "last.1.safetensors", "best.1.safetensors"
@@ -161,17 +161,22 @@ def explain_write_error(error: OSError, resume: str) -> str:
         errno.EACCES: f"make the folder writable and {resume}",
         errno.ENOENT: "was the run folder moved or removed?",
     }
-    return f"{error.filename}: {error.strerror}; {remedies.get(error.errno or 0, resume)}"
+    return f"{describe_write_error(error)}; {remedies.get(error.errno or 0, resume)}"
+
+
+def describe_write_error(error: OSError) -> str:
+    """What could not be written, and why. Only what print raises names no file, unless the user's code wrote it."""
+    if error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return in_users_code(error) or f"standard output: {error.strerror or error}"
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
 
 def append_metrics(folder: Path, epoch: Mapping[str, Any]) -> None:
-    """Append an epoch to metrics.jsonl. The whole file is replaced, so that a reader never sees half a line."""
-    file = folder / METRICS
-    before = read_file(file, MAX_METRICS) if file.exists() else b""
-    replace_file(file, before + json.dumps(epoch).encode() + b"\n")
+    """Append an epoch to metrics.jsonl, in one write. A line that a crash cut off ends what `read_metrics` reads."""
+    append(folder / METRICS, json.dumps(epoch).encode() + b"\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -202,6 +207,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def cut_metrics(folder: Path, epochs: int) -> None:
-    """Drop the epochs after the first `epochs`, which the checkpoint does not include."""
+    """Drop the epochs after the first `epochs`, which the checkpoint does not include, and a line that was cut off."""
     lines = [line for line in read_metrics(folder) if line["epoch"] <= epochs]
-    replace_file(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    file = folder / METRICS
+    if not file.is_file() or file.read_bytes() != content:
+        replace_file(file, content)

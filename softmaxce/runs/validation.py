@@ -28,6 +28,7 @@ class _Progress:
     best_sha256: str | None
     epochs_without_improvement: NonNegativeInt
     reference_value: Finite | None
+    schedule: dict[str, Finite | None] | None
 
 
 PROGRESS = TypeAdapter(_Progress)
@@ -37,7 +38,8 @@ RENAMED = {"waited": "epochs_without_improvement", "waited_from": "reference_val
 def rename_progress(state: dict[str, Any]) -> None:
     """Give the progress in a training state of an earlier version the names of today, in place."""
     if isinstance(progress := state.get("progress"), dict):
-        state["progress"] = {RENAMED.get(name, name): value for name, value in progress.items()}
+        renamed = {RENAMED.get(name, name): value for name, value in progress.items()}
+        state["progress"] = {"schedule": None, **renamed}
 
 
 def check_progress(state: Mapping[str, Any], file: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import as_training_error
+from ..losses.interface import reduction_of
 from .run import Run
 from .step import TrainingStep
 
@@ -14,8 +15,9 @@ from .step import TrainingStep
 def dry_run(run: Run) -> dict[str, Any]:
     """Take one training step and measure it.
 
-    Returns: `layers` (rows of name, type, output shape, parameters), `loss`, and memory in bytes: `parameters`,
-        `gradients`, `optimizer` (its state), `activations` (what the forward pass saves for the backward pass).
+    Returns: `layers` (rows of name, type, output shape, parameters), `loss` (nats per image), and memory in bytes:
+        `parameters`, `gradients`, `optimizer` (its state), `activations` (what the forward pass saves for the backward
+        pass).
     Raises: TrainingError, whatever the parts of the run raise, as session.train does.
     """
     shapes: dict[str, list[int]] = {}
@@ -53,7 +55,7 @@ def dry_run(run: Run) -> dict[str, Any]:
     modules = dict(run.model.named_modules())
     return {
         "batch": list(images.shape),
-        "loss": loss.item(),
+        "loss": loss.item() / (len(images) if reduction_of(run.loss) == "sum" else 1),
         "layers": [
             {
                 "name": name,

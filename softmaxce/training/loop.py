@@ -109,6 +109,10 @@ def fit_with_checkpoints(
         validation, test = (scores, None) if run.validation is not None else (None, scores)
         seconds = run.progress.seconds
         run.progress.epoch, run.progress.batch, run.progress.seconds = number, 0, 0.0
+        observe = getattr(run.schedule, "observe", None)  # of a schedule that depends on how training goes
+        if observe is not None and validation is not None:
+            observe(validation.to_dict())
+            run.progress.schedule = run.schedule.state()  # type: ignore[attr-defined]
         best = validation is not None and _update_best(run.progress, validation, run.config)
         yield Epoch(
             number=number,
@@ -173,9 +177,15 @@ def _train_epoch(run: Run, number: int, policy: CheckpointPolicy, track: Track) 
 
 
 def _update_best(progress: Progress, validation: Scores, config: Config) -> bool:
-    """Compare an epoch with the best so far and, for early stopping, the reference; True if it is the best."""
+    """Compare an epoch with the best so far and, for early stopping, the reference; True if it is the best.
+
+    What is not finite improves on nothing.
+    """
     sign = 1 if config.best_metric == "accuracy" else -1
     value = getattr(validation, config.best_metric)
+    if not math.isfinite(value):
+        progress.epochs_without_improvement += 1
+        return False
     min_delta = config.early_stopping.min_delta if config.early_stopping else 0.0
     if progress.reference_value is None or sign * (value - progress.reference_value) > min_delta:
         progress.epochs_without_improvement, progress.reference_value = 0, value

@@ -31,6 +31,7 @@ class Progress:
         best_sha256: the checksum of its checkpoint.
         epochs_without_improvement: by more than min_delta, for early stopping.
         reference_value: the `best_metric` that those epochs did not improve on.
+        schedule: the state of a schedule that depends on the validation metrics; None for any other.
     """
 
     epoch: int = 0
@@ -42,6 +43,7 @@ class Progress:
     best_sha256: str | None = field(default=None, compare=False)  # of a file, not of the run
     epochs_without_improvement: int = 0
     reference_value: float | None = None
+    schedule: dict[str, Any] | None = None
 
 
 @dataclass

@@ -36,6 +36,7 @@ class TrainingStep:
         self.run = run
         self.precision = autocast(run.device, run.precision)
         self.monitor = NonFiniteMonitor(run, epoch)
+        self._is_sum = reduction_of(run.loss) == "sum"
         self._scaled = run.scaler.is_enabled()
         self._update_weights, self._clear = unwrapped.stepper(run.optimizer), unwrapped.clearer(run.optimizer)
         self._base_rates = [group["initial_lr"] for group in run.optimizer.param_groups]
@@ -82,7 +83,7 @@ class TrainingStep:
         logits, loss = self.forward(images, targets)
         answer = check(loss)
         self.backward(self._part_of_mean(loss, targets))
-        self.run.tally.add(loss, logits, targets)
+        self.run.tally.add(loss / len(targets) if self._is_sum else loss, logits, targets)
         return answer
 
     def _part_of_mean(self, loss: Tensor, targets: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class TrainingStep:
         """
         if self._batches == 1:
             return loss
-        if reduction_of(self.run.loss) == "sum":
+        if self._is_sum:
             return loss / self._batches
         return loss / (self._images / mean_divisor(self.run.loss, targets))
 
