@@ -99,7 +99,11 @@ def check_resumable(folder: Path, requested: Config) -> Config:
     fixed = [key for key in values if not rule_of(key, recorded.source.name).may_change]
     if fixed:
         changes = [f"{key} was {values[key][0]!r} and is now {values[key][1]!r}" for key in fixed[:5]]
-        raise RunError(f"{folder}: a resumed run keeps its config, but {'; '.join(changes)}. Start a new run for that")
+        hint = ""
+        if "data.split_by" in fixed:  # an older run, whose splits were made by a shuffle
+            hint = f", or keep the run's splits with --set data.split_by={values['data.split_by'][0]}"
+        message = f"a resumed run keeps its config, but {'; '.join(changes)}. Start a new run for that{hint}"
+        raise RunError(f"{folder}: {message}")
     return requested
 
 

@@ -201,6 +201,8 @@ def test_no_two_points_share_a_folder_and_equal_points_are_one(here: Path) -> No
         (["sweep", "-c", "c.yaml", "--set", "epochs"], "write it as key=value"),
         (["sweep", "-c", "c.yaml", "--set", "epochs=1,2", "--resume", "runs/c/1"], "with several runs must be auto"),
         (["train", "-c", "c.yaml", "--seeds", "2", "--dry-run"], "tries one config"),
+        (["eval", "--temperature", "1e-320"], "must be a number from 1e-06 to 1e+06; 1 changes nothing"),
+        (["predict", "x.png", "--temperature", "1e300"], "must be a number from 1e-06 to 1e+06; 1 changes nothing"),
         (["train", "--seeds", "2"], "is needed: a YAML file or a recipe's name"),
     ],
 )

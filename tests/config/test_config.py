@@ -356,6 +356,12 @@ def test_the_recipes_are_those_in_configs() -> None:
     assert find("digits")[0].read_text() == (CONFIGS / "digits.yaml").read_text()
 
 
+@pytest.mark.parametrize(("name", "recipe"), [("c.yaml", "c"), ("...yaml", "run"), ("..yaml", "run"), (".c.yaml", "c")])
+def test_the_runs_of_a_file_are_under_runs_whatever_its_name(name: str, recipe: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(SMALL)
+    assert load(str(tmp_path / name)).recipe == recipe
+
+
 def test_a_file_is_preferred_to_a_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").write_text(SMALL)

@@ -1,7 +1,9 @@
 """What another number of epochs, a long warm-up, or a validation loss that is not finite does to a run."""
 
+import contextlib
 import json
 import math
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import torch
 
 from softmaxce import session
 from softmaxce.build import build_run
-from softmaxce.errors import RunError
+from softmaxce.errors import RunError, TrainingError
 from softmaxce.inference.metrics import compute_metrics
+from softmaxce.report.training import JsonLines
 from softmaxce.runs import folder as runfolder
+from softmaxce.runs.resume import check_resumable
 from softmaxce.session import Level, Reporter
 from softmaxce.training.dry_run import dry_run
 from softmaxce.training.evaluation import loss_of, predict
@@ -115,3 +119,20 @@ def test_an_epoch_is_appended_to_the_metrics_and_half_a_line_is_cut_when_the_run
     assert len(runfolder.read_metrics(tmp_path)) == 199
     runfolder.cut_metrics(tmp_path, 150)
     assert [json.loads(text)["epoch"] for text in file.read_text().splitlines()] == list(range(1, 151))
+
+
+def test_a_full_standard_output_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:  # closing it fails as well
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(TrainingError, match=r"^standard output: No space left on device; make room on that disk"):
+            session.train(build_run(config(epochs=1)), tmp_path / "run", reporters=[JsonLines()])
+    assert runfolder.read_record(tmp_path / "run")["message"] == "standard output: No space left on device"
+
+
+def test_a_run_of_another_split_is_refused_with_the_option_that_keeps_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    data = {"name": "image_folder", "root": str(tmp_path)}
+    runfolder.write_config(folder, config(data={**data, "split_by": "shuffle"}).to_dict())
+    with pytest.raises(RunError, match=r"or keep the run's splits with --set data.split_by=shuffle$"):
+        check_resumable(folder, config(data=data))
