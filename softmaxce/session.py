@@ -38,6 +38,7 @@ from .runtime.signals import Pauses, Signals, Terminated, every
 from .training.loop import fit_with_checkpoints
 from .training.nonfinite import NonFiniteError
 from .training.run import Epoch, Run
+from .training.step import steps_done
 from .training.tally import Scores
 
 
@@ -288,9 +289,8 @@ class _Session:
         """Train to the end, evaluate, and record how it ended, also where that is an error."""
         run, folder = self.run, self.folder
         try:
-            with as_training_error(lambda: "the start of the run"):
-                self.reporter.start(run, folder)
             with as_training_error(lambda: f"epoch {run.progress.epoch + 1}"):
+                self.reporter.start(run, folder)
                 status = self._fit()
             with as_training_error(lambda: "the final evaluation"):
                 split, scores, metrics = final_evaluation(run, folder, {one.metric for one in requirements})
@@ -358,9 +358,8 @@ class _Session:
     def _fit(self) -> Status:
         """Train to the last epoch or to early stopping, saving on the way."""
         run, signals = self.run, self.signals
-        pauses = Pauses(every(run.config.checkpoint_every), signals)
-        signals.on_stop = self.reporter.stopping
-        signals.waiting = True
+        pauses = Pauses(every(run.config.checkpoint_every), signals, lambda: steps_done(run))
+        signals.on_stop, signals.waiting = self.reporter.stopping, True
         try:
             while run.progress.epoch < run.config.epochs and not self._patience_is_over():
                 try:
@@ -386,6 +385,7 @@ class _Session:
                 runfolder.append_metrics(folder, epoch.to_dict())
             with within_memory("saving a checkpoint"):
                 checkpoint.save(run, folder, best=epoch is not None and epoch.best)
+            nonfinite.keep_restorable(run, folder, planned=epoch is not None or pauses.planned)
             if self.signals.save:
                 self.reporter.message(Level.NOTICE, f"saved {folder / runfolder.LAST} {self.position()}")
             pauses.saved()

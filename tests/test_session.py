@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from softmaxce import session
 from softmaxce.build import build_run
 from softmaxce.config import reader as configs
 from softmaxce.config.reader import Override
+from softmaxce.data.batches import Batch
 from softmaxce.errors import ConfigError, RunError, TrainingError
-from softmaxce.runs.folder import Status, read_record
+from softmaxce.runs.folder import Status, read_metrics, read_record
 from softmaxce.session import Level, Outcome, Reporter
 from softmaxce.training.run import Epoch, Run
 
@@ -113,6 +115,43 @@ def test_an_interrupted_run_is_resumed_to_the_bits_of_one_that_was_not(
     assert recorder.messages == [(Level.INFO, f"resumed from {folder}/last.safetensors, after 1 of 3 epochs")]
     assert same(weights(resumed), weights(whole))
     assert capfd.readouterr() == ("", "")
+
+
+class InterruptedInEpoch2(Reporter):
+    """Ctrl-C while the first batch of epoch 2 is trained."""
+
+    def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterable[Batch]:
+        for number, batch in enumerate(batches):
+            if (epoch, number) == (2, 0):
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+
+SPIKE = "def spike(steps, steps_per_epoch):\n    return lambda step: 1e32 if step == steps_per_epoch + SHIFT else 1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("policy", "every", "shift"),
+    [("restore", None, 1), ("restore", "2 steps", 1), ("restore", "2 steps", 4), ("skip", None, 1)],
+)
+def test_a_run_that_is_resumed_and_then_not_finite_ends_with_the_undisturbed_runs_metrics(
+    policy: str, every: str | None, shift: int, small: Path
+) -> None:
+    (small.parent / "own.py").write_text(SPIKE.replace("SHIFT", str(shift)))
+    changes = {
+        "schedule": f"{small.parent}/own.py:spike",
+        "on_nonfinite": policy,
+        "checkpoint_every": every,
+        "epochs": 4,
+    }
+    whole, folder = small.parent / "whole", small.parent / "cut"
+    session.train(run_of(small, **changes), whole)
+    with pytest.raises(KeyboardInterrupt):
+        session.train(run_of(small, **changes), folder, reporters=[InterruptedInEpoch2()])
+    session.train(run_of(small, **changes), folder, resume=True)
+    expected, got = ([line["train"] for line in read_metrics(one)] for one in (whole, folder))
+    assert got == expected
+    assert read_record(folder)["test"] == read_record(whole)["test"]
 
 
 def test_a_run_that_fails_raises_and_reports_its_end(small: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@
         best.safetensors        the weights of the best epoch on the validation split
         best.1.safetensors      the best weights when last.1.safetensors was saved, if that was another epoch
         nonfinite.safetensors   the last batch whose loss was not finite, if there was one
+        restorable.safetensors  with on_nonfinite: restore, the last checkpoint that no signal caused
         .lock                   locked by the process that trains
         calibration.json        the softmax temperature, once `softmaxce calibrate` has fitted it
 
@@ -31,6 +32,7 @@ from ..files import LOCK, TEMPORARY, append, locked, open_file, parse_json, read
 LAST, BEST = "last.safetensors", "best.safetensors"
 LAST_BEFORE, BEST_BEFORE = "last.1.safetensors", "best.1.safetensors"
 NONFINITE = "nonfinite.safetensors"
+RESTORABLE = "restorable.safetensors"
 METRICS = "metrics.jsonl"
 CALIBRATION = "calibration.json"
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from ..errors import TrainingError
-from ..files import replace_file
+from ..files import keep_as, replace_file
 from ..training.nonfinite import NonFiniteError
 from ..training.run import Run
 from . import checkpoint
-from .folder import NONFINITE
+from .folder import LAST, NONFINITE, RESTORABLE
 
 
 def apply_policy(run: Run, error: NonFiniteError, folder: Path) -> str:
@@ -24,12 +24,28 @@ def apply_policy(run: Run, error: NonFiniteError, folder: Path) -> str:
         raise TrainingError(f"{message}; that was number {count}, and max_nonfinite is {allowed}")
     action = "skipped"
     if run.config.on_nonfinite == "restore":
-        saved, _ = checkpoint.newest(folder)
+        saved = _restorable(run, folder)
         if saved is None:
             raise TrainingError(f"{message}; there is no checkpoint to restore yet, set checkpoint_every")
         checkpoint.restore_weights(run, saved)
         action = f"restored the weights of {saved.file}"
     return f"{message}; {action} ({count} of {allowed})"
+
+
+def keep_restorable(run: Run, folder: Path, *, planned: bool) -> None:
+    """Keep the checkpoint just saved as the one to restore, unless a signal caused it: then it is not in every run."""
+    if run.config.on_nonfinite == "restore":
+        if planned:
+            keep_as(folder / LAST, folder / RESTORABLE)
+    else:
+        (folder / RESTORABLE).unlink(missing_ok=True)  # of an earlier part of the run
+
+
+def _restorable(run: Run, folder: Path) -> checkpoint.Checkpoint | None:
+    """The checkpoint to restore; in a run that an earlier version began, the newest."""
+    if (folder / RESTORABLE).is_file():
+        return checkpoint.load(folder / RESTORABLE)
+    return checkpoint.newest(folder)[0] if run.progress.epoch else None
 
 
 def save_nonfinite(run: Run, error: NonFiniteError, folder: Path) -> Path:

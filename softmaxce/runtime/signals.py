@@ -82,27 +82,33 @@ def every(text: str | None) -> Every:
 
 
 class Pauses:
-    """When to interrupt training for a checkpoint: after a time, after some steps, on a signal."""
+    """When to interrupt training for a checkpoint: after a time, at some steps of an epoch, on a signal.
 
-    def __init__(self, every: Every, signals: Signals) -> None:
+    Attributes:
+        planned: whether the pause is one that every run of this config makes, not one for a signal.
+    """
+
+    def __init__(self, every: Every, signals: Signals, position: Callable[[], int] = lambda: 0) -> None:
+        """`position` gives the steps done of the current epoch: a resumed run pauses where an undisturbed one does."""
         self.every = every
         self.signals = signals  # if one has requested a checkpoint already, it is due after the first step
-        self.steps, self.since = 0, time.monotonic()
+        self.position = position
+        self.planned = False
+        self.last, self.since = position(), time.monotonic()
 
     def saved(self) -> None:
-        """Restart the count; call it after a checkpoint was written."""
-        self.steps, self.since = 0, time.monotonic()
-        self.signals.save = False
+        """Begin to wait for the next; call it after a checkpoint was written."""
+        self.last, self.since = self.position(), time.monotonic()
+        self.signals.save = self.planned = False
 
     def should_checkpoint(self) -> bool:
-        """Count a step. Returns: whether to pause now."""
-        self.steps += 1
-        return bool(
-            self.signals.stop is not None
-            or self.signals.save
-            or (self.every.steps and self.steps >= self.every.steps)
+        """Called after each step. Returns: whether to pause now."""
+        steps = self.every.steps
+        self.planned = bool(
+            (steps and self.position() // steps > self.last // steps)
             or (self.every.minutes and time.monotonic() - self.since >= 60 * self.every.minutes)
         )
+        return self.planned or self.signals.save or self.signals.stop is not None
 
     def should_abort_evaluation(self) -> bool:
         """Whether to pause even within an evaluation, which is then repeated."""

@@ -155,6 +155,11 @@ def steps_per_epoch(batches: int, accumulated: int) -> int:
     return -(-batches // accumulated)
 
 
+def steps_done(run: Run) -> int:
+    """Optimizer steps done of the epoch in progress."""
+    return steps_per_epoch(run.progress.batch, run.config.grad_accum_steps)
+
+
 def make_static_step(run: Run) -> StaticStep:
     """The forward and backward pass for full batches, made on random images; the run stays as it is.
 

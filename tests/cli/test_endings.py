@@ -167,7 +167,7 @@ def test_a_run_that_diverges_restores_the_last_checkpoint_if_configured(
     assert re.match(
         r"warning: the training loss is (nan|inf) in epoch 2, batch 3 \(learning rate 0.05\); the first ", line
     )
-    assert line.endswith("; restored the weights of out/last.safetensors (1 of 10)")
+    assert line.endswith("; restored the weights of out/restorable.safetensors (1 of 10)")
     assert (tmp_path / "out" / "nonfinite.safetensors").is_file()
     losses = [json.loads(text)["train"]["loss"] for text in (tmp_path / "out" / "metrics.jsonl").open()]
     assert len(losses) == 4
