@@ -113,7 +113,7 @@ def as_training_error(position: Callable[[], str]) -> Iterator[None]:
         yield
     except (SoftmaxceError, OSError):  # they say what and where themselves
         raise
-    except Exception as error:
+    except Exception as error:  # the user's model, loss, augmentation or reporter may raise anything
         memory = "memory ran out: " if ran_out_of_memory(error) else ""
         raise TrainingError(f"{position()}: {memory}{in_one_line(error)}") from error
 

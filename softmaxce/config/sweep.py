@@ -116,6 +116,6 @@ def _text(value: object) -> str:
         return show(value)
     try:
         is_plain = yamlfile.parse(value, "").data == value
-    except ConfigError:
+    except ConfigError:  # a text that is no YAML, `a: b: c` for example, is shown in quotes
         is_plain = False
     return value if is_plain else show(value)  # the text 'null' is not null
