@@ -170,7 +170,7 @@ def test_the_float64_mean_over_100003_equal_rows_is_the_loss_of_one_within_2_uni
     row, ids = torch.randn(1, classes, dtype=torch.float64), torch.ones(100_003, dtype=torch.int64)
     weight = torch.full((classes,), 0.1, dtype=torch.float64) if weighted else None
     one, mean = cross_entropy(row, ids[:1]).item(), cross_entropy(row.repeat(100_003, 1), ids, weight).item()
-    assert units(mean, mpmath.mpf(one), torch.float64) <= 2
+    assert ulp_error(mean, mpmath.mpf(one), torch.float64) <= 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
