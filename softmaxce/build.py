@@ -16,7 +16,7 @@ from .data.fingerprint import fingerprint
 from .data.mixup import mixing
 from .data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Preprocessing, mean_and_std
 from .data.splits import Dataset, InMemory, OnDisk, Side, Split, split_by_name, stratified
-from .errors import ConfigError, DataError, Problem, in_one_line, in_users_code, ran_out_of_memory, within_memory
+from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.interface import Loss
 from .optim import unwrapped
 from .optim.schedules import Schedule

@@ -213,5 +213,5 @@ def cut_metrics(folder: Path, epochs: int) -> None:
     lines = [line for line in read_metrics(folder) if line["epoch"] <= epochs]
     content = "".join(json.dumps(line) + "\n" for line in lines).encode()
     file = folder / METRICS
-    if not file.is_file() or file.read_bytes() != content:
+    if file.is_symlink() or not file.is_file() or read_file(file, MAX_METRICS) != content:
         replace_file(file, content)

@@ -16,7 +16,7 @@ from softmaxce.optim.plateau import ReduceOnPlateau
 from softmaxce.runs.folder import read_metrics
 from softmaxce.training.run import Epoch
 
-from ..helpers import config, figures
+from ..helpers import config, train_and_list_metrics
 
 PLATEAU = {"name": "reduce_on_plateau", "factor": 0.5, "patience": 0, "threshold": 5.0, "threshold_mode": "abs"}
 
@@ -63,7 +63,7 @@ def test_a_run_that_is_resumed_on_a_plateau_ends_with_the_undisturbed_runs_bits(
         return config(epochs=6, schedule=PLATEAU)
 
     whole = build_run(settings())
-    epochs = figures(whole)
+    epochs = train_and_list_metrics(whole)
     rates = [row[1] for row in epochs]
     assert rates[0] == 0.05
     assert rates[-1] == 0.05 / 16  # no epoch after the first improves by 5 nats
