@@ -105,7 +105,7 @@ def validate_ids_and_count(job: Any, ids: Any, weight: Any) -> bool:
                 job.invalid_row = row
                 return False
             if job.options & WEIGHT:
-                total, lost = add_exactly(total, lost, f64(weight[y]))
+                total, lost = add_exactly(total, lost, f64(weight[y]), weight)
             else:
                 total += 1.0
     job.divisor = compensated(total, lost)
@@ -145,7 +145,7 @@ def kernel_for(a_logit: Any, a_number: Any, short: bool) -> Callable[[Any], None
                 total, lost = 0.0, 0.0
                 for row in range(first, last):
                     loss = one_row(logits, job.stride, ids, labels, weight, upstream, losses, gradient, row, step, e)
-                    total, lost = add_exactly(total, lost, loss)
+                    total, lost = add_exactly(total, lost, loss, weight)
                 sums[chunk] = compensated(total, lost)
 
     return kernel

@@ -161,7 +161,7 @@ def finish_losses(
                     loss = distribution_loss(total, label_y, product, loss_y, x_y, origin, rest + e_y, offset, k)
             elif total != 0:
                 loss = total * loss_y
-        sum_of_losses, lost = add_exactly(sum_of_losses, lost, loss)
+        sum_of_losses, lost = add_exactly(sum_of_losses, lost, loss, weight)
         if options & LOSSES:
             losses[row] = loss
         per_sum = total * size / (rest + e_y)

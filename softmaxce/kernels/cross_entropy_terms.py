@@ -35,9 +35,14 @@ def is_finite(largest: Any, smallest: Any, like: Any) -> Any:
 
 
 @njit(error_model="numpy", forceinline=True)
-def add_exactly(total: Any, lost: Any, value: Any) -> Any:
-    """total + value, and `lost` with what that sum has rounded away (Knuth's TwoSum), both float64."""
+def add_exactly(total: Any, lost: Any, value: Any, like: Any) -> Any:
+    """total + value, and `lost` with what that sum has rounded away (Knuth's TwoSum), both float64.
+
+    Where `like`, an array of the arithmetic's numbers, is float32, `lost` stays 0: it would be too small to show.
+    """
     new = total + value
+    if like.itemsize == 4:  # a constant of the compilation
+        return new, lost
     added = new - total
     return new, lost + ((total - (new - added)) + (value - added))
 
