@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from rich.text import Text
 
+from softmaxce import streams
 from softmaxce.config import reader as configs
 from softmaxce.config.components import Component
 from softmaxce.config.registry import REGISTRIES
@@ -123,7 +125,7 @@ def bench_train(
     from softmaxce.report.training import GrowingTable
 
     table = GrowingTable(Console(file=io.StringIO(), force_terminal=True, width=80))  # drawn in full, but discarded
-    with console.stderr().status(f"{loaded.recipe}: training"):
+    with console.stderr().status(Text(f"{loaded.recipe}: training")):
         result = throughput.measure(loaded, table.track, table.expect, table.epoch, rounds)
     measured = bench_throughput.loop_to_dict(loaded, result) if json else partial(bench_throughput.print_loop, result)
     _print(result.device, bench_throughput.notes_on_loop(result), measured)
@@ -167,7 +169,7 @@ def bench_predict(
     """Compare a run's predictions from image files with decoding the same files alone, interleaved."""
     from softmaxce.data.paths import Unreadable, image_files
 
-    files = list(image_files(paths, sys.stdin))
+    files = list(image_files(paths, sys.stdin or ()))
     if unreadable := next((file for file in files if isinstance(file, Unreadable)), None):
         raise DataError(str(unreadable))
     if not files:
@@ -193,7 +195,9 @@ def _print(
 
     notes = [*notes, *output.busy()]
     if isinstance(measured, dict):
-        typer.echo(jsonlib.dumps({"environment": environment(device), "notes": notes, **measured}, allow_nan=False))
+        streams.json_text(
+            jsonlib.dumps({"environment": environment(device), "notes": notes, **measured}, allow_nan=False)
+        )
     else:
         out = console.stdout()
         measured(out)
@@ -207,7 +211,7 @@ def _tracked(items: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
     """Iterate, with a line on stderr, on a terminal, that names the item being measured."""
     with console.stderr().status("") as status:
         for index, item in enumerate(items):
-            status.update(f"{index + 1} of {len(items)}: {name(item)}")
+            status.update(Text(f"{index + 1} of {len(items)}: {name(item)}"))
             yield item
 
 

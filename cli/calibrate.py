@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from softmaxce import streams
+
 from .options import AllowChangedData, Device, run_or_newest
 from .trust import TrustCode
 
@@ -30,6 +32,6 @@ def calibrate(
 
     result = calibrate_run(run, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data)
     if json:
-        typer.echo(json_values.dumps(result.to_dict()))
+        streams.json_text(json_values.dumps(result.to_dict()))
     else:
         calibration.print_calibration(result, console.stdout())

@@ -8,6 +8,7 @@ from typing import Annotated
 import platformdirs
 import typer
 
+from softmaxce import streams
 from softmaxce.config import reader, registry
 from softmaxce.errors import FAILED
 
@@ -58,7 +59,7 @@ def check_loss(
     if json:
         import json as jsonlib
 
-        typer.echo(jsonlib.dumps(laws.to_dict(subject, results, costs)))
+        streams.json_text(jsonlib.dumps(laws.to_dict(subject, results, costs)))
     else:
         laws.print_results(subject, results, costs, console.stdout())
     if any(result.status == "failed" for result in results):

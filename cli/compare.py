@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from softmaxce import streams
 from softmaxce.errors import ConfigError, Problem
 
 from .options import AllowChangedData, Device, SplitName
@@ -39,8 +40,8 @@ def compare(
         from softmaxce.report.html.comparison_page import write_page
 
         write_page(result, html)
-        typer.echo(f"page: {html}", err=True)
+        streams.line(f"page: {html}", err=True)
     if json:
-        typer.echo(json_values.dumps(result.to_dict()))
+        streams.json_text(json_values.dumps(result.to_dict()))
     else:
         comparison.print_comparison(result, console.stdout())

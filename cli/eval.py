@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from softmaxce import streams
 from softmaxce.errors import FAILED
 from softmaxce.inference import requirements
 
@@ -60,15 +61,15 @@ def evaluate(
     )
     if result.environment_changes:
         folder = result.checkpoint.parent
-        typer.echo(f"warning: {folder}: this run was trained with {'; '.join(result.environment_changes)}", err=True)
+        streams.warning(f"{folder}: this run was trained with {'; '.join(result.environment_changes)}")
     requirements.check_classes(required, [row.name for row in result.metrics.classes])
     checked = requirements.judge(required, result.metrics.by_name())
     step_summary.of_evaluation(result, checked)
     if json:
-        typer.echo(evaluation.to_json(result, checked))
+        streams.json_text(evaluation.to_json(result, checked))
     else:
         evaluation.print_evaluation(result, console.stdout())
     for requirement in checked:
-        typer.echo(requirement, err=json)
+        streams.line(requirement, err=json)
     if not all(requirement.met for requirement in checked):
         raise typer.Exit(FAILED)

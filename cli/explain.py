@@ -3,12 +3,12 @@
 The command's function is long because each option is an argument.
 """
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from softmaxce import streams
 from softmaxce.errors import ConfigError, Problem
 
 from .options import AllowChangedData, SplitName, Temperature, run_or_newest
@@ -79,18 +79,16 @@ def explain(
         from softmaxce.report.html.explanation_page import write_page
 
         write_page(explanation, html)
-        typer.echo(f"page: {html}", err=json)
+        streams.line(f"page: {html}", err=json)
     if json:
         import json as jsonlib
 
-        typer.echo(jsonlib.dumps(explanation.to_dict(), allow_nan=False))
+        streams.json_text(jsonlib.dumps(explanation.to_dict(), allow_nan=False))
     if json or html is not None:
         return
     from softmaxce.report import console
     from softmaxce.report.explanation import print_explanation
 
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # ? for bars and arrows that the encoding lacks
     print_explanation(explanation, console.stdout(), digits)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from softmaxce import streams
 from softmaxce.errors import USAGE, ConfigError, Problem
 
 from .options import Device, Temperature
@@ -46,13 +47,15 @@ def predict(
     from softmaxce.data.prefetch import PrefetchingDecoder, decode_to
     from softmaxce.runs.header import find_checkpoint, read_header
 
-    for stream in (sys.stdin, sys.stdout, sys.stderr):  # file names need not be UTF-8
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape")
+    if "-" in paths:
+        if sys.stdin is None:
+            raise ConfigError([Problem("-", "reads paths from stdin, which is closed")])
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
     shape = read_header(find_checkpoint(run))["preprocessing"]["shape"]
     ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
-    files = image_files(paths, sys.stdin)
+    files = image_files(paths, sys.stdin or ())
     with PrefetchingDecoder(files, decode_to(shape), ahead) as decoded:  # decodes while torch is imported
         with fast_imports():
             from softmaxce.inference.trained_model import TrainedModel
@@ -65,12 +68,12 @@ def predict(
         for result in model.predict_decoded(decoded, top):
             if isinstance(result, Unreadable):
                 bad += 1
-                typer.echo(f"cannot be read: {result}", err=True)
+                streams.line(f"cannot be read: {result}", err=True)
             else:
                 images += 1
                 out.write(result)
     if bad:
         sys.stdout.flush()
-        typer.echo(f"{bad:,} of {images + bad:,} could not be read", err=True)
+        streams.line(f"{bad:,} of {images + bad:,} could not be read", err=True)
     if (bad and not skip_bad) or not images:
         raise typer.Exit(USAGE)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from softmaxce import streams
+
 from .options import AllowChangedData, Device, SplitName, run_or_newest
 from .trust import TrustCode
 
@@ -35,5 +37,5 @@ def report(
     written = write_report(
         run, output, name, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data
     )
-    typer.echo(f"page: {written.page}")
-    typer.echo(f"pictures: {written.pictures}", err=True)
+    streams.line(f"page: {written.page}")
+    streams.line(f"pictures: {written.pictures}", err=True)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from softmaxce import streams
 from softmaxce.config.reader import Override
 from softmaxce.inference import requirements
 
@@ -67,7 +68,7 @@ def sweep(
         if json:
             import json as jsonlib
 
-            typer.echo(jsonlib.dumps({"event": "comparison", **result.to_dict()}))
+            streams.json_text(jsonlib.dumps({"event": "comparison", **result.to_dict()}))
         else:
             comparison.print_comparison(result, console.stdout())
     check_all_passed(points, finished)

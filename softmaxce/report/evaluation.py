@@ -11,6 +11,7 @@ from rich.text import Text
 from ..inference.evaluate import EvaluationResult, MisclassifiedFile
 from ..inference.metrics import Metrics
 from ..inference.requirements import RequirementResult
+from ..streams import escaped
 from . import json_values
 from .console import plain_table
 
@@ -90,7 +91,7 @@ def _print_misclassified(images: Sequence[MisclassifiedFile], console: Console) 
 
 
 def _print_confusions(metrics: Metrics, console: Console) -> None:
-    names = [row.name for row in metrics.classes]
+    names = [escaped(row.name) for row in metrics.classes]
     most = max((count for row in metrics.confusion for count in row), default=0)
     column = max(len(str(most)), min(7, max(map(len, names)))) + 1
     label = min(16, max(map(len, names)))

@@ -1,6 +1,6 @@
 """Reporters of a training run: a table on a terminal, plain lines elsewhere, JSON Lines for programs."""
 
-import json
+import contextlib
 import os
 import sys
 import time
@@ -13,13 +13,14 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from .. import streams
 from ..data.batches import Batch
 from ..runs.folder import SPLITS, Status
 from ..runtime.environment import describe_device
 from ..session import Level, Outcome, Reporter
 from ..training.run import Epoch, Run
 from . import console
-from .json_values import finite
+from .json_values import dumps
 
 
 def console_reporter(*, as_json: bool, quiet: bool) -> Reporter:
@@ -55,8 +56,8 @@ WIDTHS = (7, 8, 10, 9, 9, 8, 8, 6, 4)
 class GrowingTable(Reporter):
     """A table with a row per epoch, and below it a progress bar for the epoch in progress."""
 
-    def __init__(self, output: Console | None = None) -> None:
-        self.console = output or console.stdout()
+    def __init__(self, console_: Console | None = None) -> None:
+        self.console = console_ or console.stdout()
         self.progress = Progress(
             TextColumn("epoch {task.fields[label]}", style="dim"),
             BarColumn(bar_width=None),
@@ -147,7 +148,7 @@ class PlainLines(Reporter):
         """Print the introduction on stderr."""
         self.epochs = run.config.epochs
         for line in introduction(run, folder):
-            print(line, file=sys.stderr)
+            streams.line(line, err=True)
 
     def epoch(self, epoch: Epoch) -> None:
         """Print a line."""
@@ -156,12 +157,12 @@ class PlainLines(Reporter):
             if (scores := getattr(epoch, name)) is not None:
                 parts.append(f"{name} loss {scores.loss:.4f} accuracy {scores.accuracy:.4f}")
         parts += [f"{epoch.images_per_second:.0f} images/s", f"{epoch.seconds:.2f} s"]
-        print("  ".join(parts + ["best"] * epoch.best), flush=True)
+        streams.line("  ".join(parts + ["best"] * epoch.best))
 
     def end(self, outcome: Outcome) -> None:
         """Print the result, and the next command."""
         for line in summary(outcome):
-            print(line, flush=True)
+            streams.line(line)
 
 
 class Quiet(Reporter):
@@ -170,7 +171,7 @@ class Quiet(Reporter):
     def end(self, outcome: Outcome) -> None:
         """Print the result and the requirements."""
         for line in summary(outcome)[:-1]:
-            print(line, flush=True)
+            streams.line(line)
 
 
 class JsonLines(Reporter):
@@ -201,7 +202,7 @@ class JsonLines(Reporter):
         """Print the `end` event, and the requirements on stderr too."""
         _emit(outcome.to_dict())
         for result in outcome.requirements:
-            print(result, file=sys.stderr)
+            streams.line(result, err=True)
 
 
 class Messages(Reporter):
@@ -213,15 +214,16 @@ class Messages(Reporter):
     def message(self, level: Level, text: str) -> None:
         """Print a message."""
         if level is not Level.INFO or not self._quiet:
-            print(f"warning: {text}" if level is Level.WARNING else text, file=sys.stderr)
+            streams.line(f"warning: {text}" if level is Level.WARNING else text, err=True)
 
     def stopping(self) -> None:
         """Print that the run is about to stop; unbuffered, as the signal may have interrupted another print."""
-        os.write(2, b"stopping after this step; ctrl-C again stops at once\n")
+        with contextlib.suppress(OSError):  # stderr is full or closed, and the run must be saved nevertheless
+            os.write(2, b"stopping after this step; ctrl-C again stops at once\n")
 
 
 def _emit(line: dict[str, Any]) -> None:
-    print(json.dumps(finite(line), allow_nan=False), flush=True)
+    streams.json_text(dumps(line))
 
 
 def summary(outcome: Outcome) -> list[str]:

@@ -149,8 +149,8 @@ MISTAKES = {
     "requirement in percent": line("--require", "accuracy>=99", answer="--require accuracy>=99: accuracy lies in [0, 1]; write accuracy>=0.99"),
     "requirement of an unknown figure": line("--require", "acuracy>=0.9", answer="--require acuracy>=0.9: there is no metric 'acuracy'; did you"),
     "resume from nothing": line("--resume", "runs/none", answer="--resume runs/none: there is no run in this folder"),
-    "unknown option": line("--confg", "x", answer="No such option: --confg"),
-    "epochs not a number": line("--epochs", "many", answer="Invalid value for '--epochs'"),
+    "unknown option": line("--confg", "x", answer="--confg: there is no such option; did you mean '--config'?"),
+    "epochs not a number": line("--epochs", "many", answer="--epochs: must be a whole number"),
 }  # fmt: skip
 
 DRIVER = """

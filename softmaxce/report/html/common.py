@@ -10,6 +10,7 @@ from PIL import Image
 
 from ...errors import RunError
 from ...files import replace_file
+from ...streams import escaped_lines
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -32,8 +33,8 @@ def percent(fraction: float) -> str:
 
 
 def render_template(name: str, **values: Any) -> str:
-    """A page from one of the templates in this folder."""
-    return ENVIRONMENT.get_template(name).render(**values)
+    """A page from one of the templates in this folder, its control characters escaped."""
+    return escaped_lines(ENVIRONMENT.get_template(name).render(**values))
 
 
 def data_url(content: bytes, kind: str) -> str:
