@@ -17,7 +17,7 @@ INDENT = 3
 WIDEST_NAME = 24  # columns of a class's name
 FEW_CLASSES, SHOWN = 12, 8  # with more classes than the first, tables show the second, and the label's
 
-LABEL, HIGHLIGHT, FADED, WRONG = "bold green", "bold yellow", "dim", "bold red"
+LABEL, HIGHLIGHT, FADED, WRONG = "bold green", "bold magenta", "dim", "bold red"
 
 Cell = str | Text
 

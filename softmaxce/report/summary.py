@@ -37,7 +37,7 @@ def print_summary(run: Run, *, as_json: bool) -> None:
     for layer in result["layers"]:
         shape = "x".join(map(str, layer["output"]))
         table.add_row(layer["name"], layer["type"], shape, f"{layer['parameters']:,}" if layer["parameters"] else "")
-    out.print(table)
+    console.print_table(table, out)
     out.print()
     frozen = result["num_parameters"] - result["num_trained"]
     out.print(f"parameters: {result['num_parameters']:,}" + (f" ({frozen:,} frozen)" if frozen else ""))

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from .. import streams
@@ -50,7 +49,18 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
 # -- a terminal -------------------------------------------------------------------------------------------------------
 
 REFRESH = 0.5  # seconds between two updates of the bar: drawing it takes about as long as a small model's step
-WIDTHS = (7, 8, 10, 9, 9, 8, 8, 6, 4)
+WIDTHS = (7, 8, 10, 9, 9, 8, 8, 6, 4)  # of the columns of GrowingTable
+DROPPED = (6, 1, 7, 3, 2, 8, 4)  # columns that a narrow terminal does without, in this order
+
+
+def columns_that_fit(width: int) -> list[int]:
+    """The indices of the columns of GrowingTable that a terminal has room for."""
+    columns = list(range(len(WIDTHS)))
+    for index in DROPPED:
+        if sum(WIDTHS[i] + 1 for i in columns) - 1 <= width:
+            break
+        columns.remove(index)
+    return columns
 
 
 class GrowingTable(Reporter):
@@ -67,7 +77,7 @@ class GrowingTable(Reporter):
             transient=True,
             auto_refresh=False,
         )
-        self.header_shown = False
+        self.columns: list[int] = []  # those that are shown; decided with the first row
 
     def expect(self, run: Run) -> None:
         """Set the totals of the progress bar."""
@@ -101,15 +111,11 @@ class GrowingTable(Reporter):
         """Print a row."""
         held_out = epoch.validation or epoch.test
         name = "val" if epoch.validation else "test"
-        # Each row is a table of its own with fixed widths, so that it can be printed as soon as it is known.
-        table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
         headers = ("epoch", "lr", "train loss", "train acc", f"{name} loss", f"{name} acc", "images/s", "sec", "")
-        for header, width in zip(headers, WIDTHS, strict=True):
-            table.add_column(justify="right" if header else "left", width=width, no_wrap=True)
-        if not self.header_shown:
-            table.add_row(*(Text(header, style="bold") for header in headers))
-            table.add_row(*(Text("─" * width, style="dim") for width in WIDTHS))
-            self.header_shown = True
+        if not self.columns:
+            self.columns = columns_that_fit(self.console.width)
+            self._print([Text(header, style="bold") for header in headers])
+            self._print([Text("─" * width, style="dim") for width in WIDTHS])
         row = [
             Text(f"{epoch.number}/{self.epochs}"),
             Text(f"{epoch.learning_rate:.2e}", style="dim"),
@@ -121,8 +127,13 @@ class GrowingTable(Reporter):
             Text(f"{epoch.seconds:.1f}", style="dim"),
             Text("best" if epoch.best else "", style="green"),
         ]
-        table.add_row(*row)
-        self.console.print(table)
+        self._print(row)
+
+    def _print(self, cells: list[Text]) -> None:
+        """Print a row; each is printed as soon as it is known, so that the widths are fixed."""
+        line = Text(" ").join(Text(" " * (WIDTHS[i] - cells[i].cell_len)) + cells[i] for i in self.columns)
+        line.rstrip()
+        self.console.print(line, soft_wrap=True)
 
     def end(self, outcome: Outcome) -> None:
         """Print the result, and the next command."""
