@@ -20,8 +20,7 @@ from softmaxce.config.values import show
 from softmaxce.errors import ConfigError, DataError, Problem, suggestion
 from softmaxce.report import console
 
-from .options import Device
-from .trust import TrustCode
+from .options import Device, TrustCode, between_commas
 
 if TYPE_CHECKING:
     import torch
@@ -48,25 +47,32 @@ def bench_loss(
         list[str] | None,
         typer.Argument(help="Further losses to compare: names (softmaxce list losses), or module:Name."),
     ] = None,
-    shapes: Annotated[str, typer.Option(metavar="NxC,...", help="Rows and classes of the logits.")] = SHAPES,
+    shapes: Annotated[
+        list[str] | None, typer.Option(metavar="NxC,...", help="Rows and classes of the logits; default: eight.")
+    ] = None,
     dtypes: Annotated[
-        str, typer.Option(metavar="DTYPE,...", help="float32, bfloat16, float16, float64.")
-    ] = "float32,bfloat16",
-    threads: Annotated[str, typer.Option(metavar="N,...", help="CPU threads for PyTorch.")] = "1",
+        list[str] | None,
+        typer.Option(metavar="DTYPE,...", help="float32, bfloat16, float16, float64; default: float32,bfloat16."),
+    ] = None,
+    threads: Annotated[
+        list[str] | None, typer.Option(metavar="N,...", help="CPU threads for PyTorch; default: 1.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of timing.")] = 30,
     train: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(metavar="MODEL,...", help="Time training steps of these models instead, e.g. linear,lenet."),
     ] = None,
-    batch: Annotated[str, typer.Option(metavar="N,...", help="With --train: batch sizes.")] = "64,128",
+    batch: Annotated[
+        list[str] | None, typer.Option(metavar="N,...", help="With --train: batch sizes; default: 64,128.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare softmaxce's cross-entropy with PyTorch's: time, memory and error, interleaved in one process."""
-    grid = [_shape(text) for text in _split(shapes, "--shapes")]
-    dtype_names = [_dtype(text) for text in _split(dtypes, "--dtypes")]
-    thread_counts = [_number(text, "--threads") for text in _split(threads, "--threads")]
-    batch_sizes = [_number(text, "--batch") for text in _split(batch, "--batch")]
+    grid = [_shape(text) for text in _split(shapes or [SHAPES], "--shapes")]
+    dtype_names = [_dtype(text) for text in _split(dtypes or ["float32,bfloat16"], "--dtypes")]
+    thread_counts = [_number(text, "--threads") for text in _split(threads or ["1"], "--threads")]
+    batch_sizes = [_number(text, "--batch") for text in _split(batch or ["64,128"], "--batch")]
     models = _split(train, "--train") if train is not None else []
     for model in models:
         _component(model, "model", "--train")
@@ -160,7 +166,7 @@ def bench_startup(
 @app.command("predict")
 def bench_predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.")],
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Image files, folders, quoted globs.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Image files, folders, quoted globs.")],
     device: Device = None,
     trust_code: TrustCode = False,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of timing.")] = 7,
@@ -218,10 +224,10 @@ def _tracked(items: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
 # -- parsing of options -----------------------------------------------------------------------------------------------
 
 
-def _split(text: str, option: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
+def _split(texts: list[str], option: str) -> list[str]:
+    words = between_commas(texts)
     if not all(words):
-        raise ConfigError([Problem(option, f"write values separated by commas, got {show(text)}")])
+        raise ConfigError([Problem(option, f"write values separated by commas, got {show(','.join(texts))}")])
     return words
 
 

@@ -7,13 +7,12 @@ import typer
 
 from softmaxce import streams
 
-from .options import AllowChangedData, Device, run_or_newest
-from .trust import TrustCode
+from .options import AllowChangedData, Device, TrustCode, run_or_newest
 
 
 def calibrate(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the newest run under runs/ if left out.")
+        Path | None, typer.Argument(metavar="RUN", help="A run folder; the newest run under runs/ if left out.")
     ] = None,
     device: Device = None,
     trust_code: TrustCode = False,

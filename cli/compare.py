@@ -8,13 +8,12 @@ import typer
 from softmaxce import streams
 from softmaxce.errors import ConfigError, Problem
 
-from .options import AllowChangedData, Device, SplitName
-from .trust import TrustCode
+from .options import AllowChangedData, Device, Split, SplitName, TrustCode, run_or_newest
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders; the first is the baseline.")],
-    split: Annotated[SplitName, typer.Option(help="Which of the runs' splits.")] = SplitName.test,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; the first is the baseline.")],
+    split: Split = SplitName.test,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a page with the overlaid learning curves.")
     ] = None,
@@ -30,6 +29,8 @@ def compare(
     """
     if len(runs) < 2:
         raise ConfigError([Problem("compare", "takes two runs or more: softmaxce compare runs/mnist/1 runs/mnist/2")])
+    for run in runs:
+        run_or_newest(run, "compare")
     from softmaxce.inference.compare import compare as compare_runs
     from softmaxce.report import comparison, console, json_values
 

@@ -6,20 +6,19 @@ from typing import Annotated
 import typer
 
 from softmaxce import streams
-from softmaxce.errors import FAILED
+from softmaxce.errors import FAILED, ConfigError, Problem
 from softmaxce.inference import requirements
 
-from .options import AllowChangedData, Device, SplitName, Temperature, Tta, run_or_newest
+from .options import AllowChangedData, Device, Split, SplitName, Temperature, TrustCode, Tta, run_or_newest
 from .startup import fast_imports
-from .trust import TrustCode
 
 
 def evaluate(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="A run folder or a checkpoint; the newest run under runs/ if left out."),
+        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; the newest run under runs/ if left out."),
     ] = None,
-    split: Annotated[SplitName, typer.Option(help="Which of the run's splits.")] = SplitName.test,
+    split: Split = SplitName.test,
     data: Annotated[
         Path | None, typer.Option(help="Another folder: of images, one sub-folder per class; or the data set's root.")
     ] = None,
@@ -43,6 +42,8 @@ def evaluate(
     """Evaluate a trained classifier: accuracy, per-class metrics, confusion matrix, calibration."""
     required = requirements.parse(require or [])
     run = run_or_newest(run, "eval")
+    if data is not None and not data.is_dir():
+        raise ConfigError([Problem(f"--data {data}", "there is no such folder")])
 
     with fast_imports():
         from softmaxce.inference.evaluate import evaluate as evaluate_run

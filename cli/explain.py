@@ -11,8 +11,15 @@ import typer
 from softmaxce import streams
 from softmaxce.errors import ConfigError, Problem
 
-from .options import AllowChangedData, SplitName, Temperature, run_or_newest
-from .trust import TrustCode
+from .options import (
+    AllowChangedData,
+    Split,
+    SplitName,
+    Temperature,
+    TrustCode,
+    run_and_paths,
+    run_or_newest,
+)
 
 if TYPE_CHECKING:
     from softmaxce.explain.explanation import Explanation
@@ -21,11 +28,13 @@ if TYPE_CHECKING:
 def explain(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="A run folder or a checkpoint; with --index, the newest if left out."),
+        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; the newest run under runs/ if left out."),
     ] = None,
-    image: Annotated[Path | None, typer.Argument(metavar="[IMAGE]", help="An image file.")] = None,
-    index: Annotated[int | None, typer.Option(min=0, help="Instead of IMAGE: an image of the run's own data.")] = None,
-    split: Annotated[SplitName, typer.Option(help="With --index: which of the run's splits.")] = SplitName.test,
+    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="An image file.")] = None,
+    index: Annotated[
+        int | None, typer.Option(min=0, help="Instead of IMAGE: an image of the run's own data; default: 0.")
+    ] = None,
+    split: Split = SplitName.test,
     mix: Annotated[
         str | None,
         typer.Option(
@@ -60,8 +69,7 @@ def explain(
 ) -> None:
     """Show how the loss of one image is computed, step by step, from its logits to its gradient.
 
-    softmaxce explain RUN IMAGE [--label NAME]; softmaxce explain RUN --index 123; or without a model: softmaxce explain
-    --logits 2.0,1.0,0.1 --label 0 --classes cat,dog,bird
+    The image is a file, or one of the run's data; without a model, logits are explained.
     """
     if logits is not None and mix is not None:
         raise _mistake("--mix", "goes with --index; a soft label is written --label a=0.7,b=0.3")
@@ -132,16 +140,21 @@ def _of_run(
     trust_code: bool,
     allow_changed_data: bool,
 ) -> "Explanation":
-    if (image is None) == (index is None):
-        what = "either IMAGE or --index, not both" if image is not None else "an image: IMAGE, or --index N"
-        raise _mistake("explain", f"needs {what}; or --logits 2.0,1.0,0.1 --label 0, which needs no run")
+    if image is not None and index is not None:
+        raise _mistake("explain", "needs either IMAGE or --index, not both")
+    if image is None and index is None:
+        index = 0
     if mix is not None and index is None:
         raise _mistake("--mix", "goes with --index: it mixes two images of a split")
 
+    if run is not None and image is None and run_and_paths([str(run)], "explain")[1]:  # explain photo.jpg
+        run, image, index = None, run, None
     from . import explain_arguments
 
     mixed = None if mix is None else explain_arguments.mix(mix)
     run = run_or_newest(run, "explain")
+    if image is not None and not image.is_file():
+        raise _mistake(str(image), "there is no such image file")
 
     import torch
 

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -80,7 +80,7 @@ COMMANDS = {
     "config": ("config", "app", "List, show, copy and check configs without training."),
 }
 MAX_SHOWN = 20  # mistakes printed at once
-MARKUP: Literal["rich"] | None = "rich" if sys.stdout is not None and sys.stdout.isatty() else None
+MARKUP = None  # --help is the same on a terminal and in a pipe: rich's panels leave little width for the text
 
 
 limit_openmp_spinning()
@@ -97,7 +97,7 @@ class Group(TyperGroup):
         """The command, if it is loaded; else a stand-in with its help, which is all that --help needs."""
         if cmd_name in self.commands or cmd_name not in COMMANDS:
             return self.commands.get(cmd_name)
-        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][2])
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][2], short_help=COMMANDS[cmd_name][2])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the arguments name, loaded."""
@@ -124,6 +124,7 @@ class Group(TyperGroup):
         group = typer.main.get_command(wrapper)
         assert isinstance(group, TyperGroup)
         self.commands[name] = group.commands[name]
+        usage.complete(name, self.commands[name])
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the command line and exit with its status, also where stdout or stderr cannot be written."""

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,19 +9,21 @@ import typer
 from softmaxce import streams
 from softmaxce.errors import USAGE, ConfigError, Problem
 
-from .options import Device, Temperature
+from .options import Device, Temperature, TrustCode, run_and_paths
 from .startup import fast_imports
-from .trust import TrustCode
 
 PIPED = 512  # files that are read from a pipe before the first result is printed
 BYTES = 64 << 20  # of pixels that are decoded before the model is loaded
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.")],
-    paths: Annotated[
+    words: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help="Image files, folders, quoted globs; - reads paths from stdin."),
+        typer.Argument(
+            metavar="[RUN] PATH",
+            help="A run folder or a checkpoint, the newest run under runs/ if left out; then image files, folders, "
+            "quoted globs; - reads paths from stdin.",
+        ),
     ],
     top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Name the K most probable classes.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
@@ -47,6 +48,11 @@ def predict(
     from softmaxce.data.prefetch import PrefetchingDecoder, decode_to
     from softmaxce.runs.header import find_checkpoint, read_header
 
+    run, paths = run_and_paths(words, "predict")
+    if not paths:
+        raise ConfigError(
+            [Problem("PATH", f"is needed: image files, folders or globs, e.g. softmaxce predict {run} a.png")]
+        )
     if "-" in paths:
         if sys.stdin is None:
             raise ConfigError([Problem("-", "reads paths from stdin, which is closed")])

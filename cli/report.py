@@ -7,19 +7,24 @@ import typer
 
 from softmaxce import streams
 
-from .options import AllowChangedData, Device, SplitName, run_or_newest
-from .trust import TrustCode
+from .options import AllowChangedData, Device, SplitName, TrustCode, run_or_newest, split_name
 
 
 def report(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the newest run under runs/ if left out.")
+        Path | None, typer.Argument(metavar="RUN", help="A run folder; the newest run under runs/ if left out.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="The page; report.html in the run folder if left out.")
     ] = None,
     split: Annotated[
-        SplitName | None, typer.Option(help="Which of the run's splits; test if it has one.", show_default=False)
+        SplitName | None,
+        typer.Option(
+            parser=split_name,
+            metavar="test|validation|train",
+            help="Which of the run's splits; test if it has one.",
+            show_default=False,
+        ),
     ] = None,
     device: Device = None,
     trust_code: TrustCode = False,
@@ -28,8 +33,9 @@ def report(
     """Write a run's report: one self-contained HTML page, and its figures as SVG and PNG."""
     from softmaxce.runs.folder import read_record
 
-    run = run_or_newest(run, "report")
-    read_record(run)  # a folder without a run is refused before torch is imported
+    if run is not None:
+        read_record(run)
+    run = run_or_newest(run, "report")  # a folder without a run is refused before torch is imported
 
     from softmaxce.report.html.write import write_report
 

@@ -88,10 +88,10 @@ def plan_auto(config: Config, output: Path | None, images: ImagesOnDisk, *, allo
 
 
 def require_config(config: str | None) -> str:
-    """--config's value. Raises: ConfigError if it was left out."""
+    """The config's name. Raises: ConfigError if it was left out."""
     if config is None:
-        message = "is needed: a YAML file or a recipe's name, for example --config digits"
-        raise ConfigError([Problem("--config", message)])
+        message = "is needed: a YAML file or a recipe's name, for example: softmaxce train digits"
+        raise ConfigError([Problem("CONFIG", message)])
     return config
 
 
