@@ -7,8 +7,9 @@ import typer
 
 from softmaxce import streams
 from softmaxce.errors import ConfigError, Problem
+from softmaxce.files import check_page
 
-from .options import AllowChangedData, Device, Split, SplitName, TrustCode, run_or_newest
+from .options import AllowChangedData, Device, Force, Split, SplitName, TrustCode, run_or_newest
 
 
 def compare(
@@ -17,6 +18,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a page with the overlaid learning curves.")
     ] = None,
+    force: Force = False,
     device: Device = None,
     trust_code: TrustCode = False,
     allow_changed_data: AllowChangedData = False,
@@ -29,6 +31,8 @@ def compare(
     """
     if len(runs) < 2:
         raise ConfigError([Problem("compare", "takes two runs or more: softmaxce compare runs/mnist/1 runs/mnist/2")])
+    if html is not None:
+        check_page(html, "--html", force=force)
     for run in runs:
         run_or_newest(run, "compare")
     from softmaxce.inference.compare import compare as compare_runs

@@ -10,16 +10,9 @@ import typer
 
 from softmaxce import streams
 from softmaxce.errors import ConfigError, Problem
+from softmaxce.files import check_page
 
-from .options import (
-    AllowChangedData,
-    Split,
-    SplitName,
-    Temperature,
-    TrustCode,
-    run_and_paths,
-    run_or_newest,
-)
+from .options import AllowChangedData, Force, Split, SplitName, Temperature, TrustCode, run_and_paths, run_or_newest
 
 if TYPE_CHECKING:
     from softmaxce.explain.explanation import Explanation
@@ -65,12 +58,15 @@ def explain(
         Path | None,
         typer.Option(metavar="FILE", help="Write an HTML page with sliders for the logits, instead of printing."),
     ] = None,
+    force: Force = False,
     json: Annotated[bool, typer.Option("--json", help="Print every intermediate value as one JSON object.")] = False,
 ) -> None:
     """Show how the loss of one image is computed, step by step, from its logits to its gradient.
 
     The image is a file, or one of the run's data; without a model, logits are explained.
     """
+    if html is not None:
+        check_page(html, "--html", force=force)
     if logits is not None and mix is not None:
         raise _mistake("--mix", "goes with --index; a soft label is written --label a=0.7,b=0.3")
     for_logits = {"--classes": classes, "--weight": weight, "--label-smoothing": label_smoothing}

@@ -126,6 +126,9 @@ Temperature = Annotated[
         show_default=False,
     ),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace a file that exists and is no page of softmaxce; refused otherwise.")
+]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Run the module:Name code that the run's config names; else it is refused.")
 ]

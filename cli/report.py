@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from softmaxce import streams
+from softmaxce.files import check_page
 
-from .options import AllowChangedData, Device, SplitName, TrustCode, run_or_newest, split_name
+from .options import AllowChangedData, Device, Force, SplitName, TrustCode, run_or_newest, split_name
 
 
 def report(
@@ -17,6 +18,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="The page; report.html in the run folder if left out.")
     ] = None,
+    force: Force = False,
     split: Annotated[
         SplitName | None,
         typer.Option(
@@ -33,6 +35,8 @@ def report(
     """Write a run's report: one self-contained HTML page, and its figures as SVG and PNG."""
     from softmaxce.runs.folder import read_record
 
+    if output is not None:
+        check_page(output, "--output", force=force)
     if run is not None:
         read_record(run)
     run = run_or_newest(run, "report")  # a folder without a run is refused before torch is imported

@@ -116,6 +116,7 @@ def train_one(plan: "Plan", requirements: Sequence[Requirement], output: OutputO
         session.check_requirements(run, requirements)
         if output.verbose:
             _print_details(run)
+        plan.check_still_new()
         outcome = session.train(
             run,
             plan.folder,

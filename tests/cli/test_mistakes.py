@@ -137,7 +137,7 @@ MISTAKES = {
     "no such config": line("--config", "nowhere.yaml", answer="--config: there is no file 'nowhere.yaml'", config=False),
     "recipe misspelt": line("--config", "digit", answer="--config: there is no file and no recipe called 'digit'; did you mean 'digits'?", config=False),
     "recipe in capitals": line("--config", "DIGITS", answer="--config: there is no file and no recipe called 'DIGITS'; did you mean 'digits'?", config=False),
-    "no config": line(answer="--config: is needed", config=False),
+    "no config": line(answer="CONFIG: is needed", config=False),
     "set without a value": line("--set", "epochs", answer="--set epochs: write it as key=value"),
     "set of an unknown key": line("--set", "optimizer.lrr=1", answer="--set optimizer.lrr=1: sgd takes no 'lrr'; did you mean 'lr'?"),
     "set of a wrong value": line("--set", "data.batch_size=none", answer="--set data.batch_size=none: batch_size must be a positive"),

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ...errors import RunError
-from ...files import replace_file
+from ...files import replace_file, writable
 from ...streams import escaped_lines
 
 ENVIRONMENT = Environment(
@@ -57,6 +57,7 @@ def check_page_path(file: Path, option: str, example: str) -> None:
 
 
 def write_file(page: str, file: Path) -> None:
-    """Write a page, whole or not at all; its folder is made. Raises: OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, page.encode())
+    """Write a page, whole or not at all; its folder is made. Raises: RunError if it cannot be written."""
+    with writable(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, page.encode("utf-8", "backslashreplace"))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from ...files import make_folder, replace_file
+from ...files import make_folder, replace_file, writable
 from ...inference.analysis import analyze
 from .common import check_page_path, write_file
 from .explanations import write_explanations
@@ -58,8 +58,9 @@ def write_report(
     links = {index: quote(file.relative_to(page.parent).as_posix()) for index, file in pages.items()}
     write_file(html(analysis, links), page)
     pictures = folder / PICTURE_FOLDER
-    make_folder(pictures)
-    for picture in PICTURES:
-        for kind in ("svg", "png"):
-            replace_file(pictures / f"{picture.name}.{kind}", render(picture, analysis, LIGHT, kind))
+    with writable(pictures):
+        make_folder(pictures)
+        for picture in PICTURES:
+            for kind in ("svg", "png"):
+                replace_file(pictures / f"{picture.name}.{kind}", render(picture, analysis, LIGHT, kind))
     return Written(page, pictures, explanations)
