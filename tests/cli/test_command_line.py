@@ -121,7 +121,7 @@ def test_every_command_has_an_example_that_it_accepts(app: typer.Typer) -> None:
             assert words[: len(name.split())] == name.split()
             command = group
             for word in name.split():
-                command.load(word) if hasattr(command, "load") else None  # type: ignore[attr-defined]
+                command.load(word) if hasattr(command, "load") else None
                 command = command.commands[word]  # type: ignore[attr-defined]
             command.make_context(name, words[len(name.split()) :])  # raises if an option or an argument is wrong
             assert line in command.get_help(command.make_context(name, [], resilient_parsing=True))
