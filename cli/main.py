@@ -135,7 +135,7 @@ class Group(TyperGroup):
             except usage.ClickException as error:
                 usage.show(error)
                 status = error.exit_code
-            except typer.Abort:
+            except typer.Abort:  # the status says it
                 status = FAILED
             finally:
                 sys.stdout.flush()
@@ -167,9 +167,9 @@ class Group(TyperGroup):
             _print_traceback(error)
             _print_error(message)
             status = FAILED
-        except Terminated:
+        except Terminated:  # the run has reported it; the status says it too
             status = TERMINATED
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # likewise
             status = INTERRUPTED
         raise typer.Exit(status)
 

@@ -205,6 +205,6 @@ def _prepared(stream: Any, original: Any, kind: type[io.TextIOWrapper]) -> Any:
         stream.reconfigure(errors="softmaxce")
         return stream
     encoding, buffered = stream.encoding, stream.line_buffering
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # the next write will report it
         stream.flush()
     return kind(stream.detach(), encoding=encoding, errors="softmaxce", line_buffering=buffered)

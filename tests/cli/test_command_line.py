@@ -165,7 +165,7 @@ MISTAKES = {
     "compare runs/small/1 runs/small/1 --html images": "--html images: is a folder",
     "explain --html images": "--html images: is a folder",
     "train": "CONFIG: is needed",
-    "train nowhere": "CONFIG: there is no",
+    "train nowhere": "there is no file and no recipe called 'nowhere'",
     "train --resume nowhere": "--resume nowhere: there is no run in this folder",
     "sweep small.yaml --lr 1,x": "--set optimizer.lr=x: lr must be",
     "check-loss nowhere": "there is no 'nowhere'",
