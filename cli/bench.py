@@ -20,7 +20,7 @@ from softmaxce.config.values import show
 from softmaxce.errors import ConfigError, DataError, Problem, suggestion
 from softmaxce.report import console
 
-from .options import Device, TrustCode, between_commas
+from .options import Device, TrustCode, between_commas, check_device, run_or_newest
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def bench_loss(
     threads: Annotated[
         list[str] | None, typer.Option(metavar="N,...", help="CPU threads for PyTorch; default: 1.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
+    device: Annotated[str, typer.Option(callback=check_device, help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of timing.")] = 30,
     train: Annotated[
         list[str] | None,
@@ -113,7 +113,7 @@ def bench_train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. model=resnet18.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    device: Annotated[str | None, typer.Option(callback=check_device, help="auto, cpu, cuda, cuda:N or mps.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of timing.")] = 7,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -175,6 +175,7 @@ def bench_predict(
     """Compare a run's predictions from image files with decoding the same files alone, interleaved."""
     from softmaxce.data.paths import Unreadable, image_files
 
+    run_or_newest(run, "bench predict")
     files = list(image_files(paths, sys.stdin or ()))
     if unreadable := next((file for file in files if isinstance(file, Unreadable)), None):
         raise DataError(str(unreadable))

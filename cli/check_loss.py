@@ -11,7 +11,7 @@ from softmaxce import streams
 from softmaxce.config import reader, registry
 from softmaxce.errors import FAILED, ConfigError, Problem, suggestion
 
-from .options import between_commas
+from .options import between_commas, check_device
 
 
 def check_loss(
@@ -37,7 +37,7 @@ def check_loss(
         int | None, typer.Option(min=2, help="The number of classes, if the loss takes no other; default: several.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search for an input that violates a law.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
+    device: Annotated[str, typer.Option(callback=check_device, help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
     """Test a loss on the laws of a sound loss; show the smallest input that violates each, and its time and memory."""

@@ -138,19 +138,20 @@ def _of_run(
 ) -> "Explanation":
     if image is not None and index is not None:
         raise _mistake("explain", "needs either IMAGE or --index, not both")
-    if image is None and index is None:
+    first_alone = image is None and index is None
+    if first_alone:
         index = 0
     if mix is not None and index is None:
         raise _mistake("--mix", "goes with --index: it mixes two images of a split")
 
-    if run is not None and image is None and run_and_paths([str(run)], "explain")[1]:  # explain photo.jpg
-        run, image, index = None, run, None
     from . import explain_arguments
 
     mixed = None if mix is None else explain_arguments.mix(mix)
+    if run is not None and first_alone and run_and_paths([str(run)], "explain")[1]:  # explain photo.jpg
+        run, image, index = None, run, None
     run = run_or_newest(run, "explain")
     if image is not None and not image.is_file():
-        raise _mistake(str(image), "there is no such image file")
+        raise _mistake(str(image), "there is no such file")
 
     import torch
 

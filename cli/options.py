@@ -20,7 +20,8 @@ def _above_zero(value: float | None) -> float | None:
     return value
 
 
-def _device(value: str | None) -> str | None:
+def check_device(value: str | None) -> str | None:
+    """A device as it was given. Raises: ConfigError if there is none of this name."""
     if value is not None and (message := device_problem(value)):
         raise ConfigError([Problem("--device", message)])
     return value
@@ -116,7 +117,7 @@ LearningRate = Annotated[str | None, typer.Option("--lr", metavar="X", help="Sho
 BatchSize = Annotated[str | None, typer.Option("--batch-size", metavar="N", help="Short for --set data.batch_size=N.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Short for --set model=NAME.")]
 
-Device = Annotated[str | None, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[str | None, typer.Option(callback=check_device, help="auto, cpu, cuda, cuda:N or mps.")]
 Temperature = Annotated[
     float | None,
     typer.Option(

@@ -153,7 +153,7 @@ MISTAKES = {
     "predict nowhere photo.jpg": "nowhere: there is no such run folder or checkpoint",
     "predict photo.jpg --json --csv": "--json and --csv: are two formats; choose one",
     "explain nowhere photo.jpg": "nowhere: there is no such run folder or checkpoint",
-    "explain runs/small/1 nowhere.jpg": "nowhere.jpg: there is no such image file",
+    "explain runs/small/1 nowhere.jpg": "nowhere.jpg: there is no such file",
     "explain --index 1 --mix x": "--mix: needs an image's number",
     "explain --logits 1": "--logits: needs two numbers",
     "calibrate nowhere": "nowhere: there is no such run folder or checkpoint",
