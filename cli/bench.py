@@ -176,7 +176,7 @@ def bench_predict(
     from softmaxce.data.paths import Unreadable, image_files
 
     run_or_newest(run, "bench predict")
-    files = list(image_files(paths, sys.stdin or ()))
+    files = list(image_files(paths, sys.stdin))
     if unreadable := next((file for file in files if isinstance(file, Unreadable)), None):
         raise DataError(str(unreadable))
     if not files:

@@ -61,7 +61,7 @@ def predict(
     shape = read_header(find_checkpoint(run))["preprocessing"]["shape"]
     ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
-    files = image_files(paths, sys.stdin or ())
+    files = image_files(paths, sys.stdin)
     with PrefetchingDecoder(files, decode_to(shape), ahead) as decoded:  # decodes while torch is imported
         with fast_imports():
             from softmaxce.inference.trained_model import TrainedModel

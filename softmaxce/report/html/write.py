@@ -54,7 +54,8 @@ def write_report(
     check_page_path(page, "--output", PAGE)
     analysis = analyze(folder, split, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
     explanations = page.with_suffix("") if page.suffix else page.with_name(page.name + "-explained")
-    pages = write_explanations(analysis, explanations)
+    with writable(explanations):
+        pages = write_explanations(analysis, explanations)
     links = {index: quote(file.relative_to(page.parent).as_posix()) for index, file in pages.items()}
     write_file(html(analysis, links), page)
     pictures = folder / PICTURE_FOLDER
