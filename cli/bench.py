@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from rich.text import Text
 
+from softmaxce import streams
 from softmaxce.config import reader as configs
 from softmaxce.config.components import Component
 from softmaxce.config.registry import REGISTRIES
@@ -18,8 +20,7 @@ from softmaxce.config.values import show
 from softmaxce.errors import ConfigError, DataError, Problem, suggestion
 from softmaxce.report import console
 
-from .options import Device
-from .trust import TrustCode
+from .options import Device, TrustCode, between_commas, check_device, run_or_newest
 
 if TYPE_CHECKING:
     import torch
@@ -46,25 +47,32 @@ def bench_loss(
         list[str] | None,
         typer.Argument(help="Further losses to compare: names (softmaxce list losses), or module:Name."),
     ] = None,
-    shapes: Annotated[str, typer.Option(metavar="NxC,...", help="Rows and classes of the logits.")] = SHAPES,
+    shapes: Annotated[
+        list[str] | None, typer.Option(metavar="NxC,...", help="Rows and classes of the logits; default: eight.")
+    ] = None,
     dtypes: Annotated[
-        str, typer.Option(metavar="DTYPE,...", help="float32, bfloat16, float16, float64.")
-    ] = "float32,bfloat16",
-    threads: Annotated[str, typer.Option(metavar="N,...", help="CPU threads for PyTorch.")] = "1",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
+        list[str] | None,
+        typer.Option(metavar="DTYPE,...", help="float32, bfloat16, float16, float64; default: float32,bfloat16."),
+    ] = None,
+    threads: Annotated[
+        list[str] | None, typer.Option(metavar="N,...", help="CPU threads for PyTorch; default: 1.")
+    ] = None,
+    device: Annotated[str, typer.Option(callback=check_device, help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of timing.")] = 30,
     train: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(metavar="MODEL,...", help="Time training steps of these models instead, e.g. linear,lenet."),
     ] = None,
-    batch: Annotated[str, typer.Option(metavar="N,...", help="With --train: batch sizes.")] = "64,128",
+    batch: Annotated[
+        list[str] | None, typer.Option(metavar="N,...", help="With --train: batch sizes; default: 64,128.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare softmaxce's cross-entropy with PyTorch's: time, memory and error, interleaved in one process."""
-    grid = [_shape(text) for text in _split(shapes, "--shapes")]
-    dtype_names = [_dtype(text) for text in _split(dtypes, "--dtypes")]
-    thread_counts = [_number(text, "--threads") for text in _split(threads, "--threads")]
-    batch_sizes = [_number(text, "--batch") for text in _split(batch, "--batch")]
+    grid = [_shape(text) for text in _split(shapes or [SHAPES], "--shapes")]
+    dtype_names = [_dtype(text) for text in _split(dtypes or ["float32,bfloat16"], "--dtypes")]
+    thread_counts = [_number(text, "--threads") for text in _split(threads or ["1"], "--threads")]
+    batch_sizes = [_number(text, "--batch") for text in _split(batch or ["64,128"], "--batch")]
     models = _split(train, "--train") if train is not None else []
     for model in models:
         _component(model, "model", "--train")
@@ -105,7 +113,7 @@ def bench_train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. model=resnet18.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    device: Annotated[str | None, typer.Option(callback=check_device, help="auto, cpu, cuda, cuda:N or mps.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of timing.")] = 7,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -123,7 +131,7 @@ def bench_train(
     from softmaxce.report.training import GrowingTable
 
     table = GrowingTable(Console(file=io.StringIO(), force_terminal=True, width=80))  # drawn in full, but discarded
-    with console.stderr().status(f"{loaded.recipe}: training"):
+    with console.stderr().status(Text(f"{loaded.recipe}: training")):
         result = throughput.measure(loaded, table.track, table.expect, table.epoch, rounds)
     measured = bench_throughput.loop_to_dict(loaded, result) if json else partial(bench_throughput.print_loop, result)
     _print(result.device, bench_throughput.notes_on_loop(result), measured)
@@ -158,7 +166,7 @@ def bench_startup(
 @app.command("predict")
 def bench_predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.")],
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Image files, folders, quoted globs.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Image files, folders, quoted globs.")],
     device: Device = None,
     trust_code: TrustCode = False,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of timing.")] = 7,
@@ -167,6 +175,7 @@ def bench_predict(
     """Compare a run's predictions from image files with decoding the same files alone, interleaved."""
     from softmaxce.data.paths import Unreadable, image_files
 
+    run_or_newest(run, "bench predict")
     files = list(image_files(paths, sys.stdin))
     if unreadable := next((file for file in files if isinstance(file, Unreadable)), None):
         raise DataError(str(unreadable))
@@ -193,7 +202,9 @@ def _print(
 
     notes = [*notes, *output.busy()]
     if isinstance(measured, dict):
-        typer.echo(jsonlib.dumps({"environment": environment(device), "notes": notes, **measured}, allow_nan=False))
+        streams.json_text(
+            jsonlib.dumps({"environment": environment(device), "notes": notes, **measured}, allow_nan=False)
+        )
     else:
         out = console.stdout()
         measured(out)
@@ -207,17 +218,17 @@ def _tracked(items: Sequence[T], name: Callable[[T], str]) -> Iterator[T]:
     """Iterate, with a line on stderr, on a terminal, that names the item being measured."""
     with console.stderr().status("") as status:
         for index, item in enumerate(items):
-            status.update(f"{index + 1} of {len(items)}: {name(item)}")
+            status.update(Text(f"{index + 1} of {len(items)}: {name(item)}"))
             yield item
 
 
 # -- parsing of options -----------------------------------------------------------------------------------------------
 
 
-def _split(text: str, option: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
+def _split(texts: list[str], option: str) -> list[str]:
+    words = between_commas(texts)
     if not all(words):
-        raise ConfigError([Problem(option, f"write values separated by commas, got {show(text)}")])
+        raise ConfigError([Problem(option, f"write values separated by commas, got {show(','.join(texts))}")])
     return words
 
 

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from .options import AllowChangedData, Device, run_or_newest
-from .trust import TrustCode
+from softmaxce import streams
+
+from .options import AllowChangedData, Device, TrustCode, run_or_newest
 
 
 def calibrate(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the newest run under runs/ if left out.")
+        Path | None, typer.Argument(metavar="RUN", help="A run folder; the newest run under runs/ if left out.")
     ] = None,
     device: Device = None,
     trust_code: TrustCode = False,
@@ -30,6 +31,6 @@ def calibrate(
 
     result = calibrate_run(run, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data)
     if json:
-        typer.echo(json_values.dumps(result.to_dict()))
+        streams.json_text(json_values.dumps(result.to_dict()))
     else:
         calibration.print_calibration(result, console.stdout())

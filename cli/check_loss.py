@@ -1,6 +1,5 @@
 """`softmaxce check-loss`: tests a loss, softmaxce's or your own, on the laws of a sound loss."""
 
-import enum
 import os
 from pathlib import Path
 from typing import Annotated
@@ -8,10 +7,11 @@ from typing import Annotated
 import platformdirs
 import typer
 
+from softmaxce import streams
 from softmaxce.config import reader, registry
-from softmaxce.errors import FAILED
+from softmaxce.errors import FAILED, ConfigError, Problem, suggestion
 
-LawName = enum.StrEnum("LawName", {name: name for name in registry.LAWS})  # type: ignore[misc]
+from .options import between_commas, check_device
 
 
 def check_loss(
@@ -29,16 +29,19 @@ def check_loss(
             help="A loss with the correct values, e.g. softmax_cross_entropy; it gets the arguments that both take.",
         ),
     ] = None,
-    skip: Annotated[list[LawName] | None, typer.Option(help="A law that the loss is exempt from.")] = None,
-    only: Annotated[list[LawName] | None, typer.Option(help="Test this law only.")] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(metavar="LAW,...", help="Laws that the loss is exempt from.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="LAW,...", help="Test these laws only.")] = None,
     classes: Annotated[
         int | None, typer.Option(min=2, help="The number of classes, if the loss takes no other; default: several.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search for an input that violates a law.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
+    device: Annotated[str, typer.Option(callback=check_device, help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
     """Test a loss on the laws of a sound loss; show the smallest input that violates each, and its time and memory."""
+    skipped, selected = _laws("--skip", skip), _laws("--only", only)
     component = reader.named("loss", target, [reader.parse_override(text) for text in set_ or []])
     named_reference = reader.named("loss", reference, option="--reference") if reference else None
 
@@ -53,13 +56,23 @@ def check_loss(
     torch_device = choose_device(device)
     known = Subject(referring(named_reference, component), torch_device, classes) if named_reference else None
     subject = Subject(component, torch_device, classes, known, seed)
-    results = laws.with_progress(examine(subject, skip or (), only or ()), len(only or registry.LAWS))
-    costs = None if only else cost.measure(subject)
+    results = laws.with_progress(examine(subject, skipped, selected), len(selected or registry.LAWS))
+    costs = None if selected else cost.measure(subject)
     if json:
         import json as jsonlib
 
-        typer.echo(jsonlib.dumps(laws.to_dict(subject, results, costs)))
+        streams.json_text(jsonlib.dumps(laws.to_dict(subject, results, costs)))
     else:
         laws.print_results(subject, results, costs, console.stdout())
     if any(result.status == "failed" for result in results):
         raise typer.Exit(FAILED)
+
+
+def _laws(option: str, texts: list[str] | None) -> list[str]:
+    """The laws that an option names. Raises: ConfigError."""
+    names = between_commas(texts)
+    for name in names:
+        if name not in registry.LAWS:
+            hint = suggestion(name, registry.LAWS) or f"; the laws are {', '.join(registry.LAWS)}"
+            raise ConfigError([Problem(f"{option} {name}", f"there is no such law{hint}")])
+    return names

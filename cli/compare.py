@@ -5,18 +5,20 @@ from typing import Annotated
 
 import typer
 
+from softmaxce import streams
 from softmaxce.errors import ConfigError, Problem
+from softmaxce.files import check_page
 
-from .options import AllowChangedData, Device, SplitName
-from .trust import TrustCode
+from .options import AllowChangedData, Device, Force, Split, SplitName, TrustCode, run_or_newest
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders; the first is the baseline.")],
-    split: Annotated[SplitName, typer.Option(help="Which of the runs' splits.")] = SplitName.test,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; the first is the baseline.")],
+    split: Split = SplitName.test,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a page with the overlaid learning curves.")
     ] = None,
+    force: Force = False,
     device: Device = None,
     trust_code: TrustCode = False,
     allow_changed_data: AllowChangedData = False,
@@ -29,6 +31,10 @@ def compare(
     """
     if len(runs) < 2:
         raise ConfigError([Problem("compare", "takes two runs or more: softmaxce compare runs/mnist/1 runs/mnist/2")])
+    if html is not None:
+        check_page(html, "--html", force=force)
+    for run in runs:
+        run_or_newest(run, "compare")
     from softmaxce.inference.compare import compare as compare_runs
     from softmaxce.report import comparison, console, json_values
 
@@ -39,8 +45,8 @@ def compare(
         from softmaxce.report.html.comparison_page import write_page
 
         write_page(result, html)
-        typer.echo(f"page: {html}", err=True)
+        streams.line(f"page: {html}", err=True)
     if json:
-        typer.echo(json_values.dumps(result.to_dict()))
+        streams.json_text(json_values.dumps(result.to_dict()))
     else:
         comparison.print_comparison(result, console.stdout())

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from softmaxce import streams
 from softmaxce.config import reader as configs
 from softmaxce.config import recipes as config_recipes
 from softmaxce.config import schema as schemas
@@ -30,7 +31,7 @@ def list_recipes() -> None:
 def show(name: Annotated[str, typer.Argument(help="A recipe's name, or a file.")]) -> None:
     """Print a recipe's text."""
     file, _ = config_recipes.find(name)
-    typer.echo(file.read_text(encoding="utf-8"), nl=False)
+    streams.lines(file.read_text(encoding="utf-8"))
 
 
 @app.command()
@@ -48,7 +49,7 @@ def new(
         raise ConfigError([Problem(str(target), "exists and is left as it is; choose another name")]) from None
     except OSError as error:
         raise ConfigError([Problem(str(target), f"cannot be written: {error.strerror}")]) from None
-    typer.echo(f"wrote {target}; train it: softmaxce train --config {target}")
+    streams.line(f"wrote {target}; train it: softmaxce train --config {target}")
 
 
 @app.command()
@@ -60,7 +61,7 @@ def check(
 ) -> None:
     """Check a config without training; report every mistake with its location."""
     config = configs.load(file, [configs.parse_override(text) for text in set_ or []])
-    typer.echo(
+    streams.line(
         f"{file}: ok ({config.source.name}, {config.model.name}, {config.loss.name}, {config.optimizer.name}, "
         f"{config.epochs} epochs)"
     )
@@ -69,4 +70,4 @@ def check(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of configs, for editors and other programs."""
-    typer.echo(jsonlib.dumps(schemas.schema(), indent=2))
+    streams.json_text(jsonlib.dumps(schemas.schema(), indent=2))

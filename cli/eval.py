@@ -5,20 +5,20 @@ from typing import Annotated
 
 import typer
 
-from softmaxce.errors import FAILED
+from softmaxce import streams
+from softmaxce.errors import FAILED, ConfigError, Problem
 from softmaxce.inference import requirements
 
-from .options import AllowChangedData, Device, SplitName, Temperature, Tta, run_or_newest
+from .options import AllowChangedData, Device, Split, SplitName, Temperature, TrustCode, Tta, run_or_newest
 from .startup import fast_imports
-from .trust import TrustCode
 
 
 def evaluate(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="A run folder or a checkpoint; the newest run under runs/ if left out."),
+        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; the newest run under runs/ if left out."),
     ] = None,
-    split: Annotated[SplitName, typer.Option(help="Which of the run's splits.")] = SplitName.test,
+    split: Split = SplitName.test,
     data: Annotated[
         Path | None, typer.Option(help="Another folder: of images, one sub-folder per class; or the data set's root.")
     ] = None,
@@ -42,6 +42,8 @@ def evaluate(
     """Evaluate a trained classifier: accuracy, per-class metrics, confusion matrix, calibration."""
     required = requirements.parse(require or [])
     run = run_or_newest(run, "eval")
+    if data is not None and not data.is_dir():
+        raise ConfigError([Problem(f"--data {data}", "there is no such folder")])
 
     with fast_imports():
         from softmaxce.inference.evaluate import evaluate as evaluate_run
@@ -60,15 +62,15 @@ def evaluate(
     )
     if result.environment_changes:
         folder = result.checkpoint.parent
-        typer.echo(f"warning: {folder}: this run was trained with {'; '.join(result.environment_changes)}", err=True)
+        streams.warning(f"{folder}: this run was trained with {'; '.join(result.environment_changes)}")
     requirements.check_classes(required, [row.name for row in result.metrics.classes])
     checked = requirements.judge(required, result.metrics.by_name())
     step_summary.of_evaluation(result, checked)
     if json:
-        typer.echo(evaluation.to_json(result, checked))
+        streams.json_text(evaluation.to_json(result, checked))
     else:
         evaluation.print_evaluation(result, console.stdout())
     for requirement in checked:
-        typer.echo(requirement, err=json)
+        streams.line(requirement, err=json)
     if not all(requirement.met for requirement in checked):
         raise typer.Exit(FAILED)

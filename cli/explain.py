@@ -3,16 +3,16 @@
 The command's function is long because each option is an argument.
 """
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from softmaxce import streams
 from softmaxce.errors import ConfigError, Problem
+from softmaxce.files import check_page
 
-from .options import AllowChangedData, SplitName, Temperature, run_or_newest
-from .trust import TrustCode
+from .options import AllowChangedData, Force, Split, SplitName, Temperature, TrustCode, run_and_paths, run_or_newest
 
 if TYPE_CHECKING:
     from softmaxce.explain.explanation import Explanation
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 def explain(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="A run folder or a checkpoint; with --index, the newest if left out."),
+        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; the newest run under runs/ if left out."),
     ] = None,
-    image: Annotated[Path | None, typer.Argument(metavar="[IMAGE]", help="An image file.")] = None,
-    index: Annotated[int | None, typer.Option(min=0, help="Instead of IMAGE: an image of the run's own data.")] = None,
-    split: Annotated[SplitName, typer.Option(help="With --index: which of the run's splits.")] = SplitName.test,
+    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="An image file.")] = None,
+    index: Annotated[
+        int | None, typer.Option(min=0, help="Instead of IMAGE: an image of the run's own data; default: 0.")
+    ] = None,
+    split: Split = SplitName.test,
     mix: Annotated[
         str | None,
         typer.Option(
@@ -56,13 +58,15 @@ def explain(
         Path | None,
         typer.Option(metavar="FILE", help="Write an HTML page with sliders for the logits, instead of printing."),
     ] = None,
+    force: Force = False,
     json: Annotated[bool, typer.Option("--json", help="Print every intermediate value as one JSON object.")] = False,
 ) -> None:
     """Show how the loss of one image is computed, step by step, from its logits to its gradient.
 
-    softmaxce explain RUN IMAGE [--label NAME]; softmaxce explain RUN --index 123; or without a model: softmaxce explain
-    --logits 2.0,1.0,0.1 --label 0 --classes cat,dog,bird
+    The image is a file, or one of the run's data; without a model, logits are explained.
     """
+    if html is not None:
+        check_page(html, "--html", force=force)
     if logits is not None and mix is not None:
         raise _mistake("--mix", "goes with --index; a soft label is written --label a=0.7,b=0.3")
     for_logits = {"--classes": classes, "--weight": weight, "--label-smoothing": label_smoothing}
@@ -79,18 +83,16 @@ def explain(
         from softmaxce.report.html.explanation_page import write_page
 
         write_page(explanation, html)
-        typer.echo(f"page: {html}", err=json)
+        streams.line(f"page: {html}", err=json)
     if json:
         import json as jsonlib
 
-        typer.echo(jsonlib.dumps(explanation.to_dict(), allow_nan=False))
+        streams.json_text(jsonlib.dumps(explanation.to_dict(), allow_nan=False))
     if json or html is not None:
         return
     from softmaxce.report import console
     from softmaxce.report.explanation import print_explanation
 
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # ? for bars and arrows that the encoding lacks
     print_explanation(explanation, console.stdout(), digits)
 
 
@@ -134,16 +136,22 @@ def _of_run(
     trust_code: bool,
     allow_changed_data: bool,
 ) -> "Explanation":
-    if (image is None) == (index is None):
-        what = "either IMAGE or --index, not both" if image is not None else "an image: IMAGE, or --index N"
-        raise _mistake("explain", f"needs {what}; or --logits 2.0,1.0,0.1 --label 0, which needs no run")
+    if image is not None and index is not None:
+        raise _mistake("explain", "needs either IMAGE or --index, not both")
+    first_alone = image is None and index is None
+    if first_alone:
+        index = 0
     if mix is not None and index is None:
         raise _mistake("--mix", "goes with --index: it mixes two images of a split")
 
     from . import explain_arguments
 
     mixed = None if mix is None else explain_arguments.mix(mix)
+    if run is not None and first_alone and run_and_paths([str(run)], "explain")[1]:  # explain photo.jpg
+        run, image, index = None, run, None
     run = run_or_newest(run, "explain")
+    if image is not None and not image.is_file():
+        raise _mistake(str(image), "there is no such file")
 
     import torch
 

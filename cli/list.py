@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from softmaxce import streams
 from softmaxce.config.registry import REGISTRIES, Registry
 from softmaxce.config.signatures import Signature, read_signature
 from softmaxce.config.values import describe, show
@@ -23,17 +24,20 @@ def list_components(
     """List the losses, models, datasets, optimizers, schedules and augmentations a config can name."""
     kinds = [kind.value] if kind else list(KINDS)
     if json:
-        typer.echo(jsonlib.dumps({name: _entries(KINDS[name]) for name in kinds}, indent=2))
+        streams.json_text(jsonlib.dumps({name: _entries(KINDS[name]) for name in kinds}, indent=2))
         return
     out = console.stdout()
     for index, name in enumerate(kinds):
-        out.print(("\n" if index else "") + name, style="bold")
+        if index:
+            out.print()
+        out.print(name, style="bold")
         for entry, about in _entries(KINDS[name]).items():
             console.print_entry(out, 2, Text(entry, "cyan"), Text(about["doc"]))
             for argument in about["arguments"]:
                 default = "required" if argument["required"] else f"= {show(argument['default'])}"
                 console.print_entry(out, 6, Text(f"{argument['name']} {default}"), Text(argument["type"], "dim"))
-    out.print("\nYour own code: module:Name or file.py:Name in place of a name (see the README).", soft_wrap=True)
+    out.print()
+    out.print("Your own code: module:Name or file.py:Name in place of a name (see the README).", soft_wrap=True)
 
 
 def _entries(registry: Registry) -> dict[str, dict[str, Any]]:

@@ -5,11 +5,12 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from softmaxce import streams
 from softmaxce.errors import (
     FAILED,
     INTERRUPTED,
@@ -22,6 +23,7 @@ from softmaxce.errors import (
 )
 from softmaxce.runtime.signals import Terminated
 
+from . import usage
 from .startup import fast_imports, import_without_settings, limit_openmp_spinning
 
 # name -> file, function or sub-app, and its line in --help, which is the first line of its docstring.
@@ -78,7 +80,7 @@ COMMANDS = {
     "config": ("config", "app", "List, show, copy and check configs without training."),
 }
 MAX_SHOWN = 20  # mistakes printed at once
-MARKUP: Literal["rich"] | None = "rich" if sys.stdout is not None and sys.stdout.isatty() else None
+MARKUP = None  # --help is the same on a terminal and in a pipe: rich's panels leave little width for the text
 
 
 limit_openmp_spinning()
@@ -95,7 +97,7 @@ class Group(TyperGroup):
         """The command, if it is loaded; else a stand-in with its help, which is all that --help needs."""
         if cmd_name in self.commands or cmd_name not in COMMANDS:
             return self.commands.get(cmd_name)
-        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][2])
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][2], short_help=COMMANDS[cmd_name][2])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the arguments name, loaded."""
@@ -122,6 +124,26 @@ class Group(TyperGroup):
         group = typer.main.get_command(wrapper)
         assert isinstance(group, TyperGroup)
         self.commands[name] = group.commands[name]
+        usage.complete(name, self.commands[name])
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command line and exit with its status, also where stdout or stderr cannot be written."""
+        try:
+            streams.prepare()
+            try:
+                status = super().main(*arguments, **{**options, "standalone_mode": False})
+            except usage.ClickException as error:
+                usage.show(error)
+                status = error.exit_code
+            except typer.Abort:  # the status says it
+                status = FAILED
+            finally:
+                sys.stdout.flush()
+        except streams.OutputError as error:
+            if str(error):
+                _print_error(str(error))
+            status = error.status
+        sys.exit(status)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -129,47 +151,60 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except SoftmaxceError as error:
-            lines = error.problems if isinstance(error, ConfigError) else [error]
-            if error.__cause__ is not None and {"--verbose", "-v"} & set(sys.argv):
-                import traceback
-
-                traceback.print_exception(error.__cause__)
-            for line in lines[:MAX_SHOWN]:
-                _print_error(str(line))
-            if len(lines) > MAX_SHOWN:
-                _print_error(f"... and {len(lines) - MAX_SHOWN} more mistakes")
-            raise typer.Exit(error.status) from None
-        except BrokenPipeError:
-            raise  # the reader of stdout has closed it; typer ends quietly
+            _print_traceback(error.__cause__)
+            _print_lines(error)
+            status = error.status
         except OSError as error:  # a full disk, a removed folder
             file = f"{error.filename}: " if error.filename else ""
             _print_error(f"{file}{error.strerror or error}")
-            raise typer.Exit(FAILED) from None
+            status = FAILED
+        except (streams.OutputError, typer.Exit, typer.Abort, usage.ClickException):
+            raise
         except Exception as error:  # raised by the user's code, which any command may run; others are raised again
             message = f"memory ran out: {in_one_line(error)}" if ran_out_of_memory(error) else in_users_code(error)
             if message is None:
                 raise
-            if {"--verbose", "-v"} & set(sys.argv):
-                import traceback
-
-                traceback.print_exception(error)
+            _print_traceback(error)
             _print_error(message)
-            raise typer.Exit(FAILED) from None
-        except Terminated:
-            raise typer.Exit(TERMINATED) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
+            status = FAILED
+        except Terminated:  # the run has reported it; the status says it too
+            status = TERMINATED
+        except KeyboardInterrupt:  # likewise
+            status = INTERRUPTED
+        raise typer.Exit(status)
+
+
+def _print_traceback(error: BaseException | None) -> None:
+    """Print the traceback of an error with --verbose."""
+    if error is not None and {"--verbose", "-v"} & set(sys.argv):
+        import traceback
+
+        for part in traceback.format_exception(error):
+            streams.lines(part, err=True)
+
+
+def _print_lines(error: SoftmaxceError) -> None:
+    if not isinstance(error, ConfigError):
+        first, *more = error.lines
+        _print_error(first)
+        for line in more:
+            streams.line(line, err=True)
+        return
+    for line in error.lines[:MAX_SHOWN]:
+        _print_error(line)
+    if len(error.lines) > MAX_SHOWN:
+        _print_error(f"... and {len(error.lines) - MAX_SHOWN} more mistakes")
 
 
 def _print_error(message: str) -> None:
     if not sys.stderr.isatty() and "FORCE_COLOR" not in os.environ:
-        print(f"error: {message}", file=sys.stderr)  # rich would print the same, but takes time to import
+        streams.line(f"error: {message}", err=True)  # rich would print the same, but takes time to import
         return
     from rich.text import Text
 
     from softmaxce.report import console
 
-    console.stderr().print(Text.assemble(("error: ", "bold red"), message))
+    console.stderr().print(Text.assemble(("error: ", "bold red"), streams.escaped(message)))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -193,7 +228,7 @@ def _version(show: bool) -> None:
     if show:
         from softmaxce.runtime.version import softmaxce_version
 
-        typer.echo(f"softmaxce {softmaxce_version()}")
+        streams.line(f"softmaxce {softmaxce_version()}")
         raise typer.Exit
 
 

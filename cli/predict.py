@@ -2,26 +2,28 @@
 
 import math
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from softmaxce import streams
 from softmaxce.errors import USAGE, ConfigError, Problem
 
-from .options import Device, Temperature
+from .options import Device, Temperature, TrustCode, run_and_paths
 from .startup import fast_imports
-from .trust import TrustCode
 
 PIPED = 512  # files that are read from a pipe before the first result is printed
 BYTES = 64 << 20  # of pixels that are decoded before the model is loaded
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a checkpoint.")],
-    paths: Annotated[
+    words: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help="Image files, folders, quoted globs; - reads paths from stdin."),
+        typer.Argument(
+            metavar="[RUN] PATH",
+            help="A run folder or a checkpoint, the newest run under runs/ if left out; then image files, folders, "
+            "quoted globs; - reads paths from stdin.",
+        ),
     ],
     top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Name the K most probable classes.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
@@ -46,9 +48,16 @@ def predict(
     from softmaxce.data.prefetch import PrefetchingDecoder, decode_to
     from softmaxce.runs.header import find_checkpoint, read_header
 
-    for stream in (sys.stdin, sys.stdout, sys.stderr):  # file names need not be UTF-8
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape")
+    run, paths = run_and_paths(words, "predict")
+    if not paths:
+        raise ConfigError(
+            [Problem("PATH", f"is needed: image files, folders or globs, e.g. softmaxce predict {run} a.png")]
+        )
+    if "-" in paths:
+        if sys.stdin is None:
+            raise ConfigError([Problem("-", "reads paths from stdin, which is closed")])
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
     shape = read_header(find_checkpoint(run))["preprocessing"]["shape"]
     ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
@@ -65,12 +74,12 @@ def predict(
         for result in model.predict_decoded(decoded, top):
             if isinstance(result, Unreadable):
                 bad += 1
-                typer.echo(f"cannot be read: {result}", err=True)
+                streams.line(f"cannot be read: {result}", err=True)
             else:
                 images += 1
                 out.write(result)
     if bad:
         sys.stdout.flush()
-        typer.echo(f"{bad:,} of {images + bad:,} could not be read", err=True)
+        streams.line(f"{bad:,} of {images + bad:,} could not be read", err=True)
     if (bad and not skip_bad) or not images:
         raise typer.Exit(USAGE)

@@ -5,19 +5,28 @@ from typing import Annotated
 
 import typer
 
-from .options import AllowChangedData, Device, SplitName, run_or_newest
-from .trust import TrustCode
+from softmaxce import streams
+from softmaxce.files import check_page
+
+from .options import AllowChangedData, Device, Force, SplitName, TrustCode, run_or_newest, split_name
 
 
 def report(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run folder; the newest run under runs/ if left out.")
+        Path | None, typer.Argument(metavar="RUN", help="A run folder; the newest run under runs/ if left out.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="The page; report.html in the run folder if left out.")
     ] = None,
+    force: Force = False,
     split: Annotated[
-        SplitName | None, typer.Option(help="Which of the run's splits; test if it has one.", show_default=False)
+        SplitName | None,
+        typer.Option(
+            parser=split_name,
+            metavar="test|validation|train",
+            help="Which of the run's splits; test if it has one.",
+            show_default=False,
+        ),
     ] = None,
     device: Device = None,
     trust_code: TrustCode = False,
@@ -26,8 +35,11 @@ def report(
     """Write a run's report: one self-contained HTML page, and its figures as SVG and PNG."""
     from softmaxce.runs.folder import read_record
 
-    run = run_or_newest(run, "report")
-    read_record(run)  # a folder without a run is refused before torch is imported
+    if output is not None:
+        check_page(output, "--output", force=force)
+    if run is not None:
+        read_record(run)
+    run = run_or_newest(run, "report")  # a folder without a run is refused before torch is imported
 
     from softmaxce.report.html.write import write_report
 
@@ -35,5 +47,5 @@ def report(
     written = write_report(
         run, output, name, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data
     )
-    typer.echo(f"page: {written.page}")
-    typer.echo(f"pictures: {written.pictures}", err=True)
+    streams.line(f"page: {written.page}")
+    streams.line(f"pictures: {written.pictures}", err=True)

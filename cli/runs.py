@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from softmaxce import streams
+
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder to search.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to search.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """List runs, the newest first: model, loss, epochs, accuracy, time and status."""
@@ -16,15 +18,15 @@ def runs(
 
     rows, errors = list_runs(folder)
     for error in errors:
-        typer.echo(f"warning: skipped {error}", err=True)
+        streams.warning(f"skipped {error}")
     if json:
         import json as jsonlib
 
         for row in rows:
-            typer.echo(jsonlib.dumps(row.to_dict()))
+            streams.json_text(jsonlib.dumps(row.to_dict()))
     elif rows:
         from softmaxce.report.run_list import print_runs
 
         print_runs(rows, console.stdout())
     else:
-        typer.echo(f"there are no runs under {folder}", err=True)
+        streams.line(f"there are no runs under {folder}", err=True)

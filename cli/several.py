@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from softmaxce import streams
 from softmaxce.config.sweep import Point
 from softmaxce.errors import FAILED, ConfigError, DataError, MemoryRanOutError, Problem, RunError, TrainingError
 from softmaxce.inference.requirements import Requirement, judge
@@ -121,7 +122,7 @@ def _check_images_if_finished(plan: Plan, images: ImagesOnDisk) -> None:
 
     record = runfolder.read_record(folder)
     for warning in check_images(folder, record, now, allow_changed_data=plan.allow_changed_data):
-        typer.echo(f"warning: {warning}", err=True)
+        streams.warning(warning)
 
 
 def train_each(
@@ -136,9 +137,9 @@ def train_each(
         head = f"[{number}/{len(points)}] {point.label}"
         folder = _finished_folder(plan)
         if folder is None:
-            typer.echo(head, err=True)
+            streams.line(head, err=True)
         else:
-            typer.echo(f"{head}: already finished in {folder}", err=True)
+            streams.line(f"{head}: already finished in {folder}", err=True)
             record = runfolder.read_record(folder)
             run = FinishedRun(point, folder, record, True)
             if all(requirement.metric in run.metrics for requirement in requirements):
@@ -149,10 +150,10 @@ def train_each(
         try:
             outcome = train_one(plan, requirements, output)
         except TrainingError as error:
-            typer.echo(f"{head}: failed: {error}", err=True)
+            streams.line(f"{head}: failed: {error}", err=True)
             continue
         except KeyboardInterrupt:
-            typer.echo("resume all of them with the same command and --resume auto", err=True)
+            streams.line("resume all of them with the same command and --resume auto", err=True)
             raise
         record = runfolder.read_record(outcome.folder)
         finished.append(FinishedRun(point, outcome.folder, record, outcome.requirements_met))
@@ -161,7 +162,7 @@ def train_each(
 
 def _print_results(results: "Sequence[RequirementResult]", *, to_stderr: bool) -> None:
     for result in results:
-        typer.echo(result, err=to_stderr)
+        streams.line(result, err=to_stderr)
 
 
 def final_split(runs: Sequence[FinishedRun]) -> str:
@@ -194,7 +195,7 @@ def train_seeds(
 
         metrics = seeds.summarize(split, rows)
         if options.json:
-            typer.echo(jsonlib.dumps(metrics.to_dict()))
+            streams.json_text(jsonlib.dumps(metrics.to_dict()))
         else:
             seeds.print_seeds(metrics, console.stdout())
     check_all_passed(points, runs)

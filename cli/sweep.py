@@ -5,18 +5,34 @@ from typing import Annotated
 
 import typer
 
+from softmaxce import streams
 from softmaxce.config.reader import Override
+from softmaxce.errors import ConfigError, Problem
 from softmaxce.inference import requirements
 
-from .options import AllowChangedData, Device
+from .options import (
+    AllowChangedData,
+    BatchSize,
+    ConfigArgument,
+    ConfigOption,
+    Device,
+    LearningRate,
+    Model,
+    one_config,
+    short_options,
+)
 
 
 def sweep(
-    config: Annotated[str, typer.Option("--config", "-c", help="A YAML file, or a recipe's name.")],
+    name: ConfigArgument = None,
+    config: ConfigOption = None,
     set_: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE,VALUE", help="A key and its values, e.g. optimizer.lr=0.01,0.03."),
-    ],
+    ] = None,
+    lr: LearningRate = None,
+    batch_size: BatchSize = None,
+    model: Model = None,
     device: Device = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs of each run.")] = None,
     output: Annotated[
@@ -41,13 +57,18 @@ def sweep(
     from softmaxce.config.sweep import grid
 
     from .several import check_all_passed, check_options, check_points, final_split, make_plans, train_each
-    from .training import OutputOptions
+    from .training import OutputOptions, require_config
 
     check_options(resume, dry_run=False)
     flags = (("device", device), ("epochs", epochs))
     overrides = [Override((name,), value, f"--{name}") for name, value in flags if value is not None]
     required = requirements.parse(require or [])
-    points = grid(config, set_, overrides)
+    sets = [*(set_ or []), *(f"{key}={text}" for key, text, _ in short_options(lr, batch_size, model))]
+    if not sets:
+        raise ConfigError(
+            [Problem("--set", "is needed: a key and its values, for example --set optimizer.lr=0.01,0.03")]
+        )
+    points = grid(require_config(one_config(name, config)), sets, overrides)
     plans = make_plans(points, output, resume == "auto", allow_changed_data=allow_changed_data)
     check_points(points, plans, required)
     finished = train_each(points, plans, required, OutputOptions(json=json, quiet=quiet))
@@ -69,7 +90,7 @@ def sweep(
         if json:
             import json as jsonlib
 
-            typer.echo(jsonlib.dumps({"event": "comparison", **result.to_dict()}))
+            streams.json_text(jsonlib.dumps({"event": "comparison", **result.to_dict()}))
         else:
             comparison.print_comparison(result, console.stdout())
     check_all_passed(points, finished)

@@ -1,4 +1,7 @@
-"""`softmaxce train`: train from a config, print a row per epoch, save everything in a run folder."""
+"""`softmaxce train`: train from a config, print a row per epoch, save everything in a run folder.
+
+The command's function is long because each option is an argument.
+"""
 
 import enum
 from pathlib import Path
@@ -12,10 +15,20 @@ from softmaxce.config.reader import Override
 from softmaxce.errors import FAILED
 from softmaxce.inference import requirements
 
-from .options import AllowChangedData
+from .options import (
+    AllowChangedData,
+    BatchSize,
+    ConfigArgument,
+    ConfigOption,
+    Device,
+    LearningRate,
+    Model,
+    TrustCode,
+    one_config,
+    short_options,
+)
 from .startup import fast_imports
 from .training import OutputOptions, check_tensorboard, make_plan, require_config, train_one
-from .trust import TrustCode
 
 
 class LogName(enum.StrEnum):
@@ -25,13 +38,15 @@ class LogName(enum.StrEnum):
 
 
 def train(
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", help="A YAML file, or a recipe's name (softmaxce config list).")
-    ] = None,
+    name: ConfigArgument = None,
+    config: ConfigOption = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. optimizer.lr=0.05.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    lr: LearningRate = None,
+    batch_size: BatchSize = None,
+    model: Model = None,
+    device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, shuffling, augmentation and splits.")] = None,
     seeds: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Train N runs, with the config's seed and those after it.")
@@ -53,7 +68,8 @@ def train(
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Write the run's report at the end.")] = False,
     log: Annotated[
-        list[LogName] | None, typer.Option(help="Also write TensorBoard event files into the run folder.")
+        list[LogName] | None,
+        typer.Option(metavar="tensorboard", help="Also write TensorBoard event files into the run folder."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build, run one batch, print a summary.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON Lines on stdout and nothing else.")] = False,
@@ -61,7 +77,10 @@ def train(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print config and versions.")] = False,
 ) -> None:
     """Train a classifier from a config."""
+    config = one_config(name, config)
     overrides = [configs.parse_override(text) for text in set_ or []]
+    short = short_options(lr, batch_size, model)
+    overrides += [configs.parse_override(f"{key}={text}", option) for key, text, option in short]
     flags = (("device", device), ("seed", seed), ("epochs", epochs))
     overrides += [Override((name,), value, f"--{name}") for name, value in flags if value is not None]
     required = requirements.parse(require or [])

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
+from softmaxce import streams
 from softmaxce.config import reader as configs
 from softmaxce.config.keys import Config
 from softmaxce.config.reader import Override
@@ -84,15 +83,15 @@ def plan_auto(config: Config, output: Path | None, images: ImagesOnDisk, *, allo
 
     plan, messages = resume_or_start(config, output, images, allow_changed_data=allow_changed_data)
     for message in messages:
-        typer.echo(message, err=True)
+        streams.line(message, err=True)
     return plan
 
 
 def require_config(config: str | None) -> str:
-    """--config's value. Raises: ConfigError if it was left out."""
+    """The config's name. Raises: ConfigError if it was left out."""
     if config is None:
-        message = "is needed: a YAML file or a recipe's name, for example --config digits"
-        raise ConfigError([Problem("--config", message)])
+        message = "is needed: a YAML file or a recipe's name, for example: softmaxce train digits"
+        raise ConfigError([Problem("CONFIG", message)])
     return config
 
 
@@ -117,6 +116,7 @@ def train_one(plan: "Plan", requirements: Sequence[Requirement], output: OutputO
         session.check_requirements(run, requirements)
         if output.verbose:
             _print_details(run)
+        plan.check_still_new()
         outcome = session.train(
             run,
             plan.folder,
@@ -132,7 +132,7 @@ def train_one(plan: "Plan", requirements: Sequence[Requirement], output: OutputO
 
             # the code that the config names was just trained with
             written = write_report(outcome.folder, device=str(run.device), trust_code=True)
-            typer.echo(f"report: {written.page}", err=True)
+            streams.line(f"report: {written.page}", err=True)
     return outcome
 
 
@@ -153,4 +153,4 @@ def _print_details(run: "Run") -> None:
     from softmaxce.runs.provenance import of_machine
 
     details = {"config": run.config.to_dict(), "environment": of_machine(run.device, run.precision)}
-    typer.echo(yamlfile.dump(details), err=True)
+    streams.lines(yamlfile.dump(details), err=True)

@@ -1,6 +1,5 @@
 """Builds a Run from a Config."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import streams
 from .config.components import Component, build, takes
 from .config.keys import NEEDS_VALIDATION, Config
 from .config.registry import REGISTRIES
@@ -185,7 +185,7 @@ def hold_out(source: Dataset, config: Config) -> Dataset:
     train, validation = source.train, source.validation
     requested = config.data.validation
     if requested is not None and validation is not None and not by_shuffle:
-        print(f"the data set's own validation split is used, not data.validation: {requested}", file=sys.stderr)
+        streams.line(f"the data set's own validation split is used, not data.validation: {requested}", err=True)
     elif requested is not None:
         is_count = isinstance(requested, int)
         size = requested if is_count or train.names is not None else max(1, round(requested * len(train)))

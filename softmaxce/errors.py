@@ -31,9 +31,17 @@ class Problem:
 
 
 class SoftmaxceError(Exception):
-    """An error that the user can correct; the command line prints it without a traceback and exits with `status`."""
+    """An error that the user can correct; the command line prints it without a traceback and exits with `status`.
+
+    Attributes:
+        lines: the message, and further lines: a list of files, for example.
+    """
 
     status = USAGE
+
+    def __init__(self, message: str = "", more: Sequence[str] = ()) -> None:
+        self.lines = (message, *more)
+        super().__init__("\n".join(self.lines))
 
 
 class ConfigError(SoftmaxceError):
@@ -42,6 +50,7 @@ class ConfigError(SoftmaxceError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, problems)))
+        self.lines = tuple(map(str, problems))
 
 
 class DataError(SoftmaxceError):

@@ -152,6 +152,45 @@ def append(file: Path, line: bytes) -> None:
         raise
 
 
+PAGE_MARK = b'content="softmaxce"'  # in the head of every page that softmaxce writes
+
+
+def check_page(file: Path, option: str, *, force: bool) -> None:
+    """Refuse a place where a page cannot be written, or would replace what is no page of softmaxce.
+
+    Args:
+        file: the page's file.
+        option: that named it, for messages.
+        force: replace any regular file.
+    Raises: RunError.
+    """
+    if file.is_dir():
+        raise RunError(f"{option} {file}: is a folder; name the page's file, for example {file / 'page.html'}")
+    if os.path.lexists(file):
+        if not file.is_file():
+            raise RunError(f"{option} {file}: is no regular file; choose another")
+        with writable(file), file.open("rb") as stream:
+            ours = PAGE_MARK in stream.read(4096)
+        if not (ours or force):
+            message = "exists and is no page of softmaxce; choose another file, or add --force to replace it"
+            raise RunError(f"{option} {file}: {message}")
+    folder = next(parent for parent in (file.parent, *file.absolute().parents) if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "Permission denied" if folder.is_dir() else "Not a directory"
+        raise RunError(f"{option} {file}: cannot be written: {folder}: {reason}")
+
+
+@contextlib.contextmanager
+def writable(file: Path) -> Iterator[None]:
+    """Turns the error that a place cannot be written into a RunError; a full or failing disk stays an OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        raise RunError(f"{file}: cannot be written: {error.strerror}") from None
+
+
 def keep_as(file: Path, other: Path) -> None:
     """Make `other` a second name (hard link) of `file`'s content, atomically. No flush."""
     staged = _temporary(other)

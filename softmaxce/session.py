@@ -35,6 +35,7 @@ from .runs import folder as runfolder
 from .runs.folder import Status
 from .runs.resume import check_resumable
 from .runtime.signals import Pauses, Signals, Terminated, every
+from .streams import OutputError
 from .training.loop import fit_with_checkpoints
 from .training.nonfinite import NonFiniteError
 from .training.run import Epoch, Run
@@ -301,8 +302,10 @@ class _Session:
         except SoftmaxceError as error:
             self.finish(Status.FAILED, message=str(error))
             raise
-        except BrokenPipeError:  # a reporter's: its output cannot be written any more
-            self.finish(Status.INTERRUPTED, message="output pipe closed", report=False)
+        except (BrokenPipeError, OutputError):  # a reporter's: its output cannot be written any more
+            message = f"{Status.INTERRUPTED} {self.position()}, as its output cannot be written"
+            self.finish(Status.INTERRUPTED, message=message, report=False)
+            self.reporter.message(Level.NOTICE, f"{message}; {resume_command(run, folder)}")
             raise
         except OSError as error:  # the disk is full or read-only, or the folder is gone
             with contextlib.suppress(OSError):  # run.json may fail for the same reason; the error below is reported

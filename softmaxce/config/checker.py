@@ -41,7 +41,7 @@ class Checker:
                 values[key] = self._component(key, own.get(key, DEFAULT_COMPONENTS.get(key)), (key,))
         if "data" in own:
             values.update(self._data(own["data"]))
-        if own.get("early_stopping") is not None:
+        if own.get("early_stopping") not in (None, "none"):
             values["early_stopping"] = self._early_stopping(own["early_stopping"])
         self._check_device(own.get("device", "auto"))
         if values.get("early_stopping") and self._has_no_validation(values):
@@ -118,9 +118,8 @@ class Checker:
         return EarlyStopping(**values) if len(self.problems) == problems_before else None
 
     def _check_device(self, device: Any) -> None:
-        if isinstance(device, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-            message = f"device must be auto, cpu, cuda, cuda:N or mps, got '{device}'"
-            self._problem(("device",), message + suggestion(device, ["auto", "cpu", "cuda", "mps"]), of_value=True)
+        if isinstance(device, str) and (message := device_problem(device)):
+            self._problem(("device",), message, of_value=True)
 
     @staticmethod
     def _has_no_validation(values: dict[str, Any]) -> bool:
@@ -186,3 +185,11 @@ class Checker:
     def _reading_order(problem: Problem) -> tuple[int, int, str]:
         numbers = re.search(r":(\d+):(\d+)$", problem.location)
         return (int(numbers[1]), int(numbers[2]), "") if numbers else (0, 0, problem.location)
+
+
+def device_problem(device: str) -> str:
+    """What is wrong with a device's name; an empty string if nothing is."""
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        return ""
+    hint = suggestion(device, ["auto", "cpu", "cuda", "mps"])
+    return f"device must be auto, cpu, cuda, cuda:N or mps, got '{device}'{hint}"

@@ -21,9 +21,15 @@ class Override:
     option: str
 
 
-def parse_override(text: str) -> Override:
-    """`optimizer.lr=0.05` as an Override; the value is read as YAML. Raises: ConfigError."""
-    option = f"--set {text}"
+def parse_override(text: str, option: str | None = None) -> Override:
+    """`optimizer.lr=0.05` as an Override; the value is read as YAML.
+
+    Args:
+        text: the keys and the value.
+        option: the option that stands for it, `--lr` for example; --set if left out.
+    Raises: ConfigError.
+    """
+    option = f"--set {text}" if option is None else f"{option} {text.partition('=')[2]}"
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):

@@ -18,7 +18,7 @@ def schema() -> dict[str, Any]:
         properties[key] |= _component(REGISTRIES[key])
     data, definitions = _data()
     properties["data"] |= data
-    properties["early_stopping"] |= {"anyOf": [_section(signature_of_section(EarlyStopping)), {"type": "null"}]}
+    properties["early_stopping"] |= {"anyOf": [_section(signature_of_section(EarlyStopping)), {"enum": [None, "none"]}]}
     families = {
         family.prefix: {"enum": [f"{family.prefix}:{name}" for name in family.names()]}
         for registry in REGISTRIES.values()
@@ -49,10 +49,22 @@ def _section(signature: Signature, documented: type | None = None) -> dict[str, 
 
 
 def _argument(argument: Argument) -> dict[str, Any]:
-    result = TypeAdapter(argument.type).json_schema()
+    result = _with_none(TypeAdapter(argument.type).json_schema())
     if not argument.required and argument.default is not ...:
         result["default"] = list(argument.default) if isinstance(argument.default, tuple) else argument.default
     return result
+
+
+def _with_none(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that accepts `none` where it accepts null, and null where it accepts `none`."""
+    choices = schema.get("anyOf", [schema])
+    if {"type": "null"} in choices:
+        choices.append({"const": "none"})
+    for choice in choices:
+        if "none" in choice.get("enum", ()):
+            choice["enum"].append(None)
+            choice.pop("type", None)
+    return schema
 
 
 def _component(registry: Registry) -> dict[str, Any]:
@@ -88,7 +100,7 @@ def _data() -> tuple[dict[str, Any], dict[str, Any]]:
         "description": own["augment"]["description"],
     }
     numbers = _section(signature_of_section(Normalize))
-    own["normalize"] |= {"anyOf": [{"enum": ["auto", "imagenet", "none"]}, numbers]}
+    own["normalize"] |= {"anyOf": [{"enum": ["auto", "imagenet", "none", None]}, numbers]}
     result = _component(REGISTRIES["data"])
     for choice in result["anyOf"]:
         if "properties" in choice:

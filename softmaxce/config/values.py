@@ -17,12 +17,13 @@ def convert(value: Any, type_: Any) -> Any:
     """A value of a config (plain data) as the type of its argument, by pydantic's strict rules.
 
     An int where a float is expected becomes a float. A whole float becomes an int where only an int is accepted, as in
-    JSON Schema: 1e3 is 1000.
+    JSON Schema: 1e3 is 1000. `none` and null are the same where one of them is accepted.
 
     Raises: ValueError, `must be ..., got ...`, if it does not fit or contains a NaN.
     """
     if not _contains_nan(value):
-        for candidate in (value, _whole_floats_as_ints(value)):
+        alike = "none" if value is None else None if value == "none" else value
+        for candidate in (value, _whole_floats_as_ints(value), alike):
             try:
                 result = _adapter(type_).validate_python(candidate, strict=True)
             except ValidationError:  # the next candidate may fit; if none does, the error below is raised

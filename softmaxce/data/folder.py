@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import streams
 from ..argument_types import Fraction, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from ..runtime.processors import processors
@@ -196,10 +196,9 @@ class _Listing:
             try:
                 decoded_images.write(key, whole.images.numpy())
             except OSError as error:
-                print(
-                    f"warning: {decoded_images.folder()}: decoded images cannot be kept there "
-                    f"({error.strerror or error}); set SOFTMAXCE_CACHE to another folder, or data.cache: false",
-                    file=sys.stderr,
+                streams.warning(
+                    f"{decoded_images.folder()}: decoded images cannot be kept there "
+                    f"({error.strerror or error}); set SOFTMAXCE_CACHE to another folder, or data.cache: false"
                 )
         return whole
 
@@ -262,12 +261,13 @@ class _Listing:
     def _report(self, bad: dict[int, str], files: Sequence[str]) -> None:
         """List the files that cannot be decoded. Raises: DataError unless they are to be skipped."""
         messages = [bad[index] for index in sorted(bad)]
-        lines = "\n".join(f"  {line}" for line in messages[:SHOWN])
-        lines += f"\n  ... and {len(messages) - SHOWN} more" if len(messages) > SHOWN else ""
+        shown = [f"  {message}" for message in messages[:SHOWN]]
+        shown += [f"  ... and {len(messages) - SHOWN} more"] if len(messages) > SHOWN else []
         number = f"{len(messages)} of {len(files)} files cannot be decoded"
         if not self.skip_bad:
-            raise DataError(f"{number}; mend or remove them, or set data.skip_bad: true to leave them out:\n{lines}")
-        print(f"warning: {number} and are left out:\n{lines}", file=sys.stderr)
+            raise DataError(f"{number}; mend or remove them, or set data.skip_bad: true to leave them out:", shown)
+        for line in (f"warning: {number} and are left out:", *shown):
+            streams.line(line, err=True)
 
 
 def _first_size(files: Sequence[str], decode: Decode) -> tuple[int, int]:

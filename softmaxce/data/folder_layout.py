@@ -2,12 +2,12 @@
 
 import os
 import re
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from .. import streams
 from ..errors import DataError
 from .decode import HEIF, is_image, is_unread_image
 
@@ -40,10 +40,9 @@ def splits_in(top: Path) -> dict[str, Path]:
         _refuse_hidden_splits(top, folders)
         return {}
     if others := [folder.name for folder in folders if folder not in splits.values()]:
-        print(
-            f"warning: {top}: beside the splits {_listed(entry.name for entry in splits.values())}, {_listed(others)} "
-            "is not read",
-            file=sys.stderr,
+        streams.warning(
+            f"{top}: beside the splits {_listed(entry.name for entry in splits.values())}, {_listed(others)} "
+            "is not read"
         )
     return splits
 
@@ -119,10 +118,9 @@ def warn_of_unread(folder: Path, unread: Counter[str]) -> None:
     if any(extension in HEIF for extension in unread):
         how = f"pip install pillow-heif reads {' and '.join(HEIF)}; or {how}"
     number = unread.total()
-    print(
-        f"warning: {folder}: {number:,} image file{'s' * (number > 1)} of formats that are not read "
-        f"{'are' if number > 1 else 'is'} left out ({counts}); {how}",
-        file=sys.stderr,
+    streams.warning(
+        f"{folder}: {number:,} image file{'s' * (number > 1)} of formats that are not read "
+        f"{'are' if number > 1 else 'is'} left out ({counts}); {how}"
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, RunError
-from ..files import replace_file
+from ..files import replace_file, writable
 from ..runs.folder import CALIBRATION
 from .metrics import expected_calibration_error
 from .temperature import fit_temperature, nll_at
@@ -86,7 +86,9 @@ def calibrate(
     validation = _calibration_metrics(logits, labels, temperature)
     result = Calibration(temperature, model.checkpoint, model.epoch, validation, test)
     text = json.dumps(result.to_dict(), indent=2) + "\n"
-    replace_file(model.checkpoint.parent / CALIBRATION, text.encode())
+    stored = model.checkpoint.parent / CALIBRATION
+    with writable(stored):
+        replace_file(stored, text.encode())
     return result
 
 

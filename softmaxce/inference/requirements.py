@@ -50,9 +50,9 @@ class RequirementResult:
 
 
 def parse(texts: Sequence[str]) -> list[Requirement]:
-    """`metric>=number` texts as Requirements. Raises: ConfigError with every mistake."""
+    """`metric>=number` texts, or several between commas, as Requirements. Raises: ConfigError with every mistake."""
     requirements, problems = [], []
-    for text in texts:
+    for text in [part for given in texts for part in re.split(r"(?<=[\d%])\s*,\s*(?=[^,]*[<>])", given)]:
         option = f"--require {text}"
         match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*(%?)\s*", text)
         try:

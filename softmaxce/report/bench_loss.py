@@ -17,6 +17,7 @@ from ..bench.clock import Spread, Timed
 from ..bench.loss import Case, Result
 from ..bench.loss_in_training import Training
 from ..runtime.environment import environment
+from .console import print_table
 from .json_values import finite
 
 Results = Sequence[tuple[Case, Mapping[str, Result]]]
@@ -60,7 +61,7 @@ def _print_table(
     if means and len(results) > 1:
         cells = ["" if name == TORCH else f"{means[name]:.2f}      " for name in names]
         table.add_row("geometric mean", "", *several, *cells, style="bold")
-    console.print(table)
+    print_table(table, console)
     console.print()
 
 
@@ -116,7 +117,7 @@ def print_training(trainings: Sequence[Training], console: Console) -> None:
     for row in trainings:
         times = [_time(name, timed, 3) for name, timed in row.step.items()]
         table.add_row(row.model, str(row.batch_size), str(row.threads), *times)
-    console.print(table)
+    print_table(table, console)
 
 
 def print_notes(notes: Sequence[str], console: Console) -> None:

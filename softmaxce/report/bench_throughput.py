@@ -10,7 +10,7 @@ from ..bench.startup import BASE, MISTAKE, STEP, Start
 from ..bench.throughput import CEILING, MEANINGS, OURS, PLAIN, Loop, Ways
 from ..config.keys import Config
 from .bench_loss import show_ratio, show_seconds, threads
-from .console import plain_table
+from .console import plain_table, print_table
 
 MEBIBYTE = 2**20
 
@@ -27,7 +27,7 @@ def print_loop(loop: Loop, console: Console) -> None:
     for name, seconds in loop.epoch.items():
         table.add_row(name, f"{seconds:.3f}", f"{seconds / whole:.1%}")
     table.add_row("all", f"{whole:.3f}", "", style="bold")
-    console.print(table)
+    print_table(table, console)
     console.print()
 
 
@@ -45,7 +45,7 @@ def _print_ways(title: str, ways: Ways, console: Console) -> None:
             to_plain if name != PLAIN else "",
             style="bold" if name == OURS else "",
         )
-    console.print(table)
+    print_table(table, console)
     console.print()
 
 
@@ -100,7 +100,7 @@ def print_startup(start: Start, console: Console) -> None:
     for name, seconds in start.seconds.items():
         ratio = show_ratio(start.to_base[name], 2) if name != BASE else ""
         table.add_row(name, show_seconds(seconds.median), ratio)
-    console.print(table)
+    print_table(table, console)
     console.print()
 
 
@@ -128,7 +128,7 @@ def print_predict(result: Rates, console: Console) -> None:
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, rate in result.rates.items():
         table.add_row(name, f"{rate.median:,.0f}", show_ratio(result.to_decoding, 2) if name == PREDICTING else "")
-    console.print(table)
+    print_table(table, console)
     console.print()
 
 

@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from ..inference.calibration import Calibration
-from .console import plain_table
+from .console import plain_table, print_table, print_text
 
 
 def print_calibration(fitted: Calibration, console: Console) -> None:
@@ -21,15 +21,19 @@ def print_calibration(fitted: Calibration, console: Console) -> None:
         table.add_column(name, justify="right")
     for name, split in splits.items():
         table.add_row(name, f"{split.images:,}", *(f"{value:.4f}" for value in (*split.nll, *split.ece)))
-    console.print(table)
+    print_table(table, console)
     console.print()
-    console.print("nll: negative log-likelihood, nats per image; ece: expected calibration", style="dim")
-    console.print("error, 15 bins. The temperature was fitted on the validation nll alone.", style="dim")
+    print_text(
+        "nll: negative log-likelihood, nats per image; ece: expected calibration error, 15 bins. The temperature was "
+        "fitted on the validation nll alone.",
+        console,
+        "dim",
+    )
     for name, split in splits.items():
         if split.ece[1] >= split.ece[0]:
-            console.print(
-                f"On {name} the ece did not decrease: the temperature minimizes the nll of the\n"
-                "validation images, and the binned ece need not follow. More validation images\n"
-                "make both estimates more reliable; --temperature 1 gives the uncalibrated\n"
-                "probabilities."
+            print_text(
+                f"On {name} the ece did not decrease: the temperature minimizes the nll of the validation images, and "
+                "the binned ece need not follow. More validation images make both estimates more reliable; "
+                "--temperature 1 gives the uncalibrated probabilities.",
+                console,
             )

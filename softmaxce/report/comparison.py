@@ -56,7 +56,14 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 def value_text(value: Any) -> str:
     """A config's value in a cell."""
-    return "–" if value is None else value if isinstance(value, str) else show(value)
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return ", ".join(map(value_text, value)) or "none"
+    if isinstance(value, dict):
+        arguments = [f"{key}={value_text(item)}" for key, item in value.items() if key != "name"]
+        return f"{value.get('name', '')}({', '.join(arguments)})" if arguments else str(value.get("name", "none"))
+    return value if isinstance(value, str) else show(value)
 
 
 def _print_keys(comparison: Comparison, console: Console) -> None:
@@ -67,7 +74,8 @@ def _print_keys(comparison: Comparison, console: Console) -> None:
     table = plain_table()
     numbers = [str(number) for number in range(1, len(comparison.runs) + 1)]
     if len(numbers) <= max(4, len(comparison.keys)):
-        for name in ("config", *numbers):
+        table.add_column("config", no_wrap=True)
+        for name in numbers:
             table.add_column(name, overflow="fold")
         for key, values in comparison.keys.items():
             table.add_row(key, *map(value_text, values))

@@ -11,8 +11,9 @@ from rich.text import Text
 from ..inference.evaluate import EvaluationResult, MisclassifiedFile
 from ..inference.metrics import Metrics
 from ..inference.requirements import RequirementResult
+from ..streams import escaped
 from . import json_values
-from .console import plain_table
+from .console import plain_table, print_table
 
 MEANINGS = {
     "loss": "nats per image: the loss the model was trained with",
@@ -33,13 +34,13 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
     where = f"{result.checkpoint} (epoch {result.epoch}) on {result.split}"
     console.print(f"{where}: {metrics.images:,} images", soft_wrap=True)  # paths are not wrapped
     console.print()
-    console.print(_scalar_table(metrics))
+    print_table(_scalar_table(metrics), console)
     if result.config.tta != "none":
         console.print(f"test-time augmentation: {result.config.tta}", style="dim")
     if result.temperature != 1:
         console.print(f"probabilities at temperature {result.temperature:.4f}", style="dim")
     console.print()
-    console.print(_class_table(metrics))
+    print_table(_class_table(metrics), console)
     console.print()
     _print_confusions(metrics, console)
     if result.misclassified:
@@ -90,7 +91,7 @@ def _print_misclassified(images: Sequence[MisclassifiedFile], console: Console) 
 
 
 def _print_confusions(metrics: Metrics, console: Console) -> None:
-    names = [row.name for row in metrics.classes]
+    names = [escaped(row.name) for row in metrics.classes]
     most = max((count for row in metrics.confusion for count in row), default=0)
     column = max(len(str(most)), min(7, max(map(len, names)))) + 1
     label = min(16, max(map(len, names)))
@@ -130,8 +131,7 @@ def _cut(name: str, width: int) -> str:
 
 
 def _shade(fraction: float, correct: bool) -> str:
-    """A cell's style: green if correct, red if not, the stronger the larger its fraction of the row."""
+    """A cell's style, readable on dark and light terminals of 16 colors: green if correct; red if not, bold if many."""
     if not fraction:
         return "dim"
-    level = int(40 + 160 * min(1.0, fraction if correct else 4 * fraction))
-    return f"white on rgb({0 if correct else level},{level // 2 if correct else 0},{level // 4 if correct else 0})"
+    return "bold green" if correct else "bold red" if fraction >= 0.1 else "red"

@@ -87,7 +87,13 @@ def _contributions(to: ExplanationPrinter) -> None:
     largest = pixels[pair].abs().max().item()
     room = (to.width - INDENT - 4) // 2
     maps = [
-        terminal_art.signed_map(pixels[index].numpy(), largest, to.has_color, min(room, terminal_art.WIDEST))
+        terminal_art.signed_map(
+            pixels[index].numpy(),
+            largest,
+            to.has_color,
+            min(room, terminal_art.WIDEST),
+            true_color=to.console.color_system == "truecolor",
+        )
         for index in pair
     ]
     wide = max(maps[0][0].cell_len, 12)

@@ -10,13 +10,14 @@ from rich.text import Text
 
 from ..explain.explanation import Explanation
 from ..explain.steps import Steps
+from ..streams import escaped
 
 WIDEST = 80  # columns
 INDENT = 3
 WIDEST_NAME = 24  # columns of a class's name
 FEW_CLASSES, SHOWN = 12, 8  # with more classes than the first, tables show the second, and the label's
 
-LABEL, HIGHLIGHT, FADED, WRONG = "bold green", "bold yellow", "dim", "bold red"
+LABEL, HIGHLIGHT, FADED, WRONG = "bold green", "bold magenta", "dim", "bold red"
 
 Cell = str | Text
 
@@ -34,11 +35,12 @@ class ExplanationPrinter:
     def __post_init__(self) -> None:
         steps = self.explanation.steps
         self.steps = steps
-        self.classes = self.explanation.classes
+        self.classes = tuple(map(escaped, self.explanation.classes))
         self.shown = shown_classes(steps)
         self.rest = [index for index in range(len(self.classes)) if index not in self.shown]
         self.width = min(WIDEST, console_width(self.console))
-        self.has_color = self.console.color_system is not None and not self.console.no_color
+        draws_blocks = self.console.encoding.lower().startswith("utf")
+        self.has_color = self.console.color_system is not None and not self.console.no_color and draws_blocks
 
     # -- text ---------------------------------------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ from ..laws.cost import Costs
 from ..laws.law import LawResult
 from ..laws.subject import Subject
 from . import console as consoles
-from .console import plain_table
+from .console import plain_table, print_table
 
-STYLES = {"passed": "green", "failed": "bold red", "exempt": "yellow", "not applicable": "dim"}
+STYLES = {"passed": "green", "failed": "bold red", "exempt": "magenta", "not applicable": "dim"}
 
 
 def with_progress(results: Iterable[LawResult], count: int) -> list[LawResult]:
@@ -48,7 +48,7 @@ def to_dict(subject: Subject, results: list[LawResult], costs: Costs | None) -> 
 
 def print_results(subject: Subject, results: list[LawResult], costs: Costs | None, console: Console) -> None:
     """Print everything."""
-    console.print(_table(results))
+    print_table(_table(results), console)
     for result in results:
         if result.case is not None:
             console.print()
@@ -86,7 +86,7 @@ def _print_failure(result: LawResult, console: Console) -> None:
     for index, line in enumerate(result.case.lines()):
         grid.add_row("" if index else "with", line)
     grid.add_row("look at", result.look_at)
-    console.print(Padding(grid, (0, 0, 0, 2)))
+    print_table(Padding(grid, (0, 0, 0, 2)), console)
 
 
 def _print_costs(costs: Costs, console: Console) -> None:
@@ -106,7 +106,7 @@ def _print_costs(costs: Costs, console: Console) -> None:
     if (memory := costs.memory) is not None:
         peaks = [f"{memory.peak:.2f} x", f"{memory.torch_peak:.2f} x"]
         table.add_row(f"{memory.rows} x {memory.num_classes}, memory beyond the logits", *peaks, _ratio(*peaks))
-    console.print(table)
+    print_table(table, console)
 
 
 def _ratio(peak: str, torch_peak: str) -> str:

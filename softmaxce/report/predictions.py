@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from rich.cells import cell_len
 
+from .. import streams
 from ..inference.predict import Prediction
 from . import console
 from .json_values import finite
@@ -30,6 +31,8 @@ class Lines:
     """Probability, class and path in columns; further classes on lines of their own below."""
 
     def __init__(self, classes: tuple[str, ...]) -> None:
+        classes = tuple(map(streams.escaped, classes))
+        self.keep_bytes = not sys.stdout.isatty()  # for another program, which opens the file
         self.width = max(len("class"), *(cell_len(name) for name in classes))
         if sys.stdout.isatty():
             console.stdout().print(f"{'prob.':<6}  {'class':<{self.width}}  path", style="bold")
@@ -37,9 +40,9 @@ class Lines:
     def write(self, prediction: Prediction) -> None:
         """Write a line per class."""
         path = f"  {prediction.path}"
-        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+        for name, probability in zip(map(streams.escaped, prediction.classes), prediction.probabilities, strict=True):
             space = " " * (self.width - cell_len(name)) if path else ""
-            print(f"{probability:.4f}  {name}{space}{path}")
+            streams.line(f"{probability:.4f}  {name}{space}{path}", flush=False, keep_bytes=self.keep_bytes)
             path = ""
 
 
@@ -57,9 +60,9 @@ class JsonLines:
         if self.top > 1:
             line["top"] = [{"class": name, "probability": probability} for name, probability in ranked]
         try:
-            print(self.encode(line))
+            streams.json_text(self.encode(line), flush=False)
         except ValueError:  # a model that gives NaN
-            print(self.encode(finite(line)))
+            streams.json_text(self.encode(finite(line)), flush=False)
 
 
 class Csv:
@@ -73,4 +76,4 @@ class Csv:
     def write(self, prediction: Prediction) -> None:
         """Write a row."""
         pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-        self.rows.writerow([prediction.path, *(value for pair in pairs for value in pair)])
+        self.rows.writerow(streams.cells([prediction.path, *(value for pair in pairs for value in pair)]))

@@ -3,25 +3,26 @@
 from rich.console import Console
 
 from ..runs.listing import RunRow
-from .console import plain_table, print_table
+from .console import print_rows
+
+NUMBERS = ("epochs", "validation", "test", "time")
+DROPPED = ("loss", "recipe", "time", "model", "epochs", "validation", "status")  # on a narrow terminal, in this order
 
 
 def print_runs(rows: list[RunRow], console: Console) -> None:
     """Print a row per run; the recipe is a column of its own where the folders do not name it."""
-    table = plain_table()
     folder_names_recipe = all(row.folder.parent.name == row.recipe for row in rows)
-    for name in ("run", *(["recipe"] if not folder_names_recipe else []), "model", "loss"):
-        table.add_column(name, overflow="fold")
-    for name in ("epochs", "validation", "test", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("status", overflow="fold")
+    names = ["run", *([] if folder_names_recipe else ["recipe"]), "model", "loss", *NUMBERS, "status"]
+    cells = []
     for row in rows:
         recipe = [] if folder_names_recipe else [row.recipe]
         epochs = f"{row.epochs_done}/{row.epochs}" if row.epochs is not None else str(row.epochs_done)
         accuracies = [f"{value:.4f}" if value is not None else "" for value in (row.validation, row.test)]
-        names = [str(row.folder), *recipe, row.model, row.loss]
-        table.add_row(*names, epochs, *accuracies, duration(row.seconds), row.status.replace("_", " "))
-    print_table(table, console)
+        status = row.status.replace("_", " ")
+        cells.append(
+            [str(row.folder), *recipe, row.model, row.loss, epochs, *accuracies, duration(row.seconds), status]
+        )
+    print_rows(names, cells, console, numbers=NUMBERS, drop=DROPPED)
 
 
 def duration(seconds: float) -> str:

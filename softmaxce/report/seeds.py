@@ -46,7 +46,7 @@ def print_seeds(metrics: SeedMetrics, console: Console) -> None:
     table.add_column(metrics.split)
     for name in metrics.statistics:
         table.add_column(name, justify="right")
-    table.add_column("run folder", overflow="fold")
+    table.add_column("run folder", overflow="ignore", no_wrap=True)
     for label, folder, row in metrics.rows:
         table.add_row(label, *(f"{row[name]:.4f}" for name in metrics.statistics), str(folder))
     table.add_section()

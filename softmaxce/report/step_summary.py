@@ -2,10 +2,10 @@
 
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .. import streams
 from ..inference.evaluate import EvaluationResult
 from ..inference.requirements import RequirementResult
 from ..session import Outcome, Reporter
@@ -56,9 +56,9 @@ def _append(title: str, rows: Mapping[str, str], requirements: Sequence[Requirem
         with Path(name).open("a", encoding="utf-8") as stream:
             stream.write("\n".join(lines) + "\n\n")
     except OSError as error:
-        print(f"warning: GITHUB_STEP_SUMMARY={name}: cannot be written: {error.strerror}", file=sys.stderr)
+        streams.warning(f"GITHUB_STEP_SUMMARY={name}: cannot be written: {error.strerror}")
 
 
 def _escape(text: str) -> str:
     """Text as Markdown that shows it literally, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|~!&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>()#|~!&])", r"\\\1", streams.escaped(" ".join(text.split())))

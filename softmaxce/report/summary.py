@@ -1,16 +1,15 @@
 """The summary that `train --dry-run` prints: the layers, the parameters, and the memory of a training step."""
 
-import json
-
 from rich import box
 from rich.table import Table
 
+from .. import streams
 from ..errors import MemoryRanOutError, within_memory
 from ..training.dry_run import dry_run
 from ..training.memory import smaller_steps
 from ..training.run import Run
 from . import console
-from .json_values import finite
+from .json_values import dumps
 from .training import introduction
 
 MiB = 1 << 20
@@ -24,7 +23,7 @@ def print_summary(run: Run, *, as_json: bool) -> None:
     except MemoryRanOutError as error:
         raise MemoryRanOutError(f"{error}; {smaller_steps(run)}") from None
     if as_json:
-        print(json.dumps(finite({"event": "dry_run", **result}), allow_nan=False))
+        streams.json_text(dumps({"event": "dry_run", **result}))
         return
     out = console.stdout()
     for line in introduction(run, None):
@@ -38,7 +37,7 @@ def print_summary(run: Run, *, as_json: bool) -> None:
     for layer in result["layers"]:
         shape = "x".join(map(str, layer["output"]))
         table.add_row(layer["name"], layer["type"], shape, f"{layer['parameters']:,}" if layer["parameters"] else "")
-    out.print(table)
+    console.print_table(table, out)
     out.print()
     frozen = result["num_parameters"] - result["num_trained"]
     out.print(f"parameters: {result['num_parameters']:,}" + (f" ({frozen:,} frozen)" if frozen else ""))

@@ -11,6 +11,7 @@ from torch import Tensor
 SHADES = " .:-=+*#%@"  # from dark to light
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 HEIGHTS = " ▁▂▃▄▅▆▇█"
+RAMP, GRAY = np.array([0.0, 95, 135, 175, 215, 255]), 28.0  # of the palette of 256 colors
 WIDEST, NARROWEST = 56, 24  # columns of an image
 
 Rows = NDArray[np.float64]  # [H, W, ...]
@@ -42,12 +43,20 @@ def picture(image: Tensor, color: bool) -> list[Text]:
     return _half_blocks(pixels, (0, 0, 0))
 
 
-def signed_map(values: Rows, largest: float, color: bool, widest: int = WIDEST) -> list[Text]:
+def signed_map(
+    values: Rows, largest: float, color: bool, widest: int = WIDEST, *, true_color: bool = True
+) -> list[Text]:
     """A map [H, W]: positive values are red, or + and #, negative blue, or - and =; `largest` has full strength."""
     values = resized(values[:, :, None], widest)[:, :, 0] / max(largest, 1e-300)
     if not color:
         return [Text("".join(map(_sign, row))) for row in _halved(values, 0.0)]
     strength = np.sqrt(np.abs(values).clip(0, 1))  # the square root looks linear to the eye
+    if not true_color:  # of the 256 colors, the reds, the blues and a gray that are exact
+        level = np.round(strength * 5).astype(int)
+        red, blue = RAMP[level] * (values > 0), RAMP[level] * (values < 0)
+        colors = np.stack([red, np.zeros_like(red), blue], axis=2)
+        colors[level == 0] = GRAY
+        return _half_blocks(colors, (GRAY, GRAY, GRAY))
     rgb = np.full((*values.shape, 3), 24.0)
     rgb[:, :, 0] += np.where(values > 0, 231 * strength, 0)
     rgb[:, :, 1] += np.where(values > 0, 60 * strength, 110 * strength)
@@ -71,7 +80,7 @@ def _halved(values: Rows, fill: float) -> Rows:
     return halves
 
 
-def _half_blocks(pixels: Rows, fill: tuple[int, int, int]) -> list[Text]:
+def _half_blocks(pixels: Rows, fill: tuple[float, float, float]) -> list[Text]:
     if len(pixels) % 2:
         pixels = np.concatenate([pixels, np.broadcast_to(np.array(fill, float), (1, *pixels.shape[1:]))])
     lines = []

@@ -1,6 +1,6 @@
 """Reporters of a training run: a table on a terminal, plain lines elsewhere, JSON Lines for programs."""
 
-import json
+import contextlib
 import os
 import sys
 import time
@@ -10,16 +10,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
+from .. import streams
 from ..data.batches import Batch
 from ..runs.folder import SPLITS, Status
 from ..runtime.environment import describe_device
 from ..session import Level, Outcome, Reporter
 from ..training.run import Epoch, Run
 from . import console
-from .json_values import finite
+from .json_values import dumps
 
 
 def console_reporter(*, as_json: bool, quiet: bool) -> Reporter:
@@ -49,14 +49,25 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
 # -- a terminal -------------------------------------------------------------------------------------------------------
 
 REFRESH = 0.5  # seconds between two updates of the bar: drawing it takes about as long as a small model's step
-WIDTHS = (7, 8, 10, 9, 9, 8, 8, 6, 4)
+WIDTHS = (7, 8, 10, 9, 9, 8, 8, 6, 4)  # of the columns of GrowingTable
+DROPPED = (6, 1, 7, 3, 2, 8, 4)  # columns that a narrow terminal does without, in this order
+
+
+def columns_that_fit(width: int) -> list[int]:
+    """The indices of the columns of GrowingTable that a terminal has room for."""
+    columns = list(range(len(WIDTHS)))
+    for index in DROPPED:
+        if sum(WIDTHS[i] + 1 for i in columns) - 1 <= width:
+            break
+        columns.remove(index)
+    return columns
 
 
 class GrowingTable(Reporter):
     """A table with a row per epoch, and below it a progress bar for the epoch in progress."""
 
-    def __init__(self, output: Console | None = None) -> None:
-        self.console = output or console.stdout()
+    def __init__(self, console_: Console | None = None) -> None:
+        self.console = console_ or console.stdout()
         self.progress = Progress(
             TextColumn("epoch {task.fields[label]}", style="dim"),
             BarColumn(bar_width=None),
@@ -66,7 +77,7 @@ class GrowingTable(Reporter):
             transient=True,
             auto_refresh=False,
         )
-        self.header_shown = False
+        self.columns: list[int] = []  # those that are shown; decided with the first row
 
     def expect(self, run: Run) -> None:
         """Set the totals of the progress bar."""
@@ -100,15 +111,11 @@ class GrowingTable(Reporter):
         """Print a row."""
         held_out = epoch.validation or epoch.test
         name = "val" if epoch.validation else "test"
-        # Each row is a table of its own with fixed widths, so that it can be printed as soon as it is known.
-        table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
         headers = ("epoch", "lr", "train loss", "train acc", f"{name} loss", f"{name} acc", "images/s", "sec", "")
-        for header, width in zip(headers, WIDTHS, strict=True):
-            table.add_column(justify="right" if header else "left", width=width, no_wrap=True)
-        if not self.header_shown:
-            table.add_row(*(Text(header, style="bold") for header in headers))
-            table.add_row(*(Text("─" * width, style="dim") for width in WIDTHS))
-            self.header_shown = True
+        if not self.columns:
+            self.columns = columns_that_fit(self.console.width)
+            self._print([Text(header, style="bold") for header in headers])
+            self._print([Text("─" * width, style="dim") for width in WIDTHS])
         row = [
             Text(f"{epoch.number}/{self.epochs}"),
             Text(f"{epoch.learning_rate:.2e}", style="dim"),
@@ -120,8 +127,13 @@ class GrowingTable(Reporter):
             Text(f"{epoch.seconds:.1f}", style="dim"),
             Text("best" if epoch.best else "", style="green"),
         ]
-        table.add_row(*row)
-        self.console.print(table)
+        self._print(row)
+
+    def _print(self, cells: list[Text]) -> None:
+        """Print a row; each is printed as soon as it is known, so that the widths are fixed."""
+        line = Text(" ").join(Text(" " * (WIDTHS[i] - cells[i].cell_len)) + cells[i] for i in self.columns)
+        line.rstrip()
+        self.console.print(line, soft_wrap=True)
 
     def end(self, outcome: Outcome) -> None:
         """Print the result, and the next command."""
@@ -147,7 +159,7 @@ class PlainLines(Reporter):
         """Print the introduction on stderr."""
         self.epochs = run.config.epochs
         for line in introduction(run, folder):
-            print(line, file=sys.stderr)
+            streams.line(line, err=True)
 
     def epoch(self, epoch: Epoch) -> None:
         """Print a line."""
@@ -156,12 +168,12 @@ class PlainLines(Reporter):
             if (scores := getattr(epoch, name)) is not None:
                 parts.append(f"{name} loss {scores.loss:.4f} accuracy {scores.accuracy:.4f}")
         parts += [f"{epoch.images_per_second:.0f} images/s", f"{epoch.seconds:.2f} s"]
-        print("  ".join(parts + ["best"] * epoch.best), flush=True)
+        streams.line("  ".join(parts + ["best"] * epoch.best))
 
     def end(self, outcome: Outcome) -> None:
         """Print the result, and the next command."""
         for line in summary(outcome):
-            print(line, flush=True)
+            streams.line(line)
 
 
 class Quiet(Reporter):
@@ -170,7 +182,7 @@ class Quiet(Reporter):
     def end(self, outcome: Outcome) -> None:
         """Print the result and the requirements."""
         for line in summary(outcome)[:-1]:
-            print(line, flush=True)
+            streams.line(line)
 
 
 class JsonLines(Reporter):
@@ -201,7 +213,7 @@ class JsonLines(Reporter):
         """Print the `end` event, and the requirements on stderr too."""
         _emit(outcome.to_dict())
         for result in outcome.requirements:
-            print(result, file=sys.stderr)
+            streams.line(result, err=True)
 
 
 class Messages(Reporter):
@@ -213,15 +225,16 @@ class Messages(Reporter):
     def message(self, level: Level, text: str) -> None:
         """Print a message."""
         if level is not Level.INFO or not self._quiet:
-            print(f"warning: {text}" if level is Level.WARNING else text, file=sys.stderr)
+            streams.line(f"warning: {text}" if level is Level.WARNING else text, err=True)
 
     def stopping(self) -> None:
         """Print that the run is about to stop; unbuffered, as the signal may have interrupted another print."""
-        os.write(2, b"stopping after this step; ctrl-C again stops at once\n")
+        with contextlib.suppress(OSError):  # stderr is full or closed, and the run must be saved nevertheless
+            os.write(2, b"stopping after this step; ctrl-C again stops at once\n")
 
 
 def _emit(line: dict[str, Any]) -> None:
-    print(json.dumps(finite(line), allow_nan=False), flush=True)
+    streams.json_text(dumps(line))
 
 
 def summary(outcome: Outcome) -> list[str]:

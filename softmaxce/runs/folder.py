@@ -73,6 +73,9 @@ def create(recipe: str, output: Path | None) -> Path:
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
             if _is_taken(output):
+                if (output / LOCK).is_file():
+                    with locked(output):  # refused with the process that trains in it, if there is one
+                        pass
                 raise RunError(
                     f"--output {output}: the folder is not empty and is left as it is; "
                     "choose another, or resume the run in it with --resume auto"

@@ -19,12 +19,19 @@ class Plan:
         folder: the run folder; None for a new one, the next number under runs/<recipe>/.
         resume: continue the run in `folder`.
         allow_changed_data: resume although the images are not those that the run was trained with.
+        auto: decided by `--resume auto`.
     """
 
     config: Config
     folder: Path | None = None
     resume: bool = False
     allow_changed_data: bool = False
+    auto: bool = False
+
+    def check_still_new(self) -> None:
+        """Refuse to start a run that another process has started since it was planned. Raises: RunError."""
+        if self.auto and not self.resume and self.folder is not None and (self.folder / "config.yaml").is_file():
+            raise RunError(f"{self.folder}: another process has just started this run; the same command resumes it")
 
 
 def resume_run(folder: Path, config: Config | None = None, *, allow_changed_data: bool = False) -> Plan:
@@ -59,4 +66,4 @@ def resume_or_start(
         folder, messages = find_run(config, parent, images, allow_changed_data=allow_changed_data)
     if folder is not None and (folder / "config.yaml").is_file():
         return resume_run(folder, config, allow_changed_data=allow_changed_data), messages
-    return Plan(config, output), messages
+    return Plan(config, output, auto=True), messages

@@ -1,6 +1,5 @@
 """Provenance: the versions, machine and images of a run, and how they differ from those there are now."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .. import streams
 from ..build import FEWER_IMAGES, SourceReader, hold_out
 from ..config.keys import Config
 from ..data.fingerprint import fingerprint, fingerprints
@@ -152,7 +152,7 @@ def check_split(file: Path, name: str, split: Split, *, allow_changed_data: bool
     else:
         warnings = [_unknown(file, [name], "there is no run.json beside it")]
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        streams.warning(warning)
     return now
 
 

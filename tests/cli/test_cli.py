@@ -335,7 +335,7 @@ def test_eval_prints_every_figure_as_text(softmaxce: Softmaxce, small: Path) -> 
         ((), "there is no run under runs/ here"),
         (("nothing",), "nothing: there is no such run folder or checkpoint"),
         (("small.yaml",), "small.yaml: is not a readable checkpoint"),
-        (("--split", "tset"), "Invalid value for '--split'"),
+        (("--split", "tset"), "--split: 'tset' is not one of"),
     ],
 )
 def test_eval_of_what_is_no_run_is_2_in_one_line(
@@ -494,9 +494,11 @@ def test_help_imports_no_command(tmp_path: Path) -> None:
         "softmaxce.errors",
         "softmaxce.runtime",
         "softmaxce.runtime.signals",
+        "softmaxce.streams",
         "softmaxce_cli",
         "softmaxce_cli.main",
         "softmaxce_cli.startup",
+        "softmaxce_cli.usage",
     ]
     assert done.stdout.splitlines()[-1] == str(names)
 
@@ -504,19 +506,13 @@ def test_help_imports_no_command(tmp_path: Path) -> None:
 def test_a_misspelt_command_is_answered_with_the_one_that_is_meant(softmaxce: Softmaxce) -> None:
     done = softmaxce("trian")
     assert done.returncode == 2
-    assert "Did you mean 'train'?" in done.stderr
+    assert done.stderr == "error: there is no command 'trian'; did you mean 'train'?\n"
 
 
 def test_a_reader_that_goes_away_ends_the_run_without_a_traceback(small: Path, tmp_path: Path) -> None:
     command = f"{COMMAND} train --config small.yaml --epochs 50 --json | head -n 1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert "Traceback" not in done.stderr
-
-
-def test_a_closed_stdout_is_no_traceback(tmp_path: Path) -> None:
-    command = f"{COMMAND} list losses >&-"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
 
 
 def test_a_file_that_cannot_be_written_is_one_line_and_1(small: Path, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ MISTAKES = {
     "no such config": line("--config", "nowhere.yaml", answer="--config: there is no file 'nowhere.yaml'", config=False),
     "recipe misspelt": line("--config", "digit", answer="--config: there is no file and no recipe called 'digit'; did you mean 'digits'?", config=False),
     "recipe in capitals": line("--config", "DIGITS", answer="--config: there is no file and no recipe called 'DIGITS'; did you mean 'digits'?", config=False),
-    "no config": line(answer="--config: is needed", config=False),
+    "no config": line(answer="CONFIG: is needed", config=False),
     "set without a value": line("--set", "epochs", answer="--set epochs: write it as key=value"),
     "set of an unknown key": line("--set", "optimizer.lrr=1", answer="--set optimizer.lrr=1: sgd takes no 'lrr'; did you mean 'lr'?"),
     "set of a wrong value": line("--set", "data.batch_size=none", answer="--set data.batch_size=none: batch_size must be a positive"),
@@ -149,8 +149,8 @@ MISTAKES = {
     "requirement in percent": line("--require", "accuracy>=99", answer="--require accuracy>=99: accuracy lies in [0, 1]; write accuracy>=0.99"),
     "requirement of an unknown figure": line("--require", "acuracy>=0.9", answer="--require acuracy>=0.9: there is no metric 'acuracy'; did you"),
     "resume from nothing": line("--resume", "runs/none", answer="--resume runs/none: there is no run in this folder"),
-    "unknown option": line("--confg", "x", answer="No such option: --confg"),
-    "epochs not a number": line("--epochs", "many", answer="Invalid value for '--epochs'"),
+    "unknown option": line("--confg", "x", answer="--confg: there is no such option; did you mean '--config'?"),
+    "epochs not a number": line("--epochs", "many", answer="--epochs: must be a whole number"),
 }  # fmt: skip
 
 DRIVER = """

@@ -82,7 +82,7 @@ def test_of_many_classes_the_largest_and_the_label_have_a_row_and_the_rest_one_t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "explain: needs an image: IMAGE, or --index N"),
+        ((), "there is no run under runs/ here; train one"),
         (("--logits", "1,2"), "--label: is needed with --logits"),
         (("--logits", "1,x", "--label", "0"), "--logits: 'x' is not a number"),
         (("--logits", "1,inf", "--label", "0"), "--logits: numbers must be finite"),

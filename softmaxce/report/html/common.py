@@ -9,7 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ...errors import RunError
-from ...files import replace_file
+from ...files import replace_file, writable
+from ...streams import escaped_lines
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -32,8 +33,8 @@ def percent(fraction: float) -> str:
 
 
 def render_template(name: str, **values: Any) -> str:
-    """A page from one of the templates in this folder."""
-    return ENVIRONMENT.get_template(name).render(**values)
+    """A page from one of the templates in this folder, its control characters escaped."""
+    return escaped_lines(ENVIRONMENT.get_template(name).render(**values))
 
 
 def data_url(content: bytes, kind: str) -> str:
@@ -56,6 +57,7 @@ def check_page_path(file: Path, option: str, example: str) -> None:
 
 
 def write_file(page: str, file: Path) -> None:
-    """Write a page, whole or not at all; its folder is made. Raises: OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, page.encode())
+    """Write a page, whole or not at all; its folder is made. Raises: RunError if it cannot be written."""
+    with writable(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, page.encode("utf-8", "backslashreplace"))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from ...files import make_folder, replace_file
+from ...files import make_folder, replace_file, writable
 from ...inference.analysis import analyze
 from .common import check_page_path, write_file
 from .explanations import write_explanations
@@ -54,12 +54,14 @@ def write_report(
     check_page_path(page, "--output", PAGE)
     analysis = analyze(folder, split, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
     explanations = page.with_suffix("") if page.suffix else page.with_name(page.name + "-explained")
-    pages = write_explanations(analysis, explanations)
+    with writable(explanations):
+        pages = write_explanations(analysis, explanations)
     links = {index: quote(file.relative_to(page.parent).as_posix()) for index, file in pages.items()}
     write_file(html(analysis, links), page)
     pictures = folder / PICTURE_FOLDER
-    make_folder(pictures)
-    for picture in PICTURES:
-        for kind in ("svg", "png"):
-            replace_file(pictures / f"{picture.name}.{kind}", render(picture, analysis, LIGHT, kind))
+    with writable(pictures):
+        make_folder(pictures)
+        for picture in PICTURES:
+            for kind in ("svg", "png"):
+                replace_file(pictures / f"{picture.name}.{kind}", render(picture, analysis, LIGHT, kind))
     return Written(page, pictures, explanations)
