@@ -150,7 +150,7 @@ def train_each(
         try:
             outcome = train_one(plan, requirements, output)
         except TrainingError as error:
-            streams.line(f"{head}: failed: {error}", err=True)
+            streams.line(f"{head}: failed: {error.command_text}", err=True)
             continue
         except KeyboardInterrupt:
             streams.line("resume all of them with the same command and --resume auto", err=True)

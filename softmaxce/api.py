@@ -206,7 +206,8 @@ def _plan(
         checked = _config(config, overrides, **objects)
         if resume is None:
             return Plan(checked, folder), []
-        if folder is None and (named := objects_of(checked)):
+        named = objects_of(checked) + ["data.augment"] * any(each.is_object for each in checked.augment)
+        if folder is None and named:
             message = f"cannot know a run again by an object ({', '.join(named)}); pass output=, its folder, too"
             raise ConfigError([Problem("resume='auto'", message)])
         return resume_or_start(checked, folder, ImagesNow(), allow_changed_data=allow_changed_data)

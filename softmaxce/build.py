@@ -11,6 +11,7 @@ from . import streams
 from .config.components import Component, build, takes
 from .config.keys import NEEDS_VALIDATION, Config
 from .config.registry import REGISTRIES
+from .data.augmentation import Augmentation
 from .data.batches import Batches
 from .data.fingerprint import fingerprint
 from .data.mixup import mixing
@@ -27,7 +28,7 @@ from .training.cuda_graph import report_no_graph
 from .training.ema import ExponentialMovingAverage
 from .training.run import Run
 from .training.step import steps_per_epoch
-from .training.trials import refuse_absent_classes, refuse_single_images, refuse_unfit, refuse_unfit_augmentations
+from .training.trials import refuse_absent_classes, refuse_single_images, refuse_unfit, try_augmentations
 
 FEWER_IMAGES = "a folder's images need less with data.size, and can stay on the disk: data.in_memory: false"
 
@@ -86,11 +87,11 @@ def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = 
         preprocessing,
         batch_size=config.data.batch_size,
         device=device,
-        augment=[build(component, {}) for component in config.augment],
+        augment=build_augmentations(config),
         shuffle_seed=config.seed,
         compiled=True,
     )
-    refuse_unfit_augmentations(config, train)
+    try_augmentations(train)
     refuse_single_images(model, config, train)
     prepare_model(model, train)
     schedule = build_schedule(config, len(train))
@@ -237,6 +238,12 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
         message = f"needs one mean and one std for each of {channels} channels, got {len(mean)} and {len(std)}"
         raise ConfigError([Problem("data.normalize", message)])
     return Preprocessing(train.shape, mean, std)
+
+
+def build_augmentations(config: Config) -> list[Augmentation]:
+    """The augmentations a config names, in order: objects that are called, or plain functions of images."""
+    called_with = REGISTRIES["augment"].called_with
+    return [Augmentation(build(each, {}, called_with), each.name, each.location) for each in config.augment]
 
 
 # -- model, loss, optimizer -------------------------------------------------------------------------------------------

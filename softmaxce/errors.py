@@ -30,8 +30,22 @@ class Problem:
         return f"{self.location}: {message}" if self.location else message
 
 
+# What a Python caller writes in place of an option. A whole command in a message stays as it is.
+PYTHON_TERMS = {
+    "--trust-code": "trust_code=True",
+    "--allow-changed-data": "allow_changed_data=True",
+    "--resume auto": 'resume="auto"',
+    "--output": "output",
+    "--config": "config",
+    "--require": "require",
+}
+_OPTIONS = re.compile(rf"softmaxce [a-z].*|(?:{'|'.join(PYTHON_TERMS)})(?![\w-])")
+
+
 class SoftmaxceError(Exception):
     """An error that the user can correct; the command line prints it without a traceback and exits with `status`.
+
+    `str` of it speaks of the Python API's arguments, `command_text` of the command line's options.
 
     Attributes:
         lines: the message, and further lines: a list of files, for example.
@@ -42,6 +56,14 @@ class SoftmaxceError(Exception):
     def __init__(self, message: str = "", more: Sequence[str] = ()) -> None:
         self.lines = (message, *more)
         super().__init__("\n".join(self.lines))
+
+    @property
+    def command_text(self) -> str:
+        """The message with the names of options: `--trust-code`, not `trust_code=True`."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return _OPTIONS.sub(lambda match: PYTHON_TERMS.get(match[0], match[0]), self.command_text)
 
 
 class ConfigError(SoftmaxceError):

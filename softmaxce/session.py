@@ -59,6 +59,7 @@ class Outcome:
         scores: the final evaluation; None if there was none.
         requirements: each requirement with the measured value.
         message: why the run did not complete; empty if it did.
+        objects: the keywords of the Python objects that it was trained with, which loading it needs again.
     """
 
     status: Status
@@ -72,6 +73,7 @@ class Outcome:
     scores: Scores | None = None
     requirements: tuple[RequirementResult, ...] = ()
     message: str = ""
+    objects: tuple[str, ...] = ()
 
     @property
     def requirements_met(self) -> bool:
@@ -231,8 +233,11 @@ def check_requirements(run: Run, requirements: Sequence[Requirement]) -> None:
 
 def resume_command(run: Run, folder: Path) -> str:
     """What resumes a run: a command, with --trust-code for the user's code; or a call, if objects were passed."""
-    if named := objects.objects_of(run.config):
-        return f"resume with: softmaxce.train(resume={str(folder)!r}, {', '.join(f'{name}=...' for name in named)})"
+    named = "".join(f", {name}=..." for name in objects.objects_of(run.config))
+    if any(each.is_object for each in run.config.augment):  # they stand in the config
+        return f"resume with: softmaxce.train(config, resume={str(folder)!r}{named})"
+    if named:
+        return f"resume with: softmaxce.train(resume={str(folder)!r}{named})"
     trust = " --trust-code" if keys.users_code(run.config) else ""
     return f"resume with: softmaxce train --resume {shlex.quote(str(folder))}{trust}"
 
@@ -331,6 +336,7 @@ class _Session:
             best_epoch=progress.best_epoch,
             best_metric=self.run.config.best_metric,
             best_value=progress.best_value,
+            objects=tuple(objects.objects_of(self.run.config)),
             **results,
         )
         recorded = {key: value for key, value in outcome.to_dict().items() if key not in ("event", "run")}

@@ -20,7 +20,7 @@ import softmaxce
 from softmaxce import build_run, evaluate, fit, load, load_config, train
 from softmaxce.config import yamlfile
 from softmaxce.data.splits import Dataset, InMemory
-from softmaxce.errors import ConfigError, RunError
+from softmaxce.errors import ConfigError, RunError, SoftmaxceError
 from softmaxce.session import Reporter
 
 from .helpers import SMALL
@@ -203,6 +203,118 @@ def test_objects_that_cannot_work_are_refused(tmp_path: Path) -> None:
     train(SMALL_DICT, output=tmp_path / "run", model=Net(8, 10), quiet=True)
     with pytest.raises(RunError, match="run"):
         load(tmp_path / "run", model=Net(9, 10))
+
+
+class Brighter:
+    """An augmentation."""
+
+    def __init__(self, offset: float) -> None:
+        self.offset = offset
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images + self.offset
+
+
+def test_a_run_of_objects_prints_the_call_that_loads_it_as_the_next_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "it's a run"
+    train(SMALL_DICT, {"epochs": 1}, output=run, model=Net(8, 10), loss=squared_error)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"next: softmaxce.load({str(run)!r}, model=..., loss=...).evaluate()"
+    names = {"softmaxce": softmaxce, "net": Net(8, 10), "squared_error": squared_error}
+    call = line.removeprefix("next: ").replace("model=...", "model=net").replace("loss=...", "loss=squared_error")
+    assert 0 <= eval(call, names).accuracy <= 1
+    train(SMALL_DICT, {"epochs": 1}, output=tmp_path / "named")
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: softmaxce eval {tmp_path / 'named'}"
+
+
+def test_a_run_with_an_augmentation_as_an_object_loads_without_it_and_resumes_with_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = {**SMALL_DICT, "data": {**SMALL_DICT["data"], "augment": [Brighter(0.1), "random_horizontal_flip"]}}
+    outcome = train(config, output=run, quiet=True)
+    recorded = yamlfile.parse((run / "config.yaml").read_text(), "config.yaml").data
+    assert recorded["data"]["augment"][0]["name"] == "<tests.test_api.Brighter>"
+    assert outcome.scores is not None
+    assert load(run).evaluate().accuracy == outcome.scores.accuracy
+    assert train(config, {"epochs": 3}, output=run, resume="auto", quiet=True).epochs == 3
+    with pytest.raises(ConfigError, match="pass it again"):
+        train(resume=run, overrides={"epochs": 4})
+    with pytest.raises(ConfigError, match=r"by an object \(data\.augment\); pass output="):
+        train(config, resume="auto")
+
+
+def test_loading_runs_no_code_that_only_trains_and_asks_for_no_trust_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = (
+        "import pathlib, torch\npathlib.Path('trace').touch()\n"
+        "class Same:\n    def __call__(self, images): return images\n"
+        "class Own(torch.optim.SGD): pass\n"
+        "def steady(*, steps): return lambda step: 1.0\n"
+    )
+    (tmp_path / "trained.py").write_text(own)
+    parts = {"optimizer": {"name": "trained.py:Own", "lr": 0.1}, "schedule": "trained.py:steady"}
+    train({**SMALL_DICT, **parts}, {"data.augment": ["trained.py:Same"]}, output="run", quiet=True)
+    (tmp_path / "trace").unlink()
+    assert load("run").evaluate().images == 40
+    assert not (tmp_path / "trace").exists()
+    with pytest.raises(
+        RunError, match=r"trained\.py:Own, trained\.py:steady, trained\.py:Same, .* add trust_code=True"
+    ):
+        train(resume="run", overrides={"epochs": 3})
+
+
+def test_loading_with_an_object_of_another_class_than_recorded_warns_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(SMALL_DICT, {"epochs": 1}, output=run, model=Net(8, 10), loss=squared_error, quiet=True)
+    capsys.readouterr()
+    load(run, model=Net(8, 10), loss=squared_error)
+    assert capsys.readouterr().err == ""
+    load(run, model=Net(8, 10), loss=nn.CrossEntropyLoss())
+    assert capsys.readouterr().err == (
+        f"warning: {run / 'best.safetensors'}: this run was trained with the loss <tests.test_api.squared_error>, but "
+        "<torch.nn.modules.loss.CrossEntropyLoss> is passed\n"
+    )
+
+
+def test_errors_of_calls_speak_of_arguments_and_those_of_commands_of_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, softmaxce: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("from tests.test_api import squared_error as loss\n")
+    train({**SMALL_DICT, "loss": "own.py:loss"}, output="run", quiet=True)
+    train(SMALL_DICT, output="small", quiet=True)
+    record = json.loads(Path("small/run.json").read_text())
+    kind = record["environment"]["data"]["test"].partition(":")[0]
+    record["environment"]["data"]["test"] = f"{kind}:0"
+    Path("small/run.json").write_text(json.dumps(record))
+    cases: list[tuple[Any, str, list[str], str]] = [
+        (lambda: load("run"), "add trust_code=True", ["eval", "run"], "add --trust-code"),
+        (lambda: evaluate("small"), "add allow_changed_data=True", ["eval", "small"], "add --allow-changed-data"),
+        (
+            lambda: train("digits", output="run"),
+            'resume the run in it with resume="auto"',
+            ["train", "--config", "digits", "--output", "run"],
+            "--output run: the folder is not empty",
+        ),
+        (lambda: load_config("digit"), "config: there is no", ["train", "--config", "digit"], "--config: there is no"),
+        (
+            lambda: train("digits", require=["acuracy>=1"]),
+            "require acuracy>=1: ",
+            ["train", "--config", "digits", "--require", "acuracy>=1"],
+            "--require acuracy>=1: ",
+        ),
+    ]
+    for call, in_python, command, on_the_command_line in cases:
+        with pytest.raises(SoftmaxceError) as caught:
+            call()
+        assert in_python in str(caught.value)
+        assert "--" not in str(caught.value)
+        assert on_the_command_line in softmaxce(*command).stderr
 
 
 # -- a real Jupyter kernel --------------------------------------------------------------------------------------------

@@ -197,5 +197,5 @@ REGISTRIES = {
     "data": Registry("datasets", DATASETS, ("root", "download", "seed")),
     "optimizer": Registry("optimizers", OPTIMIZERS, ("params", "model")),
     "schedule": Registry("schedules", SCHEDULES, ("step", "steps", "steps_per_epoch")),
-    "augment": Registry("augmentations", AUGMENTATIONS),
+    "augment": Registry("augmentations", AUGMENTATIONS, called_with=1),
 }

@@ -1,17 +1,17 @@
 """From a split to batches on the device: gathered, augmented and normalized there, a batch at a time."""
 
-import inspect
 import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config.signatures import current_folder_last
 from ..errors import DataError, MemoryRanOutError, SoftmaxceError, WorkerError, in_one_line, ran_out_of_memory
+from .augmentation import Augmentation, named
 from .preprocessing import Preprocessing
 from .splits import InMemory, OnDisk, Split
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 Failure = DataError | MemoryRanOutError
-Augmentation = Callable[..., Tensor]  # images [B, C, H, W] in [0, 1] -> the same shape; see augment.py
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] float, normalized; labels [B] int64
 
 
@@ -46,14 +45,14 @@ class Batches:
         *,
         batch_size: int,
         device: torch.device,
-        augment: Sequence[Augmentation] = (),
+        augment: Sequence[Augmentation | Callable[..., Tensor]] = (),
         shuffle_seed: int | None = None,
         compiled: bool = False,
     ) -> None:
         self.split = split
         self.batch_size = batch_size
         self.device = device
-        self.augment = [(augmentation, _uses_indices(augmentation)) for augmentation in augment]
+        self.augment = [(each, each.uses_indices) for each in map(named, augment)]
         self.shuffle_seed = shuffle_seed
         self.mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
@@ -129,6 +128,30 @@ class Batches:
             images = torch.cat(list(self._decoded(indices))).to(self.device)
         return self._normalized(images.float().div_(255))
 
+    def try_augmentations(self) -> list[str]:
+        """Call each augmentation once on the split's first images, before training.
+
+        Global random numbers are used; the caller restores them.
+
+        Returns: warnings.
+        Raises: ConfigError with the augmentation, if what it returns cannot be trained on; as training.
+        """
+        indices = torch.arange(min(4, self.num_images))
+        if self.images is not None:
+            images = self.images[: len(indices)]
+        else:
+            assert isinstance(self.split, OnDisk)
+            files = _Files(self.split)
+            stacked = _stacked([files[i] for i in indices.tolist()])
+            if isinstance(stacked, SoftmaxceError):
+                raise stacked
+            images = stacked.to(self.device)
+        prepared, warnings = images.float().div_(255), []
+        for augmentation, _ in self.augment:
+            prepared, warning = augmentation.try_on(prepared)
+            warnings.append(warning)
+        return [warning for warning in warnings if warning]
+
     def _decoded(self, order: Tensor) -> Iterator[Tensor]:
         assert isinstance(self.split, OnDisk)
         loader = DataLoader(
@@ -168,24 +191,15 @@ class Batches:
         prepared = images.float().div_(255)
         for augmentation, uses_indices in self.augment:
             if uses_indices and indices is not None:
-                prepared = augmentation(prepared, indices=indices, epoch=epoch)
+                augmented = augmentation.function(prepared, indices=indices, epoch=epoch)
             else:
-                prepared = augmentation(prepared)
+                augmented = augmentation.function(prepared)
+            prepared = augmentation.check(prepared, augmented)
         return self._normalized(prepared)
 
     def _normalized(self, images: Tensor) -> Tensor:
         normalized = (images - self.mean).div_(self.std)
         return normalized.contiguous(memory_format=torch.channels_last)
-
-
-def _uses_indices(augmentation: Augmentation) -> bool:
-    """Whether an augmentation has parameters `indices` and `epoch`, beside the images."""
-    function = augmentation.forward if isinstance(augmentation, nn.Module) else augmentation
-    try:
-        names = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a function written in C has no signature; it is called with images alone
-        return False
-    return "indices" in names and "epoch" in names
 
 
 def _gatherer(images: Tensor, mean: Tensor, scale: Tensor) -> "BatchGatherer | None":

@@ -1,5 +1,6 @@
 """A trained model, opened from a run folder or a checkpoint: its splits, logits, metrics and predictions."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from ..argument_types import TEMPERATURES
 from ..build import FEWER_IMAGES, build_loss, build_model, hold_out, load_source
 from ..config.components import build
 from ..config.keys import Config, refuse_users_code
-from ..config.objects import with_objects
+from ..config.objects import changed_objects, with_objects
 from ..config.reader import as_recorded, from_dict
 from ..data.batches import Batches
 from ..data.folder import read_folder
@@ -116,6 +117,8 @@ class TrainedModel:
         }
         changes = {key: value for key, value in changes.items() if value is not None}
         config = config_of(loaded, changes, trust_code=trust_code)
+        for text in changed_objects(config, {"model": model, "loss": loss, "dataset": dataset}):
+            print(f"warning: {file}: {text}", file=sys.stderr)
         config = with_objects(config, model=model, loss=loss, dataset=dataset)
         where = _device(loaded, config, device)
         preprocessing = _preprocessing(loaded)
@@ -295,7 +298,7 @@ def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, 
             data[key] = value
     config = replace(from_dict(data, str(checkpoint.file), checkpoint.header["recipe"]), recorded=True)
     if not trust_code:
-        refuse_users_code(config, str(checkpoint.file))
+        refuse_users_code(config, str(checkpoint.file), training=False)
     return config
 
 

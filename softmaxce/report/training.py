@@ -254,5 +254,7 @@ def summary(outcome: Outcome) -> list[str]:
     lines += map(str, outcome.requirements)
     if outcome.status.finished:
         lines.append(f"run folder: {outcome.folder} ({outcome.seconds:.1f} s)")
-        lines.append(f"next: softmaxce eval {outcome.folder}")
+        needed = "".join(f", {name}=..." for name in outcome.objects)
+        load = f"softmaxce.load({str(outcome.folder)!r}{needed}).evaluate()"
+        lines.append(f"next: {load if needed else f'softmaxce eval {outcome.folder}'}")
     return lines

@@ -18,6 +18,7 @@ from .run import Run
 if TYPE_CHECKING:
     from ..kernels.all_finite import FiniteCheck
 
+IMAGES = "the images of the batch"
 IN_FLIGHT = 2  # steps on a GPU whose check has not been read yet
 
 
@@ -36,10 +37,8 @@ class NonFiniteError(TrainingError):
     def __init__(
         self, what: str, epoch: int, batch: int, learning_rate: float, layer: str, images: Tensor, targets: Tensor
     ) -> None:
-        super().__init__(
-            f"{what} in epoch {epoch}, batch {batch} (learning rate {learning_rate:.3g}); "
-            f"the first value that is not finite: {layer}"
-        )
+        rate = "" if layer.startswith(IMAGES) else f" (learning rate {learning_rate:.3g})"
+        super().__init__(f"{what} in epoch {epoch}, batch {batch}{rate}; the first value that is not finite: {layer}")
         self.epoch, self.batch, self.learning_rate, self.layer = epoch, batch, learning_rate, layer
         self.images, self.targets = images, targets
 
@@ -160,6 +159,8 @@ class NonFiniteMonitor:
         index, images, targets = self.batch
         run = self.run
         layer = first_nonfinite(run.model, run.loss, run.device, run.precision, images, targets)
+        if layer == IMAGES and (names := [each.name for each in run.config.augment]):
+            layer += f"; look at data.augment: {', '.join(names)}"
         for buffer, good in zip(self.buffers, self.good_buffers, strict=True):
             buffer.copy_(good)
         rate = self._learning_rate() if learning_rate is None else learning_rate
@@ -203,7 +204,7 @@ def first_nonfinite(
     The forward pass is repeated; the model, its running statistics and the random numbers stay as they are.
     """
     if not torch.isfinite(images).all():
-        return "the images of the batch"
+        return IMAGES
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"the weight '{name}', since an earlier step"

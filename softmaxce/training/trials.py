@@ -1,5 +1,6 @@
 """What is tried before a run is trained: each part is called once, so that an unsuitable one is refused in time."""
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -13,26 +14,16 @@ from ..losses.interface import Loss
 from ..runtime.random_state import random_state, restore_random_state
 
 
-def refuse_unfit_augmentations(config: Config, train: Batches) -> None:
-    """Call each augmentation once, so that one that cannot take these images is reported before training.
+def try_augmentations(train: Batches) -> None:
+    """Refuse augmentations that cannot be trained with; warn about strange values. The random numbers are as before.
 
-    The random numbers are then as they were. Raises: ConfigError if one raises anything, or returns no tensor.
+    Raises: ConfigError, with the augmentation, if one raises anything or its result is unsuitable.
     """
     if not train.augment:
         return
     before = random_state()
-    images, indices = torch.zeros(2, *train.split.shape, device=train.device), torch.arange(2, device=train.device)
-    for component, (augmentation, uses_indices) in zip(config.augment, train.augment, strict=True):
-        try:
-            augmented = augmentation(images, indices=indices, epoch=1) if uses_indices else augmentation(images)
-            if not isinstance(augmented, Tensor):
-                raise TypeError(f"it must return images [B, C, H, W], got {type(augmented).__name__}")
-        except Exception as error:  # the user's augmentation may raise anything
-            if ran_out_of_memory(error):
-                raise
-            message = f"{component.name} cannot take images {list(images.shape)}: {in_one_line(error)}"
-            raise ConfigError([Problem(component.location, message)]) from error
-        images = augmented
+    for warning in train.try_augmentations():
+        print(f"warning: {warning}", file=sys.stderr)
     restore_random_state(before)
 
 

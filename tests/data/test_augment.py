@@ -22,7 +22,8 @@ from softmaxce.data.augment import (
     TrivialAugment,
     affine,
 )
-from softmaxce.data.batches import Augmentation
+
+Augmentation = Callable[..., Tensor]
 
 
 def photographs(batch: int = 6, channels: int = 3, height: int = 12, width: int = 10) -> Tensor:

@@ -1,0 +1,101 @@
+"""An augmentation as batches call it: its result is checked, and its errors name it."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, Problem, in_one_line, ran_out_of_memory
+
+LOWEST, HIGHEST = -0.5, 1.5  # values beyond these are no pixels in [0, 1] any more, but normalized, or bytes
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A callable from a config, and how messages name it.
+
+    Attributes:
+        function: images [B, C, H, W] float in [0, 1] -> the same shape; see augment.py.
+        name: as the config writes it.
+        location: where the config names it.
+    """
+
+    function: Callable[..., Tensor]
+    name: str
+    location: str = ""
+
+    def __post_init__(self) -> None:
+        if inspect.isclass(self.function):
+            raise self.error(f"is a class; pass an object of it, {self.function.__name__}(...)")
+        if not callable(self.function):
+            raise self.error(f"must be callable with images [B, C, H, W], got {type(self.function).__name__}")
+
+    @property
+    def uses_indices(self) -> bool:
+        """Whether the function has parameters `indices` and `epoch`, beside the images."""
+        function = self.function.forward if isinstance(self.function, nn.Module) else self.function
+        try:
+            names = inspect.signature(function).parameters
+        except (TypeError, ValueError):  # a function written in C has no signature; it is called with images alone
+            return False
+        return "indices" in names and "epoch" in names
+
+    def check(self, images: Tensor, result: Any) -> Tensor:
+        """What the function returned for `images`. Raises: ConfigError if it is no batch of the same shape and type."""
+        if isinstance(result, Tensor) and result.shape == images.shape and result.dtype == images.dtype:
+            return result
+        expected = f"{_kind(images.dtype)} images of the shape that it is given, {list(images.shape)}"
+        if result is None:
+            got = "nothing; is a return missing?"
+        elif isinstance(result, Tensor):
+            got = f"{_kind(result.dtype)} {list(result.shape)}"
+        else:
+            got = f"{type(result).__module__}.{type(result).__qualname__}, which is no torch.Tensor"
+        raise self.error(f"must return {expected}; it returned {got}")
+
+    def try_on(self, images: Tensor) -> tuple[Tensor, str]:
+        """Call it once before training, so that an unsuitable one is reported then.
+
+        Args:
+            images: [B, C, H, W] float, the first of the training split, by the augmentations before this one.
+        Returns: the result, and a warning about its values; empty if there is none.
+        Raises: ConfigError if it raises anything, or its result has another shape or type or is not finite.
+        """
+        device = images.device
+        arguments = {"indices": torch.arange(len(images), device=device), "epoch": 1} if self.uses_indices else {}
+        try:
+            returned = self.function(images.clone(), **arguments)
+        except Exception as error:  # the user's augmentation may raise anything
+            if ran_out_of_memory(error):
+                raise
+            raise self.error(f"cannot take images {list(images.shape)}: {in_one_line(error)}") from error
+        result = self.check(images, returned)
+        if not torch.isfinite(result).all():
+            raise self.error("returns values that are not finite, NaN or infinity, for images that are")
+        low, high = result.min().item(), result.max().item()
+        if (low < LOWEST and low < images.min()) or (high > HIGHEST and high > images.max()):
+            return result, (
+                f"{self._where}{self.name} turns pixels in [0, 1] into values from {low:.3g} to {high:.3g}; they are "
+                "normalized after it"
+            )
+        return result, ""
+
+    @property
+    def _where(self) -> str:
+        return f"{self.location}: " if self.location else ""
+
+    def error(self, message: str) -> ConfigError:
+        """A ConfigError at the augmentation's location."""
+        return ConfigError([Problem(self.location, f"the augmentation {self.name} {message}")])
+
+
+def named(function: Any) -> Augmentation:
+    """A callable that no config names, by its type's name."""
+    return function if isinstance(function, Augmentation) else Augmentation(function, type(function).__name__)
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
