@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import platformdirs
 import typer
@@ -10,6 +10,9 @@ import typer
 from softmaxce import streams
 from softmaxce.config import reader, registry
 from softmaxce.errors import FAILED, ConfigError, Problem, suggestion
+
+if TYPE_CHECKING:
+    from softmaxce.laws.law import LawResult
 
 from .options import between_commas, check_device
 
@@ -57,6 +60,8 @@ def check_loss(
     known = Subject(referring(named_reference, component), torch_device, classes) if named_reference else None
     subject = Subject(component, torch_device, classes, known, seed)
     results = laws.with_progress(examine(subject, skipped, selected), len(selected or registry.LAWS))
+    if not any(result.status in ("passed", "failed") for result in results):
+        raise _no_law_tried(results, selected, reference)
     costs = None if selected else cost.measure(subject)
     if json:
         import json as jsonlib
@@ -76,3 +81,12 @@ def _laws(option: str, texts: list[str] | None) -> list[str]:
             hint = suggestion(name, registry.LAWS) or f"; the laws are {', '.join(registry.LAWS)}"
             raise ConfigError([Problem(f"{option} {name}", f"there is no such law{hint}")])
     return names
+
+
+def _no_law_tried(results: "list[LawResult]", only: list[str], reference: str | None) -> ConfigError:
+    reasons = list(dict.fromkeys(result.detail for result in results))
+    remedy = "add --reference softmax_cross_entropy, or another loss with the correct values"
+    if reference is not None or not any("--reference" in reason for reason in reasons):
+        remedy = "choose other laws"
+    location = " ".join(f"--only {law}" for law in only) or "check-loss"
+    return ConfigError([Problem(location, f"no law was tried ({'; '.join(reasons)}); {remedy}")])

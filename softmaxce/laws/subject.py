@@ -73,13 +73,21 @@ class Subject:
         return argument in signature_of(load_object(self.component.target)).names()
 
     @property
+    def withheld(self) -> list[str]:
+        """The loss's arguments that its reference does not take."""
+        if self.reference is None:
+            return []
+        return [name for name in self.component.arguments if not self.reference.takes(name)]
+
+    @property
     def reduction(self) -> str:
         """none, mean or sum."""
         return reduction_of(self.loss())
 
 
 def _not_claimed(loss: Loss, component: Component) -> Mapping[str, str]:
-    claims = getattr(loss, "not_claimed", {})
+    # A function's attribute is not on the partial that binds its arguments, nor on what a factory returns.
+    claims = getattr(loss, "not_claimed", None) or getattr(load_object(component.target), "not_claimed", {})
     message = None
     if not isinstance(claims, Mapping):
         message = f"must be a mapping, law -> reason, got {type(claims).__name__}"

@@ -38,6 +38,7 @@ def to_dict(subject: Subject, results: list[LawResult], costs: Costs | None) -> 
         "loss": component.name,
         "arguments": component.arguments,
         "reference": subject.reference.component.to_dict() if subject.reference else None,
+        "not_given_to_reference": subject.withheld,
         "device": str(subject.device),
         "seed": subject.seed,
         "sound": not any(result.status == "failed" for result in results),
@@ -57,6 +58,8 @@ def print_results(subject: Subject, results: list[LawResult], costs: Costs | Non
         console.print()
         _print_costs(costs, console)
     console.print()
+    if subject.reference is not None:
+        console.print(Text(_reference(subject, subject.reference)), soft_wrap=True)
     console.print(_summary(subject, results), soft_wrap=True)
     if line := _not_checked(results):
         console.print(line, soft_wrap=True)
@@ -112,6 +115,17 @@ def _print_costs(costs: Costs, console: Console) -> None:
 def _ratio(peak: str, torch_peak: str) -> str:
     mine, theirs = float(peak[:-2]), float(torch_peak[:-2])
     return f"{mine / theirs:.2f}" if theirs else "-"
+
+
+def _reference(subject: Subject, reference: Subject) -> str:
+    """The reference, with the loss's arguments that it got, and the names of those that it did not get."""
+    given = ", ".join(
+        f"{name}={value!r}"
+        for name, value in reference.component.arguments.items()
+        if name in subject.component.arguments
+    )
+    line = f"reference: {reference.component.name}({given})"
+    return f"{line}; not given to it: {', '.join(subject.withheld)}" if subject.withheld else line
 
 
 def _summary(subject: Subject, results: list[LawResult]) -> Text:

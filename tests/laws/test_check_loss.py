@@ -23,6 +23,11 @@ def naive(logits, targets):
 def scaled(logits, targets, scale=1.0):
     return functional.cross_entropy(scale * logits, targets)
 
+def smoothed(logits, targets, gamma=2.0, smoothing=0.0):
+    losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    return (-torch.expm1(-losses)) ** gamma * losses
+smoothed.not_claimed = {"soft_targets": "class ids only"}
+
 def in_place(logits, targets):
     return functional.cross_entropy(logits.sub_(1), targets)
 
@@ -112,6 +117,25 @@ def test_json_has_every_law_with_its_smallest_input_and_the_cost(softmaxce: Soft
     assert large["seconds"] > small["seconds"] > 0
 
 
+def test_the_last_lines_say_which_arguments_the_reference_got_and_which_not(softmaxce: Softmaxce, own: Path) -> None:
+    common = ("check-loss", "own.py:smoothed", "--reference", "focal", "--only", "value")
+    done = softmaxce(*common)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-3] == "reference: focal(gamma=2.0); not given to it: smoothing"
+    answer = json.loads(softmaxce(*common, "--set", "gamma=0.5", "--json").stdout)
+    assert answer["reference"]["gamma"] == 0.5
+    assert answer["not_given_to_reference"] == ["smoothing"]
+    done = softmaxce("check-loss", "own.py:naive", "--reference", "softmax_cross_entropy", "--only", "value")
+    assert done.stdout.splitlines()[-3] == "reference: softmax_cross_entropy()"
+
+
+def test_what_a_function_does_not_claim_is_an_attribute_of_it_as_of_a_class(softmaxce: Softmaxce, own: Path) -> None:
+    for arguments in ((), ("--set", "gamma=1.5")):
+        done = softmaxce("check-loss", "own.py:smoothed", *arguments, "--only", "soft_targets", "--only", "shift")
+        assert done.returncode == 0, done.stdout
+        assert done.stdout.splitlines()[-1].startswith("not checked: soft_targets (class ids only)")
+
+
 def test_arguments_are_passed_to_the_loss_and_the_reference(softmaxce: Softmaxce, own: Path) -> None:
     value = ("--only", "value", "--reference", "softmax_cross_entropy")
     assert softmaxce("check-loss", "own.py:scaled", *value).returncode == 0
@@ -139,6 +163,15 @@ def test_a_loss_for_a_fixed_number_of_classes_is_tested_with_that_number(softmax
         (("own.py:naive", "--reference", "softmaxcross"), "--reference: there is no 'softmaxcross' among the losses"),
         (("softmax_cross_entropy", "--set", "label_smoothing=2"), "label_smoothing must be a number in [0, 1], got 2"),
         (("softmax_cross_entropy", "--skip", "shfit"), "'shfit' is not one of 'value', 'gradient', 'gradcheck'"),
+        (
+            ("own.py:naive", "--only", "value", "--only", "gradient"),
+            "--only value --only gradient: no law was tried (no --reference given: whether it is the formula that you "
+            "mean); add --reference softmax_cross_entropy",
+        ),
+        (
+            ("own.py:naive", "--only", "shift", "--skip", "shift"),
+            "--only shift: no law was tried (skipped by --skip); choose other laws",
+        ),
         (("own.py:in_place",), "own.py:in_place cannot take logits [B, K] and class ids [B]: a leaf Variable"),
         (("softmax_cross_entropy", "--device", "cuda:99"), "'cuda:99' is not there"),
     ],
