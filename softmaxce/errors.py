@@ -159,7 +159,7 @@ def in_users_code(error: BaseException) -> str | None:
 
 
 def _users_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    return [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
 
 
 def in_one_line(error: BaseException) -> str:
@@ -177,7 +177,7 @@ def in_one_line(error: BaseException) -> str:
     return f"{text} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else text
 
 
-def _is_users(filename: str) -> bool:
+def is_users(filename: str) -> bool:
     """Whether a file is neither softmaxce's, nor an installed package's, nor Python's own."""
     installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platlib", "purelib")}
     ours = (Path(__file__).parent, Path(__file__).parents[1] / "cli")

@@ -89,7 +89,7 @@ def read_signature(target: str) -> Signature:
 
 def _read_signature(target: str) -> Signature:
     module, _, name = target.rpartition(":")
-    file = _source_file(module)
+    file = source_file(module)
     try:
         tree = ast.parse(read_file(file, MAX_SOURCE), str(file))
     except SyntaxError as error:
@@ -159,7 +159,8 @@ def signature_of(component: Callable[..., Any]) -> Signature:
     return Signature(tuple(arguments), inspect.getdoc(component) or "", takes_any, leading)
 
 
-def _source_file(module: str) -> Path:
+def source_file(module: str) -> Path:
+    """The file of a `module` or `file.py`, found without importing anything. Raises: ValueError, NotStatic."""
     if module.endswith(".py"):
         file = Path(module)
         if not file.is_file():

@@ -168,7 +168,8 @@ def _environment_changes(model: TrainedModel) -> tuple[str, ...]:
     recorded = model.record.get("environment")
     if not isinstance(recorded, dict):
         return ()
-    return tuple(provenance.differences(recorded, provenance.of_machine(model.device, model.precision)))
+    now = {**provenance.of_machine(model.device, model.precision), "code": provenance.of_code(model.config)}
+    return tuple(provenance.differences(recorded, now))
 
 
 def _has_class_folders(folder: Path, classes: list[str]) -> bool:

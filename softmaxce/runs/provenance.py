@@ -1,5 +1,6 @@
 """Provenance: the versions, machine and images of a run, and how they differ from those there are now."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -9,10 +10,11 @@ import torch
 
 from .. import streams
 from ..build import FEWER_IMAGES, SourceReader, hold_out
-from ..config.keys import Config
+from ..config.keys import Config, users_code
+from ..config.signatures import NotStatic, source_file
 from ..data.fingerprint import fingerprint, fingerprints
 from ..data.splits import Split
-from ..errors import RunError, within_memory
+from ..errors import RunError, is_users, within_memory
 from ..runtime.environment import environment, git_commit, softmaxce_commit
 from ..training.run import Run
 from .folder import SPLITS, read_record
@@ -50,7 +52,25 @@ def of_run(run: Run) -> dict[str, Any]:
     if run.config.data.validation is not None:
         del data_set["validation"]
     commits = {"softmaxce_commit": softmaxce_commit(), "git_commit": git_commit(Path.cwd())}
-    return {**of_machine(run.device, run.precision), **commits, "data": data, "data_set": data_set}
+    code = {"code": of_code(run.config)}
+    return {**of_machine(run.device, run.precision), **commits, **code, "data": data, "data_set": data_set}
+
+
+def of_code(config: Config) -> dict[str, str]:
+    """The SHA-256 of each file with code of the user's that a config names, by its name in the config.
+
+    What these files import themselves is not part of it, nor are installed packages, which have versions.
+    """
+    digests = {}
+    for name in users_code(config):
+        module = name.rpartition(":")[0]
+        try:
+            file = source_file(module)
+            if is_users(str(file)):
+                digests[module] = hashlib.sha256(file.read_bytes()).hexdigest()
+        except (ValueError, NotStatic, OSError):  # an extension module, for example, has no source
+            continue
+    return digests
 
 
 def of_machine(device: torch.device, precision: str) -> dict[str, Any]:
@@ -63,7 +83,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     Args:
         before: of_run when the run was trained, as in run.json.
-        now: of_run or of_machine now.
+        now: the same now, as far as it is known.
     """
     changes = []
     for key, phrase in PHRASES.items():
@@ -71,6 +91,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if old is not None and new is not None and old != new:
             text = phrase.format(old)
             changes.append(f"{text[:-1] if text == '1 threads' else text}, now {new}")
+    code = before.get("code"), now.get("code")
+    if isinstance(code[0], dict) and isinstance(code[1], dict):
+        changes += [f"another {name}" for name in code[0] if name in code[1] and code[0][name] != code[1][name]]
     return changes
 
 

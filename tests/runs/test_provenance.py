@@ -1,5 +1,6 @@
 """The environment of a run: recorded in its folder, and reported where it differs later."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -103,3 +104,28 @@ def test_eval_says_so_too_and_knows_that_the_images_are_others(softmaxce: Softma
         "warning: out: this run was trained with 1 thread, now 2",
     ]
     assert json.loads(elsewhere.stdout)["images"] == 6
+
+
+def test_own_code_that_was_edited_after_training_is_one_line_in_eval_and_when_resuming(
+    softmaxce: Softmaxce, small: Path, tmp_path: Path
+) -> None:
+    own = "from torch.nn.functional import cross_entropy as loss_of\n"
+    own += "def loss(logits, targets): return loss_of(logits, targets)\n"
+    (tmp_path / "own.py").write_text(own)
+    lab = "class Same:\n    def __call__(self, images): return images\n"
+    (tmp_path / "lab.py").write_text(lab)
+    small.write_text(small.read_text().replace("data: {", "data: {augment: ['lab:Same'], ") + "loss: 'own.py:loss'\n")
+    train = ("train", "--config", "small.yaml", "--output", "out", "--resume", "auto", "--quiet", "--epochs")
+    assert softmaxce(*train, "1").stderr == ""
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["environment"]["code"] == {
+        "own.py": hashlib.sha256(own.encode()).hexdigest(),
+        "lab": hashlib.sha256(lab.encode()).hexdigest(),
+    }
+    assert softmaxce("eval", "out", "--trust-code").stderr == ""
+    with (tmp_path / "own.py").open("a") as file:
+        file.write("# edited\n")
+    warning = "warning: out: this run was trained with another own.py\n"
+    assert softmaxce("eval", "out", "--trust-code").stderr == warning
+    assert softmaxce(*train, "2").stderr == warning
+    assert softmaxce(*train, "3").stderr == ""
