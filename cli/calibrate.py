@@ -30,6 +30,8 @@ def calibrate(
     from softmaxce.report import calibration, console, json_values
 
     result = calibrate_run(run, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data)
+    for warning in result.warnings():
+        typer.echo(f"warning: {warning}", err=True)
     if json:
         streams.json_text(json_values.dumps(result.to_dict()))
     else:

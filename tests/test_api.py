@@ -193,6 +193,12 @@ def test_a_run_of_objects_is_resumed_and_loaded_with_them_and_refused_in_one_lin
     assert "<tests.test_api.Net>" in done.stderr
 
 
+def test_a_loss_that_cannot_take_probabilities_is_refused_in_a_sentence() -> None:
+    message = r"cannot take logits \[B, K\] and probabilities \[B, K\] \(as mixup makes them\): one_hot"
+    with pytest.raises(ConfigError, match=message):
+        build_run(SMALL_DICT, {"mixup_alpha": 0.2}, loss=squared_error)
+
+
 def test_objects_that_cannot_work_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pass output="):
         train(SMALL_DICT, resume="auto", model=Net())

@@ -102,6 +102,9 @@ def explain_image(model: TrainedModel, image: Tensor, target: int | Tensor | Non
     if model.config.tta != "none":
         notes.append(f"The logits are the mean over several views of the image (tta: {model.config.tta}).")
     steps = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing, temperature=model.temperature)
+    if model.temperature != 1:
+        undivided = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing)
+        notes.append(_undivided(model, undivided.loss, own_loss))
     normalized = next(model.batches(images).epoch(0))[0][0]
     return Explanation(
         title=title,
@@ -112,6 +115,16 @@ def explain_image(model: TrainedModel, image: Tensor, target: int | Tensor | Non
         contributions=_contributions(model.model, normalized),
         own_loss=own_loss,
         notes=tuple(notes),
+    )
+
+
+def _undivided(model: TrainedModel, loss: float, own_loss: OwnLoss | None) -> str:
+    """Which numbers are of the logits as the model gives them, in a sentence."""
+    loss_of_training = f"{loss:.4f} nats" if own_loss is None else f"{own_loss.name}, {own_loss.loss:.4f} nats"
+    return (
+        f"The probabilities, the loss and the gradient are of the logits divided by the temperature, "
+        f"{model.temperature:.4f}. Of the undivided logits are the first table, the contributions of the pixels and "
+        f"the loss that training minimizes and eval reports: {loss_of_training}."
     )
 
 

@@ -16,6 +16,8 @@ from .metrics import expected_calibration_error
 from .temperature import fit_temperature, nll_at
 from .trained_model import TrainedModel
 
+FEW_IMAGES = 100  # with fewer, the temperature depends much on which images were held out
+
 
 @dataclass(frozen=True)
 class CalibrationMetrics:
@@ -49,6 +51,22 @@ class Calibration:
     epoch: int
     validation: CalibrationMetrics
     test: CalibrationMetrics | None
+
+    def warnings(self) -> list[str]:
+        """What makes the temperature doubtful, a line each."""
+        lines = []
+        if self.validation.images < FEW_IMAGES:
+            lines.append(
+                f"the temperature is fitted on {self.validation.images} images only; hold out at least {FEW_IMAGES} "
+                "(data.validation) for one to rely on"
+            )
+        if self.test is not None and self.test.nll[1] > self.test.nll[0]:
+            before, after = self.test.nll
+            lines.append(
+                f"on the test images the temperature makes the nll worse, {after:.4f} instead of {before:.4f}; delete "
+                f"{self.checkpoint.parent / CALIBRATION} to undo it"
+            )
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """As calibration.json holds it."""

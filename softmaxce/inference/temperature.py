@@ -7,6 +7,8 @@ Guo, Pleiss, Sun & Weinberger 2017, "On calibration of modern neural networks", 
 """
 
 import math
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -63,7 +65,8 @@ def nll_at(logits: Tensor, labels: Tensor, temperature: float) -> float:
 def temperature_of(run: Path) -> float:
     """The temperature a run predicts with: the one `softmaxce calibrate` stored, else 1.
 
-    A stored temperature belongs to the weights of one epoch; if the run has been trained further, it is ignored.
+    A stored temperature belongs to the weights of one epoch; if the run has been trained further, it is not used, which
+    a warning on stderr says.
 
     Args:
         run: a run folder or a checkpoint in one.
@@ -82,4 +85,12 @@ def temperature_of(run: Path) -> float:
         temperature, epoch = math.nan, 0
     if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
         raise RunError(f"{stored}: is damaged; fit it again: softmaxce calibrate {file.parent}")
-    return temperature if epoch == read_header(file)["epoch"] else 1.0
+    current = read_header(file)["epoch"]
+    if epoch == current:
+        return temperature
+    print(
+        f"warning: {stored}: is not used, since it was fitted for epoch {epoch} and {file.name} is of epoch {current}; "
+        f"fit it again: softmaxce calibrate {shlex.quote(str(file.parent))}",
+        file=sys.stderr,
+    )
+    return 1.0

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import as_training_error
 from ..losses.interface import reduction_of
+from ..models.max_pool import MaxPool2x2
 from .run import Run
 from .step import TrainingStep
 
@@ -59,7 +60,7 @@ def dry_run(run: Run) -> dict[str, Any]:
         "layers": [
             {
                 "name": name,
-                "type": type(modules[name]).__name__,
+                "type": _type(modules[name]),
                 "output": shape,
                 "parameters": sum(p.numel() for p in modules[name].parameters()),
             }
@@ -74,3 +75,9 @@ def dry_run(run: Run) -> dict[str, Any]:
             "activations": activations,
         },
     }
+
+
+def _type(module: nn.Module) -> str:
+    """A module's type, with the ReLU that it applies too."""
+    name = type(module).__name__
+    return f"{name} + ReLU" if isinstance(module, MaxPool2x2) and module.relu else name

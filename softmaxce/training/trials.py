@@ -79,7 +79,7 @@ def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: tor
     except Exception as error:  # the user's loss may raise anything
         if ran_out_of_memory(error) or (isinstance(error, OSError) and not in_users_code(error)):
             raise
-        kind = "probabilities [B, K], as mixup makes them," if soft else "class ids [B]"
+        kind = "probabilities [B, K] (as mixup makes them)" if soft else "class ids [B]"
         message = f"{component.name} cannot take logits [B, K] and {kind}: {in_one_line(error)}"
         raise ConfigError([Problem(component.location, message)]) from error
     if not isinstance(value, Tensor) or value.shape not in ((), (2,)):

@@ -428,6 +428,8 @@ def test_a_dry_run_tells_layers_and_memory_and_leaves_nothing(
     assert done.returncode == 0
     assert re.search(r"parameters: 4,282\b", done.stdout)  # 256 * 16 + 16 + 16 * 10 + 10
     assert not (tmp_path / "runs").exists()
+    done = softmaxce("train", "--config", "small.yaml", "--dry-run", "--set", "model={name: cnn, channels: [4, 8]}")
+    assert "MaxPool2x2 + ReLU" in done.stdout  # in one layer
 
 
 def test_the_users_own_loss_is_found_where_the_user_stands(softmaxce: Softmaxce, small: Path, tmp_path: Path) -> None:

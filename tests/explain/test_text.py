@@ -316,3 +316,17 @@ def test_the_curve_marks_the_probability() -> None:
     ]
     assert heights == sorted(heights, reverse=True)
     assert "outside the plot" in terminal_art.curve(0.0, 90.0, "S", "bold")[-1].plain
+
+
+def test_with_a_temperature_it_says_which_numbers_are_of_the_undivided_logits(
+    explain: Explain, linear_run: Path
+) -> None:
+    plain, divided = (
+        json.loads(explain(str(linear_run), "--index", "0", *more, "--json").stdout)
+        for more in ((), ("--temperature", "2"))
+    )
+    assert divided["raw_logits"] == plain["raw_logits"]
+    assert divided["loss"] != plain["loss"]
+    (note,) = [note for note in divided["notes"] if "undivided" in note]
+    assert f"the loss that training minimizes and eval reports: {plain['loss']:.4f} nats." in note
+    assert not [note for note in plain["notes"] if "undivided" in note]

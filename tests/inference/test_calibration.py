@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 from typer.testing import CliRunner
 
-from softmaxce.inference.calibration import calibrate
+from softmaxce.inference.calibration import Calibration, CalibrationMetrics, calibrate
 from softmaxce.inference.temperature import fit_temperature, temperature_of
 from softmaxce.inference.trained_model import TrainedModel
 
@@ -113,14 +113,41 @@ def test_eval_uses_the_stored_temperature_unless_another_is_given(app: typer.Typ
     assert uncalibrated["loss"] == scaled["loss"]
 
 
-def test_the_temperature_is_of_the_weights_it_was_fitted_to(run: Path) -> None:
+def test_the_temperature_is_of_the_weights_it_was_fitted_to(app: typer.Typer, run: Path) -> None:
     assert calibrate(run).temperature == temperature_of(run) == temperature_of(run / "best.safetensors")
     stored = run / "calibration.json"
     of_another_epoch = json.loads(stored.read_text()) | {"epoch": 99}
     stored.write_text(json.dumps(of_another_epoch))
     assert temperature_of(run) == 1
+    done = CliRunner().invoke(app, ["eval", str(run)])
+    assert done.exit_code == 0
+    assert done.stderr == (
+        f"warning: {stored}: is not used, since it was fitted for epoch 99 and best.safetensors is of epoch "
+        f"{TrainedModel.open(run).epoch}; fit it again: softmaxce calibrate {run}\n"
+    )
+    assert "probabilities at temperature" not in done.stdout
     stored.unlink()
     assert temperature_of(run) == 1
+
+
+def test_a_temperature_of_few_images_or_that_worsens_the_test_nll_is_a_warning(
+    app: typer.Typer, tmp_path: Path
+) -> None:
+    (tmp_path / "few.yaml").write_text(HARD.replace("validation: 0.5", "validation: 30"))
+    folder = tmp_path / "run"
+    CliRunner().invoke(app, ["train", "--config", str(tmp_path / "few.yaml"), "--output", str(folder)])
+    done = CliRunner().invoke(app, ["calibrate", str(folder), "--json"])
+    assert (done.exit_code, json.loads(done.stdout)["validation"]["images"]) == (0, 30)
+    assert done.stderr.startswith("warning: the temperature is fitted on 30 images only; hold out at least 100 ")
+
+    few, many = (CalibrationMetrics(images, (0.5, 0.4), (0.1, 0.1)) for images in (99, 100))
+    worse = CalibrationMetrics(50, (0.5, 0.6), (0.1, 0.1))
+    for validation, test, count in ((few, None, 1), (many, None, 0), (many, many, 0), (many, worse, 1)):
+        lines = Calibration(1.5, folder / "best.safetensors", 3, validation, test).warnings()
+        assert len(lines) == count
+    assert lines[0].startswith(
+        "on the test images the temperature makes the nll worse, 0.6000 instead of 0.5000; delete"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"temperature": -1, "epoch": 1}', '{"temperature": NaN, "epoch": 1}'])
