@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import softmaxce
 from softmaxce.config import registry
 from softmaxce.config.recipes import recipes
 from softmaxce.errors import DONE, FAILED, INTERRUPTED, TERMINATED, USAGE
@@ -150,7 +151,7 @@ def reference() -> dict[str, Any]:
 
 def test_the_generated_parts_are_current(reference: dict[str, Any]) -> None:
     current = reference["pages"]()
-    assert {file.name for file in current} == {"cli.md", "config.md"}
+    assert {file.name for file in current} == {"api.md", "cli.md", "config.md"}
     stale = [file.name for file, text in current.items() if file.read_text(encoding="utf-8") != text]
     assert not stale, f"{stale} differ from the code; renew them: .venv/bin/python .ci/reference"
 
@@ -162,6 +163,14 @@ def test_the_commands_page_lists_every_option_of_every_command(app: typer.Typer)
     )
     shown = {name: set(re.findall(r"`(--[\w-]+)`", text)) for name, text in sections}
     assert shown == {name: parsed - {"--help"} for name, parsed in options(app).items()}
+
+
+def test_the_api_page_has_every_public_name_and_the_methods_of_a_trained_model() -> None:
+    headings = re.findall(r"^###+ (\S+)$", PAGES["docs/api.md"], re.MULTILINE)
+    assert {f"softmaxce.{name}" for name in softmaxce.__all__} <= set(headings)
+    methods = {name for name, value in vars(softmaxce.TrainedModel).items() if name[0] != "_" and callable(value)}
+    assert {f"TrainedModel.{name}" for name in methods | {"open", "dataset"}} <= set(headings)
+    assert "`seed` does not cover" in PAGES["docs/api.md"]
 
 
 def test_every_name_is_in_the_reference() -> None:
