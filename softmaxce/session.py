@@ -5,7 +5,6 @@ Nothing is printed here: what happens is passed to the reporters that the caller
 
 import contextlib
 import enum
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import keys, objects
+from .config.objects import objects_of
 from .data.batches import Batch
 from .errors import (
     ConfigError,
@@ -33,6 +32,7 @@ from .inference.requirements import parse as parse_requirements
 from .runs import checkpoint, epochs, nonfinite, provenance
 from .runs import folder as runfolder
 from .runs.folder import Status
+from .runs.plan import resume_command
 from .runs.resume import check_resumable
 from .runtime.signals import Pauses, Signals, Terminated, every
 from .streams import OutputError
@@ -231,17 +231,6 @@ def check_requirements(run: Run, requirements: Sequence[Requirement]) -> None:
         raise ConfigError([Problem(f"--require {requirements[0]}", message)])
 
 
-def resume_command(run: Run, folder: Path) -> str:
-    """What resumes a run: a command, with --trust-code for the user's code; or a call, if objects were passed."""
-    named = "".join(f", {name}=..." for name in objects.objects_of(run.config))
-    if any(each.is_object for each in run.config.augment):  # they stand in the config
-        return f"resume with: softmaxce.train(config, resume={str(folder)!r}{named})"
-    if named:
-        return f"resume with: softmaxce.train(resume={str(folder)!r}{named})"
-    trust = " --trust-code" if keys.users_code(run.config) else ""
-    return f"resume with: softmaxce train --resume {shlex.quote(str(folder))}{trust}"
-
-
 class _Session:
     """A run in its folder, which this process has locked."""
 
@@ -320,7 +309,7 @@ class _Session:
             status = Status.TERMINATED if isinstance(interruption, Terminated) else Status.INTERRUPTED
             message = f"{status} {self.position()}"
             self.finish(status, message=message)
-            self.reporter.message(Level.NOTICE, f"{message}; {resume_command(run, folder)}")
+            self.reporter.message(Level.NOTICE, f"{message}; {resume_command(run.config, folder)}")
             raise
         results = tuple(judge(requirements, metrics))
         return self.finish(status, split=split, scores=scores, requirements=results)
@@ -336,7 +325,7 @@ class _Session:
             best_epoch=progress.best_epoch,
             best_metric=self.run.config.best_metric,
             best_value=progress.best_value,
-            objects=tuple(objects.objects_of(self.run.config)),
+            objects=tuple(objects_of(self.run.config)),
             **results,
         )
         recorded = {key: value for key, value in outcome.to_dict().items() if key not in ("event", "run")}
@@ -347,7 +336,7 @@ class _Session:
 
     def _explained(self, error: OSError) -> TrainingError:
         """A file that could not be written: why, and how to resume."""
-        resume = resume_command(self.run, self.folder)
+        resume = resume_command(self.run.config, self.folder)
         if ran_out_of_memory(error):
             return MemoryRanOutError(f"memory ran out ({error.strerror}); {resume}")
         return TrainingError(runfolder.explain_write_error(error, resume))

@@ -1,11 +1,13 @@
 """Where a config is trained: in a new run folder, or in the one that holds the same run already. Needs no torch."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import reader as configs
-from ..config.keys import Config
+from ..config.keys import Config, users_code
+from ..config.objects import objects_of
 from ..errors import RunError
 from .resume import Images, check_resumable, find_run
 
@@ -67,3 +69,14 @@ def resume_or_start(
     if folder is not None and (folder / "config.yaml").is_file():
         return resume_run(folder, config, allow_changed_data=allow_changed_data), messages
     return Plan(config, output, auto=True), messages
+
+
+def resume_command(config: Config, folder: Path) -> str:
+    """What resumes a run: a command, with --trust-code for the user's code; or a call, if objects were passed."""
+    named = "".join(f", {name}=..." for name in objects_of(config))
+    if any(each.is_object for each in config.augment):  # they stand in the config
+        return f"resume with: softmaxce.train(config, resume={str(folder)!r}{named})"
+    if named:
+        return f"resume with: softmaxce.train(resume={str(folder)!r}{named})"
+    trust = " --trust-code" if users_code(config) else ""
+    return f"resume with: softmaxce train --resume {shlex.quote(str(folder))}{trust}"
