@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from . import streams
 from .config.components import Component, build, takes
 from .config.keys import NEEDS_VALIDATION, Config
+from .config.locations import names_options
 from .config.registry import REGISTRIES
 from .data.augmentation import Augmentation
 from .data.batches import Batches
@@ -51,6 +52,7 @@ class SourceReader:
         return self._source
 
 
+@names_options
 def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = None) -> Run:
     """Build everything that a config names.
 
@@ -130,6 +132,7 @@ def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = 
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
+@names_options
 def load_source(config: Config) -> Dataset:
     """The data set that a config names, checked. Raises: DataError, ConfigError."""
     supplied = {"root": str(config.root), "download": config.data.download, "seed": config.seed}

@@ -299,7 +299,7 @@ class _Session:
         except (BrokenPipeError, OutputError):  # a reporter's: its output cannot be written any more
             message = f"{Status.INTERRUPTED} {self.position()}, as its output cannot be written"
             self.finish(Status.INTERRUPTED, message=message, report=False)
-            self.reporter.message(Level.NOTICE, f"{message}; {resume_command(run, folder)}")
+            self.reporter.message(Level.NOTICE, f"{message}; {resume_command(run.config, folder)}")
             raise
         except OSError as error:  # the disk is full or read-only, or the folder is gone
             with contextlib.suppress(OSError):  # run.json may fail for the same reason; the error below is reported

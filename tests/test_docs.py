@@ -138,6 +138,9 @@ def test_the_loss_shown_keeps_the_laws_it_claims(softmaxce: Softmaxce, tmp_path:
     assert done.returncode == 0, done.stdout
     limit = ("--set", "gamma=0", "--reference", "softmax_cross_entropy", "--only", "value", "--only", "gradient")
     assert softmaxce("check-loss", "focal.py:Focal", *limit).returncode == 0
+    (tmp_path / "own.py").write_text(files("README.md")["own.py"])
+    done = softmaxce("check-loss", "own.py:focal", "--only", "soft_targets", "--only", "rows")
+    assert done.returncode == 0, done.stdout
 
 
 # -- references -------------------------------------------------------------------------------------------------------

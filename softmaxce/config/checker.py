@@ -51,7 +51,8 @@ class Checker:
             self._problem(("schedule",), NEEDS_VALIDATION.replace("early_stopping", schedule.name))
         if self.problems:
             raise ConfigError(sorted(set(self.problems), key=self._reading_order))
-        return Config(**values, recipe=recipe)
+        options = {".".join(map(str, path)): option for path, option in self.options.items()}
+        return Config(**values, recipe=recipe, options=options)
 
     # -- sections
 

@@ -74,8 +74,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Config:
-    """A complete config. Every field is a key of the file, except source, augment and recipe; the defaults are the
-    file's.
+    """A complete config. Every field is a key of the file, except source, augment, recipe and options (dotted key ->
+    the option that set it, for messages); the defaults are the file's.
 
     Attributes:
         seed: of the weights, the shuffling, the augmentation and the validation split.
@@ -145,6 +145,7 @@ class Config:
     recorded: bool = field(
         default=False, compare=False
     )  # read from a run folder or a checkpoint, which may be anyone's
+    options: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def root(self) -> Path:

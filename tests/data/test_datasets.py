@@ -14,12 +14,14 @@ import torch
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
+from softmaxce.build import build_run
+from softmaxce.config.reader import load, parse_override
 from softmaxce.data import datasets as sources
 from softmaxce.data import torchvision_sets
 from softmaxce.data.datasets import FASHION, KANA
 from softmaxce.data.idx import read_idx
 from softmaxce.data.splits import Dataset, InMemory
-from softmaxce.errors import DataError
+from softmaxce.errors import DataError, SoftmaxceError
 
 TEN = tuple(map(str, range(10)))
 
@@ -326,3 +328,26 @@ def test_an_idx_file_that_is_not_sound_is_not_read(spoilt: bytes, tmp_path: Path
     found = read_idx(tmp_path / "labels", 1)
     assert found is not None
     assert found.tolist() == [7, 9]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("data={name: image_folder, root: nope}", "data.root: there is no folder 'nope'"),
+        ("data.root=nope", "--set data.root=nope: there is no folder 'nope'"),
+        (
+            "data.normalize={mean: [0.5, 0.5], std: [1, 1]}",
+            "--set data.normalize={mean: [0.5, 0.5], std: [1, 1]}: needs one",
+        ),
+        ("data.validation=1000000", "--set data.validation=1000000: "),
+    ],
+)
+def test_a_mistake_that_is_found_after_the_config_was_read_names_the_option_too(
+    option: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "c.yaml"
+    data = "{name: image_folder, root: x}" if "root" in option else "{name: digits}"
+    file.write_text(f"epochs: 1\ndata: {data}\nmodel: linear\noptimizer: adam\n")
+    with pytest.raises(SoftmaxceError) as caught:
+        build_run(load(str(file), [parse_override(option)]))
+    assert caught.value.command_text.startswith(message)
