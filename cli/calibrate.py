@@ -31,7 +31,7 @@ def calibrate(
 
     result = calibrate_run(run, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data)
     for warning in result.warnings():
-        typer.echo(f"warning: {warning}", err=True)
+        streams.warning(warning)
     if json:
         streams.json_text(json_values.dumps(result.to_dict()))
     else:

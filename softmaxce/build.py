@@ -12,7 +12,7 @@ from .config.components import Component, build, takes
 from .config.keys import NEEDS_VALIDATION, Config
 from .config.locations import names_options
 from .config.registry import REGISTRIES
-from .data.augmentation import Augmentation
+from .data.augmentation import build_augmentations
 from .data.batches import Batches
 from .data.fingerprint import fingerprint
 from .data.mixup import mixing
@@ -25,6 +25,7 @@ from .optim.schedules import Schedule
 from .runtime.allocator import keep_freed_memory
 from .runtime.device import choose_device, share_processors
 from .runtime.random_state import seed_everything, set_deterministic
+from .training.compiled import compile_model
 from .training.cuda_graph import report_no_graph
 from .training.ema import ExponentialMovingAverage
 from .training.run import Run
@@ -243,12 +244,6 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
     return Preprocessing(train.shape, mean, std)
 
 
-def build_augmentations(config: Config) -> list[Augmentation]:
-    """The augmentations a config names, in order: objects that are called, or plain functions of images."""
-    called_with = REGISTRIES["augment"].called_with
-    return [Augmentation(build(each, {}, called_with), each.name, each.location) for each in config.augment]
-
-
 # -- model, loss, optimizer -------------------------------------------------------------------------------------------
 
 
@@ -295,21 +290,6 @@ def build_model(
         )
         raise ConfigError([Problem(config.model.location, message)])
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def compile_model(model: nn.Module, device: torch.device) -> None:
-    """Compile the model with torch.compile when it is first called; the module and its state dict stay the same.
-
-    Raises: ConfigError if torch.compile does not work on this machine.
-    """
-    try:
-        torch.compile(torch.sin)(torch.zeros(2, device=device))
-        model.compile()
-    except Exception as error:  # torch.compile may raise anything
-        if ran_out_of_memory(error):
-            raise
-        message = f"torch.compile does not work here: {in_one_line(error)}"
-        raise ConfigError([Problem("compile", message)]) from error
 
 
 def prepare_model(model: nn.Module, train: Batches) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config.components import build
+from ..config.keys import Config
+from ..config.registry import REGISTRIES
 from ..errors import ConfigError, Problem, in_one_line, ran_out_of_memory
 
 LOWEST, HIGHEST = -0.5, 1.5  # values beyond these are no pixels in [0, 1] any more, but normalized, or bytes
@@ -90,6 +93,12 @@ class Augmentation:
     def error(self, message: str) -> ConfigError:
         """A ConfigError at the augmentation's location."""
         return ConfigError([Problem(self.location, f"the augmentation {self.name} {message}")])
+
+
+def build_augmentations(config: Config) -> list[Augmentation]:
+    """The augmentations a config names, in order: objects that are called, or plain functions of images."""
+    called_with = REGISTRIES["augment"].called_with
+    return [Augmentation(build(each, {}, called_with), each.name, each.location) for each in config.augment]
 
 
 def named(function: Any) -> Augmentation:

@@ -8,12 +8,12 @@ Guo, Pleiss, Sun & Weinberger 2017, "On calibration of modern neural networks", 
 
 import math
 import shlex
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .. import streams
 from ..argument_types import TEMPERATURES
 from ..errors import RunError
 from ..files import read_json
@@ -88,9 +88,8 @@ def temperature_of(run: Path) -> float:
     current = read_header(file)["epoch"]
     if epoch == current:
         return temperature
-    print(
-        f"warning: {stored}: is not used, since it was fitted for epoch {epoch} and {file.name} is of epoch {current}; "
-        f"fit it again: softmaxce calibrate {shlex.quote(str(file.parent))}",
-        file=sys.stderr,
+    streams.warning(
+        f"{stored}: is not used, since it was fitted for epoch {epoch} and {file.name} is of epoch {current}; "
+        f"fit it again: softmaxce calibrate {shlex.quote(str(file.parent))}"
     )
     return 1.0

@@ -1,6 +1,5 @@
 """A trained model, opened from a run folder or a checkpoint: its splits, logits, metrics and predictions."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import streams
 from ..argument_types import TEMPERATURES
 from ..build import FEWER_IMAGES, build_loss, build_model, hold_out, load_source
 from ..config.components import build
@@ -118,7 +118,7 @@ class TrainedModel:
         changes = {key: value for key, value in changes.items() if value is not None}
         config = config_of(loaded, changes, trust_code=trust_code)
         for text in changed_objects(config, {"model": model, "loss": loss, "dataset": dataset}):
-            print(f"warning: {file}: {text}", file=sys.stderr)
+            streams.warning(f"{file}: {text}")
         config = with_objects(config, model=model, loss=loss, dataset=dataset)
         where = _device(loaded, config, device)
         preprocessing = _preprocessing(loaded)

@@ -1,11 +1,11 @@
 """What is tried before a run is trained: each part is called once, so that an unsuitable one is refused in time."""
 
-import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .. import streams
 from ..config.components import Component
 from ..config.keys import Config
 from ..data.batches import Batches
@@ -23,7 +23,7 @@ def try_augmentations(train: Batches) -> None:
         return
     before = random_state()
     for warning in train.try_augmentations():
-        print(f"warning: {warning}", file=sys.stderr)
+        streams.warning(warning)
     restore_random_state(before)
 
 
