@@ -110,11 +110,8 @@ class TrainedModel:
             raise ConfigError([Problem("temperature", rule)])
         file = find_checkpoint(Path(path))
         loaded = checkpoints.load(file)
-        changes = {
-            "tta": tta,
-            "data.root": None if data_root is None else str(data_root),
-            "data.eval_batch_size": batch_size,
-        }
+        root = None if data_root is None else str(data_root)
+        changes = {"tta": tta, "data.root": root, "data.eval_batch_size": batch_size}
         changes = {key: value for key, value in changes.items() if value is not None}
         config = config_of(loaded, changes, trust_code=trust_code)
         for text in changed_objects(config, {"model": model, "loss": loss, "dataset": dataset}):

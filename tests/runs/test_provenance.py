@@ -114,7 +114,8 @@ def test_own_code_that_was_edited_after_training_is_one_line_in_eval_and_when_re
     (tmp_path / "own.py").write_text(own)
     lab = "class Same:\n    def __call__(self, images): return images\n"
     (tmp_path / "lab.py").write_text(lab)
-    small.write_text(small.read_text().replace("data: {", "data: {augment: ['lab:Same'], ") + "loss: 'own.py:loss'\n")
+    text = small.read_text().replace("data: {", "data: {augment: ['lab:Same'], ").replace("cosine", "constant")
+    small.write_text(text + "loss: 'own.py:loss'\n")
     train = ("train", "--config", "small.yaml", "--output", "out", "--resume", "auto", "--quiet", "--epochs")
     assert softmaxce(*train, "1").stderr == ""
     record = json.loads((tmp_path / "out/run.json").read_text())
