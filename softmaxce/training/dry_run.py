@@ -57,15 +57,7 @@ def dry_run(run: Run) -> dict[str, Any]:
     return {
         "batch": list(images.shape),
         "loss": loss.item() / (len(images) if reduction_of(run.loss) == "sum" else 1),
-        "layers": [
-            {
-                "name": name,
-                "type": _type(modules[name]),
-                "output": shape,
-                "parameters": sum(p.numel() for p in modules[name].parameters()),
-            }
-            for name, shape in shapes.items()
-        ],
+        "layers": [_layer(name, modules[name], shape) for name, shape in shapes.items()],
         "num_parameters": sum(p.numel() for p in parameters),
         "num_trained": sum(p.numel() for p in parameters if p.requires_grad),
         "memory": {
@@ -75,6 +67,11 @@ def dry_run(run: Run) -> dict[str, Any]:
             "activations": activations,
         },
     }
+
+
+def _layer(name: str, module: nn.Module, shape: list[int]) -> dict[str, Any]:
+    parameters = sum(p.numel() for p in module.parameters())
+    return {"name": name, "type": _type(module), "output": shape, "parameters": parameters}
 
 
 def _type(module: nn.Module) -> str:
