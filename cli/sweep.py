@@ -51,8 +51,8 @@ def sweep(
 ) -> None:
     """Train every combination of the values, then compare the runs, the best on the validation split first.
 
-    Every combination is built before the first is trained; combinations that come to the same config are trained once.
-    Each run keeps its own run folder.
+    The runs are ranked by their best_metric, not on the test split. Every combination is built before the first is
+    trained; combinations that come to the same config are trained once. Each run keeps its own run folder.
     """
     from softmaxce.config.sweep import grid
 
@@ -78,7 +78,7 @@ def sweep(
         from softmaxce.runs.listing import best_first
 
         roots = {run.folder: run.point.config.root for run in finished}  # a finished run's data may have moved
-        folders = best_first([run.folder for run in finished])
+        folders, metric = best_first([run.folder for run in finished])
         result = compare(
             folders,
             final_split(finished),
@@ -90,7 +90,10 @@ def sweep(
         if json:
             import json as jsonlib
 
-            streams.json_text(jsonlib.dumps({"event": "comparison", **result.to_dict()}))
+            event = {"event": "comparison", "ranked_by": f"validation {metric}", **result.to_dict()}
+            streams.json_text(jsonlib.dumps(event))
         else:
+            labels = {run.folder: run.point.label for run in finished}
+            comparison.print_ranking(result, [labels[folder] for folder in folders], metric, console.stdout())
             comparison.print_comparison(result, console.stdout())
     check_all_passed(points, finished)

@@ -14,7 +14,8 @@ from ..config.keys import Config
 from ..errors import RunError
 from ..runs import folder as runfolder
 from ..runs.listing import differing
-from ..runs.resume import TrainedRun, differ_by_seed_alone, rule_of, same_data_set
+from ..runs.provenance import differing_entries
+from ..runs.resume import TrainedRun, differ_by_seed_alone, is_finished, rule_of, same_data_set
 from .trained_model import TrainedModel
 
 METRICS = ("accuracy", "nll", "brier", "ece")
@@ -32,6 +33,7 @@ class RunMetrics:
         epoch: that of the evaluated weights.
         images: how many.
         metrics: accuracy, nll, brier and ece, at the run's temperature.
+        temperature: what its logits are divided by before softmax.
         correct: [N] bool, the images it classifies correctly.
         labels: [N] int64.
         fingerprint: of the images and labels.
@@ -44,10 +46,16 @@ class RunMetrics:
     epoch: int
     images: int
     metrics: dict[str, float]
+    temperature: float
     correct: NDArray[np.bool_]
     labels: NDArray[np.int64]
     fingerprint: str
     record: dict[str, Any]
+
+    @property
+    def validation(self) -> dict[str, float] | None:
+        """Loss and accuracy on the validation split at the end of `epoch`; None if they were not recorded."""
+        return next((line.get("validation") for line in self.epochs if line["epoch"] == self.epoch), None)
 
 
 @dataclass(frozen=True)
@@ -67,15 +75,25 @@ class McNemar:
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ by their seed alone.
+    """Runs of which nothing that changes metrics differs but the seed, one run per seed.
 
     Attributes:
         runs: their indices in the comparison, from 0.
+        others: what differs beside the seed: config keys that change no metric, entries of the environment.
         metrics: name -> (mean, sample standard deviation, smallest, largest).
     """
 
     runs: tuple[int, ...]
+    others: tuple[str, ...]
     metrics: dict[str, tuple[float, float, float, float]]
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Runs of which nothing that changes metrics differs, not even the seed. Attributes as SeedGroup's."""
+
+    runs: tuple[int, ...]
+    others: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -86,9 +104,10 @@ class Comparison:
         split: the split that they were evaluated on.
         runs: in the order given.
         keys: the config keys that differ, each with every run's value.
-        seeds: the groups of two or more runs that differ by seed alone.
+        seeds: the groups of two or more runs of which only the seed differs.
+        repetitions: the groups of two or more runs of which not even the seed differs.
         tests: for each run but the baseline, McNemar's test against it; None where the images are not the same, or the
-            two differ by seed alone.
+            two differ at most by seed.
         significant: whether that difference is significant at 0.05, by Holm's correction over all tests.
         other_data: indices of the runs whose `data` keys are the baseline's and that were trained on other images.
     """
@@ -97,24 +116,45 @@ class Comparison:
     runs: tuple[RunMetrics, ...]
     keys: dict[str, list[Any]]
     seeds: tuple[SeedGroup, ...]
+    repetitions: tuple[Repetition, ...]
     tests: tuple[McNemar | None, ...]
     significant: tuple[bool | None, ...]
     other_data: tuple[int, ...] = ()
 
+    def at_most_by_seed(self, index: int) -> bool:
+        """Whether a run differs from the baseline by seed, or in nothing that changes metrics."""
+        first, other = (TrainedRun(run.config, run.record) for run in (self.runs[0], self.runs[index]))
+        return differ_by_seed_alone(first, other)
+
     def to_dict(self) -> dict[str, Any]:
         """As one JSON object."""
-        rows = [{"run": str(run.folder), "epoch": run.epoch, "images": run.images, **run.metrics} for run in self.runs]
+        rows: list[dict[str, Any]] = [
+            {
+                "run": str(run.folder),
+                "epoch": run.epoch,
+                "images": run.images,
+                **run.metrics,
+                "temperature": run.temperature,
+                "validation": run.validation,
+            }
+            for run in self.runs
+        ]
         for row, test, significant in zip(rows[1:], self.tests, self.significant, strict=True):
             row["mcnemar"] = {**asdict(test), "larger_than_chance": significant} if test is not None else None
         names = ("mean", "deviation", "min", "max")
         groups = [
             {
                 "runs": [str(self.runs[i].folder) for i in group.runs],
+                "also_differs": list(group.others),
                 **{name: dict(zip(names, values, strict=True)) for name, values in group.metrics.items()},
             }
             for group in self.seeds
         ]
-        return {"split": self.split, "runs": rows, "config": self.keys, "seeds": groups}
+        same = [
+            {"runs": [str(self.runs[i].folder) for i in group.runs], "also_differs": list(group.others)}
+            for group in self.repetitions
+        ]
+        return {"split": self.split, "runs": rows, "config": self.keys, "seeds": groups, "repetitions": same}
 
 
 def compare(
@@ -153,7 +193,14 @@ def compare(
         runs=runs,
         keys=differing([run.config.to_dict() for run in runs]),
         seeds=tuple(
-            SeedGroup(tuple(group), _statistics([runs[i] for i in group])) for group in groups if len(group) > 1
+            SeedGroup(tuple(group), _others([runs[i] for i in group]), _statistics([runs[i] for i in group]))
+            for group in (_one_per_seed(trained, group) for group in groups)
+            if len(group) > 1
+        ),
+        repetitions=tuple(
+            Repetition(tuple(group), _others([runs[i] for i in group]))
+            for group in _of_one_seed(trained, groups)
+            if len(group) > 1
         ),
         tests=tuple(tests),
         significant=tuple(holm([test.p if test else None for test in tests])),
@@ -185,6 +232,7 @@ def measure_run(
         epoch=model.epoch,
         images=len(labels),
         metrics={name: getattr(metrics, name) for name in METRICS},
+        temperature=model.temperature,
         correct=(logits.argmax(1) == labels).cpu().numpy(),
         labels=labels.cpu().numpy(),
         fingerprint=model.fingerprints[split],
@@ -237,6 +285,32 @@ def by_seed(runs: Sequence[TrainedRun]) -> list[list[int]]:
         else:
             groups.append([index])
     return groups
+
+
+def _of_one_seed(runs: Sequence[TrainedRun], groups: list[list[int]]) -> list[list[int]]:
+    """Groups of runs, divided further by the seed."""
+    by_group_and_seed: dict[tuple[int, int], list[int]] = {}
+    for number, group in enumerate(groups):
+        for index in group:
+            by_group_and_seed.setdefault((number, runs[index].config.seed), []).append(index)
+    return list(by_group_and_seed.values())
+
+
+def _one_per_seed(runs: Sequence[TrainedRun], group: list[int]) -> list[int]:
+    return [same[0] for same in _of_one_seed(runs, [group])]
+
+
+def _others(runs: Sequence[RunMetrics]) -> tuple[str, ...]:
+    """What differs between runs with the same images, beside the seed and the weights."""
+    names = [key for key in differing([run.config.to_dict() for run in runs]) if key != "seed"]
+    first = runs[0].record.get("environment", {})
+    for run in runs[1:]:
+        names += differing_entries(first, run.record.get("environment", {}))
+    if len({len(run.epochs) for run in runs}) > 1 and not all(is_finished(run.record) for run in runs):
+        names.append("the epochs trained")
+    if len({run.temperature for run in runs}) > 1:
+        names.append("the temperature")
+    return tuple(dict.fromkeys(names))
 
 
 def same_images(first: RunMetrics, second: RunMetrics) -> bool:

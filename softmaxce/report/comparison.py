@@ -1,5 +1,6 @@
 """A comparison of runs as tables and sentences."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -22,13 +23,28 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(line, soft_wrap=not console.is_terminal)
 
 
+def print_ranking(comparison: Comparison, labels: Sequence[str], metric: str, console: Console) -> None:
+    """Print the runs of a sweep, which are in the order of a metric on the validation split: `loss` or `accuracy`."""
+    console.print(f"ranked by validation {metric}")
+    table = plain_table()
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for name in ("loss", "accuracy"):
+        table.add_column(f"validation {name}", justify="right", style="bold" if name == metric else None)
+    for number, (label, run) in enumerate(zip(labels, comparison.runs, strict=True), 1):
+        scores = run.validation or {}
+        cells = [f"{scores[name]:.4f}" if name in scores else "–" for name in ("loss", "accuracy")]
+        table.add_row(str(number), label, *cells)
+    print_table(table, console)
+    console.print()
+
+
 def conclusions(comparison: Comparison) -> list[str]:
-    """One sentence for each significance test and each group of runs that differ by seed alone."""
+    """One sentence for each significance test, each temperature, and each group of runs that differ at most by seed."""
     lines = []
     for number, (test, larger) in enumerate(zip(comparison.tests, comparison.significant, strict=True), 2):
-        together = any({0, number - 1} <= set(group.runs) for group in comparison.seeds)
         if test is None:
-            if not together:
+            if not comparison.at_most_by_seed(number - 1):
                 lines.append(f"{number} and 1 were not evaluated on the same images: no test of their difference.")
             continue
         conclusion = "larger than chance" if larger else "not larger than chance"
@@ -46,12 +62,29 @@ def conclusions(comparison: Comparison) -> list[str]:
     lines += [f"{index + 1} was trained on other images than 1." for index in comparison.other_data]
     for group in comparison.seeds:
         mean, deviation, low, high = group.metrics["accuracy"]
-        numbers = ", ".join(str(index + 1) for index in group.runs)
+        what = f"by seed, and also in {_listed(group.others)}" if group.others else "by seed alone"
         lines.append(
-            f"{numbers} differ by seed alone: accuracy {mean:.4f}, deviation {deviation:.4f}, "
+            f"{_numbers(group.runs)} differ {what}: accuracy {mean:.4f}, deviation {deviation:.4f}, "
             f"from {low:.4f} to {high:.4f}."
         )
+    for same in comparison.repetitions:
+        what = f"in {_listed(same.others)} only" if same.others else "in nothing"
+        lines.append(f"{_numbers(same.runs)} differ {what}: the seed and the images are the same.")
+    for number, run in enumerate(comparison.runs, 1):
+        if run.temperature != 1:
+            lines.append(
+                f"{number} has probabilities at temperature {run.temperature:.4g} (softmaxce calibrate): nll, brier "
+                "and ece are at that temperature; accuracy does not depend on it."
+            )
     return lines
+
+
+def _numbers(runs: tuple[int, ...]) -> str:
+    return ", ".join(str(index + 1) for index in runs)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def value_text(value: Any) -> str:

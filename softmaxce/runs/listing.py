@@ -1,5 +1,6 @@
 """The runs under a folder, a row each. Needs no torch."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -82,9 +83,7 @@ def read_run(folder: Path) -> RunRow:
     except ConfigError:  # the run is listed without what its config says
         data = None
     config: dict[str, Any] = data if isinstance(data, dict) else {}
-    best = next((line for line in lines if line.get("epoch") == record.get("best_epoch")), None)
-    if best is None:
-        best = max((line for line in lines if "validation" in line), key=_validation, default=None)
+    best = _best_validation(record, lines)
     seconds = record.get("seconds")
     return RunRow(
         folder=folder,
@@ -93,7 +92,7 @@ def read_run(folder: Path) -> RunRow:
         loss=_name(config, "loss"),
         epochs_done=len(lines),
         epochs=epochs if type(epochs := config.get("epochs")) is int else None,
-        validation=_validation(best) if best and "validation" in best else None,
+        validation=best["accuracy"] if best else None,
         test=record.get("test", {}).get("accuracy"),
         seconds=float(sum(line.get("seconds", 0) for line in lines) if seconds is None else seconds),
         status=str(record.get("status", "")),
@@ -101,10 +100,27 @@ def read_run(folder: Path) -> RunRow:
     )
 
 
-def best_first(folders: Sequence[Path]) -> list[Path]:
-    """Run folders by their accuracy on the validation split, the best first; those without one last, in order."""
-    rows = [read_run(folder) for folder in folders]
-    return [row.folder for row in sorted(rows, key=lambda row: row.validation or 0.0, reverse=True)]
+def best_first(folders: Sequence[Path]) -> tuple[list[Path], str]:
+    """Run folders by a metric of their best epoch on the validation split, the best first.
+
+    The metric is the runs' best_metric. It is accuracy where they have several, or it is the loss and they have
+    different losses, whose values cannot be compared. Those without a value are last, in order.
+
+    Returns: the folders, and the metric.
+    Raises: RunError, ConfigError if a run cannot be read.
+    """
+    configs = [yamlfile.read(folder / "config.yaml").data for folder in folders]
+    choices = {config.get("best_metric", "accuracy") for config in configs}
+    losses = [flat({"loss": config.get("loss")}) for config in configs]
+    metric = "loss" if choices == {"loss"} and all(loss == losses[0] for loss in losses) else "accuracy"
+    sign = 1 if metric == "loss" else -1
+
+    def rank(folder: Path) -> float:
+        scores = _best_validation(runfolder.read_record(folder), runfolder.read_metrics(folder))
+        value = scores[metric] if scores else math.nan
+        return math.inf if math.isnan(value) else sign * value
+
+    return sorted(folders, key=rank), metric
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -123,8 +139,12 @@ def differing(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
-def _validation(line: dict[str, Any]) -> float:
-    return float(line["validation"]["accuracy"])
+def _best_validation(record: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Loss and accuracy of the best epoch on the validation split, by run.json or, before the end, metrics.jsonl."""
+    best = next((line for line in lines if line["epoch"] == record.get("best_epoch")), None)
+    if best is None:
+        best = next((line for line in reversed(lines) if line.get("best")), {})
+    return best.get("validation")
 
 
 def _name(config: dict[str, Any], section: str) -> str:

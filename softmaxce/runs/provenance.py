@@ -86,15 +86,23 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         now: the same now, as far as it is known.
     """
     changes = []
-    for key, phrase in PHRASES.items():
-        old, new = (_shown(key, one.get(key)) for one in (before, now))
-        if old is not None and new is not None and old != new:
-            text = phrase.format(old)
-            changes.append(f"{text[:-1] if text == '1 threads' else text}, now {new}")
+    for key in differing_entries(before, now):
+        if key in PHRASES:
+            text = PHRASES[key].format(_shown(key, before[key]))
+            changes.append(f"{text[:-1] if text == '1 threads' else text}, now {_shown(key, now[key])}")
+        else:
+            changes.append(f"another {key}")
+    return changes
+
+
+def differing_entries(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of the entries that `differences` describes."""
+    shown = {key: [_shown(key, one.get(key)) for one in (before, now)] for key in PHRASES}
+    names = [key for key, (old, new) in shown.items() if old is not None and new is not None and old != new]
     code = before.get("code"), now.get("code")
     if isinstance(code[0], dict) and isinstance(code[1], dict):
-        changes += [f"another {name}" for name in code[0] if name in code[1] and code[0][name] != code[1][name]]
-    return changes
+        names += [name for name in code[0] if name in code[1] and code[0][name] != code[1][name]]
+    return names
 
 
 def _shown(key: str, value: Any) -> str | None:

@@ -106,6 +106,32 @@ def test_an_interrupted_set_of_seeds_is_resumed_where_it_stopped(app: typer.Type
 # -- sweeps -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("options", "metric"),
+    [(["best_metric=loss", "optimizer.lr=0.3,0.001,0.05"], "loss"),
+     (["optimizer.lr=0.3,0.001,0.05"], "accuracy"),
+     (["best_metric=loss", "loss.label_smoothing=0,0.3", "optimizer.lr=0.001,0.05"], "accuracy")],
+    ids=["loss", "accuracy", "losses that cannot be compared"],
+)  # fmt: skip
+def test_a_sweep_ranks_by_its_best_metric_and_prints_it(
+    app: typer.Typer, here: Path, options: list[str], metric: str
+) -> None:
+    line = ["sweep", "-c", "c.yaml", "--output", "s", *(word for option in options for word in ("--set", option))]
+    comparison = events(run(app, *line, "--json").stdout)[-1]
+    assert comparison["ranked_by"] == f"validation {metric}"
+    values = []
+    for row in comparison["runs"]:
+        epochs = events((here / row["run"] / "metrics.jsonl").read_text())
+        (best,) = [epoch["validation"] for epoch in epochs if epoch["epoch"] == row["epoch"]]
+        assert row["validation"] == best
+        values.append(best[metric])
+    assert values == sorted(values, reverse=metric == "accuracy")
+    printed = run(app, *line, "--resume", "auto", "-q").stdout.splitlines()
+    start = printed.index(f"ranked by validation {metric}")
+    rows = printed[start + 3 : start + 3 + len(values)]
+    assert [row.split()[2 if metric == "loss" else 3] for row in rows] == [f"{value:.4f}" for value in values]
+
+
 def test_a_sweep_is_every_combination_and_ends_with_the_comparison(app: typer.Typer, here: Path) -> None:
     line = [
         "sweep",

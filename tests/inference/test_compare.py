@@ -127,9 +127,45 @@ def test_metrics_and_differences_are_those_of_eval_and_of_the_correct_images(
 def test_a_run_is_no_better_than_itself(folder_of_runs: Path) -> None:
     found = compare([folder_of_runs / "base", folder_of_runs / "base"])
     assert found.keys == {}
-    assert [group.runs for group in found.seeds] == [(0, 1)]
-    assert found.seeds[0].metrics["accuracy"][1] == 0
     assert found.tests == (None,)
+    assert conclusions(found) == ["1, 2 differ in nothing: the seed and the images are the same."]
+
+
+def test_runs_differ_by_seed_alone_only_where_nothing_else_does(
+    app: typer.Typer, folder_of_runs: Path, tmp_path: Path
+) -> None:
+    changes = {
+        "seeded": ["--seed", "3"],
+        "elsewhere": ["--set", "data.root=elsewhere"],
+        "seeded_elsewhere": ["--seed", "4", "--set", "data.root=elsewhere", "--set", "data.eval_batch_size=50"],
+    }
+    digits = "epochs: 1\ndata: {name: digits, validation: 0.1}\nmodel: linear\noptimizer: {name: sgd, lr: 0.1}\n"
+    (tmp_path / "d.yaml").write_text(digits)
+    for name, options in {"base": [], "again": [], **changes}.items():
+        line = ["train", "-c", str(tmp_path / "d.yaml"), "-q", "--output", str(tmp_path / name), *options]
+        assert CliRunner().invoke(app, line).exit_code == 0
+
+    def sentences(*names: str) -> list[str]:
+        found = conclusions(compare([tmp_path / name for name in names]))
+        return [line.partition(":")[0] for line in found if " differ " in line]
+
+    assert sentences("base", "again") == ["1, 2 differ in nothing"]
+    assert sentences("base", "seeded") == ["1, 2 differ by seed alone"]
+    assert sentences("base", "elsewhere") == ["1, 2 differ in data.root only"]
+    assert sentences("base", "again", "seeded") == ["1, 3 differ by seed alone", "1, 2 differ in nothing"]
+    also = "1, 2 differ by seed, and also in data.root and data.eval_batch_size"
+    assert sentences("base", "seeded_elsewhere") == [also]
+    record = json.loads((tmp_path / "seeded/run.json").read_text())
+    record["environment"]["torch"] = "1.13.1"
+    (tmp_path / "seeded/run.json").write_text(json.dumps(record))
+    assert sentences("base", "seeded") == ["1, 2 differ by seed, and also in torch"]
+
+    (tmp_path / "again/calibration.json").write_text(json.dumps({"temperature": 0.574, "epoch": 1}))
+    assert sentences("base", "again") == ["1, 2 differ in the temperature only"]
+    printed = CliRunner().invoke(app, ["compare", str(tmp_path / "base"), str(tmp_path / "again"), "--json"])
+    assert [row["temperature"] for row in json.loads(printed.stdout)["runs"]] == [1.0, 0.574]
+    said = conclusions(compare([tmp_path / "base", tmp_path / "again"]))
+    assert [line[0] for line in said if "temperature 0.574 (softmaxce calibrate)" in line] == ["2"]
 
 
 def test_runs_on_other_test_images_are_not_tested_against_each_other(folder_of_runs: Path) -> None:
@@ -212,7 +248,7 @@ def test_the_list_is_a_line_a_run_and_names_what_it_cannot_read(
     done = softmaxce("runs", "copies")
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 2 + 3
-    assert done.stderr.startswith("warning: skipped copies/hard/slow/run.json: cannot be read")
+    assert done.stderr.startswith("warning: skipped copies/hard/slow/run.json: is damaged")
     lines = [json.loads(line) for line in softmaxce("runs", "copies", "--json").stdout.splitlines()]
     assert {line["folder"] for line in lines} == {f"copies/hard/{name}" for name in ("base", "linear", "other")}
     missing = softmaxce("runs", "nowhere")
