@@ -7,13 +7,14 @@ import typer
 
 from softmaxce import streams
 
-from .options import AllowChangedData, Device, TrustCode, run_or_newest
+from .options import AllowChangedData, DataRoot, Device, TrustCode, run_or_newest
 
 
 def calibrate(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="A run folder; the newest run under runs/ if left out.")
     ] = None,
+    data: DataRoot = None,
     device: Device = None,
     trust_code: TrustCode = False,
     allow_changed_data: AllowChangedData = False,
@@ -29,7 +30,9 @@ def calibrate(
     from softmaxce.inference.calibration import calibrate as calibrate_run
     from softmaxce.report import calibration, console, json_values
 
-    result = calibrate_run(run, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data)
+    result = calibrate_run(
+        run, device or "auto", data_root=data, trust_code=trust_code, allow_changed_data=allow_changed_data
+    )
     for warning in result.warnings():
         streams.warning(warning)
     if json:

@@ -9,7 +9,7 @@ from softmaxce import streams
 from softmaxce.errors import ConfigError, Problem
 from softmaxce.files import check_page
 
-from .options import AllowChangedData, Device, Force, Split, SplitName, TrustCode, run_or_newest
+from .options import AllowChangedData, DataRoot, Device, Force, Split, SplitName, TrustCode, run_or_newest
 
 
 def compare(
@@ -19,6 +19,7 @@ def compare(
         Path | None, typer.Option(metavar="FILE", help="Also write a page with the overlaid learning curves.")
     ] = None,
     force: Force = False,
+    data: DataRoot = None,
     device: Device = None,
     trust_code: TrustCode = False,
     allow_changed_data: AllowChangedData = False,
@@ -39,7 +40,12 @@ def compare(
     from softmaxce.report import comparison, console, json_values
 
     result = compare_runs(
-        runs, split.value, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data
+        runs,
+        split.value,
+        device or "auto",
+        roots=[data] * len(runs),
+        trust_code=trust_code,
+        allow_changed_data=allow_changed_data,
     )
     if html is not None:
         from softmaxce.report.html.comparison_page import write_page

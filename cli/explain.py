@@ -12,7 +12,17 @@ from softmaxce import streams
 from softmaxce.errors import ConfigError, Problem
 from softmaxce.files import check_page
 
-from .options import AllowChangedData, Force, Split, SplitName, Temperature, TrustCode, run_and_paths, run_or_newest
+from .options import (
+    AllowChangedData,
+    DataRoot,
+    Force,
+    Split,
+    SplitName,
+    Temperature,
+    TrustCode,
+    run_and_paths,
+    run_or_newest,
+)
 
 if TYPE_CHECKING:
     from softmaxce.explain.explanation import Explanation
@@ -50,6 +60,7 @@ def explain(
     label_smoothing: Annotated[
         float | None, typer.Option(min=0, max=1, help="With --logits: as loss.label_smoothing.")
     ] = None,
+    data: DataRoot = None,
     temperature: Temperature = None,
     trust_code: TrustCode = False,
     allow_changed_data: AllowChangedData = False,
@@ -78,7 +89,7 @@ def explain(
         for option, value in for_logits.items():
             if value is not None:
                 raise _mistake(option, "goes with --logits; a run has its own")
-        explanation = _of_run(run, image, index, split, mix, label, temperature, trust_code, allow_changed_data)
+        explanation = _of_run(run, image, index, split, mix, label, temperature, data, trust_code, allow_changed_data)
     if html is not None:
         from softmaxce.report.html.explanation_page import write_page
 
@@ -133,6 +144,7 @@ def _of_run(
     mix: str | None,
     label: str | None,
     temperature: float | None,
+    data: Path | None,
     trust_code: bool,
     allow_changed_data: bool,
 ) -> "Explanation":
@@ -159,7 +171,12 @@ def _of_run(
     from softmaxce.inference.trained_model import TrainedModel
 
     model = TrainedModel.open(
-        run, device="cpu", temperature=temperature, trust_code=trust_code, allow_changed_data=allow_changed_data
+        run,
+        device="cpu",
+        temperature=temperature,
+        data_root=data,
+        trust_code=trust_code,
+        allow_changed_data=allow_changed_data,
     )
     target: int | torch.Tensor | None = None
     if index is not None:

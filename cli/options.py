@@ -30,6 +30,13 @@ def check_device(value: str | None) -> str | None:
     return value
 
 
+def check_folder(value: Path | None) -> Path | None:
+    """--data as it was given. Raises: ConfigError if there is no such folder."""
+    if value is not None and not value.is_dir():
+        raise ConfigError([Problem(f"--data {value}", "there is no such folder")])
+    return value
+
+
 def run_or_newest(run: Path | None, command: str) -> Path:
     """The run that a command was given, or else the newest under runs/, which holds a run or a checkpoint.
 
@@ -121,6 +128,15 @@ BatchSize = Annotated[str | None, typer.Option("--batch-size", metavar="N", help
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Short for --set model=NAME.")]
 
 Device = Annotated[str | None, typer.Option(callback=check_device, help="auto, cpu, cuda, cuda:N or mps.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        callback=check_folder,
+        help="The root of the run's data set, if it has moved; its images must be those of the training.",
+    ),
+]
 Temperature = Annotated[
     float | None,
     typer.Option(

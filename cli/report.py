@@ -8,7 +8,7 @@ import typer
 from softmaxce import streams
 from softmaxce.files import check_page
 
-from .options import AllowChangedData, Device, Force, SplitName, TrustCode, run_or_newest, split_name
+from .options import AllowChangedData, DataRoot, Device, Force, SplitName, TrustCode, run_or_newest, split_name
 
 
 def report(
@@ -28,6 +28,7 @@ def report(
             show_default=False,
         ),
     ] = None,
+    data: DataRoot = None,
     device: Device = None,
     trust_code: TrustCode = False,
     allow_changed_data: AllowChangedData = False,
@@ -45,7 +46,13 @@ def report(
 
     name = split.value if split else None
     written = write_report(
-        run, output, name, device or "auto", trust_code=trust_code, allow_changed_data=allow_changed_data
+        run,
+        output,
+        name,
+        device or "auto",
+        data_root=data,
+        trust_code=trust_code,
+        allow_changed_data=allow_changed_data,
     )
     streams.line(f"page: {written.page}")
     streams.line(f"pictures: {written.pictures}", err=True)

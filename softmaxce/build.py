@@ -137,7 +137,14 @@ def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = 
 def load_source(config: Config) -> Dataset:
     """The data set that a config names, checked. Raises: DataError, ConfigError."""
     supplied = {"root": str(config.root), "download": config.data.download, "seed": config.seed}
-    source = build(config.source, supplied)
+    try:
+        source = build(config.source, supplied)
+    except DataError as error:
+        if any(config.is_in(root) for root in config.roots) or not takes(config.source, "root"):
+            raise
+        looked = ", ".join(str(root.absolute()) for root in config.roots)
+        remedy = "; name its folder with --data, or to resume the run with --set data.root=FOLDER" * config.recorded
+        raise DataError(f"{error}; looked in {looked}{remedy}") from None
     if not isinstance(source, Dataset):
         message = f"{config.source.name} must return a softmaxce.data.splits.Dataset, got {type(source).__name__}"
         raise ConfigError([Problem(config.source.location, message)])

@@ -251,6 +251,8 @@ class _Session:
         if (folder / "config.yaml").is_file():  # otherwise the run is new
             if (folder / "run.json").is_file():
                 self.record = runfolder.read_record(folder)
+            if message := provenance.check_recorded_root(folder, run.config, self.record, environment["data"]):
+                self.reporter.message(Level.NOTICE, message)
             self._restore(environment, allow_changed_data=allow_changed_data)
         self._warn(epochs.check_warmup(run.config))
         runfolder.cut_metrics(folder, run.progress.epoch)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Problem, suggestion
@@ -52,7 +53,25 @@ class Checker:
         if self.problems:
             raise ConfigError(sorted(set(self.problems), key=self._reading_order))
         options = {".".join(map(str, path)): option for path, option in self.options.items()}
-        return Config(**values, recipe=recipe, options=options)
+        return Config(**values, recipe=recipe, options=options, elsewhere=self._beside(values["data"].root))
+
+    # -- files beside the config
+
+    def _beside(self, root: str | None) -> tuple[Path, ...]:
+        """The data's folder beside the config, if that is where `root` may be: it is relative, and the file's own."""
+        by_option = any(path in self.options for path in (("data",), ("data", "root")))
+        if self.document.folder is None or root is None or by_option or Path(root).expanduser().is_absolute():
+            return ()
+        return ((self.document.folder / root).resolve(),)
+
+    def _code_beside(self, name: str, path: Path_) -> str:
+        """`file.py:Name` with the path of a file that is beside the config, and not in the current folder."""
+        file, colon, rest = name.rpartition(":")
+        by_option = any(path[:length] in self.options for length in range(1, len(path) + 1))
+        if self.document.folder is None or not file.endswith(".py") or by_option or Path(file).is_file():
+            return name
+        beside = self.document.folder / file
+        return f"{beside}{colon}{rest}" if beside.is_file() else name
 
     # -- sections
 
@@ -142,6 +161,7 @@ class Checker:
             rule = "needs a 'name'" if isinstance(raw, dict) else "must be a name or a mapping with a name"
             self._problem(path, f"{what or section} {rule}, got {show(raw)}", of_value=True)
             return None
+        name = self._code_beside(name, (*path, "name") if isinstance(raw, dict) else path)
         arguments = {k: v for k, v in raw.items() if k != "name"} if isinstance(raw, dict) else {}
         try:
             component, problems = resolve(
@@ -153,7 +173,9 @@ class Checker:
                 other_keys=other_keys,
             )
         except ValueError as error:
-            self._problem((*path, "name") if isinstance(raw, dict) else path, str(error), of_value=True)
+            is_file = name.rpartition(":")[0].endswith(".py")
+            beside = "; nor is it beside the config" if is_file and self.document.folder not in (None, Path()) else ""
+            self._problem((*path, "name") if isinstance(raw, dict) else path, f"{error}{beside}", of_value=True)
             return None
         for problem in problems:
             names = [name for name in (problem.argument, *problem.others) if name]

@@ -146,11 +146,25 @@ class Config:
         default=False, compare=False
     )  # read from a run folder or a checkpoint, which may be anyone's
     options: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    elsewhere: tuple[Path, ...] = field(default=(), compare=False)  # where the data is looked for after `data.root`
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The folders in which the data is looked for, in this order."""
+        first = Path(self.data.root).expanduser() if self.data.root else default_root()
+        return tuple(dict.fromkeys((first, *self.elsewhere)))
 
     @property
     def root(self) -> Path:
-        """The folder with the data."""
-        return Path(self.data.root).expanduser() if self.data.root else default_root()
+        """The folder with the data: the first of `roots` that holds it, else the first."""
+        roots = self.roots
+        if len(roots) == 1:
+            return roots[0]
+        return next((root for root in roots if self.is_in(root)), roots[0])
+
+    def is_in(self, root: Path) -> bool:
+        """Whether a folder holds the data set, by the existence of its files; of others than ours, of the folder."""
+        return os.path.exists(root / FILES.get(self.source.name, ""))  # noqa: PTH110 - False for a name too long
 
     def to_dict(self) -> dict[str, Any]:
         """As a file writes it, with every default written out."""
@@ -205,6 +219,16 @@ KEYS = (
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
     *("tta", "early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),
 )
+# What a data set has in its root.
+FILES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "emnist": "EMNIST",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+    "svhn": "train_32x32.mat",
+}
 DEFAULT_COMPONENTS = {"loss": "softmax_cross_entropy", "schedule": "constant"}
 
 

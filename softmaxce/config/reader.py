@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, Problem
@@ -33,6 +34,8 @@ def load(config: str, overrides: Sequence[Override] = ()) -> Config:
     recorded = file.name == "config.yaml" and any((file.parent / name).is_file() for name in IN_A_RUN_FOLDER)
     if recorded:
         document = replace(document, data=as_recorded(document.data))
+    elif file == Path(config):  # no recipe
+        document = replace(document, folder=file.parent)
     recipe = file.stem.lstrip(".") or "run"
     return replace(check(document, overrides, recipe=recipe), recorded=recorded)
 

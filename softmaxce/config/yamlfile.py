@@ -86,12 +86,14 @@ class Document:
         data: dicts, lists, str, int, float, bool, None.
         keys: path -> (line, column) of the key (or of the list item) it ends with, counted from 1.
         values: path -> (line, column) of the value.
+        folder: where files that it names are looked for after the current folder; None for nowhere.
     """
 
     name: str
     data: Any
     keys: dict[Path_, tuple[int, int]]
     values: dict[Path_, tuple[int, int]]
+    folder: Path | None = None
 
     def location(self, path: Path_, *, of_value: bool = False) -> str:
         """`file:line:column` of `path`, or of the nearest container of it that was written; the name if no file was."""

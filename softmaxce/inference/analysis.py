@@ -109,6 +109,7 @@ def analyze(
     split: str | None = None,
     device: str | None = None,
     *,
+    data_root: Path | None = None,
     trust_code: bool = False,
     allow_changed_data: bool = False,
 ) -> RunAnalysis:
@@ -118,12 +119,15 @@ def analyze(
         folder: the run folder.
         split: test, validation or train; None for the first of these that the run has.
         device: as in TrainedModel.open.
+        data_root: where the data set is now, as in TrainedModel.open.
         trust_code: run the user's code that the checkpoint names.
         allow_changed_data: use the run's splits although their images are not those of the training.
     Raises: RunError if the folder holds no run or no checkpoint; DataError, ConfigError as `softmaxce eval`.
     """
     record = runfolder.read_record(folder)
-    model = TrainedModel.open(folder, device=device, trust_code=trust_code, allow_changed_data=allow_changed_data)
+    model = TrainedModel.open(
+        folder, device=device, data_root=data_root, trust_code=trust_code, allow_changed_data=allow_changed_data
+    )
     name = split or _default_split(model, record)
     images = model.split(name)
     logits, labels = model.logits(images)

@@ -74,20 +74,31 @@ class Calibration:
 
 
 def calibrate(
-    path: Path, device: str | None = None, *, trust_code: bool = False, allow_changed_data: bool = False
+    path: Path,
+    device: str | None = None,
+    *,
+    data_root: Path | None = None,
+    trust_code: bool = False,
+    allow_changed_data: bool = False,
 ) -> Calibration:
     """Fit a run's temperature on its validation split, and store it in the run folder.
 
     Args:
         path: a run folder or a checkpoint in one.
-        device: as in TrainedModel.open.
+        device: as in TrainedModel.open, like data_root.
+        data_root: where the data set is now.
         trust_code: run the user's code that the checkpoint names.
         allow_changed_data: use the run's splits although their images are not those of the training.
     Raises: RunError, ConfigError, DataError, if there is no checkpoint, no data or no validation split, or no
         temperature fits.
     """
     model = TrainedModel.open(
-        path, device=device, temperature=1.0, trust_code=trust_code, allow_changed_data=allow_changed_data
+        path,
+        device=device,
+        temperature=1.0,
+        data_root=data_root,
+        trust_code=trust_code,
+        allow_changed_data=allow_changed_data,
     )
     if model.dataset.validation is None:
         raise DataError(

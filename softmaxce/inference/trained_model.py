@@ -20,6 +20,7 @@ from ..config.keys import Config, refuse_users_code
 from ..config.objects import changed_objects, with_objects
 from ..config.reader import as_recorded, from_dict
 from ..data.batches import Batches
+from ..data.fingerprint import fingerprints
 from ..data.folder import read_folder
 from ..data.paths import Unreadable
 from ..data.prefetch import PrefetchingDecoder, decode_to
@@ -31,7 +32,8 @@ from ..runs import checkpoint as checkpoints
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import SPLITS, read_record
 from ..runs.header import find_checkpoint
-from ..runs.provenance import check_split
+from ..runs.provenance import check_recorded_root, check_split
+from ..runs.resume import at_recorded_root
 from ..runs.validation import check_weights
 from ..runtime.allocator import keep_freed_memory
 from ..runtime.device import choose_device, choose_precision, share_processors
@@ -96,7 +98,8 @@ class TrainedModel:
             batch_size: images at once; None for the run's data.eval_batch_size.
             tta: the test-time augmentation, as in a config; None for the run's own.
             temperature: None for the run's own: the one that `softmaxce calibrate` stored, else 1.
-            data_root: where the data set is now; None for where it was at training.
+            data_root: where the data set is now; None for the config's data.root, else, if that does not hold it, where
+                it was at training by run.json, if its images are the same.
             trust_code: run the `module:Name` code that the checkpoint names; refused otherwise.
             allow_changed_data: use the run's splits although their images are not those of the training.
             model: in place of what the config names; it gets the run's weights. Needed if the run was given an object.
@@ -117,6 +120,8 @@ class TrainedModel:
         for text in changed_objects(config, {"model": model, "loss": loss, "dataset": dataset}):
             streams.warning(f"{file}: {text}")
         config = with_objects(config, model=model, loss=loss, dataset=dataset)
+        if data_root is None and not config.is_in(config.root):
+            config = at_recorded_root(config, _record_beside(file))
         where = _device(loaded, config, device)
         preprocessing = _preprocessing(loaded)
         return cls(
@@ -145,8 +150,7 @@ class TrainedModel:
     @cached_property
     def record(self) -> dict[str, Any]:
         """The run.json beside the checkpoint; empty if there is none. Raises: RunError if it is damaged."""
-        folder = self.checkpoint.parent
-        return read_record(folder) if (folder / "run.json").is_file() else {}
+        return _record_beside(self.checkpoint)
 
     # -- the run's data -----------------------------------------------------------------------------------------------
 
@@ -158,6 +162,10 @@ class TrainedModel:
         """
         with within_memory("reading the data set", FEWER_IMAGES):
             dataset = hold_out(load_source(self.config), self.config)
+        if self.config.elsewhere:
+            message = check_recorded_root(self.checkpoint.parent, self.config, self.record, fingerprints(dataset))
+            if message:
+                streams.line(message, err=True)
         if dataset.classes != self.classes:
             raise DataError(
                 f"{self.checkpoint}: the data at {self.config.root} has other classes than this model was trained on"
@@ -279,6 +287,11 @@ class TrainedModel:
                 predictions = iter(top_classes(self.probabilities(pixels), paths, self.classes, top))
             for item in chunk:
                 yield item if isinstance(item, Unreadable) else next(predictions)
+
+
+def _record_beside(checkpoint: Path) -> dict[str, Any]:
+    folder = checkpoint.parent
+    return read_record(folder) if (folder / "run.json").is_file() else {}
 
 
 def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, trust_code: bool = False) -> Config:

@@ -9,7 +9,8 @@ from ..config import reader as configs
 from ..config.keys import Config, users_code
 from ..config.objects import objects_of
 from ..errors import RunError
-from .resume import Images, check_resumable, find_run
+from .folder import read_record
+from .resume import Images, at_recorded_root, check_resumable, find_run
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ def resume_run(folder: Path, config: Config | None = None, *, allow_changed_data
     """
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder}: there is no run in this folder (no config.yaml)")
-    if config is None:
-        config = configs.load(str(folder / "config.yaml"))
+    own = configs.load(str(folder / "config.yaml"))
+    config = own if config is None else config
+    if config.data.root == own.data.root and (folder / "run.json").is_file():
+        config = at_recorded_root(config, read_record(folder))
     return Plan(check_resumable(folder, config), folder, True, allow_changed_data)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from .. import streams
 from ..build import FEWER_IMAGES, SourceReader, hold_out
+from ..config.components import takes
 from ..config.keys import Config, users_code
 from ..config.signatures import NotStatic, source_file
 from ..data.fingerprint import fingerprint, fingerprints
@@ -18,7 +19,7 @@ from ..errors import RunError, is_users, within_memory
 from ..runtime.environment import environment, git_commit, softmaxce_commit
 from ..training.run import Run
 from .folder import SPLITS, read_record
-from .resume import Images, changed_splits, recorded_images, unknown_splits
+from .resume import Images, changed_splits, recorded_images, recorded_root, unknown_splits
 
 # How a difference is described, in this order.
 PHRASES = {
@@ -52,8 +53,9 @@ def of_run(run: Run) -> dict[str, Any]:
     if run.config.data.validation is not None:
         del data_set["validation"]
     commits = {"softmaxce_commit": softmaxce_commit(), "git_commit": git_commit(Path.cwd())}
+    root = {"data_root": str(run.config.root.resolve())} if takes(run.config.source, "root") else {}
     code = {"code": of_code(run.config)}
-    return {**of_machine(run.device, run.precision), **commits, **code, "data": data, "data_set": data_set}
+    return {**of_machine(run.device, run.precision), **commits, **code, **root, "data": data, "data_set": data_set}
 
 
 def of_code(config: Config) -> dict[str, str]:
@@ -158,6 +160,29 @@ def check_images(
     if not before:
         return [_unknown(run, list(now), "run.json holds no fingerprints of them")]
     return _compare(run, changed_splits(before, now), unknown_splits(before, now), allow_changed_data)
+
+
+def check_recorded_root(run: Path, config: Config, record: Mapping[str, Any], now: Mapping[str, str]) -> str:
+    """Refuse data that was read from the folder that run.json names, unless it is known to be that of the training.
+
+    Args:
+        run: its folder.
+        config: as resume.at_recorded_root returned it.
+        record: its run.json.
+        now: the fingerprints of all splits.
+    Returns: a message that says which folder was read; empty if it is another one than run.json names.
+    Raises: RunError.
+    """
+    root, before = config.root, recorded_images(record)
+    if root == config.roots[0] or root != recorded_root(record):
+        return ""
+    missing = f"{run}: its data is not in {config.roots[0].absolute()}"
+    if not before or changed_splits(before, now) or unknown_splits(before, now):
+        raise RunError(
+            f"{missing}, and the images in {root}, which run.json names, are not known to be those of the training; "
+            "name the folder with --data, or to resume the run with --set data.root=FOLDER"
+        )
+    return f"{missing}; the same images are read from {root}"
 
 
 def check_split(file: Path, name: str, split: Split, *, allow_changed_data: bool) -> str:

@@ -5,7 +5,7 @@ finished, and which runs differ only by their seed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,24 @@ def recorded_images(record: Mapping[str, Any], key: str = "data") -> dict[str, s
     images = environment.get(key) if isinstance(environment, dict) else None
     entries = images.items() if isinstance(images, dict) else ()
     return {name: text for name, text in entries if name in SPLITS and isinstance(text, str)}
+
+
+def at_recorded_root(config: Config, record: Mapping[str, Any]) -> Config:
+    """The config, with the folder that held its run's data as the last one in which the data is looked for.
+
+    Args:
+        config: of the run.
+        record: its run.json, which may be someone else's: provenance.check_recorded_root compares the images.
+    """
+    root = recorded_root(record)
+    return config if root is None else replace(config, elsewhere=(*config.elsewhere, root))
+
+
+def recorded_root(record: Mapping[str, Any]) -> Path | None:
+    """The absolute path of the folder that held a run's data, by its run.json; None if that does not say."""
+    environment = record.get("environment")
+    root = environment.get("data_root") if isinstance(environment, dict) else None
+    return Path(root) if isinstance(root, str) and Path(root).is_absolute() else None
 
 
 def same_fingerprint(first: str, second: str) -> bool | None:

@@ -35,6 +35,7 @@ def write_report(
     split: str | None = None,
     device: str | None = None,
     *,
+    data_root: Path | None = None,
     trust_code: bool = False,
     allow_changed_data: bool = False,
 ) -> Written:
@@ -46,13 +47,16 @@ def write_report(
             of the same name without its ending.
         split: test, validation or train; None for the first of these that the run has.
         device: as in TrainedModel.open.
+        data_root: where the data set is now, as in TrainedModel.open.
         trust_code: run the user's code that the checkpoint names.
         allow_changed_data: use the run's splits although their images are not those of the training.
     Raises: RunError, ConfigError, DataError; OSError if a file cannot be written.
     """
     page = output if output is not None else folder / PAGE
     check_page_path(page, "--output", PAGE)
-    analysis = analyze(folder, split, device, trust_code=trust_code, allow_changed_data=allow_changed_data)
+    analysis = analyze(
+        folder, split, device, data_root=data_root, trust_code=trust_code, allow_changed_data=allow_changed_data
+    )
     explanations = page.with_suffix("") if page.suffix else page.with_name(page.name + "-explained")
     with writable(explanations):
         pages = write_explanations(analysis, explanations)
