@@ -10,6 +10,7 @@ from ..data.decode import Decode
 from ..data.splits import InMemory, Split
 from ..errors import DataError, RunError, in_one_line, ran_out_of_memory
 from ..inference.trained_model import TrainedModel
+from ..inference.tta import TestTimeAugmentation
 from ..losses.cross_entropy import SoftmaxCrossEntropy
 from .explanation import Contributions, Explanation, OwnLoss
 from .numerics import compare_formats
@@ -100,7 +101,10 @@ def explain_image(model: TrainedModel, image: Tensor, target: int | Tensor | Non
             "mixed image."
         )
     if model.config.tta != "none":
-        notes.append(f"The logits are the mean over several views of the image (tta: {model.config.tta}).")
+        pixels = ""
+        if isinstance(model.model, TestTimeAugmentation) and _linear_layer(model.model.model) is not None:
+            pixels = " The contributions of the pixels are not shown, because they are known for a single view only."
+        notes.append(f"The logits are the mean over several views of the image (tta: {model.config.tta}).{pixels}")
     steps = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing, temperature=model.temperature)
     if model.temperature != 1:
         undivided = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing)
@@ -130,11 +134,19 @@ def _undivided(model: TrainedModel, loss: float, own_loss: OwnLoss | None) -> st
 
 def _contributions(model: nn.Module, image: Tensor) -> Contributions | None:
     """Each pixel's part in each logit, if the model is linear; `image` is [C, H, W], normalized."""
+    linear = _linear_layer(model)
+    if linear is None:
+        return None
+    products = linear.weight.detach().view(-1, *image.shape) * image  # [K, C, H, W]
+    bias = torch.zeros(len(products)) if linear.bias is None else linear.bias.detach()
+    return Contributions(products.sum(1), bias)
+
+
+def _linear_layer(model: nn.Module) -> nn.Linear | None:
+    """The only layer of a model that is linear in its pixels."""
     match list(model.children()) if isinstance(model, nn.Sequential) else []:
         case [nn.Flatten(), nn.Linear() as linear]:
-            products = linear.weight.detach().view(-1, *image.shape) * image  # [K, C, H, W]
-            bias = torch.zeros(len(products)) if linear.bias is None else linear.bias.detach()
-            return Contributions(products.sum(1), bias)
+            return linear
     return None
 
 

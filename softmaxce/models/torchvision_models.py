@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .. import streams
 from ..argument_types import PositiveInt
 from ..errors import DataError
 
@@ -44,6 +45,11 @@ def torchvision_model(
     """
     from torchvision.models import get_model
 
+    if weights is None and freeze == "backbone" and pretrained_weights != "none":
+        streams.warning(
+            f"torchvision:{architecture}: freeze: backbone without weights trains a head on random features that are "
+            "never trained; add weights: DEFAULT, or leave freeze out"
+        )
     if weights is None:
         options: dict[str, Any] = {}
         if architecture in ("inception_v3", "googlenet"):  # no auxiliary heads, so that forward returns logits alone

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from .. import streams
@@ -71,18 +71,22 @@ class GrowingTable(Reporter):
         self.progress = Progress(
             TextColumn("epoch {task.fields[label]}", style="dim"),
             BarColumn(bar_width=None),
+            TextColumn("{task.fields[loss]}"),
             _Rate(),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[left]}", style="dim"),
             console=self.console,
             transient=True,
             auto_refresh=False,
         )
+        self.best_metric = "accuracy"
         self.columns: list[int] = []  # those that are shown; decided with the first row
 
     def expect(self, run: Run) -> None:
-        """Set the totals of the progress bar."""
-        self.epochs = run.config.epochs
+        """Set the totals of the progress bar, and the metric whose column is bold."""
+        self.run = run
+        self.epochs, self.best_metric = run.config.epochs, run.config.best_metric
         self.images = run.train.num_images
+        self.images_done, self.began = 0, time.monotonic()  # by this process, of all epochs
 
     def start(self, run: Run, folder: Path) -> None:
         """Print the introduction on stderr."""
@@ -92,15 +96,19 @@ class GrowingTable(Reporter):
 
     def track(self, batches: Iterable[Batch], done: int, epoch: int) -> Iterator[Batch]:
         """Draw a progress bar while the batches are consumed."""
-        task = self.progress.add_task("", total=self.images, completed=done, label=f"{epoch}/{self.epochs}")
+        label = f"{epoch}/{self.epochs}"
+        task = self.progress.add_task("", total=self.images, completed=done, label=label, loss="", left="")
         self.progress.start()
         drawn = time.monotonic()
         try:
             for batch in batches:
                 yield batch
                 done += len(batch[1])
+                self.images_done += len(batch[1])
                 if (now := time.monotonic()) - drawn >= REFRESH:
-                    self.progress.update(task, completed=done)
+                    loss = f"loss {self.run.tally.scores().loss:.4f}"
+                    left = time_left(now - self.began, self.images_done, self.images * (self.epochs - epoch + 1) - done)
+                    self.progress.update(task, completed=done, loss=loss, left=left)
                     self.progress.refresh()
                     drawn = now
         finally:
@@ -121,13 +129,17 @@ class GrowingTable(Reporter):
             Text(f"{epoch.learning_rate:.2e}", style="dim"),
             Text(f"{epoch.train.loss:.4f}"),
             Text(f"{epoch.train.accuracy:.4f}"),
-            Text(f"{held_out.loss:.4f}" if held_out else ""),
-            Text(f"{held_out.accuracy:.4f}" if held_out else "", style="bold"),
+            Text(f"{held_out.loss:.4f}" if held_out else "", style=self._emphasis("loss")),
+            Text(f"{held_out.accuracy:.4f}" if held_out else "", style=self._emphasis("accuracy")),
             Text(f"{epoch.images_per_second:,.0f}", style="dim"),
             Text(f"{epoch.seconds:.1f}", style="dim"),
             Text("best" if epoch.best else "", style="green"),
         ]
         self._print(row)
+
+    def _emphasis(self, metric: str) -> str:
+        """Bold for the metric that decides which epoch is the best."""
+        return "bold" if metric == self.best_metric else ""
 
     def _print(self, cells: list[Text]) -> None:
         """Print a row; each is printed as soon as it is known, so that the widths are fixed."""
@@ -140,6 +152,13 @@ class GrowingTable(Reporter):
         self.console.print()
         for line in summary(outcome):
             self.console.print(line, style="bold" if line.startswith(outcome.split) else None, soft_wrap=True)
+
+
+def time_left(seconds: float, done: int, remaining: int) -> str:
+    """An estimate for the whole run: `run 1:02:03 left`, from the images done in so many seconds."""
+    minutes, left = divmod(round(seconds * remaining / max(1, done)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"run {f'{hours}:{minutes:02}' if hours else minutes}:{left:02} left"
 
 
 class _Rate(ProgressColumn):

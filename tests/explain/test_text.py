@@ -274,6 +274,15 @@ def test_a_class_that_the_loss_ignores_is_refused_with_its_name(linear_run: Path
     trained.explain_image(ignoring, image, (label + 1) % 10, title="an image")
 
 
+def test_where_several_views_are_averaged_the_missing_pixels_are_accounted_for(linear_run: Path) -> None:
+    single, several = (TrainedModel.open(linear_run, device="cpu", tta=tta) for tta in ("none", "crops"))
+    image, target = trained.split_image(single, "test", 0)
+    assert trained.explain_image(single, image, target, title="").contributions is not None
+    explained = trained.explain_image(several, image, target, title="")
+    assert explained.contributions is None
+    assert any("contributions of the pixels are not shown" in note for note in explained.notes)
+
+
 def test_a_run_with_mixup_says_how_a_mixed_image_is_explained(linear_run: Path) -> None:
     run = TrainedModel.open(linear_run, device="cpu")
     image, label = trained.split_image(run, "test", 0)

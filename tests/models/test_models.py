@@ -215,6 +215,14 @@ def test_pretrained_weights_are_used_but_for_the_head(
     assert [key.removeprefix("model.") for key in trained] == new
 
 
+def test_a_frozen_backbone_without_weights_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    torchvision_model("resnet18", freeze="backbone", in_channels=3, num_classes=5)
+    assert "warning: torchvision:resnet18: freeze: backbone without weights trains a head" in capsys.readouterr().err
+    torchvision_model("resnet18", in_channels=3, num_classes=5)
+    torchvision_model("resnet18", freeze="backbone", in_channels=3, num_classes=5, pretrained_weights="none")
+    assert capsys.readouterr().err == ""  # the last is a trained model that is opened
+
+
 def test_a_frozen_backbone_keeps_its_batch_statistics() -> None:
     model = torchvision_model("resnet18", freeze="backbone", in_channels=3, num_classes=5).train()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -4,14 +4,18 @@ import contextlib
 import io
 import itertools
 import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.cells import cell_len
 from rich.color import Color, ColorSystem
 from rich.console import Console
 
+from softmaxce.build import build_run
+from softmaxce.config import reader
 from softmaxce.report import comparison, console, evaluation, laws, run_list, terminal_art, training
 from softmaxce.runs.listing import RunRow
 from softmaxce.training.run import Epoch
@@ -104,6 +108,32 @@ def test_the_epoch_table_drops_columns_and_cuts_none(stream: Stream) -> None:
     assert {"0.8765"} <= set(shown[2].split())
     if printer(stream).width >= 77:
         assert " ".join(shown[0].split()) == "epoch lr train loss train acc val loss val acc images/s sec"
+
+
+@pytest.mark.parametrize("best_metric", ["loss", "accuracy"])
+def test_the_bold_column_is_the_metric_that_best_follows_and_the_bar_estimates_the_run(best_metric: str) -> None:
+    config = reader.load("digits", [reader.Override(("best_metric",), best_metric, "")])
+    run = build_run(config)
+    out = io.StringIO()
+    table = training.GrowingTable(Console(file=out, force_terminal=True, width=100, color_system="standard"))
+    table.expect(run)
+    table.epoch(epoch(1))
+    bold = re.findall(r"\x1b\[1m *([0-9.]+)\x1b", out.getvalue())
+    assert bold == ["0.4567" if best_metric == "loss" else "0.8765"]
+    table.began = time.monotonic() - 60
+    batches = run.train.epoch(1)
+    for images, labels in itertools.islice(table.track(batches, 0, 1), 2):
+        run.tally.add(torch.tensor(0.25), torch.zeros(len(labels), 10), labels)
+        run.tally.images += len(images)
+        time.sleep(training.REFRESH)
+    shown = out.getvalue()
+    assert "loss 0.2500" in shown
+    assert re.search(r"run (\d+:)?\d+:\d\d left", shown)
+
+
+def test_the_time_left_is_that_of_all_images_still_to_come() -> None:
+    assert training.time_left(10.0, 100, 900) == "run 1:30 left"
+    assert training.time_left(36.0, 10, 1000) == "run 1:00:00 left"
 
 
 def test_columns_go_in_the_order_of_their_worth() -> None:
