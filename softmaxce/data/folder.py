@@ -17,6 +17,7 @@ from .. import streams
 from ..argument_types import Fraction, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from ..runtime.processors import processors
+from ..waiting import Counting
 from . import cache as decoded_images
 from . import decode as decoding
 from .decode import Decode, decoding_threads
@@ -222,6 +223,8 @@ class _Listing:
                 except DataError as error:
                     bad[index] = str(error)
                     continue
+                finally:
+                    counting.advance()
                 if array.shape != shape:
                     height, width = array.shape[1:]
                     raise DataError(
@@ -231,7 +234,8 @@ class _Listing:
                 images[index] = array
 
         chunks = [range(start, min(start + 256, len(files))) for start in range(0, len(files), 256)]
-        with ThreadPoolExecutor(decoding_threads(first)) as pool:
+        counting = Counting("decoding images", len(files))
+        with counting, ThreadPoolExecutor(decoding_threads(first)) as pool:
             for future in [pool.submit(fill, chunk) for chunk in chunks]:
                 future.result()
         decodable = torch.tensor([index for index in range(len(files)) if index not in bad])
@@ -250,8 +254,9 @@ class _Listing:
                 split.decode(split.files[index])
             except DataError as error:
                 bad[index] = str(error)
+            counting.advance()
 
-        with ThreadPoolExecutor(processors()) as pool:
+        with Counting("checking images", len(split)) as counting, ThreadPoolExecutor(processors()) as pool:
             list(pool.map(attempt, range(len(split))))
         if not bad:
             return split

@@ -8,6 +8,7 @@ scheduling).
 import contextlib
 import ctypes
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from numba import types
 from numba.extending import intrinsic as _intrinsic
 from platformdirs import user_cache_dir
 
+from .. import streams, waiting
 from ..errors import ran_out_of_memory
 
 intrinsic: Any = _intrinsic
@@ -51,6 +53,13 @@ def compile_kernel(
     executor = ThreadPoolExecutor(1, "softmaxce compiles")
     result = executor.submit(_compile, function, job, fastmath)
     executor.shutdown(wait=False)
+    if not _WAITS and sys.stderr is not None:
+        limit = waiting.ON_TERMINAL if sys.stderr.isatty() else 2 * waiting.ELSEWHERE
+        with contextlib.suppress(TimeoutError):  # it is waited for below, after a line
+            return result.result(limit)
+        if result.running():
+            _WAITS.append(limit)
+            streams.line("compiling for this machine, which later runs need not do", err=True)
     return result.result()
 
 
@@ -132,6 +141,7 @@ def _cache_folder(root: str) -> str:
 
 
 _SETTING = threading.RLock()
+_WAITS: list[float] = []  # not empty once it was said that compiling takes time
 _COMPILED: list[Any] = []  # machine code lives as long as its object
 
 
