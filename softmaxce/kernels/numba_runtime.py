@@ -53,12 +53,11 @@ def compile_kernel(
     executor = ThreadPoolExecutor(1, "softmaxce compiles")
     result = executor.submit(_compile, function, job, fastmath)
     executor.shutdown(wait=False)
-    if not _WAITS and sys.stderr is not None:
-        limit = waiting.ON_TERMINAL if sys.stderr.isatty() else 2 * waiting.ELSEWHERE
+    if not _WAITS and sys.stderr is not None and sys.stderr.isatty():  # elsewhere nobody wonders why it takes seconds
         with contextlib.suppress(TimeoutError):  # it is waited for below, after a line
-            return result.result(limit)
+            return result.result(waiting.ON_TERMINAL)
         if result.running():
-            _WAITS.append(limit)
+            _WAITS.append(waiting.ON_TERMINAL)
             streams.line("compiling for this machine, which later runs need not do", err=True)
     return result.result()
 

@@ -162,7 +162,7 @@ def test_a_loss_for_a_fixed_number_of_classes_is_tested_with_that_number(softmax
         (("own.py:scaled", "--set", "scale"), "--set scale: write it as key=value"),
         (("own.py:naive", "--reference", "softmaxcross"), "--reference: there is no 'softmaxcross' among the losses"),
         (("softmax_cross_entropy", "--set", "label_smoothing=2"), "label_smoothing must be a number in [0, 1], got 2"),
-        (("softmax_cross_entropy", "--skip", "shfit"), "'shfit' is not one of 'value', 'gradient', 'gradcheck'"),
+        (("softmax_cross_entropy", "--skip", "shfit"), "--skip shfit: there is no such law; did you mean 'shift'?"),
         (
             ("own.py:naive", "--only", "value", "--only", "gradient"),
             "formula that you mean); add --reference softmax_cross_entropy",
