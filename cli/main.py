@@ -16,6 +16,7 @@ from softmaxce.errors import (
     INTERRUPTED,
     TERMINATED,
     ConfigError,
+    OutputError,
     SoftmaxceError,
     in_one_line,
     in_users_code,
@@ -139,7 +140,7 @@ class Group(TyperGroup):
                 status = FAILED
             finally:
                 sys.stdout.flush()
-        except streams.OutputError as error:
+        except OutputError as error:
             if str(error):
                 _print_error(str(error))
             status = error.status
@@ -158,7 +159,7 @@ class Group(TyperGroup):
             file = f"{error.filename}: " if error.filename else ""
             _print_error(f"{file}{error.strerror or error}")
             status = FAILED
-        except (streams.OutputError, typer.Exit, typer.Abort, usage.ClickException):
+        except (OutputError, typer.Exit, typer.Abort, usage.ClickException):
             raise
         except Exception as error:  # raised by the user's code, which any command may run; others are raised again
             message = f"memory ran out: {in_one_line(error)}" if ran_out_of_memory(error) else in_users_code(error)

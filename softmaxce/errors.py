@@ -13,6 +13,7 @@ DONE = 0
 FAILED = 1  # a requirement was not met, or training failed
 USAGE = 2  # the command line, the config or the data is wrong
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+CLOSED_PIPE = 141  # 128 + SIGPIPE
 TERMINATED = 143  # 128 + SIGTERM
 
 MAX_LENGTH = 600  # characters of a message: a file that is no config may contain names of any length
@@ -133,6 +134,15 @@ def within_memory(doing: str, remedy: str = "") -> Iterator[None]:
         raise MemoryRanOutError(f"{message}; {remedy}" if remedy else message)
 
 
+class OutputError(Exception):
+    """Stdout cannot be written. `status` is the command's exit status, and the message is empty for a closed pipe."""
+
+    def __init__(self, error: OSError) -> None:
+        broken = isinstance(error, BrokenPipeError)
+        self.status = CLOSED_PIPE if broken else FAILED
+        super().__init__("" if broken else f"stdout: {error.strerror or error}")
+
+
 @contextlib.contextmanager
 def as_training_error(position: Callable[[], str]) -> Iterator[None]:
     """Turns whatever a model, a loss, an augmentation or an optimizer raises into a TrainingError of one line.
@@ -142,7 +152,7 @@ def as_training_error(position: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except (SoftmaxceError, OSError):  # they say what and where themselves
+    except (SoftmaxceError, OSError, OutputError):  # they say what and where themselves
         raise
     except Exception as error:  # the user's model, loss, augmentation or reporter may raise anything
         memory = "memory ran out: " if ran_out_of_memory(error) else ""

@@ -17,6 +17,7 @@ from .data.batches import Batch
 from .errors import (
     ConfigError,
     MemoryRanOutError,
+    OutputError,
     Problem,
     RunError,
     SoftmaxceError,
@@ -35,7 +36,6 @@ from .runs.folder import Status
 from .runs.plan import resume_command
 from .runs.resume import check_resumable
 from .runtime.signals import Pauses, Signals, Terminated, every
-from .streams import OutputError
 from .training.loop import fit_with_checkpoints
 from .training.nonfinite import NonFiniteError
 from .training.run import Epoch, Run

@@ -16,8 +16,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-CLOSED_PIPE = 141  # 128 + SIGPIPE, as shells count
-UNWRITABLE = 1
+from .errors import OutputError
 
 # C0, DEL, C1; line and paragraph separators; marks, overrides and isolates of the direction; lone surrogates.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -47,15 +46,6 @@ _ASCII = str.maketrans(
         **dict.fromkeys("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "*"),  # rich's spinner
     }
 )
-
-
-class OutputError(Exception):
-    """Stdout cannot be written. `status` is the command's exit status, and the message is empty for a closed pipe."""
-
-    def __init__(self, error: OSError) -> None:
-        broken = isinstance(error, BrokenPipeError)
-        self.status = CLOSED_PIPE if broken else UNWRITABLE
-        super().__init__("" if broken else f"stdout: {error.strerror or error}")
 
 
 def escaped(text: object, *, keep_bytes: bool = False) -> str:
