@@ -335,7 +335,7 @@ def test_eval_prints_every_figure_as_text(softmaxce: Softmaxce, small: Path) -> 
         ((), "there is no run under runs/ here"),
         (("nothing",), "nothing: there is no such run folder or checkpoint"),
         (("small.yaml",), "small.yaml: is not a readable checkpoint"),
-        (("--split", "tset"), "--split: 'tset' is not one of"),
+        (("--split", "tset"), "--split: must be test, validation (or val) or train, got 'tset'; did you mean 'test'?"),
     ],
 )
 def test_eval_of_what_is_no_run_is_2_in_one_line(
