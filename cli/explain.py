@@ -25,7 +25,10 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from softmaxce.explain.explanation import Explanation
+    from softmaxce.inference.trained_model import TrainedModel
 
 
 def explain(
@@ -180,23 +183,34 @@ def _of_run(
     )
     target: int | torch.Tensor | None = None
     if index is not None:
-        title = f"{split.value} image {index} of {model.config.source.name}"
-        if mixed is None:
-            pixels, target = trained.split_image(model, split.value, index)
-        else:
-            other, mix_weight = mixed
-            pixels, target = trained.mixed_image(model, split.value, index, other, mix_weight)
-            title += f" mixed with image {other} (weight {mix_weight:g})"
-        if (files := model.split(split.value).files) is not None:
-            title += f" ({files[index]})"
-        title += f", by {run}"
+        pixels, target, title = _image_of_split(model, split.value, index, mixed)
     else:
         assert image is not None
-        pixels, title = trained.read_image(model, image), f"{image}, by {run}"
+        pixels, title = trained.read_image(model, image), str(image)
     if label is not None:
         parsed = explain_arguments.label(label, model.classes)
         target = parsed if isinstance(parsed, int) else torch.tensor(parsed, dtype=torch.float64)
-    return trained.explain_image(model, pixels, target, title=title)
+    return trained.explain_image(model, pixels, target, title=f"{title}, by {run}")
+
+
+def _image_of_split(
+    model: "TrainedModel", split: str, index: int, mixed: tuple[int, float] | None
+) -> tuple["torch.Tensor", "int | torch.Tensor", str]:
+    """An image of a split, its label, and what it is; mixed with another image by (index, weight), if that is given."""
+    from softmaxce.explain import trained
+
+    title = f"{split} image {index} of {model.config.source.name}"
+    pixels: torch.Tensor
+    target: int | torch.Tensor
+    if mixed is None:
+        pixels, target = trained.split_image(model, split, index)
+    else:
+        other, mix_weight = mixed
+        pixels, target = trained.mixed_image(model, split, index, other, mix_weight)
+        title += f" mixed with image {other} (weight {mix_weight:g})"
+    if (files := model.split(split).files) is not None:
+        title += f" ({files[index]})"
+    return pixels, target, title
 
 
 def _mistake(option: str, message: str) -> ConfigError:

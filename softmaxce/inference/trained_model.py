@@ -108,9 +108,7 @@ class TrainedModel:
         Raises: RunError if there is no checkpoint, it is damaged, or its weights do not fit; ConfigError if its parts
             cannot be built, or the machine has no such device.
         """
-        if temperature is not None and not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
-            rule = f"must be a number from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}, got {temperature}"
-            raise ConfigError([Problem("temperature", rule)])
+        _check_temperature(temperature)
         file = find_checkpoint(Path(path))
         loaded = checkpoints.load(file)
         root = None if data_root is None else str(data_root)
@@ -310,6 +308,12 @@ def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, 
     if not trust_code:
         refuse_users_code(config, str(checkpoint.file), training=False)
     return config
+
+
+def _check_temperature(value: float | None) -> None:
+    low, high = TEMPERATURES
+    if value is not None and not low <= value <= high:
+        raise ConfigError([Problem("temperature", f"must be a number from {low:g} to {high:g}, got {value}")])
 
 
 def _device(checkpoint: Checkpoint, config: Config, requested: str | None) -> torch.device:

@@ -146,7 +146,7 @@ MISTAKES = {
     "eval nowhere": "nowhere: there is no such run folder or checkpoint",
     "eval --data nowhere": "--data nowhere: there is no such folder",
     "eval --device gpu": "--device: device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'",
-    "eval --temperature 0": "--temperature: must be a number above 0, got 0",
+    "eval --temperature 0": "--temperature: must be a number from 1e-06 to 1e+06, got 0",
     "eval --split tset": "--split: must be test, validation (or val) or train, got 'tset'; did you mean 'test'?",
     "eval --require acuracy>=1": "--require acuracy>=1: there is no metric 'acuracy'",
     "eval --batch-size 0": "--batch-size: must be greater than or equal to 1",

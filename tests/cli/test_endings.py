@@ -384,7 +384,10 @@ def test_a_users_model_that_raises_is_one_line_with_its_place_in_every_command(
         done = softmaxce(*train, *(["--dry-run"] if how == "dry run" else []))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.removeprefix("error: ").removeprefix("epoch 1: ") == "LookupError: not so many (own.py:10)"
+    assert (
+        line.removeprefix("error: ").removeprefix("epoch 1: ").removeprefix("the first batch: ")
+        == "LookupError: not so many (own.py:10)"
+    )
 
 
 # -- run.json ---------------------------------------------------------------------------------------------------------

@@ -288,6 +288,6 @@ def test_a_run_is_resumed_and_evaluated_on_the_split_it_was_trained_with(
     assert "data.split_by was 'shuffle' and is now 'name'" in refused.stderr
     resumed = softmaxce("train", "--resume", "run", "--epochs", "2", "--quiet")
     assert resumed.returncode == 0, resumed.stderr
-    assert "warning" not in resumed.stderr
+    assert "images" not in resumed.stderr  # the same ones
     evaluated = json.loads(softmaxce("eval", "run", "--json").stdout)
     assert evaluated["images"] == 200  # a shuffle's exact fifth

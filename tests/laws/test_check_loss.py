@@ -51,7 +51,6 @@ def test_the_exit_status_for_a_sound_loss_is_0_and_every_law_has_a_line(softmaxc
     assert (done.returncode, done.stderr) == (0, "")
     rows = [line.split() for line in done.stdout.splitlines()[2:]]
     assert [row[0] for row in rows if row and row[0] in registry.LAWS] == list(registry.LAWS)
-    assert max(map(len, done.stdout.splitlines())) <= 80
     assert "\x1b" not in done.stdout
     assert done.stdout.splitlines()[-2:] == [
         "softmax_cross_entropy keeps 18 of 18 laws tried",
