@@ -4,7 +4,7 @@ from rich import box
 from rich.table import Table
 
 from .. import streams
-from ..errors import MemoryRanOutError, within_memory
+from ..errors import MemoryRanOutError
 from ..training.dry_run import dry_run
 from ..training.memory import smaller_steps
 from ..training.run import Run
@@ -18,8 +18,7 @@ MiB = 1 << 20
 def print_summary(run: Run, *, as_json: bool) -> None:
     """Do the dry run and print it."""
     try:
-        with within_memory("training"):
-            result = dry_run(run)
+        result = dry_run(run)
     except MemoryRanOutError as error:
         raise MemoryRanOutError(f"{error}; {smaller_steps(run)}") from None
     if as_json:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import as_training_error
+from ..errors import as_training_error, within_memory
 from ..losses.interface import reduction_of
 from ..models.max_pool import MaxPool2x2
 from .run import Run
@@ -13,6 +13,7 @@ from .step import TrainingStep
 
 
 @as_training_error(lambda: "the first batch")
+@within_memory("training")
 def dry_run(run: Run) -> dict[str, Any]:
     """Take one training step and measure it.
 

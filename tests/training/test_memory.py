@@ -126,7 +126,9 @@ def test_memory_that_runs_out_late_leaves_the_last_checkpoint(tmp_path: Path) ->
     (tmp_path / "hungry.py").write_text(HUNGRY.replace("<< 24", "<< 10"))
     assert limited(tmp_path, *train, *again).returncode == 0
     (tmp_path / "hungry.py").write_text(HUNGRY.replace("<< 24", "<< 40"))
-    line = told(limited(tmp_path, *train, *again, "--epochs", "3"))
+    done = limited(tmp_path, *train, *again, "--epochs", "3")
+    *warnings, line = done.stderr.splitlines()
+    assert all("was trained with another hungry.py" in warning or "spans the run" in warning for warning in warnings)
     assert line.startswith("error: epoch 3: memory ran out while training")
     assert "a step of 2 images, tried just now, fits" in line  # the model asks for nothing then
     assert line.endswith("; a keeps its last checkpoint")
