@@ -1,5 +1,6 @@
 """Short runs of the losses' fuzzing: 300 rounds, and every kernel between guard pages."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +21,15 @@ def test_losses_match_the_formula_for_random_shapes_dtypes_layouts_and_options()
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is protected in Linux's way")
 def test_no_kernel_reads_or_writes_outside_its_tensors() -> None:
     command = [sys.executable, "-m", "tests.fuzz.guards"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, f"status {done.returncode}\n{done.stderr[-2000:]}"
     assert "no access outside any tensor" in done.stdout
 
@@ -28,5 +37,7 @@ def test_no_kernel_reads_or_writes_outside_its_tensors() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is protected in Linux's way")
 def test_a_read_of_one_byte_beyond_a_guarded_tensor_crashes() -> None:
     command = [sys.executable, "-m", "tests.fuzz.guards", "trap"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False, timeout=300
+    )
     assert done.returncode == -signal.SIGSEGV

@@ -58,9 +58,10 @@ def run(target: str, seeds: range, timeout: float = TIMEOUT) -> Outcome:
 def _one_worker(target: str, seeds: range, folder: Path, outcome: Outcome, timeout: float) -> int:
     """Run one worker. Returns: the number of seeds that it finished, the one that stopped it included."""
     command = [sys.executable, "-m", "tests.fuzz.watchdog", target, str(seeds.start), str(seeds.stop), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    log = folder / "stderr"
     root = Path(__file__).parents[2]
+    # The command, if this process has imported it, keeps its children from importing modules of the current folder.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(root)}
+    log = folder / "stderr"
     with log.open("wb") as errors:
         worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=root, env=environment)
         assert worker.stdout is not None

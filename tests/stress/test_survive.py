@@ -13,9 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 def survive(how: str, rounds: int, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.stress.survive", how, "--rounds", str(rounds), "--epochs", "1", "--fork"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # see tests/fuzz/watchdog.py
     return subprocess.run(
         [*command, "--folder", str(folder)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 
