@@ -6,10 +6,20 @@ from typing import Annotated
 import typer
 
 from softmaxce import streams
-from softmaxce.errors import FAILED, ConfigError, Problem
+from softmaxce.errors import FAILED
 from softmaxce.inference import requirements
 
-from .options import AllowChangedData, Device, Split, SplitName, Temperature, TrustCode, Tta, run_or_newest
+from .options import (
+    AllowChangedData,
+    Device,
+    Split,
+    SplitName,
+    Temperature,
+    TrustCode,
+    Tta,
+    check_folder,
+    run_or_newest,
+)
 from .startup import fast_imports
 
 
@@ -20,7 +30,11 @@ def evaluate(
     ] = None,
     split: Split = SplitName.test,
     data: Annotated[
-        Path | None, typer.Option(help="Another folder: of images, one sub-folder per class; or the data set's root.")
+        Path | None,
+        typer.Option(
+            callback=check_folder,
+            help="Another folder: of images, one sub-folder per class; or the data set's root.",
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at once; the run's data.eval_batch_size if left out.")
@@ -42,8 +56,6 @@ def evaluate(
     """Evaluate a trained classifier: accuracy, per-class metrics, confusion matrix, calibration."""
     required = requirements.parse(require or [])
     run = run_or_newest(run, "eval")
-    if data is not None and not data.is_dir():
-        raise ConfigError([Problem(f"--data {data}", "there is no such folder")])
 
     with fast_imports():
         from softmaxce.inference.evaluate import evaluate as evaluate_run

@@ -206,7 +206,9 @@ def _plan(
         checked = _config(config, overrides, **objects)
         if resume is None:
             return Plan(checked, folder), []
-        named = objects_of(checked) + ["data.augment"] * any(each.is_object for each in checked.augment)
+        named = objects_of(checked)
+        if any(each.is_object for each in checked.augment):
+            named.append("data.augment")
         if folder is None and named:
             message = f"cannot know a run again by an object ({', '.join(named)}); pass output=, its folder, too"
             raise ConfigError([Problem("resume='auto'", message)])

@@ -143,8 +143,10 @@ def load_source(config: Config) -> Dataset:
         if any(config.is_in(root) for root in config.roots) or not takes(config.source, "root"):
             raise
         looked = ", ".join(str(root.absolute()) for root in config.roots)
-        remedy = "; name its folder with --data, or to resume the run with --set data.root=FOLDER" * config.recorded
-        raise DataError(f"{error}; looked in {looked}{remedy}") from None
+        message = f"{error}; looked in {looked}"
+        if config.recorded:
+            message += "; name its folder with --data, or to resume the run with --set data.root=FOLDER"
+        raise DataError(message) from None
     if not isinstance(source, Dataset):
         message = f"{config.source.name} must return a softmaxce.data.splits.Dataset, got {type(source).__name__}"
         raise ConfigError([Problem(config.source.location, message)])
