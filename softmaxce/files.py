@@ -132,9 +132,8 @@ def replace_file(file: Path, content: bytes) -> None:
 
 def append(file: Path, line: bytes) -> None:
     """Append a line to a file and flush it to the disk; if it cannot be written whole, the file is as it was."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(file, flags, 0o666)
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NOFOLLOW | BINARY, 0o666)
         try:
             size = os.fstat(descriptor).st_size
             try:

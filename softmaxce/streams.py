@@ -135,7 +135,7 @@ class _Stdout(io.TextIOWrapper):
 
 
 class _Stderr(io.TextIOWrapper):
-    """Stderr; what cannot be written to it is lost, and nobody can be told."""
+    """Stderr; what cannot be written to it is lost."""
 
     def write(self, text: str, /) -> int:
         try:

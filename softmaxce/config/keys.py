@@ -74,8 +74,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Config:
-    """A complete config. Every field is a key of the file, except source, augment, recipe and options (dotted key ->
-    the option that set it, for messages); the defaults are the file's.
+    """A complete config. Every field is a key of the file, except source, augment, recipe, recorded, elsewhere and
+    options (dotted key -> the option that set it, for messages); the defaults are the file's.
 
     Attributes:
         seed: of the weights, the shuffling, the augmentation and the validation split.

@@ -16,7 +16,7 @@ The arithmetic is that of losses/reference.py, as loops for a processor. For eac
 cross_entropy_long_rows.py does this row by row, cross_entropy_short_rows.py for many rows of a few classes at once.
 
 16-bit logits are widened to float32 as they are read. A long sum is made of short ones, which are added in float64;
-the losses are added in float64 with compensation (Ogita, Rump & Oishi 2005, Sum2).
+so are the losses, and those of float64 logits with compensation (Ogita, Rump & Oishi 2005, Sum2).
 Numba compiles the kernel when it is first needed, for each dtype, for short rows and for long ones, and caches the
 machine code on disk: only a machine's first run waits for it.
 """

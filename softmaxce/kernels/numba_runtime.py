@@ -53,11 +53,13 @@ def compile_kernel(
     executor = ThreadPoolExecutor(1, "softmaxce compiles")
     result = executor.submit(_compile, function, job, fastmath)
     executor.shutdown(wait=False)
-    if not _WAITS and sys.stderr is not None and sys.stderr.isatty():  # elsewhere nobody wonders why it takes seconds
+    if (
+        not _ANNOUNCED.is_set() and sys.stderr is not None and sys.stderr.isatty()
+    ):  # elsewhere nobody wonders why it takes seconds
         with contextlib.suppress(TimeoutError):  # it is waited for below, after a line
             return result.result(waiting.ON_TERMINAL)
         if result.running():
-            _WAITS.append(waiting.ON_TERMINAL)
+            _ANNOUNCED.set()
             streams.line("compiling for this machine, which later runs need not do", err=True)
     return result.result()
 
@@ -140,7 +142,7 @@ def _cache_folder(root: str) -> str:
 
 
 _SETTING = threading.RLock()
-_WAITS: list[float] = []  # not empty once it was said that compiling takes time
+_ANNOUNCED = threading.Event()  # set once a line has said that compiling takes time
 _COMPILED: list[Any] = []  # machine code lives as long as its object
 
 

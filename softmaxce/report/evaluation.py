@@ -82,9 +82,8 @@ def _class_table(metrics: Metrics) -> Table:
 def _print_misclassified(images: Sequence[MisclassifiedFile], console: Console) -> None:
     """The most confident of the wrong predictions, one file a line."""
     shown = images[:MISCLASSIFIED]
-    console.print(
-        f"misclassified: {len(images):,} images" + ("; the most confident" if len(shown) < len(images) else "")
-    )
+    rest = "; the most confident" if len(shown) < len(images) else ""
+    console.print(f"misclassified: {len(images):,} image{'s' * (len(images) > 1)}{rest}")
     for image in shown:
         line = f"  {image.file}: {image.label}, predicted {image.predicted} ({image.probability:.3f})"
         console.print(Text(line), soft_wrap=True)
