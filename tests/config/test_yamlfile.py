@@ -119,23 +119,23 @@ LARGE = yamlfile.MAX_BYTES
     ],
     ids=lambda text: text[:12],
 )
-def test_what_is_too_large_is_refused_within_a_second_and_in_one_line(text: str, tmp_path: Path) -> None:
+def test_what_is_too_large_is_refused_in_seconds_and_in_one_line(text: str, tmp_path: Path) -> None:
     file = tmp_path / "f.yaml"
     file.write_text(text)
     started = time.process_time()
     with pytest.raises(ConfigError) as caught:
         yamlfile.read(file)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 20  # a second is usual; what grows with the square takes minutes
     (problem,) = caught.value.problems
     assert str(problem).startswith(str(file))
     assert len(problem.message) < 200
     assert "\n" not in str(problem)
 
 
-def test_a_quarter_of_a_mega_of_comments_is_read_within_a_second() -> None:
+def test_a_quarter_of_a_megabyte_of_comments_is_read_in_seconds() -> None:
     started = time.process_time()
     yamlfile.parse("#\n" * (LARGE // 2), "f.yaml")
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 20  # a second is usual; what grows with the square takes minutes
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,10 @@ def test_of_many_classes_the_largest_and_the_label_have_a_row_and_the_rest_one_t
         (("nothing", "--index", "1"), "nothing: there is no such run folder or checkpoint"),
     ],
 )
-def test_a_mistake_is_one_line_and_2(explain: Explain, arguments: tuple[str, ...], message: str) -> None:
+def test_a_mistake_is_one_line_and_2(
+    explain: Explain, arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no run of the reader's own is under runs/ here
     done = explain(*arguments)
     assert done.exit_code == 2
     assert done.stderr.startswith(f"error: {message}")
