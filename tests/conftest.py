@@ -18,7 +18,10 @@ settings.load_profile("softmaxce")
 
 os.environ.pop("GITHUB_STEP_SUMMARY", None)  # the tests' runs are nothing that a workflow should sum up
 
-os.environ["SOFTMAXCE_CACHE"] = tempfile.mkdtemp(prefix="softmaxce-tests-")  # not among the user's own
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["SOFTMAXCE_CACHE"] = tempfile.mkdtemp(prefix="softmaxce-tests-")  # not among the user's own
+else:  # one of several processes, which share the folder above and the processors
+    os.environ.setdefault("GOMP_SPINCOUNT", "100")  # a thread that waits leaves its core to the other processes
 
 # Tests with real MNIST and CIFAR-10 are skipped where this folder has none.
 REAL_DATA = Path(os.environ.get("SOFTMAXCE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")

@@ -1,6 +1,7 @@
 """The config: its defaults spelt out, its short forms, its overrides, its recipes and its schema."""
 
 import contextlib
+import functools
 import json
 import math
 import re
@@ -34,6 +35,12 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 
 
+@functools.cache
+def validator() -> jsonschema.Draft202012Validator:
+    """The config's JSON Schema, made once: it takes longer to make than to apply."""
+    return jsonschema.Draft202012Validator(schema())
+
+
 def read(text: str, *overrides: str) -> Config:
     return check(yamlfile.parse(text, "x.yaml"), [parse_override(override) for override in overrides])
 
@@ -64,9 +71,9 @@ SCALARS = st.one_of(
     | st.sampled_from([Literal[1, 3], Literal[True, "auto"], CheckpointInterval]),
 )
 def test_a_value_is_accepted_where_its_types_json_schema_accepts_it(value: Any, type_: Any) -> None:
-    validator = jsonschema.Draft202012Validator(TypeAdapter(type_).json_schema())
+    value_validator = jsonschema.Draft202012Validator(TypeAdapter(type_).json_schema())
     spellings = [None, "none"] if value is None or value == "none" else [value]  # two spellings of one value
-    by_schema = any(validator.is_valid(spelling) for spelling in spellings)
+    by_schema = any(value_validator.is_valid(spelling) for spelling in spellings)
     values = value if isinstance(value, list) else [value]
     if "isfinite" in repr(type_) and any(number in values for number in (float("inf"), float("-inf"))):
         by_schema = False  # JSON has no such number
@@ -342,7 +349,7 @@ def test_the_data_root_is_the_config_then_the_environment_then_the_cache(
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_a_recipe_is_sound_by_the_program_and_by_the_schema(file: Path) -> None:
     load(file.stem)
-    jsonschema.validate(yaml.safe_load(file.read_text()), schema())
+    validator().validate(yaml.safe_load(file.read_text()))
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
@@ -418,7 +425,7 @@ def test_what_the_program_refuses_the_schema_refuses(change: dict[str, object]) 
     with pytest.raises(ConfigError):
         read(yamlfile.dump(plain))
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(plain, schema())
+        validator().validate(plain)
 
 
 WHOLE = [1, 2.0, 1e3, 2.5, 0, 0.0, -1.0, 1e300, 2**63 - 1, 2**63, float(2**63), True, "2", None, [2]]
@@ -448,7 +455,7 @@ def test_program_and_schema_agree_on_what_a_whole_number_is(value: object, key: 
         plain[section] = {**plain[section], name: given}
     else:
         plain[name] = given
-    by_schema = jsonschema.Draft202012Validator(schema()).is_valid(plain)
+    by_schema = validator().is_valid(plain)
     try:
         taken = yamlfile.parse(
             yamlfile.dump(check(yamlfile.Document("c.yaml", plain, {}, {})).to_dict()), "c.yaml"
@@ -473,14 +480,14 @@ def test_program_and_schema_agree_on_what_can_name_code(name: str, as_mapping: b
             by_program = True
         except ValueError:
             by_program = False
-        assert by_program == jsonschema.Draft202012Validator(schema()).is_valid(plain), key
+        assert by_program == validator().is_valid(plain), key
 
 
 @pytest.mark.parametrize("menu", ["MODELS", "LOSSES", "OPTIMIZERS", "SCHEDULES"])
 def test_every_name_on_a_menu_passes_the_schema(menu: str) -> None:
     key = {"MODELS": "model", "LOSSES": "loss", "OPTIMIZERS": "optimizer", "SCHEDULES": "schedule"}[menu]
     for name in getattr(registry, menu):
-        jsonschema.validate({**yaml.safe_load(SMALL), key: name}, schema())
+        validator().validate({**yaml.safe_load(SMALL), key: name})
 
 
 def test_a_recipes_name_is_the_recipe_though_a_folder_is_called_so(
