@@ -26,7 +26,7 @@ from .runtime.allocator import keep_freed_memory
 from .runtime.device import choose_device, share_processors
 from .runtime.random_state import seed_everything, set_deterministic
 from .training.compiled import compile_model
-from .training.cuda_graph import report_no_graph
+from .training.cuda_graph import should_use_graph
 from .training.ema import ExponentialMovingAverage
 from .training.run import Run
 from .training.step import steps_per_epoch
@@ -105,6 +105,7 @@ def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = 
     if config.model_ema_decay is not None:
         average = ExponentialMovingAverage(model, config.model_ema_decay)
     optimizer = build_optimizer(config, model)
+    train_loss(optimizer, config, model, loss)
     if config.compile:
         compile_model(model, device)
     if config.keep_memory and device.type == "cpu":
@@ -347,33 +348,26 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def should_use_graph(config: Config, images: int, device: torch.device) -> bool:
-    """Whether training should try a CUDA graph; on CUDA, one line reports why not.
+def train_loss(optimizer: torch.optim.Optimizer, config: Config, model: nn.Module, loss: Loss) -> None:
+    """Give the optimizer the loss's own parameters, if it has any: a group of their own, without weight decay.
 
-    Args:
-        config: of the run.
-        images: per epoch.
-        device: of the training.
-    Raises: ConfigError if the config requires a graph (cuda_graph: true) and it is not possible.
+    Raises: ConfigError if the optimizer does not accept them.
     """
-    if config.cuda_graph is False:
-        return False
-    why = None
-    if device.type != "cuda":
-        why = f"it needs a CUDA device, and this is {device}"
-    elif config.compile:
-        why = "compile: true makes programs of its own"
-    elif config.on_nonfinite == "skip":
-        why = "on_nonfinite: skip waits for every loss"
-    elif images < config.data.batch_size:
-        why = f"no batch is full: there are {images} training images, and data.batch_size is {config.data.batch_size}"
-    if why is None:
-        return True
-    if config.cuda_graph is True:
-        raise ConfigError([Problem("cuda_graph", why)])
-    if device.type == "cuda":
-        report_no_graph(why)
-    return False
+    of_model = set(model.parameters())
+    parameters = list(loss.parameters()) if isinstance(loss, nn.Module) else []
+    parameters = [parameter for parameter in parameters if parameter.requires_grad and parameter not in of_model]
+    if not parameters:
+        return
+    try:
+        with unwrapped.construction():
+            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
+    except Exception as error:  # the user's optimizer may raise anything
+        if ran_out_of_memory(error):
+            raise
+        message = f"{config.optimizer.name} does not accept the parameters of the loss: {in_one_line(error)}"
+        raise ConfigError([Problem(config.optimizer.location, message)]) from error
+    group = optimizer.param_groups[-1]
+    group.setdefault("initial_lr", group["lr"])
 
 
 # -- loss -------------------------------------------------------------------------------------------------------------

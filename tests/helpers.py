@@ -21,6 +21,8 @@ optimizer: {name: sgd, lr: 0.05, momentum: 0.9}
 schedule: {name: cosine}
 """
 
+OWN_LOSS = "tests.own_loss:Scaled"  # with a parameter and a running statistic
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "adamw": {"optimizer": {"name": "adamw", "lr": 0.01}},
@@ -31,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16"},
     "batch norm": {"model": {"name": "cnn", "channels": [4, 8]}},
+    "a loss of one's own": {"loss": OWN_LOSS, "clip_grad_norm": 0.5},
 }
 
 

@@ -26,13 +26,15 @@ def final_evaluation(run: Run, folder: Path, names: Collection[str]) -> tuple[st
     Without a validation split these are the last weights; without a test split, the validation split is evaluated.
 
     Args:
-        run: a run that has been trained. Its weights become those of the best epoch.
+        run: a run that has been trained. Its weights and its loss become those of the best epoch.
         folder: the run folder, with best.safetensors.
         names: the metrics that are needed; if others than loss and accuracy are among them, all are computed.
     Returns: the split's name, its scores (None if there is no split to evaluate on), and the metrics by name.
     """
     if run.progress.best_epoch:
-        checkpoint.load_weights(run.evaluated, checkpoint.load(folder / BEST))
+        best = checkpoint.load(folder / BEST)
+        checkpoint.load_weights(run.evaluated, best)
+        checkpoint.load_loss(run.loss, best)
     name, batches = ("test", run.test) if run.test is not None else ("validation", run.validation)
     if batches is None:
         return name, None, {}

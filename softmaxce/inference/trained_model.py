@@ -73,6 +73,7 @@ class TrainedModel:
     temperature: float = 1.0
     allow_changed_data: bool = False
     fingerprints: dict[str, str] = field(default_factory=dict)  # of the splits whose images were checked, by name
+    saved_loss: Checkpoint | None = None  # the checkpoint without its weights, for the state of a user's loss
 
     @classmethod
     def open(
@@ -117,6 +118,7 @@ class TrainedModel:
         config = config_of(loaded, changes, trust_code=trust_code)
         for text in changed_objects(config, {"model": model, "loss": loss, "dataset": dataset}):
             streams.warning(f"{file}: {text}")
+        loss_of_training = config.loss.name
         config = with_objects(config, model=model, loss=loss, dataset=dataset)
         if data_root is None and not config.is_in(config.root):
             config = at_recorded_root(config, _record_beside(file))
@@ -133,12 +135,19 @@ class TrainedModel:
             model=_build_model(loaded, config, preprocessing, where),
             temperature=temperature_of(file) if temperature is None else temperature,
             allow_changed_data=allow_changed_data,
+            saved_loss=replace(loaded, weights={}, training=None) if config.loss.name == loss_of_training else None,
         )
 
     @cached_property
     def loss(self) -> Loss:
-        """The loss it was trained with; built at the first use, which predictions never make."""
-        return build_loss(self.config, self.class_counts, self.device)
+        """The loss it was trained with; built at the first use, which predictions never make.
+
+        Raises: RunError if its saved state does not fit.
+        """
+        loss = build_loss(self.config, self.class_counts, self.device)
+        if self.saved_loss is not None:
+            checkpoints.load_loss(loss, self.saved_loss)
+        return loss
 
     @property
     def precision(self) -> str:

@@ -1,8 +1,11 @@
-"""What training needs to know of any loss: its type, its reduction, its scalar value and what its mean divides by."""
+"""What training needs to know of any loss: its type, reduction, scalar value, its mean's divisor, and its state."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [B, K], targets [B] or [B, K] -> a scalar or [B], in nats
 
@@ -35,3 +38,35 @@ def mean_divisor(loss: Loss, targets: Tensor) -> Tensor | int:
         return len(targets) if ignore_index < 0 else (targets != ignore_index).sum()
     ids = targets.clamp(0, len(weight) - 1)  # an id that is out of range is the loss's to report
     return (weight[ids] * (targets != ignore_index)).sum()
+
+
+def state_of(loss: Loss) -> dict[str, Tensor]:
+    """The tensors that training may have changed in a user's loss, by name; empty for softmaxce's and PyTorch's own.
+
+    What these hold (class weights, for example) follows from the config.
+    """
+    package = type(loss).__module__.partition(".")[0]
+    if not isinstance(loss, nn.Module) or package in ("softmaxce", "torch"):
+        return {}
+    return {name: value for name, value in loss.state_dict().items() if isinstance(value, Tensor)}
+
+
+@contextlib.contextmanager
+def unchanged(loss: Loss, *, evaluation: bool = False) -> Iterator[None]:
+    """After the block, the loss's buffers are as before; inside it, with `evaluation`, it is in evaluation mode."""
+    if not isinstance(loss, nn.Module):
+        yield
+        return
+    modes = [(module, module.training) for module in loss.modules()]
+    buffers = [(name, buffer, buffer.clone()) for name, buffer in loss.named_buffers() if not is_lazy(buffer)]
+    if evaluation:
+        loss.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for name, buffer, value in buffers:
+                owner, _, leaf = name.rpartition(".")
+                setattr(loss.get_submodule(owner), leaf, buffer.copy_(value))  # it may have been replaced

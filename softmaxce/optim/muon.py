@@ -68,6 +68,11 @@ class Muon(torch.optim.Optimizer):
         own |= {"ns_steps": ns_steps, "normalize": normalize}
         super().__init__([{"params": matrices, **own}, *self.adamw.param_groups], {})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; to those for AdamW, with its options where the group has none."""
+        options = {} if "ns_steps" in param_group else self.adamw.defaults
+        super().add_param_group({**options, **param_group})
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step of Muon and of AdamW. Returns: the result of `closure`, which is called first; None without one."""

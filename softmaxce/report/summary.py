@@ -40,6 +40,8 @@ def print_summary(run: Run, *, as_json: bool) -> None:
     out.print()
     frozen = result["num_parameters"] - result["num_trained"]
     out.print(f"parameters: {result['num_parameters']:,}" + (f" ({frozen:,} frozen)" if frozen else ""))
+    if result["num_trained_of_loss"]:
+        out.print(f"parameters of the loss: {result['num_trained_of_loss']:,}")
     memory = result["memory"]
     parts = ", ".join(f"{name} {size / MiB:.1f}" for name, size in memory.items())
     out.print(f"memory of a step: {sum(memory.values()) / MiB:.1f} MiB ({parts})")

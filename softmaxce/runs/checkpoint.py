@@ -1,8 +1,9 @@
 """Checkpoints: weights and training state as tensors and JSON, written atomically, without pickle.
 
-Weights have their own names, so `safetensors.torch.load_file("best.safetensors")` is a state dict. The training state
-in last.safetensors has names under training/. Each file has a checksum of its content; last.safetensors also has that
-of the best.safetensors it was saved with.
+Weights have their own names, so `safetensors.torch.load_file("best.safetensors")` is a state dict; beside them, the
+parameters and buffers of a user's loss have names under loss/. The training state in last.safetensors has names under
+training/. Each file has a checksum of its content; last.safetensors also has that of the best.safetensors it was saved
+with.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ..errors import RunError, TrainingError, in_one_line
 from ..files import TEMPORARY, flush_folder, keep_as, stage, staged_files
+from ..losses.interface import Loss, state_of
 from ..optim import unwrapped
 from ..runtime.random_state import check_random_state, random_state, restore_random_state
 from ..training.run import Progress, Run
@@ -27,7 +29,7 @@ from .folder import BEST, BEST_BEFORE, LAST, LAST_BEFORE
 from .header import FORMAT, read
 from .validation import check_progress, check_state, check_weights, rename_progress
 
-TRAINING = "training/"
+TRAINING, LOSS = "training/", "loss/"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Checkpoint:
     Attributes:
         file: the file it was read from.
         weights: the evaluated model's state dict.
+        loss: what training may have changed in a user's loss; empty for any other.
         header: what header_of wrote.
         training: the training state; None in best.safetensors.
         sha256: its checksum.
@@ -44,6 +47,7 @@ class Checkpoint:
 
     file: Path
     weights: dict[str, Tensor]
+    loss: dict[str, Tensor]
     header: dict[str, Any]
     training: dict[str, Any] | None
     sha256: str
@@ -64,7 +68,7 @@ def save(run: Run, folder: Path, *, best: bool) -> None:
     staged_last = staged_best = None
     try:
         if best:
-            content, run.progress.best_sha256 = serialized(weights, header)
+            content, run.progress.best_sha256 = serialized(weights | loss_tensors(run), header)
             staged_best = stage(folder / BEST, content)
         training, skeleton = _training_state(run)
         content, _ = serialized(weights | training, {**header, "training": skeleton})
@@ -86,6 +90,11 @@ def save(run: Run, folder: Path, *, best: bool) -> None:
     else:
         (folder / BEST_BEFORE).unlink(missing_ok=True)  # last.1 now has the same best weights as last
     flush_folder(folder)
+
+
+def loss_tensors(run: Run) -> dict[str, Tensor]:
+    """The state of a user's loss as a checkpoint has it."""
+    return {f"{LOSS}{name}": contiguous_copy(tensor) for name, tensor in state_of(run.loss).items()}
 
 
 def _training_state(run: Run) -> tuple[dict[str, Tensor], Any]:
@@ -160,13 +169,16 @@ def _move_if_matching(file: Path, target: Path, sha256: str) -> bool:
 
 
 def _check_finite(run: Run) -> None:
-    for model in dict.fromkeys((run.model, run.evaluated)):  # often the same
-        for name, tensor in model.state_dict(keep_vars=True).items():
+    modules = {run.model: "weight", run.evaluated: "weight"}  # often the same
+    if isinstance(run.loss, torch.nn.Module):
+        modules[run.loss] = "loss's parameter"
+    for module, kind in modules.items():
+        for name, tensor in module.state_dict(keep_vars=True).items():
             trained = name.endswith((".running_mean", ".running_var")) or isinstance(tensor, torch.nn.Parameter)
             if trained and not torch.isfinite(tensor).all():
                 progress = run.progress
                 raise TrainingError(
-                    f"the weight '{name}' is not finite after {progress.epoch} epochs and {progress.batch} batches, "
+                    f"the {kind} '{name}' is not finite after {progress.epoch} epochs and {progress.batch} batches, "
                     "and is not saved; lower optimizer.lr or set clip_grad_norm"
                 )
 
@@ -192,7 +204,8 @@ def load(file: Path) -> Checkpoint:
     header, tensors, sha256, text = read(file, "pt", with_tensors=True)
     if sha256 != _checksum(tensors, text):
         raise RunError(f"{file}: its checksum is wrong: it was damaged after it was written")
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING)}
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith((TRAINING, LOSS))}
+    loss = {name.removeprefix(LOSS): tensor for name, tensor in tensors.items() if name.startswith(LOSS)}
     training = {name: tensor for name, tensor in tensors.items() if name.startswith(TRAINING)}
     state = None
     if "training" in header:
@@ -202,15 +215,27 @@ def load(file: Path) -> Checkpoint:
             raise RunError(f"{file}: is damaged: its training state {error}") from None
         rename_progress(state)
         check_progress(state, file)
+        if isinstance(saved := state.get("loss"), dict):
+            loss = {name: tensor for name, tensor in saved.items() if isinstance(tensor, Tensor)}
     elif training:
         raise RunError(f"{file}: is damaged: it has tensors of a training state, but not the rest of it")
-    return Checkpoint(file, weights, header, state, sha256)
+    return Checkpoint(file, weights, loss, header, state, sha256)
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Load a checkpoint's weights into a model. Raises: RunError, the model unchanged, if they are another model's."""
     check_weights(model.state_dict(), checkpoint.weights, checkpoint.file)
     model.load_state_dict(checkpoint.weights)
+
+
+def load_loss(loss: Loss, checkpoint: Checkpoint) -> None:
+    """Load the state of a user's loss, if the checkpoint has it. Raises: RunError, if it is another loss's."""
+    expected = state_of(loss)
+    if not expected or not checkpoint.loss:  # earlier versions did not save it
+        return
+    check_state(expected, checkpoint.loss, checkpoint.file, "loss")
+    assert isinstance(loss, torch.nn.Module)
+    loss.load_state_dict(checkpoint.loss, strict=False)
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:

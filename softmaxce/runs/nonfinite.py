@@ -52,9 +52,10 @@ def save_nonfinite(run: Run, error: NonFiniteError, folder: Path) -> Path:
     """Save the batch whose loss was not finite, and the weights, as nonfinite.safetensors. Returns: the file.
 
     `images` [B, C, H, W] are the model's inputs, `targets` are labels [B] or probabilities [B, K]; the weights have
-    names under model/.
+    names under model/, the state of a user's loss under loss/.
     """
     tensors = {f"model/{name}": checkpoint.contiguous_copy(tensor) for name, tensor in run.model.state_dict().items()}
+    tensors |= checkpoint.loss_tensors(run)
     tensors |= {
         "images": checkpoint.contiguous_copy(error.images),
         "targets": checkpoint.contiguous_copy(error.targets),

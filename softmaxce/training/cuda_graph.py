@@ -15,13 +15,14 @@ uncaptured step, on images and weights that differ from those it was captured wi
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import in_one_line, ran_out_of_memory
+from ..config.keys import Config
+from ..errors import ConfigError, Problem, in_one_line, ran_out_of_memory
 from ..runtime.random_state import random_state, restore_random_state
 
 Body = Callable[[Tensor, Tensor], Tensor]  # images, targets -> [] bool, a loss that is not finite; adds gradients, sums
@@ -218,7 +219,10 @@ class _Snapshot:
 
     def __init__(self, holders: Sequence[Any], sums: Sequence[Tensor]) -> None:
         roots = [holder for holder in holders if isinstance(holder, nn.Module)]
-        self.parameters = {name: parameter for root in roots for name, parameter in root.named_parameters()}
+        self.parameters: dict[str, nn.Parameter] = {}  # each once, though the loss may have the model's too
+        for root in roots:
+            new = [(name, p) for name, p in root.named_parameters() if not _is_in(p, self.parameters.values())]
+            self.parameters |= {f"{type(root).__name__}.{n}" if n in self.parameters else n: p for n, p in new}
         self.sums_and_buffers = {f"sum {number}": value for number, value in enumerate(sums)}
         for root in roots:
             self.sums_and_buffers |= {f"{type(root).__name__}.{name}": buffer for name, buffer in root.named_buffers()}
@@ -258,6 +262,10 @@ class _Snapshot:
         restore_random_state(self.random)
 
 
+def _is_in(tensor: Tensor, tensors: Iterable[Tensor]) -> bool:
+    return any(tensor is other for other in tensors)
+
+
 def _attribute_dicts(part: Any) -> list[dict[str, Any]]:
     """The dicts in which a module, or a loss that is not one, has its attributes and tensors."""
     dicts = [part.__dict__] if hasattr(part, "__dict__") else []
@@ -278,3 +286,32 @@ def _host_generators(device: torch.device) -> list[Any]:
 def report_no_graph(why: str) -> None:
     """Log one warning, which goes to stderr where no logging is configured."""
     logging.getLogger(__name__).warning("no CUDA graph: %s", why)
+
+
+def should_use_graph(config: Config, images: int, device: torch.device) -> bool:
+    """Whether training should try a CUDA graph; on CUDA, one line reports why not.
+
+    Args:
+        config: of the run.
+        images: per epoch.
+        device: of the training.
+    Raises: ConfigError if the config requires a graph (cuda_graph: true) and it is not possible.
+    """
+    if config.cuda_graph is False:
+        return False
+    why = None
+    if device.type != "cuda":
+        why = f"it needs a CUDA device, and this is {device}"
+    elif config.compile:
+        why = "compile: true makes programs of its own"
+    elif config.on_nonfinite == "skip":
+        why = "on_nonfinite: skip waits for every loss"
+    elif images < config.data.batch_size:
+        why = f"no batch is full: there are {images} training images, and data.batch_size is {config.data.batch_size}"
+    if why is None:
+        return True
+    if config.cuda_graph is True:
+        raise ConfigError([Problem("cuda_graph", why)])
+    if device.type == "cuda":
+        report_no_graph(why)
+    return False

@@ -42,7 +42,7 @@ def dry_run(run: Run) -> dict[str, Any]:
         saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    weights = {p.untyped_storage().data_ptr() for p in run.model.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in run.parameters}
     run.model.train()
     step = TrainingStep(run)
     with torch.autograd.graph.saved_tensors_hooks(record_size, lambda tensor: tensor):
@@ -52,15 +52,16 @@ def dry_run(run: Run) -> dict[str, Any]:
     run.optimizer.step()
     for hook in hooks:
         hook.remove()
-    parameters = list(run.model.parameters())
+    parameters, of_model = run.parameters, list(run.model.parameters())
     state = [value for entry in run.optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
     modules = dict(run.model.named_modules())
     return {
         "batch": list(images.shape),
         "loss": loss.item() / (len(images) if reduction_of(run.loss) == "sum" else 1),
         "layers": [_layer(name, modules[name], shape) for name, shape in shapes.items()],
-        "num_parameters": sum(p.numel() for p in parameters),
-        "num_trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "num_parameters": sum(p.numel() for p in of_model),
+        "num_trained": sum(p.numel() for p in of_model if p.requires_grad),
+        "num_trained_of_loss": sum(p.numel() for p in parameters[len(of_model) :] if p.requires_grad),
         "memory": {
             "parameters": sum(p.nbytes for p in parameters),
             "gradients": sum(p.grad.nbytes for p in parameters if p.grad is not None),

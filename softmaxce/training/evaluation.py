@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..data.batches import Batches
 from ..errors import MemoryRanOutError, within_memory
 from ..losses.cuda import check_class_ids
-from ..losses.interface import reduction_of, to_scalar
+from ..losses.interface import reduction_of, to_scalar, unchanged
 from ..runtime.device import autocast
 from .cuda_graph import report_no_graph
 from .memory import find_fitting_batch_size
@@ -97,9 +97,10 @@ def _try_batch(model: nn.Module, batches: Batches, precision: str, size: int) ->
 def loss_of(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> float:
     """A loss over a whole split at once, so that it does not depend on the batch size.
 
-    A loss with `reduction: sum` is divided by the number of images.
+    A loss with `reduction: sum` is divided by the number of images. A module is in evaluation mode, and not changed.
     """
-    value = loss(logits, labels)
+    with unchanged(loss, evaluation=True):
+        value = loss(logits, labels)
     if reduction_of(loss) == "sum":
         value = value / len(labels)
     number = to_scalar(value).item()

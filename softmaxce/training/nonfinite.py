@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainingError
+from ..losses.interface import unchanged
 from ..runtime.device import autocast
 from .run import Run
 
@@ -78,12 +79,12 @@ class NonFiniteMonitor:
         self.deferred = run.static_step is not None or (run.device.type == "cuda" and not skipping)
         fused = bool(run.optimizer.defaults.get("fused"))
         self.gated = run.device.type == "cuda" and not self.scaled and fused
-        self.parameters: list[Tensor] = list(run.model.parameters())
+        self.parameters: list[Tensor] = list(run.parameters)
         self.finite_check = None if self.deferred or self.scaled else _finite_check(self.parameters)
         self.nonfinite: Tensor | None = None  # [] bool, on the device: a loss of the step in progress is not finite
         self.pending: deque[_PendingCheck] = deque()
-        self.buffers = [b for b in run.model.buffers() if b.is_floating_point()] if skipping else []
-        self.good_buffers = [buffer.clone() for buffer in self.buffers]
+        self.changing = (run.model, run.loss) if skipping else ()
+        self.good_buffers = [buffer.clone() for buffer in self._buffers()]
         self.batch = None
 
     def check_loss(self, loss: Tensor) -> None:
@@ -117,7 +118,7 @@ class NonFiniteMonitor:
     def after_update(self) -> None:
         """Keep the running statistics of a good step; read the answers of steps long enough ago. Raises: as finish."""
         self.batch = None  # so that its memory is free for the next
-        for buffer, good in zip(self.buffers, self.good_buffers, strict=True):
+        for buffer, good in zip(self._buffers(), self.good_buffers, strict=True):
             good.copy_(buffer)
         while len(self.pending) > IN_FLIGHT:
             self._read_oldest()
@@ -161,10 +162,15 @@ class NonFiniteMonitor:
         layer = first_nonfinite(run.model, run.loss, run.device, run.precision, images, targets)
         if layer == IMAGES and (names := [each.name for each in run.config.augment]):
             layer += f"; look at data.augment: {', '.join(names)}"
-        for buffer, good in zip(self.buffers, self.good_buffers, strict=True):
+        for buffer, good in zip(self._buffers(), self.good_buffers, strict=True):
             buffer.copy_(good)
         rate = self._learning_rate() if learning_rate is None else learning_rate
         raise NonFiniteError(what, self.epoch, index + 1, rate, layer, images, targets)
+
+    def _buffers(self) -> list[Tensor]:
+        """The running statistics that a skipped batch must not change; looked up again, as a loss may replace its."""
+        modules = [module for module in self.changing if isinstance(module, nn.Module)]
+        return [buffer.detach() for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
 
     def _learning_rate(self) -> float:
         return float(self.run.optimizer.param_groups[0]["lr"])
@@ -205,9 +211,12 @@ def first_nonfinite(
     """
     if not torch.isfinite(images).all():
         return IMAGES
-    for name, parameter in model.named_parameters():
+    parameters = [(f"weight '{name}'", parameter) for name, parameter in model.named_parameters()]
+    if isinstance(loss, nn.Module):
+        parameters += [(f"parameter '{name}' of the loss", parameter) for name, parameter in loss.named_parameters()]
+    for name, parameter in parameters:
         if not torch.isfinite(parameter).all():
-            return f"the weight '{name}', since an earlier step"
+            return f"the {name}, since an earlier step"
     layers, logits, value = _repeat_forward(model, loss, device, precision, images, targets)
     if layers:
         return layers[0]
@@ -216,9 +225,9 @@ def first_nonfinite(
     if not torch.isfinite(value):
         return "the loss itself: the logits are finite"
     # backwards, the last layer comes first
-    for name, parameter in reversed(list(model.named_parameters())):
+    for name, parameter in reversed(parameters):
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            return f"the gradient of '{name}'; the loss is finite"
+            return f"the gradient of {name.removeprefix('weight ')}; the loss is finite"
     return "none: tried again, the batch is finite"
 
 
@@ -247,7 +256,8 @@ def _repeat_forward(
         devices = [device] if device.type == "cuda" else []
         with _uncompiled(), torch.no_grad(), torch.random.fork_rng(devices), autocast(device, precision):
             logits = model(images)
-            value = loss(logits, targets).mean()
+            with unchanged(loss):
+                value = loss(logits, targets).mean()
     finally:
         for hook in hooks:
             hook.remove()

@@ -58,7 +58,7 @@ class Run:
         device: of everything below.
         model: (images [B, C, H, W]) -> logits [B, K].
         loss: (logits [B, K], targets [B] or [B, K]) -> scalar or [B].
-        optimizer: over the model's parameters that train.
+        optimizer: over the parameters of the model and of the loss that train.
         schedule: step -> factor on the learning rate.
         train: the training batches.
         validation: the batches that decide which epoch is best; None if none were held out.
@@ -102,6 +102,12 @@ class Run:
     def precision(self) -> str:
         """Of the forward pass: float32, bf16 or fp16."""
         return choose_precision(self.config.precision, self.device)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The model's parameters, then those of the loss, each once."""
+        of_loss = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
+        return list(dict.fromkeys([*self.model.parameters(), *of_loss]))
 
     @property
     def evaluated(self) -> nn.Module:

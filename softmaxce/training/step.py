@@ -36,6 +36,7 @@ class TrainingStep:
         self.run = run
         self.precision = autocast(run.device, run.precision)
         self.monitor = NonFiniteMonitor(run, epoch)
+        self._parameters = run.parameters
         self._is_sum = reduction_of(run.loss) == "sum"
         self._scaled = run.scaler.is_enabled()
         self._update_weights, self._clear = unwrapped.stepper(run.optimizer), unwrapped.clearer(run.optimizer)
@@ -101,7 +102,7 @@ class TrainingStep:
     def _finish_mean(self) -> None:
         if self._divisor is not None:
             factor = self._images / self._divisor
-            for parameter in self.run.model.parameters():
+            for parameter in self._parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
 
@@ -115,7 +116,7 @@ class TrainingStep:
         norm = None
         if config.clip_grad_norm is not None:
             run.scaler.unscale_(run.optimizer)
-            norm = nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_grad_norm)
+            norm = nn.utils.clip_grad_norm_(self._parameters, config.clip_grad_norm)
         self.monitor.check_gradients(norm)
         self.apply()
         self._steps_done += 1

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import grad
 
 from .. import streams
 from ..config.components import Component
 from ..config.keys import Config
 from ..data.batches import Batches
 from ..errors import ConfigError, Problem, in_one_line, in_users_code, ran_out_of_memory
-from ..losses.interface import Loss
+from ..losses.interface import Loss, unchanged
 from ..runtime.random_state import random_state, restore_random_state
 
 
@@ -75,7 +76,11 @@ def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: tor
     if soft:
         targets = nn.functional.one_hot(targets, num_classes).float()
     try:
-        value = loss(logits, targets)
+        with unchanged(loss):
+            value = loss(logits, targets)
+            gradient = None
+            if isinstance(value, Tensor) and value.requires_grad:
+                (gradient,) = grad(value.sum(), logits, allow_unused=True)
     except Exception as error:  # the user's loss may raise anything
         if ran_out_of_memory(error) or (isinstance(error, OSError) and not in_users_code(error)):
             raise
@@ -86,6 +91,6 @@ def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: tor
         got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         message = f"{component.name} must return a scalar or one loss per image [B]; for B = 2 it gave {got}"
         raise ConfigError([Problem(component.location, message)])
-    if not value.requires_grad:
+    if gradient is None:
         message = f"{component.name} has no gradient: it must be computed from the logits, without detach()"
         raise ConfigError([Problem(component.location, message)])

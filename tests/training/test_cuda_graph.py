@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from softmaxce.build import build_run, should_use_graph
+from softmaxce.build import build_run
 from softmaxce.data.batches import Batch
 from softmaxce.errors import ConfigError, TrainingError
 from softmaxce.runs.checkpoint import load, restore, save
 from softmaxce.runs.folder import LAST
 from softmaxce.runtime.random_state import random_state
-from softmaxce.training.cuda_graph import NoGraphError, static_step
+from softmaxce.training.cuda_graph import NoGraphError, should_use_graph, static_step
 from softmaxce.training.loop import CheckpointEvent, fit, fit_with_checkpoints
 from softmaxce.training.nonfinite import NonFiniteError, is_nonfinite
 from softmaxce.training.run import Epoch, Run
