@@ -106,7 +106,7 @@ class GrowingTable(Reporter):
                 done += len(batch[1])
                 self.images_done += len(batch[1])
                 if (now := time.monotonic()) - drawn >= REFRESH:
-                    loss = f"loss {self.run.tally.scores().loss:.4f}"
+                    loss = f"loss {self.run.tally.scores().loss:.4f}" if self.run.tally.images else ""
                     left = time_left(now - self.began, self.images_done, self.images * (self.epochs - epoch + 1) - done)
                     self.progress.update(task, completed=done, loss=loss, left=left)
                     self.progress.refresh()

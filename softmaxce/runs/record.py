@@ -1,8 +1,10 @@
 """The types of run.json and of a line of metrics.jsonl. Keys that are not listed are kept unchecked."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
+from annotated_types import Predicate
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..argument_types import NonNegativeInt, Probability
@@ -18,6 +20,10 @@ class _Strict(BaseModel):
 class _Scores(_Strict):
     loss: float
     accuracy: Probability
+
+
+class _TrainingScores(_Scores):
+    accuracy: Probability | Annotated[float, Predicate(math.isnan)]  # type: ignore[assignment]  # every step was skipped
 
 
 NONE = _Scores(loss=0.0, accuracy=0.0)  # where a split is left out
@@ -45,7 +51,7 @@ class _Epoch(_Strict):
     learning_rate: float = 0.0
     images_per_second: float = 0.0
     seconds: Seconds = 0.0
-    train: _Scores = NONE
+    train: _Scores | _TrainingScores = NONE
     validation: _Scores = NONE
     test: _Scores = NONE
 

@@ -96,7 +96,7 @@ def fit_with_checkpoints(
         learning_rate = run.optimizer.param_groups[0]["lr"]
         trained = time.perf_counter()
         train = run.tally.scores()
-        if not math.isfinite(train.loss):
+        if train.images and not math.isfinite(train.loss):
             raise TrainingError(
                 f"the training loss of epoch {number} is {train.loss} (learning rate {learning_rate:.3g})"
             )

@@ -122,7 +122,7 @@ class Epoch:
     Attributes:
         number: counted from 1.
         learning_rate: at the epoch's last step.
-        train: running means over the epoch, while the weights moved.
+        train: running means over the epoch, while the weights moved; without the steps that were skipped.
         validation: on the held-out images; None without such.
         test: on the test images, only where there is no validation split.
         images_per_second: of the training pass.

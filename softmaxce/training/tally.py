@@ -1,5 +1,6 @@
 """Running metrics of an epoch: sums that stay on the device until they are read."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,8 @@ class Scores:
     """Loss and accuracy over some images.
 
     Attributes:
-        loss: nats per image.
-        accuracy: the fraction of images whose largest logit is their label's, in [0, 1].
+        loss: nats per image; NaN if there are no images.
+        accuracy: the fraction of images whose largest logit is their label's, in [0, 1]; NaN if there are no images.
         images: how many.
     """
 
@@ -83,6 +84,7 @@ class RunningMetrics:
         self.images = 0
 
     def scores(self) -> Scores:
-        """The means over all images so far."""
-        images = max(1, self.images)
-        return Scores(self.loss.item() / images, self.num_correct.item() / images, self.images)
+        """The means over all images so far; NaN if there are none, as where every step was skipped."""
+        if not self.images:
+            return Scores(math.nan, math.nan, 0)
+        return Scores(self.loss.item() / self.images, self.num_correct.item() / self.images, self.images)

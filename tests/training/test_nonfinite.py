@@ -1,16 +1,22 @@
 """A loss or a gradient that is not finite: noticed before the step, named, and passed over if asked."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import Tensor, nn
 
+from softmaxce import session
 from softmaxce.build import build_run
 from softmaxce.kernels.all_finite import FiniteCheck
+from softmaxce.report.training import GrowingTable, JsonLines, PlainLines
+from softmaxce.runs.folder import read_metrics
 from softmaxce.training.loop import fit
 from softmaxce.training.nonfinite import NonFiniteError
 from softmaxce.training.run import Epoch, Run
@@ -105,3 +111,41 @@ def test_a_step_that_is_skipped_leaves_weights_and_running_statistics_as_they_we
     assert [event.number for event in events] == [1, 2]
     assert run.progress.nonfinite == 2
     assert all(torch.isfinite(torch.tensor(event.train.loss)) for event in events)
+
+
+SKIPS_FIRST_EPOCH = """
+import torch
+from torch import nn
+
+
+class NanAtFirst:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, logits, targets):
+        loss = nn.functional.cross_entropy(logits, targets)
+        self.calls += logits.requires_grad
+        return loss * float("nan") if 1 < self.calls <= 4 and logits.requires_grad else loss
+"""
+
+
+def test_an_epoch_whose_steps_were_all_skipped_has_no_training_loss_and_no_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "first.py").write_text(SKIPS_FIRST_EPOCH)  # the trial before training is the first call
+    changes = {"loss": f"{tmp_path / 'first.py'}:NanAtFirst", "on_nonfinite": "skip"}
+    console = Console(width=100, no_color=True)
+    reporters = [PlainLines(), JsonLines(), GrowingTable(console)]
+    session.train(build_run(config(**changes)), tmp_path / "run", reporters=reporters)
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("epoch 1/2") and "train loss nan accuracy nan " in line for line in printed)
+    assert any(line.split()[0] == "1/2" and line.split()[2:4] == ["nan", "nan"] for line in printed if line.strip())
+    events = [json.loads(line) for line in printed if line.startswith('{"event": "epoch"')]
+    assert events[0]["train"] == {"loss": None, "accuracy": None}
+    assert events[0]["validation"]["accuracy"] >= 0
+    assert 0 < events[1]["train"]["loss"] < 10
+    recorded = read_metrics(tmp_path / "run")
+    assert [line["epoch"] for line in recorded] == [1, 2]  # and the commands that read it do so to its end
+    assert math.isnan(recorded[0]["train"]["loss"])
+    assert math.isnan(recorded[0]["train"]["accuracy"])
+    assert recorded[0]["validation"] == events[0]["validation"]
