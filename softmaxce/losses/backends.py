@@ -27,8 +27,8 @@ def fits_fast_path(input: Tensor, target: Tensor) -> bool:
     This is the usual training step. With 128 images of 10 classes the loss takes as long as some twenty lines of
     Python, so each condition here costs.
     """
-    if type(input) is not Tensor or type(target) is not Tensor:
-        return False
+    if type(input) is not Tensor or type(target) is not Tensor or is_watched():
+        return False  # before the sizes are compared, for torch.export would fix them
     shape, ids_shape = input.shape, target.shape
     return (
         len(shape) == 2
@@ -41,7 +41,6 @@ def fits_fast_path(input: Tensor, target: Tensor) -> bool:
         and target.dtype is int64
         and input.is_contiguous()
         and target.is_contiguous()
-        and not is_watched()
         and not input.is_neg()  # integers never are; torch.compile cannot trace the question
     )
 

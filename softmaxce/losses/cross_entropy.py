@@ -38,6 +38,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import reference
 from .arguments import as_int64, check_arguments, check_class_ids, classes_last, legacy_reduction, result_dtype
 from .backends import fits_fast_path, fused_backend, small_batch_fast_path
+from .interface import refuse_script
 
 
 def cross_entropy(
@@ -143,6 +144,8 @@ class SoftmaxCrossEntropy(nn.CrossEntropyLoss):
 
     Calling it: (logits [B, K], targets [B] class ids or [B, K] probabilities) -> the loss in nats; see cross_entropy.
     """
+
+    __prepare_scriptable__ = refuse_script
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """(logits [B, K], targets [B] or [B, K]) -> the loss in nats."""

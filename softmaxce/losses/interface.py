@@ -10,6 +10,14 @@ from torch.nn.parameter import is_lazy
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [B, K], targets [B] or [B, K] -> a scalar or [B], in nats
 
 
+def refuse_script(module: nn.Module) -> nn.Module:
+    """The `__prepare_scriptable__` of a loss, which torch.jit.script calls first. Raises: NotImplementedError."""
+    raise NotImplementedError(
+        f"{type(module).__name__} cannot be compiled by torch.jit.script, which PyTorch has deprecated; use "
+        "torch.export.export or torch.compile, or script torch.nn.CrossEntropyLoss"
+    )
+
+
 def reduction_of(loss: Loss) -> str:
     """How a loss reduces a batch: its `reduction` attribute or bound argument; mean if it has neither."""
     bound = getattr(loss, "keywords", {})  # of a functools.partial

@@ -39,6 +39,7 @@ from .arguments import (
     result_dtype,
 )
 from .cross_entropy import cross_entropy
+from .interface import refuse_script
 from .linear_chunks import ChunkedLinearCrossEntropy, LinearStep
 
 
@@ -192,6 +193,7 @@ class LinearCrossEntropyLoss(nn.Module):
     which the dimensions [K, d1, ...] are one; logits for prediction are `module.linear(features)`.
     """
 
+    __prepare_scriptable__ = refuse_script
     weight: Tensor | None
 
     def __init__(

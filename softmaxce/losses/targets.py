@@ -1,5 +1,6 @@
 """From class ids or probabilities to the target distribution, and to what the mean of a batch divides by."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ def target_distribution(
     weight = None if weight is None else weight.to(logits.dtype)
     divisor: Tensor | float
     if is_soft:
-        counts, divisor = None, float(logits.shape[:-1].numel())
+        counts, divisor = None, math.prod(logits.shape[:-1])  # numel() would fix them in torch.export
         probabilities = classes_last(target).to(logits.dtype)
         mass = torch.ones_like(probabilities[..., :1])
     else:

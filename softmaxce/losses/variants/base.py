@@ -28,6 +28,7 @@ from ..arguments import (
 )
 from ..builtin import class_weights
 from ..cross_entropy import cross_entropy
+from ..interface import refuse_script
 from ..targets import reduce_losses, target_distribution, weights_of_ids, zero_where_ignored
 
 
@@ -47,6 +48,7 @@ class ClassificationLoss(nn.Module):
     Raises: ValueError if an argument is invalid.
     """
 
+    __prepare_scriptable__ = refuse_script
     not_claimed: ClassVar[dict[str, str]] = {}  # laws of `softmaxce check-loss` from which it is exempt, and why
     mean_is_weighted: ClassVar = True  # as PyTorch's: see losses.interface.mean_divisor
     weight: Tensor | None
