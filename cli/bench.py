@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Measure softmaxce's speed on this machine, beside PyTorch's.")
 
+ROWS, CLASSES = (64, 128, 512, 1024, 4096, 16384), (2, 3, 10, 17, 32, 64, 100, 200, 1000)  # of --grid
 SHAPES = "32x10,128x10,1024x10,4096x100,256x1000,1024x1000,64x21841,32x128256"
 DTYPES = {
     **{name: name for name in ("float32", "bfloat16", "float16", "float64")},
@@ -50,6 +51,10 @@ def bench_loss(
     shapes: Annotated[
         list[str] | None, typer.Option(metavar="NxC,...", help="Rows and classes of the logits; default: eight.")
     ] = None,
+    whole_grid: Annotated[
+        bool,
+        typer.Option("--grid", help="54 shapes, 64x2 to 16384x1000, as one table per dtype; without torch.compile."),
+    ] = False,
     dtypes: Annotated[
         list[str] | None,
         typer.Option(metavar="DTYPE,...", help="float32, bfloat16, float16, float64; default: float32,bfloat16."),
@@ -69,7 +74,12 @@ def bench_loss(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare softmaxce's cross-entropy with PyTorch's: time, memory and error, interleaved in one process."""
+    if whole_grid and (shapes or train is not None):
+        other = "--shapes" if shapes else "--train"
+        raise ConfigError([Problem("--grid", f"has its own shapes and measures losses alone; leave out {other}")])
     grid = [_shape(text) for text in _split(shapes or [SHAPES], "--shapes")]
+    if whole_grid:
+        grid = list(itertools.product(ROWS, CLASSES))
     dtype_names = [_dtype(text) for text in _split(dtypes or ["float32,bfloat16"], "--dtypes")]
     thread_counts = [_number(text, "--threads") for text in _split(threads or ["1"], "--threads")]
     batch_sizes = [_number(text, "--batch") for text in _split(batch or ["64,128"], "--batch")]
@@ -96,12 +106,19 @@ def bench_loss(
     else:
         from softmaxce.bench import candidates, loss
 
-        failure = candidates.why_not_compiled(selected_device)
+        failure = None if whole_grid else candidates.why_not_compiled(selected_device)
         if failure is not None:
             notes.append(f"torch.compile does not work on this machine and is left out: {failure}")
         cells = list(loss.grid(grid, dtype_names, thread_counts, selected_device))
-        results = [(cell, loss.compare(cell, rounds, failure is None, others)) for cell in _tracked(cells, str)]
-        measured = output.loss_to_dict(results) if json else partial(output.print_loss, results)
+        results = [
+            (cell, loss.compare(cell, rounds, failure is None and not whole_grid, others))
+            for cell in _tracked(cells, str)
+        ]
+        measured = (
+            output.loss_to_dict(results)
+            if json
+            else partial(output.print_grid if whole_grid else output.print_loss, results)
+        )
     _print(selected_device, notes, measured)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..bench.candidates import TORCH
+from ..bench.candidates import NAIVE, OURS, TORCH
 from ..bench.clock import Spread, Timed
 from ..bench.loss import Case, Result
 from ..bench.loss_in_training import Training
@@ -21,6 +21,8 @@ from .console import print_table
 from .json_values import finite
 
 Results = Sequence[tuple[Case, Mapping[str, Result]]]
+
+MANY_LOGITS, GOAL, GOAL_OF_FEW = 4096, 1.0, 1.15  # ratios to torch's time that ours should not exceed
 
 NOTES = (
     "±: half the interquartile range of the ratio, which is computed within each round",
@@ -39,6 +41,47 @@ def print_loss(results: Results, console: Console) -> None:
     _print_table(results, "largest relative error of the loss and its gradient, against float64", _errors, console)
     for note in (*NOTES, threads(case.threads for case, _ in results)):
         console.print(Text(note, "dim"), soft_wrap=True)
+
+
+def print_grid(results: Results, console: Console) -> None:
+    """Print one table per dtype, thread count and loss: rows N, columns K, and the ratio to torch's time.
+
+    Below come the cells in which ours is slower than the goal: torch's time from 4,096 logits on, 1.15 times it below.
+    """
+    groups = dict.fromkeys((case.dtype, case.threads) for case, _ in results)
+    for dtype, count in groups:
+        cells = {(c.rows, c.classes): losses for c, losses in results if (c.dtype, c.threads) == (dtype, count)}
+        rows, classes = (list(dict.fromkeys(shape[axis] for shape in cells)) for axis in (0, 1))
+        for name in [name for name in next(iter(cells.values())) if name not in (TORCH, NAIVE)]:
+            title = f"forward and backward, {dtype}, {count} CPU thread{'s' * (count > 1)}: time of {name} / torch's"
+            console.print(Text(title, "bold"), soft_wrap=True)
+            table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+            for heading in ("N \\ K", *map(str, classes)):
+                table.add_column(heading, justify="right", no_wrap=True)
+            for n in rows:
+                ratios = [cells[n, k][name].both.ratio.median for k in classes]
+                table.add_row(
+                    str(n),
+                    *[
+                        Text(f"{r:.2f}", "bold" if _is_slow(n * k, r) else "")
+                        for k, r in zip(classes, ratios, strict=True)
+                    ],
+                )
+            print_table(table, console)
+            console.print()
+    slow = [
+        f"{case} {r:.2f}"
+        for case, losses in results
+        if _is_slow(case.rows * case.classes, r := losses[OURS].both.ratio.median)
+    ]
+    limits = f"{GOAL:.2f} of torch's time from {MANY_LOGITS:,} logits on, {GOAL_OF_FEW:.2f} below"
+    console.print(Text(f"cells above the goal, {limits}: {'; '.join(slow) or 'none'}"), soft_wrap=True)
+    for note in (*NOTES[1:], threads(case.threads for case, _ in results)):
+        console.print(Text(note, "dim"), soft_wrap=True)
+
+
+def _is_slow(logits: int, ratio: float) -> bool:
+    return round(ratio, 2) > (GOAL if logits >= MANY_LOGITS else GOAL_OF_FEW)
 
 
 def _print_table(

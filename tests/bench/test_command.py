@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 
+from cli.bench import CLASSES, ROWS
 from softmaxce.bench import candidates
-from softmaxce.bench.loss import Case, measure
+from softmaxce.bench.accuracy import Errors
+from softmaxce.bench.clock import Spread, Timed
+from softmaxce.bench.loss import Case, Result, measure
 from softmaxce.bench.loss_in_training import compare
 from softmaxce.errors import ConfigError
 from softmaxce.report import bench_loss, console
@@ -48,6 +51,39 @@ def test_tables_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.count("geometric mean") == 2
 
 
+def test_the_grid_is_a_table_per_dtype_whose_slow_cells_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    few, many = (Timed(Spread(1e-4, 1e-4, 1e-4), Spread(ratio, ratio, ratio)) for ratio in (1.1, 1.04))
+    cpu = torch.device("cpu")
+    timed = {(64, 2): few, (64, 1000): many, (16384, 2): many, (16384, 1000): few}
+    results = [
+        (Case(*shape, dtype, cpu, 1), {"torch": _result(few), "ours": _result(both), "naive": _result(few)})
+        for dtype in ("float32", "bfloat16")
+        for shape, both in timed.items()
+    ]
+    bench_loss.print_grid(results, console.stdout())
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.split("cells above")[0].splitlines())) <= 80
+    rows = [line.split() for line in printed.splitlines() if line.split()[:1] in (["64"], ["16384"])]
+    assert rows == [["64", "1.10", "1.04"], ["16384", "1.04", "1.10"]] * 2
+    listed = printed[printed.index("cells above") :].splitlines()[0].partition(": ")[2]
+    of_float32 = [
+        "64x1000 float32, 1 thread 1.04",
+        "16384x2 float32, 1 thread 1.04",
+        "16384x1000 float32, 1 thread 1.10",
+    ]
+    assert listed.split("; ") == [*of_float32, *(cell.replace("float32", "bfloat16") for cell in of_float32)]
+
+
+def _result(both: Timed) -> Result:
+    return Result(both, both, 1.0, Errors(0.0, 0.0))
+
+
+def test_the_grid_has_54_shapes() -> None:
+    shapes = {(rows, classes) for rows in ROWS for classes in CLASSES}
+    assert len(shapes) == 54
+    assert {(64, 2), (4096, 32), (512, 100), (16384, 1000)} <= shapes
+
+
 def test_training_steps_are_timed_with_either_loss(softmaxce: Softmaxce) -> None:
     done = softmaxce("bench", "loss", "--train", "linear", "--batch", "8,16", "--rounds", "2", "--json")
     assert done.returncode == 0, done.stderr
@@ -72,6 +108,8 @@ def test_a_model_that_cannot_take_the_images_is_named() -> None:
         (["--threads", "0"], "--threads: must be whole numbers, at least 1, got '0'"),
         (["--threads", "1,,2"], "--threads: write values separated by commas, got '1,,2'"),
         (["--train", "lenett"], "--train: there is no 'lenett' among the models; did you mean 'lenet'?"),
+        (["--grid", "--shapes", "2x3"], "--grid: has its own shapes and measures losses alone; leave out --shapes"),
+        (["--grid", "--train", "linear"], "--grid: has its own shapes and measures losses alone; leave out --train"),
         (["--device", "cuda:99"], "device: 'cuda:99' is not there"),
         (["softmax_crossentropy"], "did you mean 'softmax_cross_entropy'?"),
     ],
