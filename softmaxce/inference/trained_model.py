@@ -112,13 +112,11 @@ class TrainedModel:
         _check_temperature(temperature)
         file = find_checkpoint(Path(path))
         loaded = checkpoints.load(file)
-        root = None if data_root is None else str(data_root)
-        changes = {"tta": tta, "data.root": root, "data.eval_batch_size": batch_size}
+        changes = {"tta": tta, "data.root": data_root and str(data_root), "data.eval_batch_size": batch_size}
         changes = {key: value for key, value in changes.items() if value is not None}
         config = config_of(loaded, changes, trust_code=trust_code)
         for text in changed_objects(config, {"model": model, "loss": loss, "dataset": dataset}):
             streams.warning(f"{file}: {text}")
-        loss_of_training = config.loss.name
         config = with_objects(config, model=model, loss=loss, dataset=dataset)
         if data_root is None and not config.is_in(config.root):
             config = at_recorded_root(config, _record_beside(file))
@@ -135,7 +133,7 @@ class TrainedModel:
             model=_build_model(loaded, config, preprocessing, where),
             temperature=temperature_of(file) if temperature is None else temperature,
             allow_changed_data=allow_changed_data,
-            saved_loss=replace(loaded, weights={}, training=None) if config.loss.name == loss_of_training else None,
+            saved_loss=_saved_loss(loaded, config),
         )
 
     @cached_property
@@ -317,6 +315,13 @@ def config_of(checkpoint: Checkpoint, changes: dict[str, Any] | None = None, *, 
     if not trust_code:
         refuse_users_code(config, str(checkpoint.file), training=False)
     return config
+
+
+def _saved_loss(checkpoint: Checkpoint, config: Config) -> Checkpoint | None:
+    """The checkpoint without weights, for the state of its loss; None where the config has another loss."""
+    recorded = checkpoint.header["config"].get("loss")
+    name = recorded.get("name") if isinstance(recorded, dict) else recorded
+    return replace(checkpoint, weights={}, training=None) if config.loss.name == name else None
 
 
 def _check_temperature(value: float | None) -> None:

@@ -23,7 +23,7 @@ class _Scores(_Strict):
 
 
 class _TrainingScores(_Scores):
-    accuracy: Probability | Annotated[float, Predicate(math.isnan)]  # type: ignore[assignment]  # every step was skipped
+    accuracy: Probability | Annotated[float, Predicate(math.isnan)]  # every step was skipped
 
 
 NONE = _Scores(loss=0.0, accuracy=0.0)  # where a split is left out
