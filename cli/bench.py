@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-app = typer.Typer(no_args_is_help=True, help="Measure softmaxce's speed on this machine, beside PyTorch's.")
+app = typer.Typer(no_args_is_help=True, help="Measure softmaxce's speed on this machine, compared with PyTorch's.")
 
 ROWS, CLASSES = (64, 128, 512, 1024, 4096, 16384), (2, 3, 10, 17, 32, 64, 100, 200, 1000)  # of --grid
 SHAPES = "32x10,128x10,1024x10,4096x100,256x1000,1024x1000,64x21841,32x128256"
@@ -39,7 +39,7 @@ DTYPES = {
 
 @app.callback()
 def bench() -> None:
-    """Measure softmaxce's speed on this machine, beside PyTorch's."""
+    """Measure softmaxce's speed on this machine, compared with PyTorch's."""
 
 
 @app.command("loss")
@@ -197,7 +197,7 @@ def bench_predict(
     if unreadable := next((file for file in files if isinstance(file, Unreadable)), None):
         raise DataError(str(unreadable))
     if not files:
-        raise DataError("there is no image among these paths")
+        raise DataError("none of these paths is an image")
 
     from softmaxce.bench import prediction
     from softmaxce.inference.trained_model import TrainedModel

@@ -12,7 +12,7 @@ from .options import AllowChangedData, DataRoot, Device, TrustCode, run_or_newes
 
 def calibrate(
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run folder; the newest run under runs/ if left out.")
+        Path | None, typer.Argument(metavar="RUN", help="A run folder; default: the newest run under runs/.")
     ] = None,
     data: DataRoot = None,
     device: Device = None,

@@ -1,10 +1,7 @@
-"""`softmaxce check-loss`: tests a loss, softmaxce's or your own, on the laws of a sound loss."""
+"""`softmaxce check-loss`: checks a loss, softmaxce's or your own, against the laws of a sound loss."""
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import platformdirs
 import typer
 
 from softmaxce import streams
@@ -37,19 +34,17 @@ def check_loss(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="LAW,...", help="Test these laws only.")] = None,
     classes: Annotated[
-        int | None, typer.Option(min=2, help="The number of classes, if the loss takes no other; default: several.")
+        int | None, typer.Option(min=2, help="The number of classes, if the loss supports only one; default: several.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search for an input that violates a law.")] = 0,
     device: Annotated[str, typer.Option(callback=check_device, help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
-    """Test a loss on the laws of a sound loss; show the smallest input that violates each, and its time and memory."""
+    """Check a loss against the laws of a sound loss; show the smallest input that violates each, and its cost."""
     skipped, selected = _laws("--skip", skip), _laws("--only", only)
     component = reader.named("loss", target, [reader.parse_override(text) for text in set_ or []])
     named_reference = reader.named("loss", reference, option="--reference") if reference else None
 
-    # hypothesis stores what it has read of the user's code; keep that out of the current folder
-    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(platformdirs.user_cache_dir("softmaxce"), "laws")))
     from softmaxce.laws import cost
     from softmaxce.laws.examine import examine
     from softmaxce.laws.subject import Subject, referring
@@ -89,4 +84,4 @@ def _no_law_tried(results: "list[LawResult]", only: list[str], reference: str | 
     if reference is not None or not any("--reference" in reason for reason in reasons):
         remedy = "choose other laws"
     location = " ".join(f"--only {law}" for law in only) or "check-loss"
-    return ConfigError([Problem(location, f"no law was tried ({'; '.join(reasons)}); {remedy}")])
+    return ConfigError([Problem(location, f"no law was checked ({'; '.join(reasons)}); {remedy}")])

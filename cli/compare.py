@@ -25,10 +25,10 @@ def compare(
     allow_changed_data: AllowChangedData = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
-    """Compare runs: the config keys that differ, the metrics, and whether the difference is larger than chance.
+    """Compare runs: the config keys that differ, the metrics, and whether the difference is significant.
 
     Each run's best weights are evaluated on the split. Where two runs have the same images, McNemar's exact test says
-    whether their difference is significant. Runs that differ by seed alone are summarized by mean and deviation.
+    whether their difference is significant. Runs that differ only by seed are summarized by mean and deviation.
     """
     if len(runs) < 2:
         raise ConfigError([Problem("compare", "takes two runs or more: softmaxce compare runs/mnist/1 runs/mnist/2")])

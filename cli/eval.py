@@ -26,7 +26,7 @@ from .startup import fast_imports
 def evaluate(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; the newest run under runs/ if left out."),
+        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; default: the newest run under runs/."),
     ] = None,
     split: Split = SplitName.test,
     data: Annotated[
@@ -37,13 +37,13 @@ def evaluate(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images at once; the run's data.eval_batch_size if left out.")
+        int | None, typer.Option(min=1, help="Images per batch; default: the run's data.eval_batch_size.")
     ] = None,
     device: Device = None,
     temperature: Temperature = None,
     tta: Annotated[
         Tta | None,
-        typer.Option(help="Average the logits of several views of each image; the run's own if left out."),
+        typer.Option(help="Average the logits of several views of each image; default: the run's own."),
     ] = None,
     trust_code: TrustCode = False,
     allow_changed_data: AllowChangedData = False,

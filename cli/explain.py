@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def explain(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; the newest run under runs/ if left out."),
+        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; default: the newest run under runs/."),
     ] = None,
     image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="An image file.")] = None,
     index: Annotated[
@@ -77,21 +77,21 @@ def explain(
 ) -> None:
     """Show how the loss of one image is computed, step by step, from its logits to its gradient.
 
-    The image is a file, or one of the run's data; without a model, logits are explained.
+    The image is a file or one of the run's own data; --logits needs no model.
     """
     if html is not None:
         check_page(html, "--html", force=force)
     if logits is not None and mix is not None:
-        raise _mistake("--mix", "goes with --index; a soft label is written --label a=0.7,b=0.3")
+        raise _mistake("--mix", "is only for --index; write a soft label as --label a=0.7,b=0.3")
     for_logits = {"--classes": classes, "--weight": weight, "--label-smoothing": label_smoothing}
     if logits is not None:
         if run is not None or image is not None or index is not None:
-            raise _mistake("--logits", "replaces RUN, IMAGE and --index; leave one or the other out")
+            raise _mistake("--logits", "cannot be combined with RUN, IMAGE or --index")
         explanation = _of_logits(logits, label, classes, weight, label_smoothing or 0.0, temperature or 1.0)
     else:
         for option, value in for_logits.items():
             if value is not None:
-                raise _mistake(option, "goes with --logits; a run has its own")
+                raise _mistake(option, "is only for --logits; a run has its own")
         explanation = _of_run(run, image, index, split, mix, label, temperature, data, trust_code, allow_changed_data)
     if html is not None:
         from softmaxce.report.html.explanation_page import write_page
@@ -118,7 +118,7 @@ def _of_logits(
     row = explain_arguments.logits(logits)
     names = explain_arguments.class_names(classes, len(row))
     if label is None:
-        raise _mistake("--label", "is needed with --logits: the true class, by name or number")
+        raise _mistake("--label", "is required with --logits: the true class, by name or number")
     target = explain_arguments.label(label, names)
     factors = None if weight is None else explain_arguments.weights(weight, len(row))
 
@@ -157,7 +157,7 @@ def _of_run(
     if first_alone:
         index = 0
     if mix is not None and index is None:
-        raise _mistake("--mix", "goes with --index: it mixes two images of a split")
+        raise _mistake("--mix", "is only for --index: it mixes two images of a split")
 
     from . import explain_arguments
 
@@ -190,7 +190,7 @@ def _of_run(
     if label is not None:
         parsed = explain_arguments.label(label, model.classes)
         target = parsed if isinstance(parsed, int) else torch.tensor(parsed, dtype=torch.float64)
-    return trained.explain_image(model, pixels, target, title=f"{title}, by {run}")
+    return trained.explain_image(model, pixels, target, title=f"{title}, classified by {run}")
 
 
 def _image_of_split(

@@ -21,7 +21,7 @@ def list_components(
     kind: Annotated[Kind | None, typer.Argument(help="One kind of component; default: all.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List the losses, models, datasets, optimizers, schedules and augmentations a config can name."""
+    """List the losses, models, datasets, optimizers, schedules and augmentations that a config can name."""
     kinds = [kind.value] if kind else list(KINDS)
     if json:
         streams.json_text(jsonlib.dumps({name: _entries(KINDS[name]) for name in kinds}, indent=2))

@@ -34,7 +34,7 @@ COMMANDS = {
     "sweep": (
         "sweep",
         "sweep",
-        "Train every combination of the values, then compare the runs, the best on the validation split first.",
+        "Train every combination of the values, and rank the runs by their metric on the validation split.",
     ),
     "eval": (
         "eval",
@@ -44,12 +44,12 @@ COMMANDS = {
     "check-loss": (
         "check_loss",
         "check_loss",
-        "Test a loss on the laws of a sound loss; show the smallest input that violates each, and its time and memory.",
+        "Check a loss against the laws of a sound loss; show the smallest input that violates each, and its cost.",
     ),
     "predict": (
         "predict",
         "predict",
-        "Predict the class of image files and its probability, with the run's own preprocessing.",
+        "Predict the classes of image files, with probabilities, by the run's own preprocessing.",
     ),
     "explain": (
         "explain",
@@ -66,18 +66,18 @@ COMMANDS = {
         "report",
         "Write a run's report: one self-contained HTML page, and its figures as SVG and PNG.",
     ),
-    "runs": ("runs", "runs", "List runs, the newest first: model, loss, epochs, accuracy, time and status."),
+    "runs": ("runs", "runs", "List runs, newest first: model, loss, epochs, accuracy, time and status."),
     "compare": (
         "compare",
         "compare",
-        "Compare runs: the config keys that differ, the metrics, and whether the difference is larger than chance.",
+        "Compare runs: the config keys that differ, the metrics, and whether the difference is significant.",
     ),
     "list": (
         "list",
         "list_components",
-        "List the losses, models, datasets, optimizers, schedules and augmentations a config can name.",
+        "List the losses, models, datasets, optimizers, schedules and augmentations that a config can name.",
     ),
-    "bench": ("bench", "app", "Measure softmaxce's speed on this machine, beside PyTorch's."),
+    "bench": ("bench", "app", "Measure softmaxce's speed on this machine, compared with PyTorch's."),
     "config": ("config", "app", "List, show, copy and check configs without training."),
 }
 MAX_SHOWN = 20  # mistakes printed at once

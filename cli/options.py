@@ -70,7 +70,8 @@ def run_and_paths(words: list[str], command: str) -> tuple[Path, list[str]]:
 def one_config(argument: str | None, option: str | None) -> str | None:
     """The config that was given as an argument or as --config. Raises: ConfigError if both were."""
     if argument is not None and option is not None:
-        raise ConfigError([Problem("--config", f"goes without the argument CONFIG, which is {show(argument)} here")])
+        message = f"cannot be combined with the argument CONFIG, which is {show(argument)}"
+        raise ConfigError([Problem("--config", message)])
     return argument if argument is not None else option
 
 
@@ -115,7 +116,11 @@ class Tta(enum.StrEnum):
 
 Split = Annotated[
     SplitName,
-    typer.Option(parser=split_name, metavar="test|validation|train", help="Which of the run's splits; or val."),
+    typer.Option(
+        parser=split_name,
+        metavar="test|validation|train",
+        help="The split of the run's data; val is short for validation.",
+    ),
 ]
 ConfigArgument = Annotated[
     str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe's name (softmaxce config list).")
@@ -147,7 +152,7 @@ Temperature = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Replace a file that exists and is no page of softmaxce; refused otherwise.")
+    bool, typer.Option("--force", help="Overwrite a file that is not a page of softmaxce; without this, it is refused.")
 ]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Run the module:Name code that the run's config names; else it is refused.")

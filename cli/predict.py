@@ -21,7 +21,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="[RUN] PATH",
-            help="A run folder or a checkpoint, the newest run under runs/ if left out; then image files, folders, "
+            help="A run folder or a checkpoint, by default the newest run under runs/; then image files, folders, "
             "quoted globs; - reads paths from stdin.",
         ),
     ],
@@ -29,21 +29,19 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images at once; the run's data.eval_batch_size if left out.")
+        int | None, typer.Option(min=1, help="Images per batch; default: the run's data.eval_batch_size.")
     ] = None,
     device: Device = None,
     temperature: Temperature = None,
     trust_code: TrustCode = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Exit 0 although some images could not be read.")
-    ] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Exit 0 even if some images could not be read.")] = False,
 ) -> None:
-    """Predict the class of image files and its probability, with the run's own preprocessing.
+    """Predict the classes of image files, with probabilities, by the run's own preprocessing.
 
     Files that cannot be read are named on stderr and counted, and the exit status is 2.
     """
     if json and csv:
-        raise ConfigError([Problem("--json and --csv", "are two formats; choose one")])
+        raise ConfigError([Problem("--json and --csv", "cannot be combined")])
     from softmaxce.data.paths import Unreadable, image_files
     from softmaxce.data.prefetch import PrefetchingDecoder, decode_to
     from softmaxce.runs.header import find_checkpoint, read_header
@@ -51,7 +49,7 @@ def predict(
     run, paths = run_and_paths(words, "predict")
     if not paths:
         raise ConfigError(
-            [Problem("PATH", f"is needed: image files, folders or globs, e.g. softmaxce predict {run} a.png")]
+            [Problem("PATH", f"is required: image files, folders or globs, e.g. softmaxce predict {run} a.png")]
         )
     if "-" in paths:
         if sys.stdin is None:

@@ -13,10 +13,10 @@ from .options import AllowChangedData, DataRoot, Device, Force, SplitName, Trust
 
 def report(
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run folder; the newest run under runs/ if left out.")
+        Path | None, typer.Argument(metavar="RUN", help="A run folder; default: the newest run under runs/.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="The page; report.html in the run folder if left out.")
+        Path | None, typer.Option(metavar="FILE.html", help="The page; default: report.html in the run folder.")
     ] = None,
     force: Force = False,
     split: Annotated[
@@ -24,7 +24,7 @@ def report(
         typer.Option(
             parser=split_name,
             metavar="test|validation|train",
-            help="Which of the run's splits; test if it has one.",
+            help="The split of the run's data; default: test if the run has one, else validation.",
             show_default=False,
         ),
     ] = None,

@@ -12,7 +12,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to search.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """List runs, the newest first: model, loss, epochs, accuracy, time and status."""
+    """List runs, newest first: model, loss, epochs, accuracy, time and status."""
     from softmaxce.report import console
     from softmaxce.runs.listing import list_runs
 

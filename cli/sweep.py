@@ -49,10 +49,10 @@ def sweep(
     json: Annotated[bool, typer.Option("--json", help="Print JSON Lines on stdout and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the results.")] = False,
 ) -> None:
-    """Train every combination of the values, then compare the runs, the best on the validation split first.
+    """Train every combination of the values, and rank the runs by their metric on the validation split.
 
     The runs are ranked by their best_metric, not on the test split. Every combination is built before the first is
-    trained; combinations that come to the same config are trained once. Each run keeps its own run folder.
+    trained; combinations that give the same config are trained once. Each run keeps its own run folder.
     """
     from softmaxce.config.sweep import grid
 
@@ -66,7 +66,7 @@ def sweep(
     sets = [*(set_ or []), *(f"{key}={text}" for key, text, _ in short_options(lr, batch_size, model))]
     if not sets:
         raise ConfigError(
-            [Problem("--set", "is needed: a key and its values, for example --set optimizer.lr=0.01,0.03")]
+            [Problem("--set", "is required: a key and its values, for example --set optimizer.lr=0.01,0.03")]
         )
     points = grid(require_config(one_config(name, config)), sets, overrides)
     plans = make_plans(points, output, resume == "auto", allow_changed_data=allow_changed_data)

@@ -71,7 +71,9 @@ def train(
         list[LogName] | None,
         typer.Option(metavar="tensorboard", help="Also write TensorBoard event files into the run folder."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build, run one batch, print a summary.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build everything, run one batch, print a summary; train nothing.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON Lines on stdout and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print config and versions.")] = False,

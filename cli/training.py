@@ -68,7 +68,7 @@ def make_plan(
         return plan_auto(requested, output, ImagesOnDisk(), allow_changed_data=allow_changed_data)
     folder = Path(resume)
     if output is not None and output.resolve() != folder.resolve():
-        raise ConfigError([Problem("--output", "a resumed run stays in its own folder; leave --output out")])
+        raise ConfigError([Problem("--output", "a resumed run stays in its own folder; omit --output")])
     if not (folder / "config.yaml").is_file():
         raise RunError(f"--resume {resume}: there is no run in this folder (no config.yaml)")
     requested = configs.load(config if config is not None else str(folder / "config.yaml"), overrides)
@@ -90,7 +90,7 @@ def plan_auto(config: Config, output: Path | None, images: ImagesOnDisk, *, allo
 def require_config(config: str | None) -> str:
     """The config's name. Raises: ConfigError if it was left out."""
     if config is None:
-        message = "is needed: a YAML file or a recipe's name, for example: softmaxce train digits"
+        message = "is required: a YAML file or a recipe's name, for example: softmaxce train digits"
         raise ConfigError([Problem("CONFIG", message)])
     return config
 

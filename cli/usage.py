@@ -96,7 +96,7 @@ def _message(error: Any) -> str:
             else parameter.metavar or parameter.name.upper()
         )
         if type(error).__name__ == "MissingParameter":
-            return f"{name}: is needed"
+            return f"{name}: is required"
         return f"{name}: {_plain(message.partition(': ')[2] or message)}"
     command = re.fullmatch(r"No such command '(.*?)'\.?(?: Did you mean (.*)\?)?", message)
     if command is not None:

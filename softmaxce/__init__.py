@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .data.splits import Dataset, InMemory, OnDisk
     from .errors import SoftmaxceError
     from .inference.trained_model import TrainedModel
+    from .laws.check_loss import check_loss
+    from .laws.law import LawResult
     from .losses.cross_entropy import SoftmaxCrossEntropy, cross_entropy
     from .losses.linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
     from .losses.reference import log_softmax, one_hot, softmax
@@ -32,6 +34,7 @@ __all__ = [
     "Config",
     "Dataset",
     "InMemory",
+    "LawResult",
     "LinearCrossEntropyLoss",
     "OnDisk",
     "Outcome",
@@ -41,6 +44,7 @@ __all__ = [
     "SoftmaxceError",
     "TrainedModel",
     "build_run",
+    "check_loss",
     "cross_entropy",
     "evaluate",
     "fit",
@@ -57,6 +61,7 @@ _MODULES = {
     "Config": "config.keys",
     "Dataset": "data.splits",
     "InMemory": "data.splits",
+    "LawResult": "laws.law",
     "LinearCrossEntropyLoss": "losses.linear_cross_entropy",
     "OnDisk": "data.splits",
     "Outcome": "session",
@@ -66,6 +71,7 @@ _MODULES = {
     "SoftmaxceError": "errors",
     "TrainedModel": "inference.trained_model",
     "build_run": "api",
+    "check_loss": "laws.check_loss",
     "cross_entropy": "losses.cross_entropy",
     "evaluate": "api",
     "fit": "api",

@@ -202,7 +202,7 @@ def _plan(
     folder = None if output is None else Path(output)
     if resume is None or resume == "auto":
         if config is None:
-            raise ConfigError([Problem("config", "is needed: a recipe's name, a YAML file or a dict")])
+            raise ConfigError([Problem("config", "is required: a recipe's name, a YAML file or a dict")])
         checked = _config(config, overrides, **objects)
         if resume is None:
             return Plan(checked, folder), []
@@ -210,11 +210,11 @@ def _plan(
         if any(each.is_object for each in checked.augment):
             named.append("data.augment")
         if folder is None and named:
-            message = f"cannot know a run again by an object ({', '.join(named)}); pass output=, its folder, too"
+            message = f"cannot identify a run whose config has Python objects ({', '.join(named)}); pass output= too"
             raise ConfigError([Problem("resume='auto'", message)])
         return resume_or_start(checked, folder, ImagesNow(), allow_changed_data=allow_changed_data)
     if folder is not None and folder.resolve() != Path(resume).resolve():
-        raise ConfigError([Problem("output", "a resumed run stays in its own folder; leave output out")])
+        raise ConfigError([Problem("output", "a resumed run stays in its own folder; omit output")])
     recorded = Path(resume) / "config.yaml"
     requested: Config | None = None  # resume_run raises where there is no run
     if config is not None:

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt, Predicate, doc
 LARGEST = 2**63 - 1  # sizes and strides of a tensor are int64
 PositiveInt = Annotated[int, Gt(0), Le(LARGEST)]
 NonNegativeInt = Annotated[int, Ge(0), Le(LARGEST)]
-Int64 = Annotated[int, Ge(-(2**63)), Lt(2**63), doc("a whole number of 64 bits")]
+Int64 = Annotated[int, Ge(-(2**63)), Lt(2**63), doc("a 64-bit integer")]
 Seed = Annotated[int, Ge(0), Lt(2**63)]  # what torch's, NumPy's and Python's generators accept
 PositiveFloat = Annotated[float, Gt(0), Predicate(isfinite)]
 NonNegativeFloat = Annotated[float, Ge(0), Predicate(isfinite)]

@@ -153,8 +153,8 @@ def load_source(config: Config) -> Dataset:
         raise ConfigError([Problem(config.source.location, message)])
     if len(source.classes) < 2:
         raise DataError(
-            f"{config.source.name}: there is one class only, '{', '.join(source.classes)}', and nothing to tell it "
-            "from; in a folder of images, each class has a folder of its own"
+            f"{config.source.name}: there is only one class, '{', '.join(source.classes)}', and a classifier "
+            "needs at least two; in a folder of images, each class has a folder of its own"
         )
     for name in ("train", "validation", "test"):
         split = getattr(source, name)
@@ -257,7 +257,7 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
 # -- model, loss, optimizer -------------------------------------------------------------------------------------------
 
 
-@within_memory("building the model", "take a smaller model or smaller images, or a machine with more memory")
+@within_memory("building the model", "use a smaller model or smaller images, or a machine with more memory")
 def build_model(
     config: Config,
     preprocessing: Preprocessing,

@@ -16,7 +16,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 TERMINATED = 143  # 128 + SIGTERM
 
-MAX_LENGTH = 600  # characters of a message: a file that is no config may contain names of any length
+MAX_LENGTH = 600  # characters of a message: a file that is not a config may contain names of any length
 
 
 @dataclass(frozen=True)

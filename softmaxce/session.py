@@ -239,8 +239,6 @@ class _Session:
         self.started = started
         self.record: dict[str, Any] = {"recipe": run.config.recipe, "classes": list(run.classes)}
 
-    # -- begin and end
-
     def begin(self, *, allow_changed_data: bool) -> None:
         """Restore the newest checkpoint, if there is one, and write config.yaml and run.json.
 
@@ -353,8 +351,6 @@ class _Session:
         for text in warnings:
             self.reporter.message(Level.WARNING, text)
 
-    # -- epochs
-
     def _fit(self) -> Status:
         """Train to the last epoch or to early stopping, saving on the way."""
         run, signals = self.run, self.signals
@@ -391,6 +387,7 @@ class _Session:
             pauses.saved()
             if epoch is not None:
                 self.reporter.epoch(epoch)
+                self._warn(epochs.check_sign(run.config, folder, epoch))
                 if self._patience_is_over():
                     return
             self.signals.raise_if_stopped()

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from torch import nn
 
 import softmaxce
-from softmaxce import build_run, evaluate, fit, load, load_config, train
+from softmaxce import build_run, check_loss, evaluate, fit, load, load_config, train
 from softmaxce.config import yamlfile
 from softmaxce.data.splits import Dataset, InMemory
 from softmaxce.errors import ConfigError, RunError, SoftmaxceError
@@ -74,7 +74,7 @@ def test_a_type_checker_sees_the_same_names_in_the_same_modules_and_every_parame
     }
     assert imported == softmaxce._MODULES
     assert set(imported) == set(softmaxce.__all__)
-    for function in (build_run, evaluate, fit, load, load_config, train):
+    for function in (build_run, check_loss, evaluate, fit, load, load_config, train):
         hints = function.__annotations__
         assert hints.keys() == {*inspect.signature(function).parameters, "return"}
         assert function.__doc__

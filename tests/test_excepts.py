@@ -69,7 +69,7 @@ HANDLERS = list(handlers())
 
 
 @pytest.mark.parametrize("handler", HANDLERS, ids=lambda handler: handler.location)
-def test_an_error_is_reported_or_raised_or_the_reason_stands_beside_it(handler: Handler) -> None:
+def test_an_error_is_reported_or_raised_or_a_comment_gives_the_reason(handler: Handler) -> None:
     if "BaseException" in handler.types:
         assert isinstance(handler.body[-1], ast.Raise) or handler.comment, handler.location
     if "Exception" in handler.types:

@@ -1,4 +1,4 @@
-"""What is installed, and what stands on what."""
+"""What is installed, and which module may import which."""
 
 import ast
 import re

@@ -19,7 +19,9 @@ import softmaxce
 from softmaxce import session
 from softmaxce.build import build_run
 from softmaxce.config import reader as configs
+from softmaxce.config.objects import with_objects
 from softmaxce.config.reader import Override
+from softmaxce.config.registry import LOSSES
 from softmaxce.data.batches import Batch
 from softmaxce.errors import ConfigError, RunError, TrainingError
 from softmaxce.runs.folder import Status, read_metrics, read_record
@@ -246,3 +248,25 @@ def test_run_json_has_the_commits_of_softmaxce_and_of_the_users_folder(
     assert environment["git_commit"] is None
     assert environment["softmaxce_commit"] is None or len(environment["softmaxce_commit"].partition("-")[0]) == 40
     assert outcome.folder == Path("runs/small/1")
+
+
+def no_minus(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return logits.log_softmax(1).gather(1, targets[:, None]).mean()
+
+
+def test_a_negative_training_loss_is_a_warning_once_in_a_run(small: Path) -> None:
+    folder, recorder = small.parent / "out", Recorder()
+    for number, resume in ((2, False), (3, True)):
+        config = with_objects(configs.load(str(small), [Override(("epochs",), number, "epochs")]), loss=no_minus)
+        session.train(build_run(config), folder, resume=resume, reporters=[recorder])
+    first = read_metrics(folder)[0]["train"]["loss"]
+    (text,) = [text for _, text in recorder.messages if "cross-entropy" in text]
+    assert text.startswith(f"the training loss of epoch 1 is negative, {first:.4g}; cross-entropy never is: a minus or")
+    assert text.endswith("missing; check it with softmaxce.check_loss(loss)")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_built_in_loss_is_never_reported_as_negative(loss: str, small: Path) -> None:
+    recorder = Recorder()
+    session.train(run_of(small, loss=loss, epochs=1), small.parent / loss, reporters=[recorder])
+    assert [text for level, text in recorder.messages if level is Level.WARNING] == []

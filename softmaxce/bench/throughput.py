@@ -34,8 +34,8 @@ from .memory import peak_resident
 
 CEILING, OURS, PLAIN = "ceiling", "softmaxce", "plain"
 MEANINGS = {
-    CEILING: "the same model, precision and optimizer on one batch again and again: no data, no figures",
-    OURS: "what softmaxce train does, with its table, its checks, its bar and its checkpoint every epoch",
+    CEILING: "the same model, precision and optimizer on the same batch again and again: no data loading, no metrics",
+    OURS: "what softmaxce train does: table, checks, progress bar and a checkpoint every epoch",
     PLAIN: "torchvision's data set and transforms, DataLoader, nn.CrossEntropyLoss, float32, the optimizer not fused",
 }
 TURN = 1.0  # approximate seconds of one measurement of the ceiling
@@ -157,8 +157,8 @@ class PlainProcess:
 
     def _failed(self) -> RunError:
         assert self.process.stderr is not None
-        lines = self.process.stderr.read().strip().splitlines() or ["it ended without a word"]
-        return RunError(f"the plain PyTorch way cannot train this: {lines[-1]}")
+        lines = self.process.stderr.read().strip().splitlines() or ["it ended without a message"]
+        return RunError(f"plain PyTorch cannot train this: {lines[-1]}")
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a request and wait for the answer. Raises: RunError with its last line on stderr, if it has died."""

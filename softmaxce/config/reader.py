@@ -66,6 +66,8 @@ def as_recorded(data: Any) -> Any:
     changed = {**section, "download": False} if "download" in section else dict(section)
     if section.get("name") == "image_folder":
         changed.setdefault("split_by", "shuffle")
+    if section.get("name") == "synthetic" and "seed" in data:
+        changed.setdefault("image_seed", data["seed"])
     return {**data, "data": changed}
 
 

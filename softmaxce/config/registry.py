@@ -179,7 +179,9 @@ class Registry:
         if colon:
             if re.search(OWN_CODE, name):
                 return name, {}
-            raise ValueError(f"'{name}' is no module:Name; write for example mylab.losses:Tilted or ./tilted.py:Tilted")
+            raise ValueError(
+                f"'{name}' is not of the form module:Name; write for example mylab.losses:Tilted or ./tilted.py:Tilted"
+            )
         hint = suggestion(name, self.targets) or f"; `softmaxce list {self.kind}` shows all"
         raise ValueError(f"there is no '{name}' among the {self.kind}{hint}")
 

@@ -164,7 +164,7 @@ def source_file(module: str) -> Path:
     if module.endswith(".py"):
         file = Path(module)
         if not file.is_file():
-            raise ValueError(f"there is no file '{module}' (looked from {Path.cwd()})")
+            raise ValueError(f"there is no file '{module}' (in {Path.cwd()})")
         return file
     top, *rest = module.split(".")
     try:

@@ -82,7 +82,7 @@ def describe(type_: Any) -> str:
         return " or ".join(dict.fromkeys(describe(a) for a in args))
     if origin is dict:
         return "a mapping"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list"}
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list"}
     return words.get(type_, "a mapping" if type_ is dict else "any value")
 
 

@@ -47,14 +47,14 @@ class _Loader(yaml.SafeLoader):
             raise self._too_much(f"more than {MAX_NODES:,} values")
         node = super().compose_node(parent, index)
         if isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_TEXT:
-            message = f"a text of {len(node.value):,} characters; {MAX_TEXT:,} are the limit"
+            message = f"a string of {len(node.value):,} characters; {MAX_TEXT:,} are the limit"
             raise yaml.composer.ComposerError(None, None, message, node.start_mark)
         self.depth -= 1
         return node
 
     def _too_much(self, message: str) -> yaml.composer.ComposerError:
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-        return yaml.composer.ComposerError(None, None, f"{message}; that is no config", mark)
+        return yaml.composer.ComposerError(None, None, f"{message}; that is not a config", mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -123,7 +123,7 @@ def read(file: Path, name: str | None = None) -> Document:
     except OSError as error:
         raise ConfigError([Problem(name, f"cannot be read: {error.strerror}")]) from None
     if len(raw) > MAX_BYTES:
-        raise ConfigError([Problem(name, f"is larger than {MAX_BYTES} bytes; that is no config")])
+        raise ConfigError([Problem(name, f"is larger than {MAX_BYTES} bytes; that is not a config")])
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -176,7 +176,7 @@ class _Copier:
     def copy(self, value: Any, path: str, depth: int) -> Any:
         self.nodes += 1
         if self.nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise self._error("", f"holds more than {MAX_NODES:,} values or {MAX_DEPTH} levels; that is no config")
+            raise self._error("", f"holds more than {MAX_NODES:,} values or {MAX_DEPTH} levels; that is not a config")
         if isinstance(value, dict):
             return {
                 self._key(key, path): self.copy(item, f"{path}.{key}" if path else key, depth + 1)
@@ -202,11 +202,11 @@ class _Copier:
     def _text(self, text: str, path: str) -> str:
         self.characters += len(text)
         if len(text) > MAX_TEXT:
-            raise self._error(path, f"a text of {len(text):,} characters; {MAX_TEXT:,} are the limit")
+            raise self._error(path, f"a string of {len(text):,} characters; {MAX_TEXT:,} are the limit")
         if self.characters > MAX_BYTES:
-            raise self._error("", f"holds more than {MAX_BYTES:,} characters; that is no config")
+            raise self._error("", f"holds more than {MAX_BYTES:,} characters; that is not a config")
         if unfit := _unfit(text):
-            raise self._error(path, f"the character U+{ord(unfit):04X} is no text")
+            raise self._error(path, f"the character U+{ord(unfit):04X} is not text")
         return text
 
     def _error(self, path: str, message: str) -> ConfigError:
@@ -311,7 +311,7 @@ class _Builder:
     def _text(self, node: Any) -> str:
         text: str = node.value
         if unfit := _unfit(text):
-            self.problems.append(self._problem(node, f"the character U+{ord(unfit):04X} is no text"))
+            self.problems.append(self._problem(node, f"the character U+{ord(unfit):04X} is not text"))
         return text
 
     def _problem(self, node: Any, message: str) -> Problem:

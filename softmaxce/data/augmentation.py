@@ -56,7 +56,7 @@ class Augmentation:
         elif isinstance(result, Tensor):
             got = f"{_kind(result.dtype)} {list(result.shape)}"
         else:
-            got = f"{type(result).__module__}.{type(result).__qualname__}, which is no torch.Tensor"
+            got = f"{type(result).__module__}.{type(result).__qualname__}, which is not a torch.Tensor"
         raise self.error(f"must return {expected}; it returned {got}")
 
     def try_on(self, images: Tensor) -> tuple[Tensor, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..argument_types import NonNegativeFloat, PositiveInt
+from ..argument_types import NonNegativeFloat, PositiveInt, Seed
 from .splits import Dataset, InMemory
 from .torchvision_sets import _as_split, _mnist_family, _torchvision, _two_splits
 
@@ -126,10 +126,11 @@ def synthetic(
     train: PositiveInt = 1024,
     test: PositiveInt = 256,
     noise: NonNegativeFloat = 0.25,
-    *,
-    seed: int,
+    image_seed: Seed = 0,
 ) -> Dataset:
     """Synthetic images for smoke tests: one random pattern per class, plus noise.
+
+    The run's seed does not change them, so that runs with several seeds have the same images.
 
     Args:
         classes: how many.
@@ -138,8 +139,9 @@ def synthetic(
         train: how many training images.
         test: how many test images.
         noise: its standard deviation, of pixels in [0, 1].
+        image_seed: seed of the patterns and the noise.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(image_seed)
     patterns = torch.rand(classes, channels, size, size, generator=generator)
 
     def split(count: int) -> InMemory:

@@ -136,7 +136,7 @@ def _scaled(pixels: NDArray[Any], largest: int, tolerance: float) -> Image.Image
     least, most = pixels.min(initial=0), pixels.max(initial=0)
     if least < -tolerance or most > largest + tolerance:
         raise ValueError(
-            f"its numbers go from {least:g} to {most:g}, not from 0 to {largest}; scale them, or convert it to 8 bits"
+            f"its values range from {least:g} to {most:g}, not from 0 to {largest}; scale them, or convert it to 8 bits"
         )
     return Image.fromarray((pixels / largest * 255).round().clip(0, 255).astype(np.uint8))
 
@@ -146,8 +146,8 @@ def _reason(error: BaseException, file: str) -> str:
     if isinstance(error, UnidentifiedImageError):
         suffix = Path(file).suffix.lower()
         if suffix in HEIF and "HEIF" not in _formats():
-            return f"{suffix} files are read where pillow-heif is installed (pip install pillow-heif)"
-        return f"{suffix} files are not read; convert it to PNG" if is_unread_image(file) else "it is no image"
+            return f"{suffix} files need pillow-heif (pip install pillow-heif)"
+        return f"{suffix} files are not read; convert it to PNG" if is_unread_image(file) else "it is not an image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())

@@ -198,7 +198,7 @@ class _Listing:
                 decoded_images.write(key, whole.images.numpy())
             except OSError as error:
                 streams.warning(
-                    f"{decoded_images.folder()}: decoded images cannot be kept there "
+                    f"{decoded_images.folder()}: the cache of decoded images cannot be written "
                     f"({error.strerror or error}); set SOFTMAXCE_CACHE to another folder, or data.cache: false"
                 )
         return whole
@@ -229,7 +229,7 @@ class _Listing:
                     height, width = array.shape[1:]
                     raise DataError(
                         f"{files[index]} is {height}x{width} pixels and {first} is {shape[1]}x{shape[2]}; "
-                        "set data.size, to 32 for example, and all are brought to it"
+                        "set data.size (32, for example) to resize all of them"
                     )
                 images[index] = array
 
@@ -270,7 +270,7 @@ class _Listing:
         shown += [f"  ... and {len(messages) - SHOWN} more"] if len(messages) > SHOWN else []
         number = f"{len(messages)} of {len(files)} files cannot be decoded"
         if not self.skip_bad:
-            raise DataError(f"{number}; mend or remove them, or set data.skip_bad: true to leave them out:", shown)
+            raise DataError(f"{number}; repair or remove them, or set data.skip_bad: true to leave them out:", shown)
         for line in (f"warning: {number} and are left out:", *shown):
             streams.line(line, err=True)
 

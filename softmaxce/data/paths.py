@@ -52,7 +52,7 @@ def image_files(paths: Iterable[str], listed: TextIO | None = None) -> Iterator[
 def _lines(listed: TextIO | None) -> Iterator[str]:
     while listed is not None and (line := listed.readline(MAX_PATH)):
         if len(line) == MAX_PATH:
-            raise DataError(f"the list of paths: a line of {MAX_PATH:,} characters or more is no path")
+            raise DataError(f"the list of paths: a line of {MAX_PATH:,} characters or more is not a path")
         yield line
 
 

@@ -59,13 +59,13 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
     files, folder, addresses = _locations(make, root, options)
     if not download and all((folder / file).is_file() for file in files):
         raise DataError(
-            f"{name}: {', '.join(files)} lie in {folder}, but packed; unpack them there (gunzip, tar -xf, unzip), "
-            "or set data.download: true, which unpacks the publisher's own and fetches what differs from them"
+            f"{name}: {', '.join(files)} are in {folder}, but compressed; decompress them (gunzip, tar -xf, unzip), "
+            "or set data.download: true, which decompresses the publisher's own files and downloads those that differ"
         )
     if not download:
         raise DataError(
-            f"{name} is not in {root} (wanted in {folder}: {', '.join(files)}). Set data.download: true to fetch it, "
-            "or data.root (or $SOFTMAXCE_DATA) to the folder that has it"
+            f"{name} is not in {root} (expected in {folder}: {', '.join(files)}). Set data.download: true to download "
+            "it, or data.root (or $SOFTMAXCE_DATA) to the folder that has it"
         )
     try:
         with contextlib.redirect_stdout(sys.stderr), _filtered_archives():
@@ -77,7 +77,7 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
         ) from None
 
 
-AGAIN = "delete its files and get them again"
+AGAIN = "delete its files and download them again"
 # Raised by the readers of idx, pickle, .pt and MATLAB files on damaged ones, as observed.
 DAMAGED = (
     *(OSError, ValueError, RuntimeError, AssertionError, LookupError, TypeError, AttributeError, EOFError),

@@ -58,7 +58,7 @@ class Calibration:
         if self.validation.images < FEW_IMAGES:
             lines.append(
                 f"the temperature is fitted on {self.validation.images} images only; hold out at least {FEW_IMAGES} "
-                "(data.validation) for one to rely on"
+                "(data.validation) for a reliable one"
             )
         if self.test is not None and self.test.nll[1] > self.test.nll[0]:
             before, after = self.test.nll

@@ -44,11 +44,11 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     label_logits = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     if (label_logits == logits.amax(1)).all():
         raise ValueError(
-            f"all {len(labels)} validation images are classified right, so that no temperature is too low for them "
-            "and none fits best; hold out more images (data.validation)"
+            f"all {len(labels)} validation images are classified correctly, so the nll falls as the temperature "
+            "goes to 0 and has no minimum; hold out more images (data.validation)"
         )
     if label_logits.mean() <= logits.mean():
-        raise ValueError("on the validation images the model is no better than chance, so that no temperature fits")
+        raise ValueError("on the validation images the model is no better than chance, so no temperature fits")
 
     def nll(log_temperature: float) -> float:
         return nll_at(logits, labels, math.exp(log_temperature))

@@ -15,7 +15,7 @@ from .subject import Subject, value_and_gradient
 
 def without_reference(subject: Subject) -> str:
     """A value can be checked only against a reference."""
-    return "" if subject.reference is not None else "no --reference given: whether it is the formula that you mean"
+    return "" if subject.reference is not None else "no --reference to compare with"
 
 
 def source_of_reference(subject: Subject) -> str:
@@ -62,7 +62,7 @@ def moderate_and_large_logits(subject: Subject) -> SearchStrategy[Case]:
 
 
 value = Law(
-    "the value is the reference's",
+    "the value equals the reference's",
     "the formula (sign, log, the class picked, smoothing, weights, divisor); overflow",
     lambda subject, case: _against_the_reference(subject, case, 0),
     moderate_and_large_logits,
@@ -71,7 +71,7 @@ value = Law(
 )
 
 gradient = Law(
-    "the gradient is the reference's",
+    "the gradient equals the reference's",
     "a custom backward (for cross-entropy it is softmax - one-hot, times the upstream gradient); a detach()",
     lambda subject, case: _against_the_reference(subject, case, 1),
     moderate_and_large_logits,
@@ -108,11 +108,11 @@ def _gradgradcheck(subject: Subject, case: Case) -> str | None:
     loss = subject.loss(case.num_classes)
     if gradgradcheck(lambda z: loss(z, targets), logits.requires_grad_(), raise_exception=False):
         return None
-    return "backward of backward gives another second derivative than finite differences of backward"
+    return "the second derivative of autograd differs from finite differences of the gradient"
 
 
 first_derivative = Law(
-    "the gradient is that of finite differences",
+    "the gradient matches finite differences",
     "a custom backward (is it times the upstream gradient?); a detach(); .float(), too coarse for small differences",
     _gradcheck,
     lambda subject: distinct_batches(subject, 6),
@@ -120,7 +120,7 @@ first_derivative = Law(
 )
 
 second_derivative = Law(
-    "and so is the second derivative",
+    "the second derivative matches finite differences",
     "a custom backward must itself be made of differentiable operations on saved tensors, or not be claimed",
     _gradgradcheck,
     lambda subject: distinct_batches(subject, 3, max_rows=1),

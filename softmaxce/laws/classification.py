@@ -21,7 +21,7 @@ def _monotonic(subject: Subject, case: Case) -> str | None:
     before, after = (value_and_gradient(loss, z, targets)[0].sum() for z in (logits, raised))
     if after <= before + tolerance(logits, before, logits.dtype):
         return None
-    return f"it rises from {show(before)} to {show(after)}"
+    return f"the loss rises from {show(before)} to {show(after)}"
 
 
 def _minimum(subject: Subject, case: Case) -> str | None:
@@ -31,7 +31,7 @@ def _minimum(subject: Subject, case: Case) -> str | None:
     value, minimum = (value_and_gradient(loss, z, targets)[0].sum() for z in (logits, confident))
     if value >= minimum - tolerance(confident, minimum, logits.dtype):
         return None
-    return f"it is {show(value)} here, and {show(minimum)} where the label's logit is {CONFIDENT:g} above the others"
+    return f"the loss is {show(value)}, but {show(minimum)} where the label's logit is {CONFIDENT:g} above the others"
 
 
 def _saturation(subject: Subject, case: Case) -> str | None:
@@ -44,8 +44,8 @@ def _saturation(subject: Subject, case: Case) -> str | None:
     if wrong > 0 and wrong >= MIN_GRADIENT_RATIO * less_confident:
         return None
     return (
-        f"the gradient of the label's logit is {show(-wrong)} where that is {CONFIDENT:g} below the others, "
-        f"{show(-less_confident)} where it is {LESS_CONFIDENT:g} below"
+        f"the gradient with respect to the label's logit vanishes: it is {show(-wrong)} where that is {CONFIDENT:g} "
+        f"below the others, and {show(-less_confident)} where it is {LESS_CONFIDENT:g} below"
     )
 
 

@@ -1,6 +1,10 @@
 """Tests a loss on the laws, one after the other."""
 
+import os
 from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import platformdirs
 
 from ..config.components import load_object
 from ..config.registry import LAWS
@@ -23,6 +27,8 @@ def examine(subject: Subject, skip: Collection[str] = (), only: Collection[str] 
         skip: names of laws that are not tested either.
         only: names of the laws to test; all if empty.
     """
+    # hypothesis stores what it has read of the user's code; keep that out of the current folder
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(platformdirs.user_cache_dir("softmaxce"), "laws")))
     for name in LAWS:
         if only and name not in only:
             continue

@@ -67,7 +67,7 @@ def _autocast(subject: Subject, case: Case) -> str | None:
 
 
 finite = Law(
-    "it is finite at logits of ±1e4 and classes at -inf",
+    "the loss is finite at logits of ±1e4 and classes at -inf",
     "subtract each row's largest logit before exp (log_softmax does); no log or division of a probability; 0 * inf",
     _finite,
     extreme_batches,

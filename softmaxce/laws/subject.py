@@ -28,7 +28,7 @@ class Subject:
         num_classes: the only number of classes to test; None for several.
         reference: a loss with the correct values and gradients; None if there is none.
         seed: of the search for a case that violates a law.
-    Raises: ConfigError if it cannot be built or called, or if its `not_claimed` is no mapping from laws to reasons.
+    Raises: ConfigError if it cannot be built or called, or if its `not_claimed` is not a mapping from laws to reasons.
 
     Attributes:
         not_claimed: the laws that the loss declares itself exempt from, law -> reason.
@@ -70,7 +70,7 @@ class Subject:
 
     def takes(self, argument: str) -> bool:
         """Whether the loss has an argument of this name."""
-        return argument in signature_of(load_object(self.component.target)).names()
+        return not self.component.is_object and argument in signature_of(load_object(self.component.target)).names()
 
     @property
     def withheld(self) -> list[str]:
@@ -87,12 +87,14 @@ class Subject:
 
 def _not_claimed(loss: Loss, component: Component) -> Mapping[str, str]:
     # A function's attribute is not on the partial that binds its arguments, nor on what a factory returns.
-    claims = getattr(loss, "not_claimed", None) or getattr(load_object(component.target), "not_claimed", {})
+    claims = getattr(loss, "not_claimed", None)
+    if not claims:
+        claims = {} if component.is_object else getattr(load_object(component.target), "not_claimed", {})
     message = None
     if not isinstance(claims, Mapping):
         message = f"must be a mapping, law -> reason, got {type(claims).__name__}"
     elif unknown := [name for name in claims if name not in LAWS]:
-        message = f"names no law: '{unknown[0]}'{suggestion(str(unknown[0]), LAWS)}"
+        message = f"has an unknown law: '{unknown[0]}'{suggestion(str(unknown[0]), LAWS)}"
     if message:
         raise ConfigError([Problem(component.location, f"{component.name}.not_claimed {message}")])
     return claims

@@ -75,6 +75,8 @@ def _reductions(subject: Subject, case: Case) -> str | None:
 
 
 def _takes_no_reduction(subject: Subject) -> str:
+    if subject.component.is_object:
+        return "an object is not rebuilt with another reduction"
     return "" if subject.takes("reduction") else "it has no argument `reduction`"
 
 
@@ -106,8 +108,8 @@ def _soft_targets(subject: Subject, case: Case) -> str | None:
 
 
 shift = Law(
-    "a number added to a row's logits changes nothing",
-    "softmax is what makes this so; a penalty on the logits, a cap or a clamp of them breaks it",
+    "adding a constant to a row's logits changes nothing",
+    "softmax guarantees it; a penalty, cap or clamp on the logits breaks it",
     _shift,
     shifted_batches,
 )
@@ -120,14 +122,14 @@ permutation = Law(
 )
 
 rows = Law(
-    "a batch's loss is the mean of its rows'",
+    "a batch's loss is the mean of its rows' losses",
     "softmax, max or sum over dim 0 in place of dim 1; the divisor; for a sum, give the loss reduction = 'sum'",
     _rows,
     lambda subject: batches(subject, steps(10), min_rows=2, max_rows=4),
 )
 
 reductions = Law(
-    "sum and mean are those of none",
+    "reductions sum and mean agree with none",
     "the divisor of mean; a reduction that is ignored",
     _reductions,
     lambda subject: batches(subject, steps(10)),
@@ -135,14 +137,14 @@ reductions = Law(
 )
 
 class_ids = Law(
-    "one-hot targets give what class ids give",
+    "one-hot targets give the same loss as class ids",
     "the branch for float targets [B, K]; if it takes class ids only, add this law to not_claimed",
     _one_hot,
     lambda subject: batches(subject, steps(10)),
 )
 
 soft_targets = Law(
-    "a mixed target costs the mixture of its classes",
+    "a mixed target costs the mixture of its classes' losses",
     "argmax or rounding of the targets; a function of the whole loss, not of each class's term: if that is intended, "
     "add this law to not_claimed",
     _soft_targets,

@@ -116,7 +116,7 @@ compiles = Law(
 )
 
 vmap = Law(
-    "torch.func.vmap gives what a loop gives",
+    "torch.func.vmap gives the same as a loop",
     ".item() or `if tensor`; in-place writes; a custom autograd.Function needs setup_context and generate_vmap_rule",
     _vmap,
     lambda subject: batches(subject, steps(10)),

@@ -19,7 +19,7 @@ def print_loop(loop: Loop, console: Console) -> None:
     """Print three tables: training, evaluation, and how an epoch's time is spent."""
     _print_ways(f"training, batches of {loop.batch_size}", loop.training, console)
     _print_ways(f"evaluation, batches of {loop.evaluation_batch_size}", loop.evaluation, console)
-    console.print("an epoch of softmaxce", style="bold")
+    console.print("time of one epoch of softmaxce", style="bold")
     table = plain_table()
     for heading in ("", "seconds", "share"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
@@ -34,7 +34,7 @@ def print_loop(loop: Loop, console: Console) -> None:
 def _print_ways(title: str, ways: Ways, console: Console) -> None:
     console.print(title, style="bold")
     table = plain_table()
-    for heading in ("", "images/s", "to the ceiling", "to the plain way"):
+    for heading in ("", "images/s", "vs ceiling", "vs plain"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name in ways.rates:
         to_ceiling, to_plain = (show_ratio(ratio[name], 3) for ratio in (ways.to_ceiling, ways.to_plain))
@@ -56,10 +56,10 @@ def notes_on_loop(loop: Loop) -> list[str]:
     if loop.device.type == "cpu":
         notes.append(threads([loop.threads]))
     if loop.left_out:
-        notes.append(f"the plain way leaves out {', '.join(loop.left_out)}, for which torchvision has no transform")
+        notes.append(f"plain PyTorch leaves out {', '.join(loop.left_out)}, for which torchvision has no transform")
     if loop.memory:
         ours, plain = loop.memory[OURS], loop.memory[PLAIN]
-        sizes = f"{ours / MEBIBYTE:.0f} MiB, the plain way's {plain / MEBIBYTE:.0f} MiB"
+        sizes = f"{ours / MEBIBYTE:.0f} MiB, plain PyTorch's {plain / MEBIBYTE:.0f} MiB"
         notes.append(f"peak memory: softmaxce's process {sizes}: {ours / plain:.2f} of it")
     return notes
 
@@ -95,7 +95,7 @@ def spread_to_dict(spread: Spread) -> dict[str, Any]:
 def print_startup(start: Start, console: Console) -> None:
     """Print one table, a row per process."""
     table = plain_table()
-    for heading in ("", "seconds", "to the first row"):
+    for heading in ("", "seconds", "vs first row"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, seconds in start.seconds.items():
         ratio = show_ratio(start.to_base[name], 2) if name != BASE else ""
@@ -124,7 +124,7 @@ def startup_to_dict(start: Start) -> dict[str, Any]:
 def print_predict(result: Rates, console: Console) -> None:
     """Print one table, a row each for decoding and prediction."""
     table = plain_table()
-    for heading in ("", "files/s", "to decoding alone"):
+    for heading in ("", "files/s", "vs decoding alone"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, rate in result.rates.items():
         table.add_row(name, f"{rate.median:,.0f}", show_ratio(result.to_decoding, 2) if name == PREDICTING else "")

@@ -8,9 +8,10 @@ from .console import plain_table, print_table, print_text
 
 def print_calibration(fitted: Calibration, console: Console) -> None:
     """Print the temperature, the metrics before and after, and a note where the calibration error did not fall."""
-    direction = "less confident" if fitted.temperature > 1 else "more confident"
+    direction = "overconfident" if fitted.temperature > 1 else "underconfident"
     console.print(
-        f"{fitted.checkpoint} (epoch {fitted.epoch}): temperature {fitted.temperature:.4f}, {direction}", soft_wrap=True
+        f"{fitted.checkpoint} (epoch {fitted.epoch}): temperature {fitted.temperature:.4f}; the model was {direction}",
+        soft_wrap=True,
     )
     console.print()
     splits = {"validation": fitted.validation} | ({"test": fitted.test} if fitted.test is not None else {})

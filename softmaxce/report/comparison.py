@@ -45,42 +45,42 @@ def conclusions(comparison: Comparison) -> list[str]:
     for number, (test, larger) in enumerate(zip(comparison.tests, comparison.significant, strict=True), 2):
         if test is None:
             if not comparison.at_most_by_seed(number - 1):
-                lines.append(f"{number} and 1 were not evaluated on the same images: no test of their difference.")
+                lines.append(f"{number} and 1 were not evaluated on the same images: no significance test.")
             continue
-        conclusion = "larger than chance" if larger else "not larger than chance"
+        conclusion = "significant" if larger else "not significant"
         lines.append(
-            f"{number} against 1: {test.only_second:,} images correct that 1 has wrong, {test.only_first:,} the other "
-            f"way; {conclusion} (p = {test.p:.2g})."
+            f"{number} vs 1: {number} is right on {test.only_second:,} images that 1 gets wrong, and wrong on "
+            f"{test.only_first:,} that 1 gets right; {conclusion} (p = {test.p:.2g})."
         )
     count = sum(test is not None for test in comparison.tests)
     if count:
         corrected = f", Holm's correction for {count} tests" if count > 1 else ""
         lines.append(
             f"McNemar's exact test on the same {comparison.runs[0].images:,} images, level {LEVEL}{corrected}. This "
-            "compares these weights only; repeat over seeds to test robustness."
+            "compares these weights only; to compare the configs, train several seeds."
         )
     lines += [f"{index + 1} was trained on other images than 1." for index in comparison.other_data]
     for group in comparison.seeds:
         mean, deviation, low, high = group.metrics["accuracy"]
-        what = f"by seed, and also in {_listed(group.others)}" if group.others else "by seed alone"
+        what = f"by seed and in {_listed(group.others)}" if group.others else "only by seed"
         lines.append(
             f"{_numbers(group.runs)} differ {what}: accuracy {mean:.4f}, deviation {deviation:.4f}, "
             f"from {low:.4f} to {high:.4f}."
         )
     for same in comparison.repetitions:
-        what = f"in {_listed(same.others)} only" if same.others else "in nothing"
-        lines.append(f"{_numbers(same.runs)} differ {what}: the seed and the images are the same.")
+        what = f"only in {_listed(same.others)}" if same.others else "in nothing else"
+        lines.append(f"{_numbers(same.runs)} have the same seed and images, and differ {what}.")
     for number, run in enumerate(comparison.runs, 1):
         if run.temperature != 1:
             lines.append(
-                f"{number} has probabilities at temperature {run.temperature:.4g} (softmaxce calibrate): nll, brier "
-                "and ece are at that temperature; accuracy does not depend on it."
+                f"{number} is evaluated at temperature {run.temperature:.4g} (softmaxce calibrate), which changes nll, "
+                "brier and ece but not accuracy."
             )
     return lines
 
 
 def _numbers(runs: tuple[int, ...]) -> str:
-    return ", ".join(str(index + 1) for index in runs)
+    return _listed(tuple(str(index + 1) for index in runs))
 
 
 def _listed(names: tuple[str, ...]) -> str:

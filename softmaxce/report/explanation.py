@@ -64,7 +64,7 @@ def _weighted_sums(to: ExplanationPrinter) -> None:
         to.text(
             f"The sums are divided by the temperature, {to.num(steps.temperature)}. A higher temperature makes the "
             "probabilities more equal, a lower one less; softmaxce calibrate fits the one that makes them match the "
-            "accuracy. The order of the classes does not change. From here on z is the quotient."
+            "accuracy. The order of the classes does not change. From here on, z means the divided logits."
         )
         to.table(["", "z"], lambda i: [to.num(steps.logits[i])])
 
@@ -198,7 +198,7 @@ def _product(to: ExplanationPrinter) -> None:
         f"turns it into a penalty. The log of each class's S is multiplied by {q}."
     )
     if len(left) == 1:
-        to.text(f"{rule} Where {q} is 0 the term is 0, whatever S is. One term remains: {to.classes[left[0]]}'s.")
+        to.text(f"{rule} Where {q} is 0 the term is 0, whatever S is; only the term of {to.classes[left[0]]} remains.")
     elif len(left) == len(to.classes):
         to.text(f"{rule} No {q} is 0, so every class contributes a term.")
     else:

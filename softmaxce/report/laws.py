@@ -24,10 +24,10 @@ def with_progress(results: Iterable[LawResult], count: int) -> list[LawResult]:
     if not console.is_terminal:
         return list(results)
     done: list[LawResult] = []
-    with console.status("trying the laws") as status:
+    with console.status("checking the laws") as status:
         for result in results:
             done.append(result)
-            status.update(f"trying the laws: {len(done)} of {count}")
+            status.update(f"checking the laws: {len(done)} of {count}")
     return done
 
 
@@ -133,8 +133,8 @@ def _summary(subject: Subject, results: list[LawResult]) -> Text:
     tested = sum(result.status in ("failed", "passed") for result in results)
     name = subject.component.name
     if failed:
-        return Text(f"{name} breaks {len(failed)} of {tested} laws tried: {', '.join(failed)}", style="red")
-    return Text(f"{name} keeps {tested} of {tested} laws tried", style="green")
+        return Text(f"{name} violates {len(failed)} of {tested} laws checked: {', '.join(failed)}", style="red")
+    return Text(f"{name} obeys all {tested} laws checked", style="green")
 
 
 def _not_checked(results: list[LawResult]) -> str:

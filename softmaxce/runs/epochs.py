@@ -1,4 +1,4 @@
-"""What a run's number of epochs means for its schedule: warnings, and the refusal of fewer epochs than are trained."""
+"""Warnings about a run's epochs: their number beside the schedule, a negative loss; and the refusal of too few."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +7,9 @@ from ..build import build_schedule
 from ..config import reader as configs
 from ..config.keys import Config
 from ..errors import RunError
-from ..training.run import Run
+from ..training.run import Epoch, Run
 from ..training.step import steps_per_epoch
+from .folder import read_metrics
 
 
 def check_warmup(config: Config) -> list[str]:
@@ -18,6 +19,15 @@ def check_warmup(config: Config) -> list[str]:
         return []
     lengths = f"schedule.warmup_epochs is {warmup:g} and epochs is {config.epochs}"
     return [f"{lengths}: the learning rate does not reach optimizer.lr"]
+
+
+def check_sign(config: Config, folder: Path, epoch: Epoch) -> list[str]:
+    """A warning at a run's first epoch with a negative training loss, which cross-entropy never is."""
+    if epoch.train.loss >= 0 or any(line["train"]["loss"] < 0 for line in read_metrics(folder)[:-1]):
+        return []
+    test = "softmaxce.check_loss(loss)" if config.loss.is_object else f"softmaxce check-loss {config.loss.name}"
+    loss = f"the training loss of epoch {epoch.number} is negative, {epoch.train.loss:.4g}; cross-entropy never is"
+    return [f"{loss}: a minus or a log_softmax may be missing; check it with {test}"]
 
 
 def check_resumed(run: Run, folder: Path) -> list[str]:

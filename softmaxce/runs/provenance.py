@@ -139,7 +139,7 @@ def check_classes(folder: Path, trained: Sequence[str], current: Sequence[str]) 
     for old, new in zip_longest(trained, current):
         if old != new:
             raise RunError(
-                f"{folder}: the data has other classes than this run was trained on: {old!r} was, {new!r} is now"
+                f"{folder}: the data has other classes than this run was trained on: {new!r} instead of {old!r}"
             )
 
 
@@ -217,7 +217,7 @@ def _compare(run: Path, changed: list[str], unknown: list[str], allow_changed_da
     if changed:
         message = f"{run}: the {' and '.join(changed)} images are not those that this run was trained with"
         if not allow_changed_data:
-            raise RunError(f"{message}; put those back, or add --allow-changed-data to use the ones there are now")
+            raise RunError(f"{message}; restore them, or add --allow-changed-data to use the current images")
         warnings.append(message)
     if unknown:
         warnings.append(_unknown(run, unknown, "only one of the two reads them from disk, the other from memory"))

@@ -221,12 +221,14 @@ def find_run(
         if why := _image_changes(record, before, now, config):
             messages.append(f"{folder}: has this config, but {why}; it is not resumed")
         elif unknown and not _same_root(recorded, config):
-            messages.append(f"{folder}: has this config, but may have other images (not known); it is not resumed")
+            messages.append(
+                f"{folder}: has this config, but may have been trained on other images (unknown); it is not resumed"
+            )
         else:
             if unknown:
                 messages.append(
-                    f"warning: {folder}: may have other images (not known); it is resumed because the images' folder "
-                    f"is the same: {config.root}"
+                    f"warning: {folder}: may have been trained on other images (unknown); it is resumed because the "
+                    f"images' folder is the same: {config.root}"
                 )
             return folder, messages
     return (runs[0][2], []) if allow_changed_data else (None, messages)

@@ -303,7 +303,7 @@ def should_use_graph(config: Config, images: int, device: torch.device) -> bool:
     if device.type != "cuda":
         why = f"it needs a CUDA device, and this is {device}"
     elif config.compile:
-        why = "compile: true makes programs of its own"
+        why = "it is not supported with compile: true"
     elif config.on_nonfinite == "skip":
         why = "on_nonfinite: skip waits for every loss"
     elif images < config.data.batch_size:

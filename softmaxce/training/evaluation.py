@@ -56,7 +56,7 @@ def predict_until(
     except MemoryRanOutError as error:
         size = min(batches.batch_size, batches.num_images)
         fits = find_fitting_batch_size(size, lambda smaller: _try_batch(model, batches, precision, smaller))
-        remedy = "no smaller batch fits either; take a machine with more memory"
+        remedy = "no smaller batch fits either; use a machine with more memory"
         if fits is not None:
             remedy = f"{fits} images at once, tried just now, fit: set data.eval_batch_size: {fits}"
             remedy += f", or --batch-size {fits} with eval and predict"

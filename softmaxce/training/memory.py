@@ -37,7 +37,7 @@ def smaller_steps(run: Run) -> str:
     size = min(run.config.data.batch_size, run.train.num_images)
     fits = find_fitting_batch_size(size, lambda fewer: try_step(run, fewer))
     if fits is None:
-        return "no smaller batch fits either; take a smaller model or smaller images, or a machine with more memory"
+        return "no smaller batch fits either; use a smaller model or smaller images, or a machine with more memory"
     accumulated = -(-size // fits) * run.config.grad_accum_steps
     return (
         f"a step of {fits} images, tried just now, fits: set data.batch_size: {fits} "

@@ -228,7 +228,7 @@ def first_nonfinite(
     for name, parameter in reversed(parameters):
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f"the gradient of {name.removeprefix('weight ')}; the loss is finite"
-    return "none: tried again, the batch is finite"
+    return "none; when the batch is computed again, all values are finite"
 
 
 def _repeat_forward(

@@ -44,7 +44,7 @@ def refuse_single_images(model: nn.Module, config: Config, train: Batches) -> No
         if ran_out_of_memory(error):
             raise
         key = "data.batch_size" if train.batch_size == 1 else "data"
-        remedy = "take batches of 2 or more" if train.batch_size == 1 else "there is one training image only"
+        remedy = "take batches of 2 or more" if train.batch_size == 1 else "there is only one training image"
         message = f"{config.model.name} cannot be trained on batches of one image ({in_one_line(error)}); {remedy}"
         raise ConfigError([Problem(key, message)]) from error
     finally:

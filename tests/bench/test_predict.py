@@ -42,7 +42,7 @@ def test_prediction_and_decoding_are_timed_on_the_same_files(softmaxce: Softmaxc
     assert all(rate["median"] > 0 for rate in output["rates"].values())
     assert output["to_decoding"]["median"] > 0
     shown = softmaxce("bench", "predict", "run", "images/a", "--rounds", "2")
-    assert "to decoding alone" in shown.stdout
+    assert "vs decoding alone" in shown.stdout
     assert "4 files, linear; start-up is not counted" in shown.stdout
 
 
@@ -50,7 +50,7 @@ def test_prediction_and_decoding_are_timed_on_the_same_files(softmaxce: Softmaxc
     ("arguments", "line"),
     [
         (["nowhere", "images"], "nowhere: there is no such run folder or checkpoint"),
-        (["run", "-"], "there is no image among these paths"),
+        (["run", "-"], "none of these paths is an image"),
         (["run", "imagse"], "imagse: there is no such file or folder"),
     ],
 )

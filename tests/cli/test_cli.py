@@ -119,9 +119,9 @@ def test_verbose_also_tells_config_and_versions_on_stderr(softmaxce: Softmaxce, 
     done = softmaxce("train", "--config", "small.yaml", "--verbose", "--json")
     assert done.returncode == 0
     assert [event["event"] for event in events(done.stdout)] == ["start", "epoch", "epoch", "end"]
-    told = yaml.safe_load(done.stderr)
-    assert told["config"]["data"]["name"] == "synthetic"
-    assert told["environment"]["torch"] == torch.__version__
+    printed = yaml.safe_load(done.stderr)
+    assert printed["config"]["data"]["name"] == "synthetic"
+    assert printed["environment"]["torch"] == torch.__version__
 
 
 def on_a_terminal(arguments: list[str], folder: Path, **environment: str) -> str:
@@ -398,7 +398,7 @@ def late():
         ("late", 1, "error: epoch 1: ArithmeticError: not today (own.py:14)"),
     ],
 )
-def test_a_users_loss_that_fails_is_one_line_with_its_place(
+def test_a_users_loss_that_fails_is_one_line_with_its_location(
     name: str, status: int, message: str, softmaxce: Softmaxce, small: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
@@ -432,7 +432,7 @@ def test_a_dry_run_tells_layers_and_memory_and_leaves_nothing(
     assert "MaxPool2x2 + ReLU" in done.stdout  # in one layer
 
 
-def test_the_users_own_loss_is_found_where_the_user_stands(softmaxce: Softmaxce, small: Path, tmp_path: Path) -> None:
+def test_a_users_own_loss_is_looked_up_in_the_current_folder(softmaxce: Softmaxce, small: Path, tmp_path: Path) -> None:
     (tmp_path / "mylab").mkdir()
     code = "from torch import nn\nclass Mine(nn.CrossEntropyLoss):\n    pass\n"
     (tmp_path / "mylab" / "losses.py").write_text(code)

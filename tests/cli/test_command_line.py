@@ -59,9 +59,9 @@ def test_a_short_option_is_named_in_its_mistake(here: Path, app: typer.Typer) ->
         "train small.yaml --lr high": "error: --lr high: lr must be",
         "train small.yaml --batch-size 0": "error: --batch-size 0: batch_size must be a positive whole number, got 0\n",
         "train small.yaml --model lenett": "error: --model lenett: there is no 'lenett'",
-        "train small.yaml --config digits": "error: --config: goes without the argument CONFIG, which is 'small.yaml'",
-        "sweep small.yaml": "error: --set: is needed",
-        "sweep --lr 1,2": "error: CONFIG: is needed",
+        "train small.yaml --config digits": "error: --config: cannot be combined with the argument CONFIG",
+        "sweep small.yaml": "error: --set: is required",
+        "sweep --lr 1,2": "error: CONFIG: is required",
     }.items():
         done = call(app, line)
         assert done.exit_code == 2
@@ -73,10 +73,10 @@ def test_predict_and_explain_take_the_newest_run(here: Path, app: typer.Typer) -
         done = call(app, line)
         assert done.exit_code == 0, done.output
         assert re.fullmatch(r"\d\.\d{4}  class\d  \S+\n", done.stdout)
-    assert "test image 0 of synthetic, by runs/small/1" in call(app, "explain").stdout
-    assert "photo.jpg, by runs/small/1" in call(app, "explain photo.jpg").stdout
+    assert "test image 0 of synthetic, classified by runs/small/1" in call(app, "explain").stdout
+    assert "photo.jpg, classified by runs/small/1" in call(app, "explain photo.jpg").stdout
     done = call(app, "predict runs/small/1")
-    assert (done.exit_code, done.stderr.startswith("error: PATH: is needed")) == (2, True)
+    assert (done.exit_code, done.stderr.startswith("error: PATH: is required")) == (2, True)
 
 
 def test_val_is_the_validation_split(here: Path, app: typer.Typer) -> None:
@@ -151,7 +151,7 @@ MISTAKES = {
     "eval --require acuracy>=1": "--require acuracy>=1: there is no metric 'acuracy'",
     "eval --batch-size 0": "--batch-size: must be greater than or equal to 1",
     "predict nowhere photo.jpg": "nowhere: there is no such run folder or checkpoint",
-    "predict photo.jpg --json --csv": "--json and --csv: are two formats; choose one",
+    "predict photo.jpg --json --csv": "--json and --csv: cannot be combined",
     "explain nowhere photo.jpg": "nowhere: there is no such run folder or checkpoint",
     "explain runs/small/1 nowhere.jpg": "nowhere.jpg: there is no such file",
     "explain --index 1 --mix x": "--mix: needs an image's number",
@@ -164,7 +164,7 @@ MISTAKES = {
     "compare runs/small/1 nowhere": "nowhere: there is no such run folder or checkpoint",
     "compare runs/small/1 runs/small/1 --html images": "--html images: is a folder",
     "explain --html images": "--html images: is a folder",
-    "train": "CONFIG: is needed",
+    "train": "CONFIG: is required",
     "train nowhere": "there is no file and no recipe called 'nowhere'",
     "train --resume nowhere": "--resume nowhere: there is no run in this folder",
     "sweep small.yaml --lr 1,x": "--set optimizer.lr=x: lr must be",

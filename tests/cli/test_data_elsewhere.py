@@ -107,7 +107,7 @@ def test_data_that_has_moved_is_named_by_an_option(app: typer.Typer, there: Path
 
 
 @pytest.mark.parametrize("how", ["changed", "named by another's run.json", "not fingerprinted"])
-def test_other_images_at_the_recorded_place_are_not_read_even_where_changed_data_is_allowed(
+def test_other_images_at_the_recorded_path_are_refused_even_if_changed_data_is_allowed(
     app: typer.Typer, there: Path, how: str
 ) -> None:
     file = there / "elsewhere/run/run.json"
@@ -126,7 +126,7 @@ def test_other_images_at_the_recorded_place_are_not_read_even_where_changed_data
         assert "which run.json names, are not known to be those of the training" in refused.stderr, command
 
 
-def test_code_and_data_of_a_config_are_found_beside_it(
+def test_code_and_data_beside_a_config_are_used(
     app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos(tmp_path / "home/photos")
@@ -144,7 +144,7 @@ def test_code_and_data_of_a_config_are_found_beside_it(
     assert both in run(app, "train", "home/c.yaml", "--model", "linear", "-q", status=2).stderr
 
 
-def test_a_data_set_in_the_default_folder_is_found_under_another_default(
+def test_a_data_set_in_the_default_folder_is_read_after_the_default_has_changed(
     app: typer.Typer, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -370,7 +370,7 @@ class Own(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["dry run", "train", "eval"])
-def test_a_users_model_that_raises_is_one_line_with_its_place_in_every_command(
+def test_a_users_model_that_raises_is_one_line_with_its_location_in_every_command(
     how: str, small: Path, tmp_path: Path, softmaxce: Softmaxce
 ) -> None:
     train = ("train", "--config", "small.yaml", "-q", "--set", "model={name: 'own.py:Own'}", "--output", "out")

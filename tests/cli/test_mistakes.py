@@ -137,7 +137,7 @@ MISTAKES = {
     "no such config": line("--config", "nowhere.yaml", answer="--config: there is no file 'nowhere.yaml'", config=False),
     "recipe misspelt": line("--config", "digit", answer="--config: there is no file and no recipe called 'digit'; did you mean 'digits'?", config=False),
     "recipe in capitals": line("--config", "DIGITS", answer="--config: there is no file and no recipe called 'DIGITS'; did you mean 'digits'?", config=False),
-    "no config": line(answer="CONFIG: is needed", config=False),
+    "no config": line(answer="CONFIG: is required", config=False),
     "set without a value": line("--set", "epochs", answer="--set epochs: write it as key=value"),
     "set of an unknown key": line("--set", "optimizer.lrr=1", answer="--set optimizer.lrr=1: sgd takes no 'lrr'; did you mean 'lr'?"),
     "set of a wrong value": line("--set", "data.batch_size=none", answer="--set data.batch_size=none: batch_size must be a positive"),
@@ -199,7 +199,7 @@ def test_there_are_at_least_forty() -> None:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_answered_with_its_place_and_a_remedy(
+def test_a_mistake_is_reported_with_its_location_and_a_remedy(
     name: str, answers: dict[str, tuple[int, str, str, bool]]
 ) -> None:
     status, stdout, stderr, torch_imported = answers[name]

@@ -161,7 +161,7 @@ def test_a_sweep_is_every_combination_and_ends_with_the_comparison(app: typer.Ty
 def test_a_run_that_fails_does_not_keep_the_others_from_being_trained(app: typer.Typer, here: Path) -> None:
     done = run(app, "sweep", "-c", "c.yaml", "--set", "optimizer.lr=1e30,0.05,0.01", "-q", status=1)
     assert "[1/3] lr=1e+30: failed: the training loss is" in done.stderr
-    assert "2 against 1" in done.stdout
+    assert "2 vs 1: 2 is right on" in done.stdout
     assert [row.status for row in list_runs()[0]].count("completed") == 2
 
 
@@ -229,7 +229,7 @@ def test_no_two_points_share_a_folder_and_equal_points_are_one(here: Path) -> No
         (["train", "-c", "c.yaml", "--seeds", "2", "--dry-run"], "tries one config"),
         (["eval", "--temperature", "1e-320"], "must be a number from 1e-06 to 1e+06, got "),
         (["predict", "x.png", "--temperature", "1e300"], "must be a number from 1e-06 to 1e+06, got 1e+300"),
-        (["train", "--seeds", "2"], "is needed: a YAML file or a recipe's name"),
+        (["train", "--seeds", "2"], "is required: a YAML file or a recipe's name"),
     ],
 )
 def test_what_makes_no_sense_is_refused(app: typer.Typer, here: Path, arguments: list[str], answer: str) -> None:

@@ -112,7 +112,7 @@ def test_a_number_has_the_type_of_its_argument(value: Any, type_: Any, converted
 
 @pytest.mark.parametrize("value", [float("nan"), [float("nan")], [[1.0, float("nan")]]])
 @pytest.mark.parametrize("type_", [Any, float, list, list[float], dict])
-def test_nan_is_refused_wherever_it_stands(value: Any, type_: Any) -> None:
+def test_nan_is_refused_for_every_type(value: Any, type_: Any) -> None:
     with pytest.raises(ValueError, match=r"must be .*, got .*nan"):
         convert(value, type_)
 
@@ -292,11 +292,11 @@ for _ in range(60):
         (CYCLE, "more than 10,000 values or 50 levels"),
         (DEEP, "more than 10,000 values or 50 levels"),
         ([0] * 10_001, "more than 10,000 values"),
-        ("x" * 10_001, "x: a text of 10,001 characters; 10,000 are the limit"),
+        ("x" * 10_001, "x: a string of 10,001 characters; 10,000 are the limit"),
         (["x" * 10_000] * 30, "more than 262,144 characters"),
         (10**400, "x: is too large a number"),
-        ("\0", r"x: the character U\+0000 is no text"),
-        (["\ud800"], r"x.0: the character U\+D800 is no text"),
+        ("\0", r"x: the character U\+0000 is not text"),
+        (["\ud800"], r"x.0: the character U\+D800 is not text"),
         ({1: 2}, "x: a key must be text, got int"),
         (Path("x"), "x: a config is plain data, got PosixPath"),
         ({1, 2}, "x: a config is plain data, got set"),

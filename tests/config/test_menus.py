@@ -124,7 +124,7 @@ def test_a_whole_number_is_a_float_wherever_a_float_is_declared() -> None:
         (["data.augment=[{name: color_jitter, hue: 1}]"], "--set data.augment=[", "hue must be a number in [0, 0.5]"),
         (["data.augment=[{name: rand_augment, magnitude: 31}]"], "--set data.augment=[", "in [0, 30], got 31"),
         (["data.augment=[{name: random_affine, scale: [2, 1]}]"], "--set data.augment=[", "[smallest, largest]"),
-        (["loss.ignore_index=1180591620717411303424"], "--set loss.ignore_index=", "a whole number of 64 bits"),
+        (["loss.ignore_index=1180591620717411303424"], "--set loss.ignore_index=", "a 64-bit integer"),
         (["loss={name: poly, epsilon: -2}"], "--set loss={", "epsilon must be a number of at least -1, got -2"),
     ],
 )

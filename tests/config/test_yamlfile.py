@@ -78,7 +78,7 @@ def test_a_repeated_key_is_refused_where_it_is_repeated() -> None:
         ("a: *b", "f.yaml:1:4", ""),
     ],
 )
-def test_a_syntax_error_has_its_place_and_a_remedy(text: str, place: str, remedy: str) -> None:
+def test_a_syntax_error_is_reported_with_line_column_and_remedy(text: str, place: str, remedy: str) -> None:
     (problem,) = places(text)
     assert problem.startswith(place + ": ")
     assert remedy in problem
@@ -142,14 +142,14 @@ def test_a_quarter_of_a_megabyte_of_comments_is_read_in_seconds() -> None:
     ("text", "expected"),
     [
         ("a: 1\nb: x\0", "f.yaml:2:5: is not valid YAML: the character U+0000"),
-        ('a: "x\\0"', "f.yaml:1:4: the character U+0000 is no text"),
-        ('a: "\\ud800"', "f.yaml:1:4: the character U+D800 is no text"),
+        ('a: "x\\0"', "f.yaml:1:4: the character U+0000 is not text"),
+        ('a: "\\ud800"', "f.yaml:1:4: the character U+D800 is not text"),
         ('a: "\\U0011ffff"', "f.yaml:1:7: is not valid YAML: a number here is out of range"),
         ('a: "\\UFFFFFFFF"', "f.yaml:1:7: is not valid YAML: a number here is out of range"),
         (f"%YAML {'9' * 5000}.1\n---\na", "f.yaml:1:7: is not valid YAML: a number here is out of range"),
     ],
 )
-def test_a_character_that_is_no_text_is_named_with_its_place(text: str, expected: str) -> None:
+def test_a_character_that_is_not_text_is_reported_with_line_and_column(text: str, expected: str) -> None:
     assert places(text) == [expected]
 
 

@@ -44,7 +44,7 @@ EVERY: list[Augmentation] = [
 
 @pytest.mark.parametrize("augmentation", EVERY, ids=lambda augmentation: type(augmentation).__name__)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_shape_range_and_the_original_are_kept_and_a_seed_repeats_it(augmentation: Augmentation, channels: int) -> None:
+def test_shape_and_range_are_preserved_and_a_seed_repeats_the_result(augmentation: Augmentation, channels: int) -> None:
     images = photographs(channels=channels)
     before = images.clone()
     results = []
@@ -89,7 +89,7 @@ def test_affine_is_torchvisions(degrees: float, across: int, down: int, factor: 
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-3)
 
 
-def test_random_affine_stays_within_what_was_asked() -> None:
+def test_random_affine_stays_within_its_arguments() -> None:
     images = torch.zeros(500, 1, 21, 21)
     images[:, :, 10, 10] = 1  # a dot at the centre shows the shift
     torch.manual_seed(0)

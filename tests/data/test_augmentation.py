@@ -83,7 +83,7 @@ def config(name: str, folder: Path) -> Path:
     ("name", "message"),
     [
         ("Forgotten", "it returned nothing; is a return missing?"),
-        ("Numpy", "it returned numpy.ndarray, which is no torch.Tensor"),
+        ("Numpy", "it returned numpy.ndarray, which is not a torch.Tensor"),
         ("Nan", "returns values that are not finite"),
         ("Double", "it returned float64 [4, 1, 8, 8]"),
         ("Cropped", "it returned float32 [4, 1, 8, 7]"),
@@ -104,7 +104,7 @@ def test_an_augmentation_that_cannot_be_trained_with_is_one_line_before_training
     assert "\n" not in problem.message
 
 
-def test_a_plain_function_may_stand_in_place_of_a_class_and_either_may_write_in_place(own: Path) -> None:
+def test_an_augmentation_may_be_a_function_or_a_class_and_may_modify_its_input(own: Path) -> None:
     def first(augment: list[Any]) -> Tensor:
         run = build_run(config("Same", own), {"data.augment": augment, "data.normalize": "none"})
         return next(run.train.epoch(7))[0]

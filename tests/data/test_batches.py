@@ -176,7 +176,7 @@ def test_evaluation_keeps_the_order() -> None:
     assert labels_of(Batches(SPLIT, PLAIN, batch_size=16, device=CPU), 1).equal(torch.arange(50))
 
 
-def test_a_last_batch_of_one_image_is_left_out_of_training_and_kept_in_evaluation() -> None:
+def test_a_last_batch_of_one_image_is_dropped_in_training_and_used_in_evaluation() -> None:
     training = Batches(SPLIT, PLAIN, batch_size=7, device=CPU, shuffle_seed=0)
     assert len(labels_of(training, 1)) == 49
     assert len(training) == 7

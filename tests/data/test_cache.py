@@ -1,4 +1,4 @@
-"""Decoded images kept in the cache: used while the files are the same, never otherwise, and in nobody's way."""
+"""The cache of decoded images: used if and only if the files are unchanged, and safe with several processes."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ from softmaxce.data.splits import InMemory
 
 
 @pytest.fixture(autouse=True)
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache's folder, empty at first."""
     monkeypatch.setenv("SOFTMAXCE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -46,27 +46,27 @@ def images(photos: Path, **options: object) -> Tensor:
     return split.images
 
 
-def entries(kept: Path) -> list[Path]:
-    return sorted(kept.iterdir()) if kept.exists() else []
+def entries(cache_folder: Path) -> list[Path]:
+    return sorted(cache_folder.iterdir()) if cache_folder.exists() else []
 
 
-def test_the_second_time_the_images_come_from_the_cache(photos: Path, kept: Path) -> None:
+def test_the_second_time_the_images_come_from_the_cache(photos: Path, cache_folder: Path) -> None:
     first = images(photos)
-    (file,) = entries(kept)
+    (file,) = entries(cache_folder)
     assert images(photos).equal(first)
-    # other pixels, told apart from those in the files, with a checksum of their own
+    # pixels that differ from those in the files, with a valid checksum
     other = bytes(255 - value for value in first.numpy().tobytes())
     file.write_bytes(hashlib.sha256(other).digest() + other)
     assert images(photos).equal(255 - first)
     assert images(photos, cache=False).equal(first)
 
 
-def test_a_second_look_leaves_what_is_kept_as_it_is(photos: Path, kept: Path) -> None:
+def test_reading_the_images_again_leaves_the_cache_unchanged(photos: Path, cache_folder: Path) -> None:
     images(photos)
-    (file,) = entries(kept)
+    (file,) = entries(cache_folder)
     before = file.stat().st_ino
     images(photos)
-    assert [entry.stat().st_ino for entry in entries(kept)] == [before]
+    assert [entry.stat().st_ino for entry in entries(cache_folder)] == [before]
 
 
 def swap_colours(photos: Path) -> None:
@@ -105,9 +105,9 @@ def test_another_size_and_other_channels_are_other_images(photos: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "longer", "flipped", "checksum"])
-def test_a_damaged_entry_is_not_used_and_is_replaced(damage: str, photos: Path, kept: Path) -> None:
+def test_a_damaged_entry_is_not_used_and_is_replaced(damage: str, photos: Path, cache_folder: Path) -> None:
     expected = images(photos)
-    (file,) = entries(kept)
+    (file,) = entries(cache_folder)
     whole = file.read_bytes()
     file.write_bytes(
         {
@@ -129,55 +129,57 @@ print(image_folder(test_fraction=0.0, root=sys.argv[1]).train.images.numpy().tob
 """
 
 
-def test_processes_that_read_a_folder_at_once_all_get_its_images(photos: Path, kept: Path) -> None:
+def test_processes_that_read_a_folder_at_once_all_get_its_images(photos: Path, cache_folder: Path) -> None:
     readers = [
         subprocess.Popen([sys.executable, "-c", READER, str(photos)], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     results = {reader.communicate()[0].strip() for reader in readers}
     assert results == {images(photos, cache=False).numpy().tobytes().hex()}
-    assert [file.suffix for file in entries(kept)] == [".images"]
+    assert [file.suffix for file in entries(cache_folder)] == [".images"]
 
 
-def test_where_nothing_can_be_kept_training_goes_on_with_a_warning(
+def test_a_cache_that_cannot_be_written_is_a_warning_and_training_continues(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SOFTMAXCE_CACHE", str(tmp_path / "file" / "below"))
     assert images(photos).equal(images(photos, cache=False))
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "decoded images cannot be kept there" in told
-    assert "data.cache: false" in told
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "the cache of decoded images cannot be written" in errors
+    assert "data.cache: false" in errors
 
 
-def test_nothing_is_kept_where_it_is_off_or_where_a_file_cannot_be_decoded(photos: Path, kept: Path) -> None:
+def test_nothing_is_cached_if_the_cache_is_off_or_a_file_cannot_be_decoded(photos: Path, cache_folder: Path) -> None:
     images(photos, cache=False)
     (photos / "cat" / "bad.png").write_bytes(b"nothing")
     images(photos, skip_bad=True)
-    assert entries(kept) == []
+    assert entries(cache_folder) == []
 
 
-def test_the_longest_unused_go_when_the_cache_is_full(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_cache_drops_the_least_recently_used_entries(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache, "LIMIT", 3 * (cache.DIGEST + 100))
     pixels = np.zeros((1, 1, 10, 10), np.uint8)
     for age, key in enumerate(("a", "b", "c")):
         cache.write(key, pixels)
-        os.utime(kept / f"{key}.images", (1000 + age, 1000 + age))
+        os.utime(cache_folder / f"{key}.images", (1000 + age, 1000 + age))
     assert cache.read("a", pixels.shape) is not None  # of use just now
     cache.write("d", pixels)
-    assert [file.stem for file in entries(kept)] == ["a", "c", "d"]
+    assert [file.stem for file in entries(cache_folder)] == ["a", "c", "d"]
     cache.write("e", np.zeros((1, 1, 30, 30), np.uint8))  # larger than all there may be
-    assert "e" not in [file.stem for file in entries(kept)]
+    assert "e" not in [file.stem for file in entries(cache_folder)]
 
 
-def test_what_a_dead_process_left_half_written_is_removed_and_a_living_ones_is_not(kept: Path) -> None:
-    kept.mkdir()
+def test_unfinished_entries_of_a_dead_process_are_removed_and_of_a_live_one_are_not(cache_folder: Path) -> None:
+    cache_folder.mkdir()
     for name, age in (("dead.tmp", 2 * cache.ABANDONED), ("living.tmp", 1.0)):
-        (kept / name).write_bytes(b"half")
-        os.utime(kept / name, (time.time() - age,) * 2)
+        (cache_folder / name).write_bytes(b"half")
+        os.utime(cache_folder / name, (time.time() - age,) * 2)
     cache.write("key", np.zeros((1, 1, 2, 2), np.uint8))
-    assert [file.name for file in entries(kept)] == ["key.images", "living.tmp"]
+    assert [file.name for file in entries(cache_folder)] == ["key.images", "living.tmp"]
 
 
 def test_a_file_that_is_gone_has_no_key(photos: Path) -> None:
@@ -187,9 +189,9 @@ def test_a_file_that_is_gone_has_no_key(photos: Path) -> None:
 
 
 def test_the_folder_is_the_environments_else_in_the_users_cache(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_folder: Path
 ) -> None:
-    assert cache.folder() == kept
+    assert cache.folder() == cache_folder
     monkeypatch.delenv("SOFTMAXCE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":

@@ -14,8 +14,8 @@ import torch
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
-from softmaxce.build import build_run
-from softmaxce.config.reader import load, parse_override
+from softmaxce.build import build_run, load_source
+from softmaxce.config.reader import from_dict, load, parse_override
 from softmaxce.data import datasets as sources
 from softmaxce.data import torchvision_sets
 from softmaxce.data.datasets import FASHION, KANA
@@ -103,7 +103,7 @@ def cifar(folder: Path, batches: dict[str, int], key: str, meta: tuple[str, str,
 def test_files_that_are_not_the_official_ones_are_not_taken_for_cifar(tmp_path: Path) -> None:
     batches = {f"data_batch_{i}": 4 for i in range(1, 6)} | {"test_batch": 4}
     cifar(tmp_path / "cifar-10-batches-py", batches, "labels", ("batches.meta", "label_names", list("abcdefghij")))
-    with pytest.raises(DataError, match=r"CIFAR10 is not in .*wanted in .*: cifar-10-python.tar.gz.*download: true"):
+    with pytest.raises(DataError, match=r"CIFAR10 is not in .*expected in .*: cifar-10-python.tar.gz.*download: true"):
         sources.cifar10(root=str(tmp_path), download=False)
 
 
@@ -111,7 +111,7 @@ def test_files_that_are_not_the_official_ones_are_not_taken_for_cifar(tmp_path: 
 def test_cifar_pixels_come_out_as_channels_rows_columns(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # torchvision knows the official files by their checksums, so the class that reads them is told those of ours
+    # torchvision knows the official files by their checksums, so the class that reads them gets the checksums of ours
     from torchvision import datasets
 
     reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -146,8 +146,13 @@ def test_svhn_is_read_from_its_mat_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(sources.svhn(extra=True, root=str(tmp_path), download=False).train) == 12
 
 
-def test_synthetic_images_are_the_seeds() -> None:
-    first, again, other = (sources.synthetic(classes=3, train=9, test=6, seed=seed) for seed in (1, 1, 2))
+def test_synthetic_images_depend_on_their_own_seed_and_not_on_the_runs() -> None:
+    data = {"name": "synthetic", "classes": 3, "train": 9, "test": 6}
+    others = {"epochs": 1, "model": "linear", "optimizer": {"name": "sgd", "lr": 0.1}}
+    first, again, other = (
+        load_source(from_dict({"seed": seed, "data": {**data, "image_seed": image_seed}, **others}))
+        for seed, image_seed in ((1, 0), (2, 0), (1, 1))
+    )
     assert isinstance(first.train, InMemory)
     assert isinstance(again.train, InMemory)
     assert isinstance(other.train, InMemory)
@@ -171,12 +176,12 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_missing_data_is_named_with_the_place_and_the_remedy(name: str, tmp_path: Path) -> None:
+def test_missing_data_is_reported_with_the_folder_and_the_remedy(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         getattr(sources, name)(root=str(tmp_path), download=False)
     message = str(caught.value)
     assert FILES[name] in message
-    assert f"wanted in {tmp_path}" in message
+    assert f"expected in {tmp_path}" in message
     assert "data.download: true" in message
 
 
@@ -200,7 +205,9 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path) -> None:
             file = tmp_path / "MNIST" / "raw" / f"{part}-{kind}-ubyte"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"not idx")
-    with pytest.raises(DataError, match=r"MNIST/raw/.*-ubyte cannot be read .*delete its files and get them again"):
+    with pytest.raises(
+        DataError, match=r"MNIST/raw/.*-ubyte cannot be read .*delete its files and download them again"
+    ):
         sources.mnist(root=str(tmp_path), download=False)
 
 
@@ -239,7 +246,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_a_pickle_in_place_of_cifars_is_not_unpickled(name: str, tmp_path: Path) -> None:
+def test_a_pickle_instead_of_cifars_files_is_not_unpickled(name: str, tmp_path: Path) -> None:
     from torchvision import datasets
 
     reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
@@ -254,7 +261,7 @@ def test_a_pickle_in_place_of_cifars_is_not_unpickled(name: str, tmp_path: Path)
     assert trace.exists()  # the trap works
 
 
-def test_a_pickle_in_place_of_mnists_old_files_is_not_unpickled(tmp_path: Path) -> None:
+def test_a_pickle_instead_of_mnists_old_files_is_not_unpickled(tmp_path: Path) -> None:
     folder, trace = tmp_path / "MNIST" / "processed", tmp_path / "trace"
     folder.mkdir(parents=True)
     for file in ("training.pt", "test.pt"):
@@ -289,12 +296,12 @@ def test_an_archive_that_leads_out_of_its_folder_is_refused(
     assert [entry.name for entry in root.iterdir()] == ["archive.tar.gz"]
 
 
-def test_archives_that_only_lie_packed_are_named_with_the_remedy(tmp_path: Path) -> None:
+def test_archives_that_are_not_decompressed_are_reported_with_the_remedy(tmp_path: Path) -> None:
     folder = tmp_path / "FashionMNIST" / "raw"
     for kind in ("train", "t10k"):
         write_idx(folder / f"{kind}-images-idx3-ubyte.gz", pixels(2, 28, 28), packed=True)
         write_idx(folder / f"{kind}-labels-idx1-ubyte.gz", np.arange(2), packed=True)
-    with pytest.raises(DataError, match="but packed; unpack them there"):
+    with pytest.raises(DataError, match="but compressed; decompress them"):
         sources.fashion_mnist(root=str(tmp_path), download=False)
 
 
@@ -342,7 +349,7 @@ def test_an_idx_file_that_is_not_sound_is_not_read(spoilt: bytes, tmp_path: Path
         ("data.validation=1000000", "--set data.validation=1000000: "),
     ],
 )
-def test_a_mistake_that_is_found_after_the_config_was_read_names_the_option_too(
+def test_a_mistake_detected_after_the_config_was_read_names_the_option_too(
     option: str, message: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "c.yaml"

@@ -272,22 +272,22 @@ def test_every_mode_becomes_the_same_grey_or_colour(
 ) -> None:
     file = put(tmp_path / name, image)
     tolerance = 2 if expected is not None else 12  # lossy formats
-    wanted = RAMP if expected is None else expected
+    expected_pixels = RAMP if expected is None else expected
     for channels in (1, 3):
         pixels = decoded(file, channels)
         assert pixels.shape == (channels, 6, 8)
         assert pixels.dtype == torch.uint8
         for plane in pixels:
-            np.testing.assert_allclose(plane.numpy().astype(int), wanted.astype(int), atol=tolerance)
+            np.testing.assert_allclose(plane.numpy().astype(int), expected_pixels.astype(int), atol=tolerance)
 
 
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (RAMP.astype(np.float32), "its numbers go from 0 to 235, not from 0 to 1; scale them"),
-        (RAMP.astype(np.float32) - 1, "its numbers go from -1 to 234, not from 0 to 1"),
-        (RAMP.astype(np.int32) * 65537, "its numbers go from 0 to 1.54012e.07, not from 0 to 65535"),
-        (RAMP.astype(np.int32) - 1, "its numbers go from -1 to 234, not from 0 to 65535"),
+        (RAMP.astype(np.float32), "its values range from 0 to 235, not from 0 to 1; scale them"),
+        (RAMP.astype(np.float32) - 1, "its values range from -1 to 234, not from 0 to 1"),
+        (RAMP.astype(np.int32) * 65537, "its values range from 0 to 1.54012e.07, not from 0 to 65535"),
+        (RAMP.astype(np.int32) - 1, "its values range from -1 to 234, not from 0 to 65535"),
     ],
 )
 def test_numbers_outside_their_modes_range_are_refused(pixels: np.ndarray, message: str, tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_an_image_that_a_worker_cannot_decode_is_named_in_one_line(shapes: Path,
     batches = Batches(source.train, Preprocessing((3, 8, 8), (0.0,) * 3, (1.0,) * 3), batch_size=8, device=CPU)
     with pytest.raises(DataError) as caught:
         list(batches.epoch(1))
-    assert str(caught.value) == f"{shapes}/circle/a.png: it is no image"
+    assert str(caught.value) == f"{shapes}/circle/a.png: it is not an image"
 
 
 @pytest.mark.parametrize("name", ["page.eps", "page.jpg"])
@@ -418,7 +418,7 @@ def test_a_postscript_page_is_not_run_whatever_it_is_called(
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     (tmp_path / name).write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
-    with pytest.raises(DataError, match=rf"{name}: (.eps files are not read; convert it to PNG|it is no image)"):
+    with pytest.raises(DataError, match=rf"{name}: (.eps files are not read; convert it to PNG|it is not an image)"):
         decoded(tmp_path / name)
     assert not trace.exists()
 
@@ -437,7 +437,7 @@ def test_nan_becomes_black_and_infinite_numbers_are_refused(tmp_path: Path) -> N
     file = put(tmp_path / "nan.tif", Image.fromarray(np.array([[np.nan, 1], [0.5, 0]], np.float32)))
     assert decoded(file, 1)[0].tolist() == [[0, 255], [128, 0]]
     file = put(tmp_path / "infinite.tif", Image.fromarray(np.array([[0, np.inf]], np.float32)))
-    with pytest.raises(DataError, match="its numbers go from 0 to inf, not from 0 to 1"):
+    with pytest.raises(DataError, match="its values range from 0 to inf, not from 0 to 1"):
         decoded(file)
 
 

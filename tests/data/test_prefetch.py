@@ -34,12 +34,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @dataclass(frozen=True)
 class Noted(Decode):
-    """Decodes, and notes what it was asked for."""
+    """Decodes, and records the files that were requested."""
 
-    asked: list[str]
+    requested: list[str]
 
     def array(self, file: str) -> NDArray[np.uint8]:
-        self.asked.append(file)
+        self.requested.append(file)
         return super().array(file)
 
 
@@ -52,19 +52,19 @@ def test_decoded_in_threads_the_order_is_that_of_the_paths_and_the_pixels_are_th
         np.testing.assert_array_equal(item[1], DECODE.array(item[0]))
 
 
-def test_a_bad_file_in_the_middle_is_told_in_its_place(files: list[str], tmp_path: Path) -> None:
+def test_a_bad_file_in_the_middle_is_reported_at_its_position(files: list[str], tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("no image")
     gone = Unreadable("gone*", "matches no file")
     with PrefetchingDecoder([*files[:50], str(bad), gone, *files[50:]], DECODE, 64) as ahead:
         found = list(ahead)
-    assert found[50] == Unreadable(str(bad), "it is no image")
+    assert found[50] == Unreadable(str(bad), "it is not an image")
     assert found[51] == gone
     assert [item[0] for item in found if not isinstance(item, Unreadable)] == files
 
 
 @pytest.mark.parametrize("most", [1, 8, 64])
-def test_files_are_taken_no_further_ahead_than_is_asked_for(files: list[str], most: int) -> None:
+def test_no_more_files_are_read_ahead_than_requested(files: list[str], most: int) -> None:
     taken = 0
 
     def endless() -> Iterator[str]:
@@ -81,21 +81,21 @@ def test_files_are_taken_no_further_ahead_than_is_asked_for(files: list[str], mo
             assert taken <= given + 2 * most
 
 
-def test_decoding_begins_before_anything_is_asked_for(files: list[str]) -> None:
+def test_decoding_starts_before_the_first_image_is_requested(files: list[str]) -> None:
     decode = Noted(3, (24, 24), [])
     with PrefetchingDecoder(files, decode, len(files)):
-        while len(decode.asked) < len(files):
+        while len(decode.requested) < len(files):
             time.sleep(0.001)
-    assert sorted(decode.asked) == files
+    assert sorted(decode.requested) == files
 
 
-def test_closed_it_begins_no_file_any_more(files: list[str]) -> None:
+def test_a_closed_decoder_starts_no_further_files(files: list[str]) -> None:
     decode = Noted(3, (24, 24), [])
     with PrefetchingDecoder(files * 20, decode, len(files) * 20):
         pass
-    asked = len(decode.asked)
+    requested = len(decode.requested)
     time.sleep(0.05)
-    assert len(decode.asked) == asked < len(files) * 20
+    assert len(decode.requested) == requested < len(files) * 20
 
 
 def test_no_files_are_no_images() -> None:

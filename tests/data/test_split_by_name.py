@@ -143,7 +143,7 @@ def test_a_limit_of_enough_images_has_some_of_every_class(labels: Tensor, data: 
 def test_training_has_every_class_of_a_data_set_without_names(change: str, tmp_path: Path) -> None:
     images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
     source = Dataset(InMemory(images, torch.tensor([0, 1, 1, 1])), None, ("a", "b"))
-    held = hold_out(source, asking(tmp_path, change))
+    held = hold_out(source, load_with(tmp_path, change))
     assert held.train.labels.unique().tolist() == [0, 1]
 
 
@@ -151,7 +151,7 @@ def test_training_has_every_class_of_a_data_set_without_names(change: str, tmp_p
 
 
 def paint(file: Path, number: int) -> None:
-    """An image whose pixels tell its number."""
+    """An image whose pixels encode its number."""
     file.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.array([number >> 16, number >> 8 & 255, number & 255], np.uint8)
     Image.fromarray(np.broadcast_to(pixels, (2, 2, 3)).copy()).save(file)
@@ -164,7 +164,7 @@ def numbers(split: object) -> set[int]:
     return set((red * 65536 + green * 256 + blue).tolist())
 
 
-def asking(root: Path, *changes: str) -> Config:
+def load_with(root: Path, *changes: str) -> Config:
     overrides = [f"data.root={json.dumps(str(root))}", "data.size=2", "model=linear", *changes]
     return reader.load("image_folder", [reader.parse_override(text) for text in [*overrides, "data.augment=[]"]])
 
@@ -185,7 +185,7 @@ def test_of_a_thousand_images_no_more_than_one_changes_sides_for_one_added(
     grown = tmp_path / "grown"
     shutil.copytree(thousand, grown)
     paint(grown / "b" / name, 5000)
-    old, new = (hold_out(load_source(asking(root)), asking(root)) for root in (thousand, grown))
+    old, new = (hold_out(load_source(load_with(root)), load_with(root)) for root in (thousand, grown))
     old_test, new_test = numbers(old.test), numbers(new.test)
     assert 150 <= len(old_test) <= 250
     assert len((old_test ^ new_test) - {5000}) <= 1
@@ -213,9 +213,9 @@ def test_classes_of_one_image_each_have_none_for_a_test_and_the_message_says_so(
 def test_a_validation_count_that_takes_a_class_whole_is_refused(tmp_path: Path) -> None:
     for number in range(8):
         paint(tmp_path / "train" / "ab"[number % 2] / f"{number}.png", number)
-    asked = asking(tmp_path, "data.validation=7")
+    requested = load_with(tmp_path, "data.validation=7")
     with pytest.raises(ConfigError, match="7 of 8 images would leave a class without training images; 6 is the most"):
-        hold_out(load_source(asked), asked)
+        hold_out(load_source(requested), requested)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -255,14 +255,14 @@ def test_split_by_shuffle_is_the_split_of_earlier_versions(thousand: Path) -> No
     tested = by_shuffle(whole.labels, 200, 0)
     source = image_folder(split_by="shuffle", root=str(thousand))
     assert numbers(source.test) == numbers(whole.take(tested))
-    asked = asking(thousand, "data.split_by=shuffle", "seed=3")
-    held = hold_out(source, asked)
+    requested = load_with(thousand, "data.split_by=shuffle", "seed=3")
+    held = hold_out(source, requested)
     validated = by_shuffle(source.train.labels, 120, 3)
     assert numbers(held.validation) == numbers(source.train.take(validated))
 
 
 def test_a_checkpoint_without_the_key_has_the_split_of_earlier_versions(thousand: Path, tmp_path: Path) -> None:
-    run = build_run(asking(thousand, "data.split_by=shuffle", "epochs=1"))
+    run = build_run(load_with(thousand, "data.split_by=shuffle", "epochs=1"))
     checkpoint.save(run, tmp_path, best=False)
     loaded = checkpoint.load(tmp_path / "last.safetensors")
     earlier = json.loads(json.dumps(loaded.header))

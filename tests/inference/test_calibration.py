@@ -175,13 +175,13 @@ def test_if_every_validation_image_is_right_no_temperature_is_fitted(app: typer.
     CliRunner().invoke(app, ["train", "--config", str(tmp_path / "easy.yaml"), "--output", str(folder)])
     done = CliRunner().invoke(app, ["calibrate", str(folder)])
     assert done.exit_code == 2
-    assert "all 300 validation images are classified right" in done.stderr
+    assert "all 300 validation images are classified correctly" in done.stderr
     assert not (folder / "calibration.json").exists()
 
 
 def test_logits_that_have_no_best_temperature_are_refused() -> None:
     logits = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
-    with pytest.raises(ValueError, match="all 2 validation images are classified right"):
+    with pytest.raises(ValueError, match="all 2 validation images are classified correctly"):
         fit_temperature(logits, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="no better than chance"):
         fit_temperature(logits, torch.tensor([1, 0]))

@@ -84,7 +84,7 @@ def test_mean_and_deviation_by_hand() -> None:
 # -- configs ----------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_keys_that_differ_are_told() -> None:
+def test_only_the_keys_that_differ_are_reported() -> None:
     a = {"seed": 0, "model": {"name": "mlp", "hidden": [16]}, "epochs": 3}
     b = {"seed": 0, "model": {"name": "linear"}, "epochs": 3}
     assert differing([a, b]) == {"model.name": ["mlp", "linear"], "model.hidden": [[16], None]}
@@ -121,14 +121,14 @@ def test_metrics_and_differences_are_those_of_eval_and_of_the_correct_images(
         gained = round((run.metrics["accuracy"] - found.runs[0].metrics["accuracy"]) * run.images)
         assert test.only_second - test.only_first == gained
     assert found.significant[0] is True  # hardly trained
-    assert "larger than chance (p = " in conclusions(found)[0]
+    assert " significant (p = " in conclusions(found)[0]
 
 
-def test_a_run_is_no_better_than_itself(folder_of_runs: Path) -> None:
+def test_a_run_does_not_differ_from_itself(folder_of_runs: Path) -> None:
     found = compare([folder_of_runs / "base", folder_of_runs / "base"])
     assert found.keys == {}
     assert found.tests == (None,)
-    assert conclusions(found) == ["1, 2 differ in nothing: the seed and the images are the same."]
+    assert conclusions(found) == ["1 and 2 have the same seed and images, and differ in nothing else."]
 
 
 def test_runs_differ_by_seed_alone_only_where_nothing_else_does(
@@ -147,21 +147,21 @@ def test_runs_differ_by_seed_alone_only_where_nothing_else_does(
 
     def sentences(*names: str) -> list[str]:
         found = conclusions(compare([tmp_path / name for name in names]))
-        return [line.partition(":")[0] for line in found if " differ " in line]
+        return [line.partition(":")[0].rstrip(".") for line in found if " differ " in line]
 
-    assert sentences("base", "again") == ["1, 2 differ in nothing"]
-    assert sentences("base", "seeded") == ["1, 2 differ by seed alone"]
-    assert sentences("base", "elsewhere") == ["1, 2 differ in data.root only"]
-    assert sentences("base", "again", "seeded") == ["1, 3 differ by seed alone", "1, 2 differ in nothing"]
-    also = "1, 2 differ by seed, and also in data.root and data.eval_batch_size"
+    assert sentences("base", "again") == ["1 and 2 have the same seed and images, and differ in nothing else"]
+    assert sentences("base", "seeded") == ["1 and 2 differ only by seed"]
+    assert sentences("base", "elsewhere") == ["1 and 2 have the same seed and images, and differ only in data.root"]
+    assert sentences("base", "again", "seeded") == ["1 and 3 differ only by seed", *sentences("base", "again")]
+    also = "1 and 2 differ by seed and in data.root and data.eval_batch_size"
     assert sentences("base", "seeded_elsewhere") == [also]
     record = json.loads((tmp_path / "seeded/run.json").read_text())
     record["environment"]["torch"] = "1.13.1"
     (tmp_path / "seeded/run.json").write_text(json.dumps(record))
-    assert sentences("base", "seeded") == ["1, 2 differ by seed, and also in torch"]
+    assert sentences("base", "seeded") == ["1 and 2 differ by seed and in torch"]
 
     (tmp_path / "again/calibration.json").write_text(json.dumps({"temperature": 0.574, "epoch": 1}))
-    assert sentences("base", "again") == ["1, 2 differ in the temperature only"]
+    assert sentences("base", "again") == ["1 and 2 have the same seed and images, and differ only in the temperature"]
     printed = CliRunner().invoke(app, ["compare", str(tmp_path / "base"), str(tmp_path / "again"), "--json"])
     assert [row["temperature"] for row in json.loads(printed.stdout)["runs"]] == [1.0, 0.574]
     said = conclusions(compare([tmp_path / "base", tmp_path / "again"]))
@@ -171,7 +171,7 @@ def test_runs_differ_by_seed_alone_only_where_nothing_else_does(
 def test_runs_on_other_test_images_are_not_tested_against_each_other(folder_of_runs: Path) -> None:
     found = compare([folder_of_runs / "base", folder_of_runs / "other"])
     assert found.tests == (None,)
-    assert conclusions(found) == ["2 and 1 were not evaluated on the same images: no test of their difference."]
+    assert conclusions(found) == ["2 and 1 were not evaluated on the same images: no significance test."]
 
 
 def test_the_printed_comparison_fits_80_columns_and_json_holds_it_all(app: typer.Typer, folder_of_runs: Path) -> None:
@@ -179,14 +179,14 @@ def test_the_printed_comparison_fits_80_columns_and_json_holds_it_all(app: typer
     printed = CliRunner().invoke(app, line)
     assert printed.exit_code == 0, printed.output
     table = printed.stdout.partition("McNemar")[0].splitlines()
-    assert max(len(row.rstrip()) for row in table if "images correct" not in row and "/" not in row) <= 80
+    assert max(len(row.rstrip()) for row in table if " vs 1: " not in row and "/" not in row) <= 80
     printed = json.loads(CliRunner().invoke(app, [*line, "--json"]).stdout)
     assert [row["run"] for row in printed["runs"]] == line[1:]
     assert printed["runs"][1]["mcnemar"]["larger_than_chance"] is True
     assert printed["config"]["model.name"] == ["mlp", "mlp", "linear"]
 
 
-def test_the_page_stands_alone_and_shows_names_as_text(app: typer.Typer, folder_of_runs: Path, tmp_path: Path) -> None:
+def test_the_page_is_self_contained_and_escapes_names(app: typer.Typer, folder_of_runs: Path, tmp_path: Path) -> None:
     odd = tmp_path / "<b>odd & sons"
     odd.symlink_to(folder_of_runs / "linear")
     page = tmp_path / "compare.html"

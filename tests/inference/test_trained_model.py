@@ -142,9 +142,7 @@ def test_a_split_that_the_run_has_not_is_named_with_those_it_has(model: TrainedM
         model.split("holdout")
 
 
-def test_json_of_a_model_that_gives_nan_has_null_in_place_of_nan(
-    app: typer.Typer, folder: Path, tmp_path: Path
-) -> None:
+def test_json_of_a_model_that_gives_nan_has_null_instead_of_nan(app: typer.Typer, folder: Path, tmp_path: Path) -> None:
     best = folder / "run" / "best.safetensors"
     broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(best).items()}
     (tmp_path / "nan.safetensors").write_bytes(checkpoint.serialized(broken, read_header(best))[0])

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from softmaxce import check_loss
 from softmaxce.config import registry
+from softmaxce.errors import ConfigError
 
 from ..helpers import Softmaxce
 
@@ -53,7 +57,7 @@ def test_the_exit_status_for_a_sound_loss_is_0_and_every_law_has_a_line(softmaxc
     assert [row[0] for row in rows if row and row[0] in registry.LAWS] == list(registry.LAWS)
     assert "\x1b" not in done.stdout
     assert done.stdout.splitlines()[-2:] == [
-        "softmax_cross_entropy keeps 18 of 18 laws tried",
+        "softmax_cross_entropy obeys all 18 laws checked",
         "not checked: compile (skipped by --skip)",
     ]
     assert list(tmp_path.iterdir()) == []  # no file is left behind
@@ -69,7 +73,7 @@ def test_the_exit_status_for_a_failed_law_is_1_and_its_smallest_input_and_a_hint
     assert lines[start + 1].split(None, 1) == ["with", "logits = torch.tensor([[0., 10000.]])"]
     assert lines[start + 2] == "targets = torch.tensor([0])"
     assert "subtract each row's largest logit before exp" in lines[start + 3]
-    assert lines[-2:] == ["own.py:naive breaks 1 of 2 laws tried: finite", "not checked: 17 other laws (--only)"]
+    assert lines[-2:] == ["own.py:naive violates 1 of 2 laws checked: finite", "not checked: 17 other laws (--only)"]
 
 
 @pytest.mark.parametrize("mistake", ["twice", "no_minus", "epsilon"])
@@ -105,9 +109,9 @@ def test_json_has_every_law_with_its_smallest_input_and_the_cost(softmaxce: Soft
     assert laws["shift"]["examples"] >= 50
     assert laws["value"] | {"seconds": 0} == {
         "law": "value",
-        "claim": "the value is the reference's",
+        "claim": "the value equals the reference's",
         "verdict": "not asked",
-        "detail": "no --reference given: whether it is the formula that you mean",
+        "detail": "no --reference to compare with",
         "examples": 0,
         "seconds": 0,
     }
@@ -164,11 +168,11 @@ def test_a_loss_for_a_fixed_number_of_classes_is_tested_with_that_number(softmax
         (("softmax_cross_entropy", "--skip", "shfit"), "--skip shfit: there is no such law; did you mean 'shift'?"),
         (
             ("own.py:naive", "--only", "value", "--only", "gradient"),
-            "formula that you mean); add --reference softmax_cross_entropy",
+            "no --reference to compare with); add --reference softmax_cross_entropy",
         ),
         (
             ("own.py:naive", "--only", "shift", "--skip", "shift"),
-            "--only shift: no law was tried (skipped by --skip); choose other laws",
+            "--only shift: no law was checked (skipped by --skip); choose other laws",
         ),
         (("own.py:in_place",), "own.py:in_place cannot take logits [B, K] and class ids [B]: a leaf Variable"),
         (("softmax_cross_entropy", "--device", "cuda:99"), "'cuda:99' is not there"),
@@ -196,3 +200,50 @@ print({"torch", "hypothesis", "mpmath"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+# -- from Python ------------------------------------------------------------------------------------------------------
+
+
+def naive(logits: Tensor, targets: Tensor) -> Tensor:
+    """Overflows at logits of 1e4."""
+    p = logits.exp() / logits.exp().sum(1, keepdim=True)
+    return -p.gather(1, targets[:, None]).log().mean()
+
+
+def test_python_and_the_command_give_the_same_result_for_each_law(softmaxce: Softmaxce, own: Path) -> None:
+    done = softmaxce("check-loss", "own.py:naive", "--only", "finite,shift", "--json", cwd=own)
+    reported = [{**law, "seconds": 0} for law in json.loads(done.stdout)["laws"]]
+    for loss in (naive, f"{own}/own.py:naive"):
+        results = check_loss(loss, only=["finite", "shift"])
+        assert [result.status for result in results] == ["passed", "failed"]
+        assert [{**result.to_dict(), "seconds": 0} for result in results] == reported
+
+
+def test_an_object_is_checked_as_it_is_and_never_rebuilt() -> None:
+    weighted = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5]))
+    results = check_loss(weighted, reference=nn.CrossEntropyLoss(), num_classes=3, only=["value", "rows", "reductions"])
+    assert {result.law: result.status for result in results} == {
+        "value": "failed",
+        "rows": "passed",
+        "reductions": "not applicable",
+    }
+    assert weighted.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": naive, "only": ["shfit"]}, "shfit: there is no such law; did you mean 'shift'?"),
+        ({"loss": "softmax_cros_entropy"}, "did you mean 'softmax_cross_entropy'?"),
+        ({"loss": "softmax_cross_entropy", "arguments": {"smoothing": 0.1}}, "did you mean 'label_smoothing'?"),
+        ({"loss": nn.CrossEntropyLoss}, "loss: must be a name, or an object"),
+        ({"loss": naive, "arguments": {"scale": 2.0}}, "arguments: are only for a loss that is given by its name"),
+        ({"loss": naive, "reference": "own.py"}, "reference: "),
+        ({"loss": lambda logits, targets: logits}, "must return a scalar or one loss per image"),
+    ],
+)
+def test_a_mistake_in_a_call_of_check_loss_names_the_argument(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_loss(**arguments)  # type: ignore[arg-type]
+    assert message in str(caught.value)

@@ -180,7 +180,7 @@ def test_laws_in_not_claimed_or_skipped_are_exempt() -> None:
 
 
 def test_an_unknown_law_in_not_claimed_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"Misspelt.not_claimed names no law: 'vmpa'; did you mean 'vmap'\?"):
+    with pytest.raises(ConfigError, match=r"Misspelt.not_claimed has an unknown law: 'vmpa'; did you mean 'vmap'\?"):
         subject(f"{__name__}:Misspelt")
 
 

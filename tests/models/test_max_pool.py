@@ -110,7 +110,7 @@ def test_transforms_and_forward_mode_see_torchs_operations() -> None:
     assert_close(forward, torch.func.jvp(torchs(relu=True), (images,), (tangent,)))
 
 
-def test_the_places_take_a_byte_and_nothing_else_is_kept_for_the_backward_pass() -> None:
+def test_the_backward_pass_needs_one_byte_per_output_and_nothing_else() -> None:
     images = torch.randn(2, 16, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
     kept: list[Tensor] = []
 

@@ -232,7 +232,7 @@ def test_a_frozen_backbone_keeps_its_batch_statistics() -> None:
         torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
 
 
-def test_weights_that_cannot_be_downloaded_are_named_with_their_place(
+def test_weights_that_cannot_be_downloaded_are_reported_with_their_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -245,7 +245,7 @@ def test_weights_that_cannot_be_downloaded_are_named_with_their_place(
     assert str(tmp_path / "hub" / "checkpoints") in message
 
 
-def test_whitening_is_made_from_the_training_images_and_kept_in_the_checkpoint(tmp_path: Path) -> None:
+def test_whitening_is_computed_from_the_training_images_and_saved_in_the_checkpoint(tmp_path: Path) -> None:
     run = build_run(config(model={"name": "airbench", "widths": [8]}))
     assert isinstance(run.train.split, InMemory)
     images = (run.train.split.images.float() / 255 - run.train.mean) / run.train.std

@@ -143,12 +143,12 @@ def test_a_model_without_a_hidden_layer_is_refused() -> None:
 
 @pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [16, 16]}, {"name": "airbench", "widths": [8, 8]}])
 def test_interrupted_and_resumed_is_bit_identical(model: dict[str, object], tmp_path: Path) -> None:
-    asked = config(epochs=3, model=model, optimizer={"name": "muon", "lr": 0.05}, precision="bf16")
-    expected = train_and_list_metrics(build_run(asked))
-    first = build_run(asked)
+    settings = config(epochs=3, model=model, optimizer={"name": "muon", "lr": 0.05}, precision="bf16")
+    expected = train_and_list_metrics(build_run(settings))
+    first = build_run(settings)
     for epoch in fit(first):
         save(first, tmp_path, best=epoch.best)
         break
-    second = build_run(asked)
+    second = build_run(settings)
     restore(second, load(tmp_path / LAST))
     assert train_and_list_metrics(second) == expected[1:]

@@ -113,7 +113,7 @@ def test_the_page_tells_the_figures_the_command_and_the_versions(run: Path, anal
         assert text in page
 
 
-def test_a_link_stands_under_the_image_that_has_an_explanation(analysis: RunAnalysis) -> None:
+def test_an_image_has_a_link_if_it_has_an_explanation(analysis: RunAnalysis) -> None:
     index = analysis.mistakes[1].index
     page = html(analysis, {index: f"report/test-{index}.html"})
     assert page.count("step by step</a>") == 1

@@ -74,7 +74,7 @@ def test_tied_weights_are_saved_and_loaded(tmp_path: Path) -> None:
 # -- refused ----------------------------------------------------------------------------------------------------------
 
 
-def test_another_models_weights_are_refused_and_told_apart(trained: Path) -> None:
+def test_another_models_weights_are_refused_with_the_shapes_that_differ(trained: Path) -> None:
     run = build_run(config(model={"name": "mlp", "hidden": [17], "dropout": 0.2}))
     with pytest.raises(RunError, match=r"of another model: .*'1.weight' is \[16, 256\] but in the model \[17, 256\]"):
         checkpoint.load_weights(run.model, checkpoint.load(trained / LAST))

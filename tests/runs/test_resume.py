@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from softmaxce.config import reader as configs
 from softmaxce.config.keys import Config, Data, signature_of_section
 from softmaxce.config.signatures import signature_of
 from softmaxce.data.folder import image_folder
@@ -29,7 +30,7 @@ data: {name: image_folder, root: photos, channels: 1, batch_size: 8, validation:
 model: linear
 optimizer: {name: sgd, lr: 0.1}
 """
-REFUSAL = "add --allow-changed-data to use the ones there are now"
+REFUSAL = "add --allow-changed-data to use the current images"
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def test_classes_of_other_names_are_other_data(app: typer.Typer, here: Path) -> 
     for part in ("train", "test"):
         (here / "photos" / part / "light").rename(here / "photos" / part / "pale")
     done = run(app, "train", "--resume", "runs/p/1", "--epochs", "2", status=2)
-    assert "other classes than this run was trained on: 'light' was, 'pale' is now" in done.stderr
+    assert "other classes than this run was trained on: 'pale' instead of 'light'" in done.stderr
     again = run(app, "train", "-c", "p.yaml", "--seeds", "2", "-q", "--resume", "auto")
     assert "already finished" not in again.stderr
 
@@ -313,7 +314,7 @@ def test_a_run_made_before_fingerprints_were_recorded_is_used_with_a_warning(app
     known = "images are those of the training is not known: run.json holds no fingerprints of them"
     assert f"warning: runs/p/1: whether the test {known}" in run(app, "eval", "runs/p/1").stderr
     several = run(app, "train", "-c", "p.yaml", "--seeds", "2", "--resume", "auto", "-q")
-    assert "warning: runs/p/1: may have other images (not known)" in several.stderr
+    assert "warning: runs/p/1: may have been trained on other images (unknown)" in several.stderr
     assert "[1/2] seed-0: already finished in runs/p/1" in several.stderr
     again = run(app, "train", "-c", "p.yaml", "--resume", "auto", "-q")
     assert f"whether the train and validation and test {known}" in again.stderr
@@ -348,7 +349,29 @@ def test_other_photos_in_two_folders_are_never_the_same_files_at_another_size(ap
     assert comparison["runs"][2]["mcnemar"] is not None
 
 
-def test_seeds_whose_data_set_is_drawn_by_the_seed_differ_by_seed_alone(app: typer.Typer, here: Path) -> None:
-    run(app, "train", "-c", "c.yaml", "--seeds", "2", "-q")
-    comparison = last_event(run(app, "compare", "runs/c/1", "runs/c/2", "--json"))
+OWN_DATA = """
+from softmaxce.data.datasets import synthetic
+
+def by_seed(*, seed):
+    return synthetic(train=96, test=60, image_seed=seed)
+"""
+
+
+@pytest.mark.parametrize(("data", "same"), [("synthetic", True), ("own.py:by_seed", False)])
+def test_several_seeds_are_one_group_and_share_the_images_unless_the_data_set_takes_the_seed(
+    data: str, same: bool, app: typer.Typer, here: Path
+) -> None:
+    (here / "own.py").write_text(OWN_DATA)
+    run(app, "train", "-c", "c.yaml", "--set", f"data={{name: '{data}', batch_size: 32}}", "--seeds", "2", "-q")
+    comparison = last_event(run(app, "compare", "runs/c/1", "runs/c/2", "--json", "--trust-code"))
     assert len(comparison["seeds"]) == 1
+    first, second = (json.loads(file.read_text())["environment"]["data"] for file in here.glob("runs/c/*/run.json"))
+    assert (first == second) == same
+
+
+def test_an_older_run_on_synthetic_images_keeps_those_that_its_seed_drew(here: Path) -> None:
+    (here / "run").mkdir()
+    (here / "run/config.yaml").write_text("seed: 3\n" + SYNTHETIC)
+    assert configs.load("run/config.yaml").source.arguments["image_seed"] == 0  # a user's file
+    (here / "run/run.json").write_text("{}")
+    assert configs.load("run/config.yaml").source.arguments["image_seed"] == 3  # a run's

@@ -139,7 +139,7 @@ def has_glibc() -> bool:
 
 
 @pytest.mark.skipif(not has_glibc(), reason="only glibc can be told")
-def test_kept_memory_is_not_fetched_from_the_kernel_again_and_the_config_or_a_limit_switches_that_off() -> None:
+def test_freed_memory_is_reused_without_page_faults_unless_the_config_or_a_limit_turns_that_off() -> None:
     faults = {}
     for keep, limit in (("true", -1), ("false", -1), ("true", 1 << 36)):
         code = FAULTS.format(keep=keep, limit=limit)
@@ -149,7 +149,7 @@ def test_kept_memory_is_not_fetched_from_the_kernel_again_and_the_config_or_a_li
     assert faults["true", -1] < faults["true", 1 << 36] / 10  # pieces that are kept would count as taken
 
 
-def test_kept_memory_changes_no_bit_and_a_resumed_run_may_change_it(
+def test_keep_memory_changes_no_bit_and_may_change_when_resuming(
     softmaxce: Softmaxce, small: Path, tmp_path: Path
 ) -> None:
     for keep in ("true", "false"):

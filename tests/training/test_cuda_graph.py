@@ -205,7 +205,7 @@ def test_cuda_graph_true_is_refused_on_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"compile": True}, "compile: true makes programs of its own"),
+        ({"compile": True}, "it is not supported with compile: true"),
         ({"on_nonfinite": "skip"}, "on_nonfinite: skip waits for every loss"),
         ({"data__batch_size": 500}, "no batch is full: there are 72 training images, and data.batch_size is 500"),
     ],

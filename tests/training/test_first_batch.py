@@ -33,7 +33,7 @@ DATA = {"name": "synthetic", "train": 40, "test": 8, "size": 8, "batch_size": 8}
             {"data": {**DATA, "batch_size": 1}, "model": "resnet9"},
             "data.batch_size: resnet9 cannot be trained on batches",
         ),
-        ({"data": {**DATA, "train_limit": 1}, "model": "resnet9"}, "there is one training image only"),
+        ({"data": {**DATA, "train_limit": 1}, "model": "resnet9"}, "there is only one training image"),
         (
             {"data": {**DATA, "train": 5}, "loss": {"name": "softmax_cross_entropy", "weight": "balanced"}},
             "there are none of class5, class6, class7, class8, class9",

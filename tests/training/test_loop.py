@@ -66,16 +66,16 @@ def test_another_seed_gives_another_curve() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_interrupted_and_resumed_is_bit_identical(variant: str, stop_after: int, tmp_path: Path) -> None:
-    asked = config(epochs=3, **VARIANTS[variant])
-    whole = build_run(asked)
+    settings = config(epochs=3, **VARIANTS[variant])
+    whole = build_run(settings)
     expected = train_and_list_metrics(whole)
-    first = build_run(asked)
+    first = build_run(settings)
     for epoch in fit(first):
         save(first, tmp_path, best=epoch.best)
         if epoch.number == stop_after:
             break
     torch.rand(100)  # another process would stand elsewhere
-    second = build_run(asked)
+    second = build_run(settings)
     restore(second, load(tmp_path / LAST))
     assert train_and_list_metrics(second) == expected[stop_after:]
     for name in ("model", "loss") if isinstance(whole.loss, nn.Module) else ("model",):

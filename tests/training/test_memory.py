@@ -59,7 +59,7 @@ def limited(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def told(done: subprocess.CompletedProcess[str]) -> str:
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
     """The one line on stderr of a process that ended with status 1."""
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
@@ -69,7 +69,7 @@ def told(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize("of", ["torch", "numpy"])
 def test_a_step_that_does_not_fit_is_one_line_with_the_batch_size_that_does(of: str, tmp_path: Path) -> None:
     train = ("train", "--config", "c.yaml", "--quiet", "--set", f"model.of={of}")
-    line = told(limited(tmp_path, *train, "--output", "a"))
+    line = error_line(limited(tmp_path, *train, "--output", "a"))
     assert line.startswith("error: epoch 1: memory ran out while training (")
     found = re.search(r"data.batch_size: (\d+) and grad_accum_steps: (\d+) for as many", line)
     assert found is not None
@@ -82,7 +82,7 @@ def test_a_step_that_does_not_fit_is_one_line_with_the_batch_size_that_does(of: 
 
 
 def test_a_dry_run_that_does_not_fit_says_what_does(tmp_path: Path) -> None:
-    line = told(limited(tmp_path, "train", "--config", "c.yaml", "--dry-run"))
+    line = error_line(limited(tmp_path, "train", "--config", "c.yaml", "--dry-run"))
     assert re.search(
         r"memory ran out while training \(.*\); a step of (512|256|128) images, tried just now, fits", line
     )
@@ -96,7 +96,7 @@ def test_an_evaluation_that_does_not_fit_says_what_does(how: str, tmp_path: Path
     if how == "eval":
         assert first.returncode == 0, first.stderr
         first = limited(tmp_path, "eval", "a", "--trust-code", "--batch-size", "1024")
-    line = told(first)
+    line = error_line(first)
     assert "memory ran out while evaluating" in line
     found = re.search(r"set data.eval_batch_size: (\d+), or --batch-size \1 with eval and predict", line)
     assert found is not None
@@ -116,7 +116,7 @@ def test_an_evaluation_that_does_not_fit_says_what_does(how: str, tmp_path: Path
 )
 def test_what_does_not_fit_is_named(changes: dict[str, str], doing: str, tmp_path: Path) -> None:
     sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
-    line = told(limited(tmp_path, "train", "--config", "c.yaml", *sets))
+    line = error_line(limited(tmp_path, "train", "--config", "c.yaml", *sets))
     assert re.match(rf"error: memory ran out while {doing} \([\d,.]+ \w+ more were requested\); ", line)
 
 
@@ -149,8 +149,8 @@ def test_the_words_of_those_who_have_no_memory_are_known(said: str) -> None:
         ask()
     assert ran_out_of_memory(raised.value)
     assert not ran_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    told = r"^memory ran out while asking \([\d.,]+ \w+ more were requested\)$"
-    with pytest.raises(MemoryRanOutError, match=told), within_memory("asking"):
+    message = r"^memory ran out while asking \([\d.,]+ \w+ more were requested\)$"
+    with pytest.raises(MemoryRanOutError, match=message), within_memory("asking"):
         ask()
 
 

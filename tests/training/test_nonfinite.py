@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite: noticed before the step, named, and passed over if asked."""
+"""A loss or a gradient that is not finite: detected before the step, reported, and skipped if configured."""
 
 import json
 import math
@@ -98,16 +98,16 @@ class NanOnce:
 def test_a_step_that_is_skipped_leaves_weights_and_running_statistics_as_they_were() -> None:
     run = build_run(config(data__train=200, on_nonfinite="skip", model={"name": "cnn", "channels": [4, 8]}))
     run.loss = NanOnce()
-    told = []
+    messages = []
     events: list[Epoch] = []
     for _ in range(3):
         try:
             events += fit(run)
         except NonFiniteError as error:
-            told.append((error.batch, error.layer))
+            messages.append((error.batch, error.layer))
             assert all(torch.isfinite(value).all() for value in run.model.state_dict().values())
-    assert [batch for batch, _ in told] == [3, 4]
-    assert "the gradient of '" in told[1][1]
+    assert [batch for batch, _ in messages] == [3, 4]
+    assert "the gradient of '" in messages[1][1]
     assert [event.number for event in events] == [1, 2]
     assert run.progress.nonfinite == 2
     assert all(torch.isfinite(torch.tensor(event.train.loss)) for event in events)

@@ -283,7 +283,7 @@ const SENTENCES = {
       `the minus turns it into a penalty. The log of each class's S is multiplied by ${Q}. `;
     if (left === K) return `${rule}No ${Q} is 0, so every class contributes a term.`;
     if (left !== 1) return `${rule}Where ${Q} is 0 the term is 0; ${left} terms remain.`;
-    return `${rule}Where ${Q} is 0 the term is 0, whatever S is. One term remains: ${data.classes[argmax(steps.targets)]}'s.`;
+    return `${rule}Where ${Q} is 0 the term is 0, whatever S is; only the term of ${data.classes[argmax(steps.targets)]} remains.`;
   },
   loss_sentence: (steps) => {
     const name = data.classes[steps.main];

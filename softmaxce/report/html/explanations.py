@@ -26,7 +26,7 @@ def write_explanations(analysis: RunAnalysis, folder: Path) -> dict[int, Path]:
             analysis.model,
             mistake.image,
             analysis.classes.index(mistake.label),
-            title=f"{image}, by {analysis.folder}",
+            title=f"{image}, classified by {analysis.folder}",
         )
         pages[mistake.index] = folder / f"{analysis.split}-{mistake.index}.html"
         write_page(explanation, pages[mistake.index])

@@ -1,4 +1,4 @@
-"""Places that cannot be written, pages that would replace what softmaxce did not write, two jobs in one folder."""
+"""Outputs that cannot be written, or that would overwrite what softmaxce did not write; two jobs in one folder."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, app: typer.Typer) -> Iterator
     [("--html", LOGITS), ("--html", ["compare", "run", "run"]), ("--output", ["report", "run"])],
     ids=["explain", "compare", "report"],
 )
-def test_a_file_that_is_no_page_of_softmaxce_is_replaced_only_by_force(
+def test_a_file_that_is_not_a_page_of_softmaxce_is_overwritten_only_with_force(
     option: str, command: list[str], here: Path, app: typer.Typer
 ) -> None:
     file = here / f"{command[0]}.json"
@@ -73,7 +73,7 @@ READ_ONLY = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere root may write anywhere")
 @pytest.mark.parametrize("name", READ_ONLY)
-def test_a_place_that_cannot_be_written_is_one_line_and_2(name: str, here: Path) -> None:
+def test_an_output_that_cannot_be_written_is_one_line_and_status_2(name: str, here: Path) -> None:
     shut = here / "shut"
     if not shut.exists():
         shutil.copytree(here / "run", shut)
