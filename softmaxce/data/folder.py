@@ -135,15 +135,16 @@ class _Listing:
         else:
             size = None
         decode = Decode(self.channels, size if self.size is not None else None)
+        reference = "each of the training images" if shape is not None else ""
         if size is None:
-            size = _first_size(files, decode)
+            reference, size = _first_size(files, decode)
         shape = (self.channels, *size)
         in_memory = self.in_memory
         if in_memory is None:
             in_memory = len(files) * self.channels * size[0] * size[1] <= _memory_for_images()
         names = tuple(Path(file).relative_to(folder).as_posix() for file in files) if self.named else None
         if in_memory:
-            return self._in_memory(files, labels, names, decode, shape), shape
+            return self._in_memory(files, labels, names, decode, shape, reference), shape
         same_size = Decode(self.channels, size)
         split = OnDisk(tuple(files), torch.tensor(labels), shape, same_size, self.workers, names)
         return self._decodable(split) if self.skip_bad else split, shape
@@ -178,20 +179,21 @@ class _Listing:
         names: tuple[str, ...] | None,
         decode: Decode,
         shape: tuple[int, int, int],
+        reference: str,
     ) -> InMemory:
         """Every file's image: from the cache if the files are unchanged since, else decoded.
 
         If some cannot be decoded, nothing is cached.
         """
         if not self.cache:
-            return self._decoded(files, labels, names, decode, shape)
+            return self._decoded(files, labels, names, decode, shape, reference)
         program = hashlib.sha256(Path(decoding.__file__).read_bytes()).hexdigest()
         decoding_options = (decode.size, shape, program)
         key = decoded_images.key_of(files, *decoding_options)
         cached = decoded_images.read(key, (len(files), *shape)) if key is not None else None
         if cached is not None:
             return InMemory(torch.from_numpy(cached), torch.tensor(labels), names, tuple(files))
-        whole = self._decoded(files, labels, names, decode, shape)
+        whole = self._decoded(files, labels, names, decode, shape, reference)
         unchanged = key is not None and key == decoded_images.key_of(files, *decoding_options)
         if key is not None and unchanged and len(whole) == len(files):
             try:
@@ -210,11 +212,14 @@ class _Listing:
         names: tuple[str, ...] | None,
         decode: Decode,
         shape: tuple[int, int, int],
+        reference: str,
     ) -> InMemory:
-        """Every file decoded into one array; those that cannot be decoded are reported."""
+        """Every file decoded into one array; those that cannot be decoded are reported.
+
+        Raises: DataError if an image has another size than `reference`, whose (C, H, W) is `shape`.
+        """
         images = np.empty((len(files), *shape), np.uint8)
         bad: dict[int, str] = {}
-        first = files[0]
 
         def fill(chunk: range) -> None:
             for index in chunk:
@@ -228,14 +233,14 @@ class _Listing:
                 if array.shape != shape:
                     height, width = array.shape[1:]
                     raise DataError(
-                        f"{files[index]} is {height}x{width} pixels and {first} is {shape[1]}x{shape[2]}; "
-                        "set data.size (32, for example) to resize all of them"
+                        f"{files[index]} is {height}x{width} pixels and {reference} is {shape[1]}x{shape[2]}; "
+                        "set data.size, to 32 for example, and all are brought to it"
                     )
                 images[index] = array
 
         chunks = [range(start, min(start + 256, len(files))) for start in range(0, len(files), 256)]
         counting = Counting("decoding images", len(files))
-        with counting, ThreadPoolExecutor(decoding_threads(first)) as pool:
+        with counting, ThreadPoolExecutor(decoding_threads(files[0])) as pool:
             for future in [pool.submit(fill, chunk) for chunk in chunks]:
                 future.result()
         decodable = torch.tensor([index for index in range(len(files)) if index not in bad])
@@ -275,8 +280,8 @@ class _Listing:
             streams.line(line, err=True)
 
 
-def _first_size(files: Sequence[str], decode: Decode) -> tuple[int, int]:
-    """The (H, W) of the first file that can be decoded."""
+def _first_size(files: Sequence[str], decode: Decode) -> tuple[str, tuple[int, int]]:
+    """The first file that can be decoded, and its (H, W)."""
     reason = ""
     for file in files:
         try:
@@ -284,7 +289,7 @@ def _first_size(files: Sequence[str], decode: Decode) -> tuple[int, int]:
         except DataError as error:
             reason = reason or str(error)
             continue
-        return array.shape[1], array.shape[2]
+        return file, (array.shape[1], array.shape[2])
     raise DataError(f"none of {len(files)} files can be decoded; the first: {reason}")
 
 

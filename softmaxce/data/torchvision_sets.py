@@ -17,16 +17,22 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
-from .idx import read_split
+from .idx import AGAIN, missing_files, read_split
 from .splits import Dataset, InMemory
 
 
 def _mnist_family(name: str, root: str, download: bool, classes: tuple[str, ...]) -> Dataset:
-    """A data set that idx.py reads if its files are valid, else torchvision, which can also download them."""
+    """A data set that idx.py reads if its files are there; else torchvision downloads them, if `download` is set."""
     folder = Path(root, name, "raw")
-    train, test = read_split(folder, "train"), read_split(folder, "test")
-    if train is not None and test is not None:
-        return Dataset(train, test, classes)
+    missing = missing_files(folder)
+    if not missing:
+        return Dataset(read_split(folder, "train"), read_split(folder, "test"), classes)
+    if not download and len(missing) < 4:
+        files = " and ".join(f"{file} (or {file}.gz)" for file in missing)
+        raise DataError(
+            f"{name}: {files} {'is' if len(missing) == 1 else 'are'} missing in {folder}. Put it there, or set "
+            "data.download: true to fetch it"
+        )
     return replace(_two_splits(name, root, download), classes=classes)
 
 
@@ -57,15 +63,19 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
                 ) from None
             raise DataError(f"{location} cannot be read ({_message(error)}); {AGAIN}") from None
     files, folder, addresses = _locations(make, root, options)
-    if not download and all((folder / file).is_file() for file in files):
+    absent = [file for file in files if not (folder / file).is_file()]
+    if not download and not absent:
+        archives = any(file.endswith((".gz", ".zip")) for file in files)
+        remedy = "unpack it there (tar -xf, unzip)" if archives else "which is not the publisher's; delete it"
         raise DataError(
-            f"{name}: {', '.join(files)} are in {folder}, but compressed; decompress them (gunzip, tar -xf, unzip), "
-            "or set data.download: true, which decompresses the publisher's own files and downloads those that differ"
+            f"{name}: {folder} holds {' and '.join(files)}, {remedy}, or set data.download: true, which unpacks the "
+            "publisher's own and fetches what differs from it"
         )
     if not download:
+        wanted = ", ".join(f"{file} (unpacked)" if file.endswith((".tar.gz", ".zip")) else file for file in absent)
         raise DataError(
-            f"{name} is not in {root} (expected in {folder}: {', '.join(files)}). Set data.download: true to download "
-            "it, or data.root (or $SOFTMAXCE_DATA) to the folder that has it"
+            f"{name} is not in {root} (wanted in {folder}: {wanted}). Set data.download: true to fetch it, "
+            "or data.root (or $SOFTMAXCE_DATA) to the folder that has it"
         )
     try:
         with contextlib.redirect_stdout(sys.stderr), _filtered_archives():
@@ -77,7 +87,6 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
         ) from None
 
 
-AGAIN = "delete its files and download them again"
 # Raised by the readers of idx, pickle, .pt and MATLAB files on damaged ones, as observed.
 DAMAGED = (
     *(OSError, ValueError, RuntimeError, AssertionError, LookupError, TypeError, AttributeError, EOFError),

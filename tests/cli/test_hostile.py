@@ -367,7 +367,15 @@ def test_pipes_among_data_files_are_a_line(runs: Path, tmp_path: Path, app: type
     os.mkfifo(tmp_path / "c.yaml")
     (tmp_path / "big.png").symlink_to("/dev/zero")
     commands = {
-        "MNIST is not in": ["train", "--config", "mnist", "--set", f"data.root={tmp_path}", "--output", "{out}"],
+        "train-images-idx3-ubyte cannot be read (it is a pipe, not a file)": [
+            "train",
+            "--config",
+            "mnist",
+            "--set",
+            f"data.root={tmp_path}",
+            "--output",
+            "{out}",
+        ],
         "a.png: it is a pipe": ["predict", str(runs / "one"), str(tmp_path / "a.png")],
         "big.png: it is a device": ["predict", str(runs / "one"), str(tmp_path / "big.png")],
         "c.yaml: cannot be read: it is a pipe": ["train", "--config", str(tmp_path / "c.yaml")],

@@ -19,7 +19,7 @@ from softmaxce.config.reader import from_dict, load, parse_override
 from softmaxce.data import datasets as sources
 from softmaxce.data import torchvision_sets
 from softmaxce.data.datasets import FASHION, KANA
-from softmaxce.data.idx import read_idx
+from softmaxce.data.idx import AGAIN, read_idx
 from softmaxce.data.splits import Dataset, InMemory
 from softmaxce.errors import DataError, SoftmaxceError
 
@@ -230,7 +230,7 @@ def test_an_idx_file_that_lies_is_named(content: bytes, tmp_path: Path) -> None:
         write_idx(raw / f"{part}-images-idx3-ubyte", pixels(20, 28, 28), packed=False)
         write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(20) % 10, packed=False)
     (raw / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(DataError, match=rf"MNIST.* {torchvision_sets.AGAIN}") as caught:
+    with pytest.raises(DataError, match=rf"train-images-idx3-ubyte .* {AGAIN}") as caught:
         sources.mnist(root=str(tmp_path), download=False)
     assert str(tmp_path) in str(caught.value)
 
@@ -296,13 +296,87 @@ def test_an_archive_that_leads_out_of_its_folder_is_refused(
     assert [entry.name for entry in root.iterdir()] == ["archive.tar.gz"]
 
 
-def test_archives_that_are_not_decompressed_are_reported_with_the_remedy(tmp_path: Path) -> None:
-    folder = tmp_path / "FashionMNIST" / "raw"
-    for kind in ("train", "t10k"):
-        write_idx(folder / f"{kind}-images-idx3-ubyte.gz", pixels(2, 28, 28), packed=True)
-        write_idx(folder / f"{kind}-labels-idx1-ubyte.gz", np.arange(2), packed=True)
-    with pytest.raises(DataError, match="but compressed; decompress them"):
-        sources.fashion_mnist(root=str(tmp_path), download=False)
+@pytest.mark.parametrize(("name", "file"), [("cifar10", "cifar-10-python.tar.gz"), ("svhn", "both")])
+def test_files_that_are_packed_or_not_the_publishers_are_named_with_the_remedy(
+    name: str, file: str, tmp_path: Path
+) -> None:
+    names = ["train_32x32.mat", "test_32x32.mat"] if file == "both" else [file]
+    for each in names:
+        (tmp_path / each).write_bytes(b"mine")
+    remedy = "which is not the publisher's; delete it" if file == "both" else "unpack it there"
+    with pytest.raises(DataError, match=f"{tmp_path} holds {' and '.join(names)}, {remedy}"):
+        getattr(sources, name)(root=str(tmp_path), download=False)
+
+
+# -- the files of the MNIST family, packed and not --------------------------------------------------------------------
+
+
+IDX = [f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+
+
+def write_mnist(root: Path, packed: tuple[bool, ...]) -> Path:
+    """MNIST's four files, each packed or not. Returns: their folder."""
+    raw = root / "MNIST" / "raw"
+    for name, each in zip(IDX, packed, strict=True):
+        count = 20 if name.startswith("train") else 8
+        array = pixels(count, 28, 28) if "images" in name else np.arange(count) % 10
+        write_idx(raw / (name + ".gz" * each), array, packed=each)
+    return raw
+
+
+@pytest.mark.parametrize("packed", [(True,) * 4, (True, False, False, True)])
+def test_packed_files_are_read_as_the_unpacked_ones_are(packed: tuple[bool, ...], tmp_path: Path) -> None:
+    write_mnist(tmp_path / "packed", packed)
+    write_mnist(tmp_path / "plain", (False,) * 4)
+    ours, plain = (sources.mnist(root=str(tmp_path / name), download=False) for name in ("packed", "plain"))
+    for split, other in ((ours.train, plain.train), (ours.test, plain.test)):
+        assert isinstance(split, InMemory)
+        assert isinstance(other, InMemory)
+        assert split.images.equal(other.images)
+        assert split.labels.equal(other.labels)
+
+
+@pytest.mark.parametrize("absent", [[0], [3], [1, 2]])
+def test_exactly_the_missing_files_are_named(absent: list[int], tmp_path: Path) -> None:
+    raw = write_mnist(tmp_path, (True, False, True, False))
+    for index in absent:
+        (next(raw.glob(IDX[index] + "*"))).unlink()
+    with pytest.raises(DataError) as caught:
+        sources.mnist(root=str(tmp_path), download=False)
+    message = str(caught.value)
+    assert f"missing in {raw}" in message
+    assert [index for index, name in enumerate(IDX) if name in message] == absent
+    assert "data.download: true" in message
+
+
+def bomb() -> bytes:
+    """A file of 1 kB whose header says 2 GB of pixels, and which unpacks to 1 MB."""
+    return gzip.compress(b"\0\0\x08\x03" + (1 << 11).to_bytes(4) + (1 << 10).to_bytes(4) * 2 + bytes(1 << 20))
+
+
+DAMAGED_GZ: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "without its checksum": lambda content: content[:-8],
+    "a wrong checksum": lambda content: content[:-8] + bytes(8),
+    "a wrong byte": lambda content: content[:99] + bytes([content[99] ^ 255]) + content[100:],
+    "empty": lambda content: b"",
+    "not packed": gzip.decompress,
+    "more than its header says": lambda content: gzip.compress(gzip.decompress(content) + b"\0"),
+    "a bomb": lambda content: bomb(),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_GZ)
+def test_a_damaged_packed_file_is_one_line_with_its_name(kind: str, tmp_path: Path) -> None:
+    raw = write_mnist(tmp_path, (True,) * 4)
+    file = raw / f"{IDX[0]}.gz"
+    file.write_bytes(DAMAGED_GZ[kind](file.read_bytes()))
+    with pytest.raises(DataError) as caught:
+        sources.mnist(root=str(tmp_path), download=False)
+    message = str(caught.value)
+    assert message.startswith(f"{file} cannot be read (")
+    assert message.endswith(AGAIN)
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
@@ -330,11 +404,10 @@ def test_the_mnist_family_is_what_torchvision_reads(name: str, tmp_path: Path) -
 )  # fmt: skip
 def test_an_idx_file_that_is_not_sound_is_not_read(spoilt: bytes, tmp_path: Path) -> None:
     (tmp_path / "labels").write_bytes(spoilt)
-    assert read_idx(tmp_path / "labels", 1) is None
+    with pytest.raises(ValueError, match=r"idx file|header"):
+        read_idx(tmp_path / "labels", 1)
     (tmp_path / "labels").write_bytes(b"\x00\x00\x08\x01\x00\x00\x00\x02\x07\x09")
-    found = read_idx(tmp_path / "labels", 1)
-    assert found is not None
-    assert found.tolist() == [7, 9]
+    assert read_idx(tmp_path / "labels", 1).tolist() == [7, 9]
 
 
 @pytest.mark.parametrize(

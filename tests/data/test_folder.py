@@ -359,6 +359,23 @@ def test_images_of_several_sizes_need_a_size_and_the_message_says_so(shapes: Pat
     assert in_memory(image_folder(size=[6, 12], root=str(shapes)).train).shape == (3, 6, 12)
 
 
+@pytest.mark.parametrize("case", ["a test folder", "a damaged first file"])
+def test_a_mismatch_of_sizes_names_two_different_things(case: str, shapes: Path, tmp_path: Path) -> None:
+    if case == "a test folder":
+        top = tmp_path / "split"
+        shutil.copytree(shapes, top / "train")
+        for name in ("circle", "square"):
+            put(top / "test" / name / "0.png", Image.new("RGB", (9, 4)))
+        first, second = top / "test" / "circle" / "0.png", "each of the training images"
+    else:
+        top = shapes
+        (shapes / "circle" / "0.png").write_bytes(b"no image")
+        put(shapes / "square" / "9.png", Image.new("RGB", (9, 4)))
+        first, second = shapes / "square" / "9.png", str(shapes / "circle" / "1.png")
+    with pytest.raises(DataError, match=rf"^{first} is 4x9 pixels and {second} is 8x8; set data.size"):
+        image_folder(root=str(top), skip_bad=True)
+
+
 # -- what cannot be used ----------------------------------------------------------------------------------------------
 
 
