@@ -21,10 +21,13 @@ def predict(
         list[str],
         typer.Argument(
             metavar="[RUN] PATH",
-            help="A run folder or a checkpoint, by default the newest run under runs/; then image files, folders, "
-            "quoted globs; - reads paths from stdin.",
+            help="A run folder or a checkpoint, the newest run under runs/ if left out; then image files, folders, "
+            "quoted globs; - reads paths from stdin, one a line.",
         ),
     ],
+    null: Annotated[
+        bool, typer.Option("--null", "-0", help="Paths on stdin end with NUL, not with a newline (find -print0).")
+    ] = False,
     top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Name the K most probable classes.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
@@ -51,15 +54,18 @@ def predict(
         raise ConfigError(
             [Problem("PATH", f"is required: image files, folders or globs, e.g. softmaxce predict {run} a.png")]
         )
+    if null and "-" not in paths:
+        raise ConfigError([Problem("--null", "is about a list of paths on stdin; add - to read it")])
     if "-" in paths:
         if sys.stdin is None:
             raise ConfigError([Problem("-", "reads paths from stdin, which is closed")])
         if hasattr(sys.stdin, "reconfigure"):
-            sys.stdin.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
+            # File names need not be UTF-8, and may hold carriage returns.
+            sys.stdin.reconfigure(errors="surrogateescape", newline="\n" if null else None)
     shape = read_header(find_checkpoint(run))["preprocessing"]["shape"]
     ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
-    files = image_files(paths, sys.stdin)
+    files = image_files(paths, sys.stdin, null=null)
     with PrefetchingDecoder(files, decode_to(shape), ahead) as decoded:  # decodes while torch is imported
         with fast_imports():
             from softmaxce.inference.trained_model import TrainedModel

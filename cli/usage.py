@@ -21,7 +21,11 @@ EXAMPLES = {
     "sweep": ("softmaxce sweep digits --lr 0.01,0.03 --set model=linear,lenet",),
     "eval": ("softmaxce eval", "softmaxce eval runs/digits/1 --split val --require 'accuracy>=0.95'"),
     "check-loss": ("softmaxce check-loss mylab.py:MyLoss --reference softmax_cross_entropy",),
-    "predict": ("softmaxce predict photo.jpg", "softmaxce predict runs/digits/1 'photos/**/*.png' --csv"),
+    "predict": (
+        "softmaxce predict photo.jpg",
+        "softmaxce predict runs/digits/1 'photos/**/*.png' --csv",
+        "find photos -name '*.png' -print0 | softmaxce predict runs/digits/1 - --null",
+    ),
     "explain": (
         "softmaxce explain photo.jpg",
         "softmaxce explain runs/digits/1 --index 123 --html explained.html",

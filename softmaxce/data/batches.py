@@ -1,14 +1,19 @@
 """From a split to batches on the device: gathered, augmented and normalized there, a batch at a time."""
 
+import multiprocessing
 import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from .. import streams
 from ..config.signatures import current_folder_last
 from ..errors import DataError, MemoryRanOutError, SoftmaxceError, WorkerError, in_one_line, ran_out_of_memory
 from .augmentation import Augmentation, named
@@ -143,7 +148,7 @@ class Batches:
             assert isinstance(self.split, OnDisk)
             files = _Files(self.split)
             stacked = _stacked([files[i] for i in indices.tolist()])
-            if isinstance(stacked, SoftmaxceError):
+            if not isinstance(stacked, Tensor):
                 raise stacked
             images = stacked.to(self.device)
         prepared, warnings = images.float().div_(255), []
@@ -157,7 +162,7 @@ class Batches:
         loader = DataLoader(
             _Files(self.split),
             batch_sampler=[chunk.tolist() for chunk in order.split(self.batch_size)],
-            num_workers=self.split.workers,
+            num_workers=_possible_workers(self.split.workers),
             collate_fn=_stacked,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # so that the global one is left alone
@@ -167,7 +172,7 @@ class Batches:
             for images in loader:
                 if isinstance(images, SoftmaxceError):
                     raise images
-                yield images
+                yield torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):  # else it was raised in one, by the user's own code
                 raise
@@ -251,7 +256,34 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _stacked(images: list[Tensor | Failure]) -> Tensor | Failure:
-    """[C, H, W] images as [B, C, H, W], or the first error among them."""
+def _stacked(images: list[Tensor | Failure]) -> Tensor | NDArray[np.uint8] | Failure:
+    """[C, H, W] images as [B, C, H, W], or the first error among them.
+
+    In a worker process the batch is put into shared memory, which a container often limits to 64 MB. A batch that does
+    not fit goes to the training process through a pipe, as the array that is returned: it costs about 2 ms per MB.
+    Left to torch, it would be lost, and the training process would wait for it for ever.
+    """
     error = next((image for image in images if isinstance(image, SoftmaxceError)), None)
-    return error or torch.stack([image for image in images if isinstance(image, Tensor)])
+    if error is not None:
+        return error
+    batch = torch.stack([image for image in images if isinstance(image, Tensor)])
+    if get_worker_info() is None:
+        return batch
+    try:
+        return batch.share_memory_()
+    except (RuntimeError, OSError):  # no room there, or no shared memory at all
+        return batch.numpy()
+
+
+@cache
+def _possible_workers(workers: int) -> int:
+    """As many worker processes as are requested, if this system has the semaphores that they need, else 0."""
+    try:
+        _ = [multiprocessing.Lock() for _ in range(8 * (workers + 1) if workers else 0)]  # some more than torch makes
+    except OSError as error:
+        streams.warning(
+            f"images are decoded in the training process, as worker processes need shared memory ({error.strerror}: "
+            "is /dev/shm mounted and writable?); set data.workers: 0 to do so without this warning"
+        )
+        return 0
+    return workers

@@ -23,22 +23,25 @@ class Unreadable:
 
 
 MAX_PATH = 1 << 15  # characters
+MAX_CHUNK = 1 << 12  # characters that are waited for
 
 
-def image_files(paths: Iterable[str], listed: TextIO | None = None) -> Iterator[str | Unreadable]:
+def image_files(
+    paths: Iterable[str], listed: TextIO | None = None, *, null: bool = False
+) -> Iterator[str | Unreadable]:
     """The image files that paths name, in their order, lazily.
 
     Args:
         paths: a file is itself, whatever its name; a folder is every image in it and below, by name; a pattern with
             * ? [ or ** that names no file is every file that matches it; `-` is every line of `listed`.
         listed: lines, each a file or a folder.
-    Raises: DataError if one of `listed` is longer than any path.
+        null: they end with NUL characters instead, as those of find -print0.
+    Raises: DataError if one of `listed` is longer than any path, or has a NUL character in it.
     """
     for path in paths:
         if path == "-":
-            for line in _lines(listed):
-                if name := line.rstrip("\r\n"):
-                    yield from _files(name)
+            for name in _names(listed) if null else _lines(listed):
+                yield from _files(name)
         elif not os.path.lexists(path) and glob.has_magic(path):
             matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
             if not matches:
@@ -51,9 +54,29 @@ def image_files(paths: Iterable[str], listed: TextIO | None = None) -> Iterator[
 
 def _lines(listed: TextIO | None) -> Iterator[str]:
     while listed is not None and (line := listed.readline(MAX_PATH)):
-        if len(line) == MAX_PATH:
-            raise DataError(f"the list of paths: a line of {MAX_PATH:,} characters or more is not a path")
-        yield line
+        if "\0" in line and line.strip("\0"):
+            raise DataError("the list of paths: has NUL characters; with --null (-0), paths end with them")
+        _check_length(line)
+        if name := line.rstrip("\r\n"):
+            yield name
+
+
+def _names(listed: TextIO | None) -> Iterator[str]:
+    rest = ""
+    while listed is not None and (text := listed.read(MAX_CHUNK)):
+        *names, rest = (rest + text).split("\0")
+        for name in names:
+            if not name:
+                raise DataError("the list of paths: has an empty name between two NUL characters")
+            yield name
+        _check_length(rest)
+    if rest:
+        yield rest
+
+
+def _check_length(name: str) -> None:
+    if len(name) >= MAX_PATH:
+        raise DataError(f"the list of paths: a line of {MAX_PATH:,} characters or more is no path")
 
 
 def _files(path: str) -> Iterator[str | Unreadable]:

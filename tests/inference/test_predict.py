@@ -134,6 +134,30 @@ def test_paths_come_from_a_pipe_and_whoever_closes_it_early_is_not_shouted_at(he
     assert early.stderr == b""
 
 
+def test_paths_that_end_with_nul_may_hold_any_character(here: Path) -> None:
+    command = f"{Path(sys.executable).parent / 'softmaxce'} predict run -"
+    folder = here / "odd"
+    folder.mkdir()
+    names = ["two\nlines.png", "cr\r\n.png", " blanks .png", "[a]*.png", "-", "--json", "'\".png"]
+    for name in names:
+        (folder / name).write_bytes((here / "images/red/00.png").read_bytes())
+    find = "cd odd && find . -type f -print0 | sort -z"
+    done = subprocess.run(
+        ["bash", "-c", f"{find} | ({command.replace('run', '../run')} --null --json)"],
+        cwd=here, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads(line)["path"] for line in done.stdout.splitlines()) == sorted(f"./{n}" for n in names)
+    messages = {
+        "printf 'a\\0b' | " + command: "the list of paths: has NUL characters; with --null (-0), paths end with them",
+        f"printf 'a\\0\\0' | {command} -0": "the list of paths: has an empty name between two NUL characters",
+        command.removesuffix("-") + "images -0": "--null: is about a list of paths on stdin; add - to read it",
+    }
+    for line, message in messages.items():
+        done = subprocess.run(["bash", "-c", line], cwd=here, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+
+
 def test_files_are_taken_only_as_far_ahead_as_is_decoded(here: Path) -> None:
     taken = 0
 
