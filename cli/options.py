@@ -5,7 +5,7 @@ import glob
 import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -114,13 +114,11 @@ class Tta(enum.StrEnum):
     flip_crops = "flip_crops"
 
 
-Split = Annotated[
-    SplitName,
-    typer.Option(
-        parser=split_name,
-        metavar="test|validation|train",
-        help="The split of the run's data; val is short for validation.",
-    ),
+_SPLIT: dict[str, Any] = {"parser": split_name, "metavar": "test|validation|train"}
+Split = Annotated[SplitName, typer.Option(**_SPLIT, help="Which of the run's splits; or val.")]
+FirstSplit = Annotated[
+    SplitName | None,
+    typer.Option(**_SPLIT, help="Which of the run's splits, or val; test if it has one.", show_default=False),
 ]
 ConfigArgument = Annotated[
     str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe's name (softmaxce config list).")

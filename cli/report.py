@@ -8,7 +8,7 @@ import typer
 from softmaxce import streams
 from softmaxce.files import check_page
 
-from .options import AllowChangedData, DataRoot, Device, Force, SplitName, TrustCode, run_or_newest, split_name
+from .options import AllowChangedData, DataRoot, Device, FirstSplit, Force, TrustCode, run_or_newest
 
 
 def report(
@@ -19,15 +19,7 @@ def report(
         Path | None, typer.Option(metavar="FILE.html", help="The page; default: report.html in the run folder.")
     ] = None,
     force: Force = False,
-    split: Annotated[
-        SplitName | None,
-        typer.Option(
-            parser=split_name,
-            metavar="test|validation|train",
-            help="The split of the run's data; default: test if the run has one, else validation.",
-            show_default=False,
-        ),
-    ] = None,
+    split: FirstSplit = None,
     data: DataRoot = None,
     device: Device = None,
     trust_code: TrustCode = False,

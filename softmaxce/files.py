@@ -96,10 +96,7 @@ def stage(file: Path, content: bytes) -> Path:
     try:
         descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY, 0o666)
         try:
-            left = memoryview(content)
-            while left:
-                left = left[os.write(descriptor, left) :]
-            os.fsync(descriptor)
+            _write(descriptor, content)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -108,6 +105,14 @@ def stage(file: Path, content: bytes) -> Path:
             staged.unlink()
         raise
     return staged
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    """Write all of `content` and flush it to the disk."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]
+    _flush(descriptor)
 
 
 def _temporary(file: Path) -> Path:
@@ -137,10 +142,7 @@ def append(file: Path, line: bytes) -> None:
         try:
             size = os.fstat(descriptor).st_size
             try:
-                left = memoryview(line)
-                while left:
-                    left = left[os.write(descriptor, left) :]
-                os.fsync(descriptor)
+                _write(descriptor, line)
             except OSError:
                 os.ftruncate(descriptor, size)
                 raise
@@ -175,8 +177,13 @@ def check_page(file: Path, option: str, *, force: bool) -> None:
             raise RunError(f"{option} {file}: {message}")
     folder = next(parent for parent in (file.parent, *file.absolute().parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        reason = "Permission denied" if folder.is_dir() else "Not a directory"
-        raise RunError(f"{option} {file}: cannot be written: {folder}: {reason}")
+        number = errno.EROFS if _is_read_only(folder) else errno.EACCES if folder.is_dir() else errno.ENOTDIR
+        raise RunError(f"{option} {file}: cannot be written: {folder}: {os.strerror(number)}")
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Whether a folder is on a read-only file system."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 @contextlib.contextmanager
@@ -214,13 +221,28 @@ def make_folder(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk (fsync)."""
+    """Flush the names in a folder to the disk (fsync), where its file system can."""
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no flush
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(descriptor)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except PermissionError:  # a folder that may be written but not read
+            return
+        try:
+            _flush(descriptor)
         finally:
             os.close(descriptor)
+
+
+# What a system call answers that a file system does not have: of old CIFS, folders shared with a virtual machine, FUSE.
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+def _flush(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 # -- locking ----------------------------------------------------------------------------------------------------------
@@ -229,15 +251,16 @@ HOLDER = re.compile(r"process \d{1,20} on [\w.-]{1,255}\n?")
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[str]:
     """Lock a folder for this process. The system releases the lock when the process ends, however it ends.
 
+    Yields: a warning if its file system has no locks; else an empty text.
     Raises: RunError, with the process that has the lock, if it is locked already; or if its lock is no plain file.
     """
     try:
         import fcntl
     except ImportError:  # Windows
-        yield
+        yield ""
         return
     with os.fdopen(_open_lock(folder / LOCK), "r+b", buffering=0) as stream:
         try:
@@ -247,10 +270,15 @@ def locked(folder: Path) -> Iterator[None]:
             text = (stream.read(400) or b"").decode(errors="replace")
             holder = text.strip() if HOLDER.fullmatch(text) else "another process"
             raise RunError(f"{folder}: is being trained by {holder}; wait for it, or end it, and try again") from None
+        except OSError as error:
+            if error.errno not in (*UNSUPPORTED, errno.ENOLCK):
+                raise
+            yield f"{folder}: cannot be locked ({error.strerror}); let no other process train in it"
+            return
         if os.fstat(stream.fileno()).st_nlink == 1:  # else its content is another file's too
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {os.uname().nodename}\n".encode())
-        yield
+        yield ""
 
 
 def _open_lock(file: Path) -> int:
@@ -261,5 +289,6 @@ def _open_lock(file: Path) -> int:
         os.close(descriptor)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):  # a link, a folder, a socket
-            raise
+            with writable(file):
+                raise
     raise RunError(f"{file}: is not a plain file; remove it")

@@ -34,7 +34,7 @@ class Training:
 def compare(model: str, batch_size: int, threads: int, device: torch.device, rounds: int) -> Training:
     """Train alternately with PyTorch's loss and with ours, through the loop of `softmaxce train`.
 
-    The images are synthetic, 28 x 28 and grey: their content does not change the time. Model, optimizer, batches and
+    The images are synthetic, 28 x 28 and gray: their content does not change the time. Model, optimizer, batches and
     memory are the same objects for both losses; only the loss is exchanged, every 32 steps.
 
     Args:

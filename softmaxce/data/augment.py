@@ -155,7 +155,7 @@ class ColorJitter:
     Args:
         brightness: the factor is drawn from [max(0, 1 - b), 1 + b].
         contrast: likewise.
-        saturation: likewise; grey images are left as they are.
+        saturation: likewise; gray images are left as they are.
         hue: the shift is drawn from [-h, h], as a fraction of the color circle; h is at most 0.5.
     """
 
@@ -178,9 +178,9 @@ class ColorJitter:
         if self.brightness:
             images = (images * _factors(images, self.brightness)).clamp(0, 1)
         if self.contrast:
-            images = _blend(images, _grey(images).mean((2, 3), keepdim=True), _factors(images, self.contrast))
+            images = _blend(images, _gray(images).mean((2, 3), keepdim=True), _factors(images, self.contrast))
         if self.saturation and images.shape[1] == 3:
-            images = _blend(images, _grey(images), _factors(images, self.saturation))
+            images = _blend(images, _gray(images), _factors(images, self.saturation))
         if self.hue and images.shape[1] == 3:
             from torchvision.transforms.v2.functional import adjust_hue
 
@@ -194,7 +194,7 @@ def _factors(images: Tensor, strength: float) -> Tensor:
     return low + (high - low) * torch.rand(len(images), 1, 1, 1, device=images.device)
 
 
-def _grey(images: Tensor) -> Tensor:
+def _gray(images: Tensor) -> Tensor:
     """Luma [B, 1, H, W] by ITU-R BT.601, with the coefficients of torchvision and PIL."""
     if images.shape[1] != 3:
         return images

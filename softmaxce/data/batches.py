@@ -148,9 +148,9 @@ class Batches:
             assert isinstance(self.split, OnDisk)
             files = _Files(self.split)
             stacked = _stacked([files[i] for i in indices.tolist()])
-            if not isinstance(stacked, Tensor):
+            if isinstance(stacked, SoftmaxceError):
                 raise stacked
-            images = stacked.to(self.device)
+            images = torch.as_tensor(stacked, device=self.device)
         prepared, warnings = images.float().div_(255), []
         for augmentation, _ in self.augment:
             prepared, warning = augmentation.try_on(prepared)
@@ -270,9 +270,10 @@ def _stacked(images: list[Tensor | Failure]) -> Tensor | NDArray[np.uint8] | Fai
     if get_worker_info() is None:
         return batch
     try:
-        return batch.share_memory_()
+        batch.share_memory_()
     except (RuntimeError, OSError):  # no room there, or no shared memory at all
         return batch.numpy()
+    return batch
 
 
 @cache

@@ -24,10 +24,10 @@ KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 
 def digits() -> Dataset:
-    """1,797 handwritten digits, 8x8 grey, 10 classes, inside scikit-learn: no download.
+    """1,797 handwritten digits, 8x8 gray, 10 classes, inside scikit-learn: no download.
 
     The test set is every fifth image, whatever the seed, so that runs can be compared. UCI "Optical Recognition of
-    Handwritten Digits" (Alpaydin & Kaynak 1998); its 17 grey levels are scaled to 0 to 255.
+    Handwritten Digits" (Alpaydin & Kaynak 1998); its 17 gray levels are scaled to 0 to 255.
     """
     pixels, labels = _sklearns_digits()
     images = torch.from_numpy(np.rint(pixels * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8)
@@ -55,17 +55,17 @@ def _sklearns_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def mnist(*, root: str, download: bool) -> Dataset:
-    """70,000 handwritten digits, 28x28 grey, 10 classes (LeCun, Cortes & Burges)."""
+    """70,000 handwritten digits, 28x28 gray, 10 classes (LeCun, Cortes & Burges)."""
     return _mnist_family("MNIST", root, download, tuple(map(str, range(10))))
 
 
 def fashion_mnist(*, root: str, download: bool) -> Dataset:
-    """70,000 articles of clothing, 28x28 grey, 10 classes (Xiao, Rasul & Vollgraf 2017)."""
+    """70,000 articles of clothing, 28x28 gray, 10 classes (Xiao, Rasul & Vollgraf 2017)."""
     return _mnist_family("FashionMNIST", root, download, FASHION)
 
 
 def kmnist(*, root: str, download: bool) -> Dataset:
-    """70,000 cursive Japanese characters, 28x28 grey, 10 classes (Clanuwat et al. 2018)."""
+    """70,000 cursive Japanese characters, 28x28 gray, 10 classes (Clanuwat et al. 2018)."""
     return _mnist_family("KMNIST", root, download, KANA)
 
 
@@ -75,7 +75,7 @@ def emnist(
     root: str,
     download: bool,
 ) -> Dataset:
-    """Handwritten letters and digits, 28x28 grey, 10 to 62 classes (Cohen et al. 2017).
+    """Handwritten letters and digits, 28x28 gray, 10 to 62 classes (Cohen et al. 2017).
 
     Args:
         split: which of its six arrangements.

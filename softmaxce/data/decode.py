@@ -43,7 +43,7 @@ DAMAGED = (
     *(OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError),
     *(RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
 )
-PngImagePlugin.MAX_TEXT_CHUNK = 1 << 24  # bytes of unpacked text or colour profile; editors write some megabytes
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 24  # bytes of unpacked text or color profile; editors write some megabytes
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused below, by MAX_PIXELS
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about metadata that is not used
 
@@ -75,7 +75,7 @@ class Decode:
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An opened image as [C, H, W] uint8; the image itself is turned upright by its EXIF tag."""
-        pixels = np.asarray(self._fitted(_as_rgb_or_grey(image, self.channels)))
+        pixels = np.asarray(self._fitted(_as_rgb_or_gray(image, self.channels)))
         return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
 
     def _fitted(self, image: Image.Image) -> Image.Image:
@@ -103,7 +103,7 @@ def decoding_threads(file: str) -> int:
     return processors() if Path(file).stat().st_size > SMALL_FILE else 1
 
 
-def _as_rgb_or_grey(image: Image.Image, channels: int) -> Image.Image:
+def _as_rgb_or_gray(image: Image.Image, channels: int) -> Image.Image:
     """Any mode as RGB or L: rotated by its EXIF tag, more bits scaled to 8, transparency composed over white.
 
     Of an animation or a file of several pages, the first. Whole numbers of more than 8 bits go from 0 to 65535, also
@@ -132,7 +132,7 @@ def _as_rgb_or_grey(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _scaled(pixels: NDArray[Any], largest: int, tolerance: float) -> Image.Image:
-    """Numbers from 0 to `largest` as 8-bit grey levels. Raises: ValueError if some are outside, beyond a tolerance."""
+    """Numbers from 0 to `largest` as 8-bit gray levels. Raises: ValueError if some are outside, beyond a tolerance."""
     least, most = pixels.min(initial=0), pixels.max(initial=0)
     if least < -tolerance or most > largest + tolerance:
         raise ValueError(

@@ -1,7 +1,6 @@
 """The user's own images: a folder with one sub-folder per class, of any size and mode."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from torch import Tensor
 from .. import streams
 from ..argument_types import Fraction, NonNegativeInt, PositiveInt
 from ..errors import DataError
+from ..runtime.memory import total_memory
 from ..runtime.processors import processors
 from ..waiting import Counting
 from . import cache as decoded_images
@@ -44,7 +44,7 @@ def image_folder(
     Args:
         size: height and width in pixels: images are resized by the shorter side and center-cropped; null takes the
             images as they are, which must then be of one size.
-        channels: 3 for color, 1 for grey.
+        channels: 3 for color, 1 for gray.
         test_fraction: of each class of a single folder, for the test split; the same images whatever the seed.
         skip_bad: leave out, with a warning, what cannot be decoded; else it is an error. Where images do not fit in
             memory, it takes a first pass over all files.
@@ -295,8 +295,4 @@ def _first_size(files: Sequence[str], decode: Decode) -> tuple[str, tuple[int, i
 
 def _memory_for_images() -> int:
     """Bytes that decoded images may take: a quarter of the machine's memory, 8 GiB at most."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):  # Windows has no sysconf
-        total = 8 << 30
-    return min(total // 4, 8 << 30)
+    return min((total_memory() or 8 << 30) // 4, 8 << 30)

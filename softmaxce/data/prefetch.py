@@ -22,7 +22,7 @@ Decoded = tuple[str, NDArray[np.uint8]] | Unreadable  # a file and its pixels [C
 def decode_to(shape: tuple[int, int, int]) -> Decode:
     """How files are decoded to the shape (C, H, W) of a model's images.
 
-    Raises: DataError if the model takes neither grey nor color images.
+    Raises: DataError if the model takes neither gray nor color images.
     """
     channels, height, width = shape
     if channels not in (1, 3):

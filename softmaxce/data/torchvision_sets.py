@@ -144,7 +144,7 @@ def _as_split(data: Any) -> InMemory:
     """torchvision's arrays as uint8 [N, C, H, W] and int64 [N]. Raises: DataError if they do not have that form."""
     images = data.data if isinstance(data.data, Tensor) else torch.from_numpy(np.asarray(data.data))
     labels = torch.as_tensor(np.asarray(data.targets if hasattr(data, "targets") else data.labels)).long()
-    if images.ndim == 3:  # grey
+    if images.ndim == 3:  # gray
         images = images.unsqueeze(1)
     elif images.ndim == 4 and images.shape[-1] == 3:  # CIFAR is [N, H, W, C]
         images = images.permute(0, 3, 1, 2)

@@ -6,7 +6,7 @@ from .max_pool import MaxPool2x2
 
 
 class LeNet(nn.Module):
-    """LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling: 61,706 parameters on 28x28 grey images.
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max-pooling: 61,706 parameters on 28x28 gray images.
 
     Args:
         in_channels: C.

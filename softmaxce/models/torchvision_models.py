@@ -34,7 +34,7 @@ def torchvision_model(
         weights: DEFAULT, or the name of one of its pretrained weights; None starts from scratch.
         freeze: backbone trains the head alone and keeps batch normalization's statistics.
         input_size: images are resized to this height and width, in pixels, on the device.
-        in_channels: C; grey images are repeated to the three channels the model takes.
+        in_channels: C; gray images are repeated to the three channels the model takes.
         num_classes: K.
         pretrained_weights: download them if they are not on this machine; take them from this machine only; or none,
             the same model without them, because a checkpoint's weights follow.

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import streams
 from ..config import yamlfile
 from ..errors import RunError, in_users_code
 from ..files import LOCK, TEMPORARY, append, locked, open_file, parse_json, read_file, read_json, replace_file
@@ -110,7 +111,9 @@ def held(folder: Path, *, new: bool) -> Iterator[None]:
         new: `create` has just made it, so it must still be empty.
     Raises: RunError if another process has locked it, or has started a run in it since `create`.
     """
-    with locked(folder):
+    with locked(folder) as problem:
+        if problem:
+            streams.warning(problem)
         if new and _is_taken(folder):
             raise RunError(f"{folder}: another run has just been started in this folder; choose another --output")
         yield

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from ..argument_types import NonNegativeInt, PositiveFloat, PositiveInt
 from ..errors import RunError
 from ..files import open_file, parse_json
+from ..runtime.memory import total_memory
 from .folder import BEST, LAST
 
 FORMAT = 2
@@ -95,16 +96,8 @@ def _check_size(file: Path) -> None:
         size = int.from_bytes(stream.read(8), "little")  # of the JSON that follows
         if size > MAX_HEADER:
             raise ValueError(f"its header has {size:,} bytes, more than {MAX_HEADER:,}")
-        if os.fstat(stream.fileno()).st_size > memory():
+        if os.fstat(stream.fileno()).st_size > (total_memory() or 1 << 40):
             raise ValueError("it is larger than this machine's memory")
-
-
-def memory() -> int:
-    """Bytes of this machine's memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):  # Windows has no sysconf
-        return 1 << 40
 
 
 def check_header(header: Mapping[str, Any], file: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from ...errors import RunError
 from ...files import replace_file, writable
 from ...streams import escaped_lines
 
@@ -48,12 +47,6 @@ def png_url(image: Image.Image, largest: int, *, optimize: bool = False) -> str:
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=optimize)
     return data_url(stream.getvalue(), "png")
-
-
-def check_page_path(file: Path, option: str, example: str) -> None:
-    """Refuse a folder as a page's file. Raises: RunError."""
-    if file.is_dir():
-        raise RunError(f"{option} {file}: is a folder; name the page's file, for example {file / example}")
 
 
 def write_file(page: str, file: Path) -> None:

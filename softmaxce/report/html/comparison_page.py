@@ -4,9 +4,10 @@ import io
 from pathlib import Path
 from typing import Any
 
+from ...files import check_page
 from ...inference.compare import METRICS, Comparison
 from ..comparison import conclusions, value_text
-from .common import check_page_path, data_url, render_template, write_file
+from .common import data_url, render_template, write_file
 from .figures import DARK, LIGHT, Colors, integer_ticks, new_axes, themed
 
 CURVES = {"loss": "Loss", "accuracy": "Accuracy"}
@@ -14,7 +15,7 @@ CURVES = {"loss": "Loss", "accuracy": "Accuracy"}
 
 def write_page(comparison: Comparison, file: Path) -> None:
     """Write the page, whole or not at all. Raises: RunError if `file` is a folder; OSError if it cannot be written."""
-    check_page_path(file, "--html", "compare.html")
+    check_page(file, "--html", force=True)
     write_file(html(comparison), file)
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from ...files import make_folder, replace_file, writable
+from ...files import check_page, make_folder, replace_file, writable
 from ...inference.analysis import analyze
-from .common import check_page_path, write_file
+from .common import write_file
 from .explanations import write_explanations
 from .figures import LIGHT, PICTURES, render
 from .report_page import html
@@ -53,7 +53,7 @@ def write_report(
     Raises: RunError, ConfigError, DataError; OSError if a file cannot be written.
     """
     page = output if output is not None else folder / PAGE
-    check_page_path(page, "--output", PAGE)
+    check_page(page, "--output", force=True)
     analysis = analyze(
         folder, split, device, data_root=data_root, trust_code=trust_code, allow_changed_data=allow_changed_data
     )
