@@ -24,7 +24,6 @@ EXAMPLES = {
     "predict": (
         "softmaxce predict photo.jpg",
         "softmaxce predict runs/digits/1 'photos/**/*.png' --csv",
-        "find photos -name '*.png' -print0 | softmaxce predict runs/digits/1 - --null",
     ),
     "explain": (
         "softmaxce explain photo.jpg",

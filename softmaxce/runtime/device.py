@@ -82,3 +82,11 @@ def share_processors() -> None:
         limits.append(openmp.omp_get_thread_limit())
     if min(limits) < limits[0]:
         torch.set_num_threads(min(limits))
+    _one_thread_after_fork()
+
+
+@functools.cache
+def _one_thread_after_fork() -> None:
+    """A forked child of this process uses one thread: it has none of its parent's, for which GNU's OpenMP waits."""
+    if hasattr(os, "register_at_fork"):  # Windows has no fork
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
