@@ -238,9 +238,11 @@ class _Listing:
                     )
                 images[index] = array
 
-        chunks = [range(start, min(start + 256, len(files))) for start in range(0, len(files), 256)]
+        threads = decoding_threads(files[0])
+        size = max(1, min(256, len(files) // (4 * threads)))  # some per thread, so that all end at about the same time
+        chunks = [range(start, min(start + size, len(files))) for start in range(0, len(files), size)]
         counting = Counting("decoding images", len(files))
-        with counting, ThreadPoolExecutor(decoding_threads(files[0])) as pool:
+        with counting, ThreadPoolExecutor(threads) as pool:
             for future in [pool.submit(fill, chunk) for chunk in chunks]:
                 future.result()
         decodable = torch.tensor([index for index in range(len(files)) if index not in bad])

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from softmaxce.data.folder import image_folder, read_folder
 from softmaxce.data.preprocessing import Preprocessing
 from softmaxce.data.splits import InMemory, OnDisk
 from softmaxce.errors import DataError
+from softmaxce.runtime.processors import processors
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5  # [6, 8] grey
 
@@ -374,6 +376,24 @@ def test_a_mismatch_of_sizes_names_two_different_things(case: str, shapes: Path,
         first, second = shapes / "square" / "9.png", str(shapes / "circle" / "1.png")
     with pytest.raises(DataError, match=rf"^{first} is 4x9 pixels and {second} is 8x8; set data.size"):
         image_folder(root=str(top), skip_bad=True)
+
+
+@pytest.mark.skipif(processors() < 2, reason="needs two processors")
+def test_a_few_large_images_are_decoded_in_several_threads_to_the_same_bytes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        image = Image.fromarray(rng.integers(0, 256, (300, 300, 3), dtype=np.uint8))
+        put(tmp_path / "photos" / "ab"[index % 2] / f"{index:02}.png", image)
+    names = set()
+    threading.setprofile(lambda frame, event, _: names.add(threading.current_thread().name))
+    try:
+        train = in_memory(image_folder(size=64, test_fraction=0.0, cache=False, root=str(tmp_path / "photos")).train)
+    finally:
+        threading.setprofile(None)
+    assert len({name for name in names if name.startswith("ThreadPoolExecutor")}) >= 2
+    assert train.files is not None
+    for image, file in zip(train.images, train.files, strict=True):
+        assert image.equal(decoded(Path(file), 3, (64, 64)))
 
 
 # -- what cannot be used ----------------------------------------------------------------------------------------------
