@@ -1,6 +1,7 @@
 """`softmaxce config`: list, show, copy and check configs without training."""
 
 import json as jsonlib
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def new(
         raise ConfigError([Problem(str(target), "exists and is left as it is; choose another name")]) from None
     except OSError as error:
         raise ConfigError([Problem(str(target), f"cannot be written: {error.strerror}")]) from None
-    streams.line(f"wrote {target}; train it: softmaxce train --config {target}")
+    streams.line(f"wrote {target}; train it: softmaxce train --config {shlex.quote(str(target))}")
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """`softmaxce predict`: the classes of image files, by a trained classifier."""
 
 import math
+import shlex
 import sys
 from typing import Annotated
 
@@ -52,7 +53,12 @@ def predict(
     run, paths = run_and_paths(words, "predict")
     if not paths:
         raise ConfigError(
-            [Problem("PATH", f"is required: image files, folders or globs, e.g. softmaxce predict {run} a.png")]
+            [
+                Problem(
+                    "PATH",
+                    f"is needed: image files, folders or globs, e.g. softmaxce predict {shlex.quote(str(run))} a.png",
+                )
+            ]
         )
     if null and "-" not in paths:
         raise ConfigError([Problem("--null", "is about a list of paths on stdin; add - to read it")])

@@ -1,5 +1,6 @@
 """The recipes that are installed with softmaxce, and a recipe copied with its comments."""
 
+import shlex
 from importlib import resources
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def commented_copy(text: str, target: Path) -> str:
     """A recipe to edit: its text, with the path of the schema, its command, and the keys left at their defaults."""
     schema_file = Path(str(resources.files("softmaxce.configs"))) / "schema.json"
     lines = [line for line in text.splitlines() if not line.startswith(MODELINE)]
-    lines = [f"{MODELINE}{schema_file}", f"# softmaxce train --config {target}", "#", *lines]
+    lines = [f"{MODELINE}{schema_file}", f"# softmaxce train --config {shlex.quote(str(target))}", "#", *lines]
     present = set(yamlfile.parse(text, str(target)).data)
     docs = attribute_docs(Config)
     rest = []

@@ -84,7 +84,7 @@ def temperature_of(run: Path) -> float:
     except (ValueError, TypeError, KeyError, OverflowError):  # NaN is refused below
         temperature, epoch = math.nan, 0
     if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
-        raise RunError(f"{stored}: is damaged; fit it again: softmaxce calibrate {file.parent}")
+        raise RunError(f"{stored}: is damaged; fit it again: softmaxce calibrate {shlex.quote(str(file.parent))}")
     current = read_header(file)["epoch"]
     if epoch == current:
         return temperature

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -275,5 +276,6 @@ def summary(outcome: Outcome) -> list[str]:
         lines.append(f"run folder: {outcome.folder} ({outcome.seconds:.1f} s)")
         needed = "".join(f", {name}=..." for name in outcome.objects)
         load = f"softmaxce.load({str(outcome.folder)!r}{needed}).evaluate()"
-        lines.append(f"next: {load if needed else f'softmaxce eval {outcome.folder}'}")
+        command = f"softmaxce eval {shlex.quote(str(outcome.folder))}"
+        lines.append(f"next: {load if needed else command}")
     return lines

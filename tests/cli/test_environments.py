@@ -152,3 +152,11 @@ def test_nobody_else_reads_a_run_that_is_trained_with_umask_077(here: Path) -> N
     done = shell(f"umask 077; {COMMAND} train small.yaml --output private -q", here)
     assert done.returncode == 0, done.stderr
     assert {file.stat().st_mode & 0o077 for file in [here / "private", *(here / "private").rglob("*")]} == {0}
+
+
+@pytest.mark.parametrize("name", ["[a] b", 'it\'s "q"'])
+def test_the_next_line_can_be_pasted_into_a_shell(name: str, here: Path) -> None:
+    (here / f"{name}.yaml").write_text(SMALL)
+    done = shell(f"{COMMAND} train {shlex.quote(name + '.yaml')}", here)
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("next: ")]
+    assert shlex.split(line) == ["next:", "softmaxce", "eval", f"runs/{name}/1"]
