@@ -234,7 +234,7 @@ class _Listing:
                     height, width = array.shape[1:]
                     raise DataError(
                         f"{files[index]} is {height}x{width} pixels and {reference} is {shape[1]}x{shape[2]}; "
-                        "set data.size, to 32 for example, and all are brought to it"
+                        "set data.size (32, for example) to resize all of them"
                     )
                 images[index] = array
 

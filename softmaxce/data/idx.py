@@ -18,7 +18,7 @@ SPLITS = {"train": "train", "test": "t10k"}
 KINDS = {"images-idx3-ubyte": 3, "labels-idx1-ubyte": 1}  # and their numbers of dimensions
 PACKED = ".gz"
 MAX_RATIO = 1032  # deflate makes no more bytes than this of one (zlib's documentation)
-AGAIN = "delete its files and get them again"
+AGAIN = "delete its files and download them again"
 
 
 def missing_files(folder: Path) -> list[str]:

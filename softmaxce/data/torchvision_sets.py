@@ -74,8 +74,8 @@ def _torchvision(name: str, root: str, download: bool, options: dict[str, Any]) 
     if not download:
         wanted = ", ".join(f"{file} (unpacked)" if file.endswith((".tar.gz", ".zip")) else file for file in absent)
         raise DataError(
-            f"{name} is not in {root} (wanted in {folder}: {wanted}). Set data.download: true to fetch it, "
-            "or data.root (or $SOFTMAXCE_DATA) to the folder that has it"
+            f"{name} is not in {root} (expected in {folder}: {wanted}). Set data.download: true to download "
+            "it, or data.root (or $SOFTMAXCE_DATA) to the folder that has it"
         )
     try:
         with contextlib.redirect_stdout(sys.stderr), _filtered_archives():
