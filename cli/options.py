@@ -115,10 +115,14 @@ class Tta(enum.StrEnum):
 
 
 _SPLIT: dict[str, Any] = {"parser": split_name, "metavar": "test|validation|train"}
-Split = Annotated[SplitName, typer.Option(**_SPLIT, help="Which of the run's splits; or val.")]
+Split = Annotated[SplitName, typer.Option(**_SPLIT, help="The split of the run's data; val is short for validation.")]
 FirstSplit = Annotated[
     SplitName | None,
-    typer.Option(**_SPLIT, help="Which of the run's splits, or val; test if it has one.", show_default=False),
+    typer.Option(
+        **_SPLIT,
+        help="The split of the run's data; default: test if the run has one, else validation.",
+        show_default=False,
+    ),
 ]
 ConfigArgument = Annotated[
     str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe's name (softmaxce config list).")

@@ -22,7 +22,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="[RUN] PATH",
-            help="A run folder or a checkpoint, the newest run under runs/ if left out; then image files, folders, "
+            help="A run folder or a checkpoint, by default the newest run under runs/; then image files, folders, "
             "quoted globs; - reads paths from stdin, one a line.",
         ),
     ],
@@ -52,14 +52,8 @@ def predict(
 
     run, paths = run_and_paths(words, "predict")
     if not paths:
-        raise ConfigError(
-            [
-                Problem(
-                    "PATH",
-                    f"is needed: image files, folders or globs, e.g. softmaxce predict {shlex.quote(str(run))} a.png",
-                )
-            ]
-        )
+        example = f"softmaxce predict {shlex.quote(str(run))} a.png"
+        raise ConfigError([Problem("PATH", f"is required: image files, folders or globs, e.g. {example}")])
     if null and "-" not in paths:
         raise ConfigError([Problem("--null", "is about a list of paths on stdin; add - to read it")])
     if "-" in paths:

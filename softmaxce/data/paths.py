@@ -76,7 +76,7 @@ def _names(listed: TextIO | None) -> Iterator[str]:
 
 def _check_length(name: str) -> None:
     if len(name) >= MAX_PATH:
-        raise DataError(f"the list of paths: a line of {MAX_PATH:,} characters or more is no path")
+        raise DataError(f"the list of paths: a line of {MAX_PATH:,} characters or more is not a path")
 
 
 def _files(path: str) -> Iterator[str | Unreadable]:
