@@ -393,7 +393,7 @@ def test_an_endless_list_of_paths_is_a_line(runs: Path, tmp_path: Path) -> None:
             check=False,
         )  # fmt: skip
     assert done.returncode == 2
-    assert "is no path" in done.stderr
+    assert "is not a path" in done.stderr
     assert "Traceback" not in done.stderr
 
 
