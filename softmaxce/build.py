@@ -105,7 +105,7 @@ def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = 
     if config.model_ema_decay is not None:
         average = ExponentialMovingAverage(model, config.model_ema_decay)
     optimizer = build_optimizer(config, model)
-    train_loss(optimizer, config, model, loss)
+    add_loss_parameters(optimizer, config, model, loss)
     if config.compile:
         compile_model(model, device)
     if config.keep_memory and device.type == "cpu":
@@ -348,8 +348,8 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def train_loss(optimizer: torch.optim.Optimizer, config: Config, model: nn.Module, loss: Loss) -> None:
-    """Give the optimizer the loss's own parameters, if it has any: a group of their own, without weight decay.
+def add_loss_parameters(optimizer: torch.optim.Optimizer, config: Config, model: nn.Module, loss: Loss) -> None:
+    """Add the loss's own parameters, if it has any, to the optimizer: in a group of their own, without weight decay.
 
     Raises: ConfigError if the optimizer does not accept them.
     """
