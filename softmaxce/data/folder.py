@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import streams
@@ -134,19 +135,20 @@ class _Listing:
             size = (self.size[0], self.size[1])
         else:
             size = None
-        decode = Decode(self.channels, size if self.size is not None else None)
-        reference = "each of the training images" if shape is not None else ""
+        reference = "each of the training images"
         if size is None:
-            reference, size = _first_size(files, decode)
+            reference, size = _first_size(files, Decode(self.channels, None))
         shape = (self.channels, *size)
+        decode = (
+            Decode(self.channels, size) if self.size is not None else _Unresized(self.channels, None, shape, reference)
+        )
         in_memory = self.in_memory
         if in_memory is None:
             in_memory = len(files) * self.channels * size[0] * size[1] <= _memory_for_images()
         names = tuple(Path(file).relative_to(folder).as_posix() for file in files) if self.named else None
         if in_memory:
-            return self._in_memory(files, labels, names, decode, shape, reference), shape
-        same_size = Decode(self.channels, size)
-        split = OnDisk(tuple(files), torch.tensor(labels), shape, same_size, self.workers, names)
+            return self._in_memory(files, labels, names, decode, shape), shape
+        split = OnDisk(tuple(files), torch.tensor(labels), shape, decode, self.workers, names)
         return self._decodable(split) if self.skip_bad else split, shape
 
     def _files(self, folder: Path) -> tuple[list[str], list[int]]:
@@ -179,21 +181,20 @@ class _Listing:
         names: tuple[str, ...] | None,
         decode: Decode,
         shape: tuple[int, int, int],
-        reference: str,
     ) -> InMemory:
         """Every file's image: from the cache if the files are unchanged since, else decoded.
 
         If some cannot be decoded, nothing is cached.
         """
         if not self.cache:
-            return self._decoded(files, labels, names, decode, shape, reference)
+            return self._decoded(files, labels, names, decode, shape)
         program = hashlib.sha256(Path(decoding.__file__).read_bytes()).hexdigest()
         decoding_options = (decode.size, shape, program)
         key = decoded_images.key_of(files, *decoding_options)
         cached = decoded_images.read(key, (len(files), *shape)) if key is not None else None
         if cached is not None:
             return InMemory(torch.from_numpy(cached), torch.tensor(labels), names, tuple(files))
-        whole = self._decoded(files, labels, names, decode, shape, reference)
+        whole = self._decoded(files, labels, names, decode, shape)
         unchanged = key is not None and key == decoded_images.key_of(files, *decoding_options)
         if key is not None and unchanged and len(whole) == len(files):
             try:
@@ -212,31 +213,21 @@ class _Listing:
         names: tuple[str, ...] | None,
         decode: Decode,
         shape: tuple[int, int, int],
-        reference: str,
     ) -> InMemory:
-        """Every file decoded into one array; those that cannot be decoded are reported.
-
-        Raises: DataError if an image has another size than `reference`, whose (C, H, W) is `shape`.
-        """
+        """Every file decoded into one array; those that cannot be decoded are reported."""
         images = np.empty((len(files), *shape), np.uint8)
         bad: dict[int, str] = {}
 
         def fill(chunk: range) -> None:
             for index in chunk:
                 try:
-                    array = decode.array(files[index])
+                    images[index] = decode.array(files[index])
+                except _SizeError:
+                    raise
                 except DataError as error:
                     bad[index] = str(error)
-                    continue
                 finally:
                     counting.advance()
-                if array.shape != shape:
-                    height, width = array.shape[1:]
-                    raise DataError(
-                        f"{files[index]} is {height}x{width} pixels and {reference} is {shape[1]}x{shape[2]}; "
-                        "set data.size (32, for example) to resize all of them"
-                    )
-                images[index] = array
 
         threads = decoding_threads(files[0])
         size = max(1, min(256, len(files) // (4 * threads)))  # some per thread, so that all end at about the same time
@@ -259,6 +250,8 @@ class _Listing:
         def attempt(index: int) -> None:
             try:
                 split.decode(split.files[index])
+            except _SizeError:
+                raise
             except DataError as error:
                 bad[index] = str(error)
             counting.advance()
@@ -280,6 +273,29 @@ class _Listing:
             raise DataError(f"{number}; repair or remove them, or set data.skip_bad: true to leave them out:", shown)
         for line in (f"warning: {number} and are left out:", *shown):
             streams.line(line, err=True)
+
+
+class _SizeError(DataError):
+    """An image has another size than the others. It is not damaged, and never left out."""
+
+
+@dataclass(frozen=True)
+class _Unresized(Decode):
+    """Decodes files that are all of one size. Raises: DataError, also if an image is not as large as `reference`."""
+
+    shape: tuple[int, int, int]
+    reference: str
+
+    def array(self, file: str) -> NDArray[np.uint8]:
+        """Decode one file to [C, H, W]."""
+        array = super().array(file)
+        if array.shape != self.shape:
+            height, width = array.shape[1:]
+            raise _SizeError(
+                f"{file} is {height}x{width} pixels and {self.reference} is {self.shape[1]}x{self.shape[2]}; "
+                "set data.size (32, for example) to resize all of them"
+            )
+        return array
 
 
 def _first_size(files: Sequence[str], decode: Decode) -> tuple[str, tuple[int, int]]:

@@ -378,6 +378,19 @@ def test_a_mismatch_of_sizes_names_two_different_things(case: str, shapes: Path,
         image_folder(root=str(top), skip_bad=True)
 
 
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_images_decoded_in_training_are_not_resized_without_a_size(skip_bad: bool, shapes: Path) -> None:
+    def decode_all() -> None:
+        split = image_folder(root=str(shapes), in_memory=False, skip_bad=skip_bad, test_fraction=0).train
+        assert isinstance(split, OnDisk)
+        for file in split.files:
+            split.decode(file)
+
+    odd = put(shapes / "square" / "odd.png", Image.new("RGB", (9, 4)))
+    with pytest.raises(DataError, match=f"{odd} is 4x9 pixels and .* is 8x8; set data.size"):
+        decode_all()
+
+
 @pytest.mark.skipif(processors() < 2, reason="needs two processors")
 def test_a_few_large_images_are_decoded_in_several_threads_to_the_same_bytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
