@@ -52,18 +52,23 @@ def _logits(features: Tensor, projection: Tensor, bias: Tensor | None, rows: sli
     return functional.linear(features[rows], projection, bias).view(-1, num_classes)
 
 
-def _losses(logits: Tensor, positions: slice, step: LinearStep, reduction: str) -> Tensor:
-    """A chunk's losses, or their sum, in the dtype of the arithmetic."""
+def _losses(logits: Tensor, positions: slice, step: LinearStep) -> Tensor:
+    """A chunk's losses, in the dtype of the arithmetic."""
     targets = step.targets[positions]
     backend = fused_backend(logits, targets, step.weight)
     dtype = arithmetic_dtype(step.dtype)
     if backend is None:
-        arguments = step.weight, step.ignore_index, reduction, step.label_smoothing
+        arguments = step.weight, step.ignore_index, "none", step.label_smoothing
         return reference.cross_entropy(logits.to(dtype), targets, *arguments)
     losses: Tensor = backend.fused_cross_entropy(
-        logits, targets, step.weight, step.ignore_index, reduction, step.label_smoothing, dtype
+        logits, targets, step.weight, step.ignore_index, "none", step.label_smoothing, dtype
     )
     return losses
+
+
+def _sum(losses: Tensor) -> Tensor:
+    """In float64, where the device has it: float32 might not hold the sum of losses whose mean it holds."""
+    return losses.sum(dtype=losses.dtype if losses.device.type == "mps" else torch.float64)
 
 
 def _positions(rows: slice, per_row: int) -> slice:
@@ -73,13 +78,12 @@ def _positions(rows: slice, per_row: int) -> slice:
 
 def _losses_of_all(features: Tensor, projection: Tensor, bias: Tensor | None, step: LinearStep) -> Tensor:
     """The losses [N], or their sum, without gradients."""
-    reduction, per_row = "none" if step.reduction == "none" else "sum", len(projection) // step.num_classes
-    losses = []
+    per_row, losses = len(projection) // step.num_classes, []
     for rows in _chunks(features, projection):
         logits = _logits(features, projection, bias, rows, step.num_classes)
-        losses.append(_losses(logits, _positions(rows, per_row), step, reduction))
+        losses.append(_losses(logits, _positions(rows, per_row), step))
         del logits  # before the next ones are made
-    return torch.cat(losses) if reduction == "none" else torch.stack(losses).sum()
+    return torch.cat(losses) if step.reduction == "none" else _sum(torch.cat(losses))
 
 
 def _total_and_gradients(
@@ -92,7 +96,7 @@ def _total_and_gradients(
 ) -> tuple[Tensor, Gradients]:
     """The sum of the losses and its gradients; with `upstream` [N], each loss's gradient is multiplied by it."""
     dtype, per_row = arithmetic_dtype(projection.dtype), len(projection) // step.num_classes
-    total = torch.zeros((), dtype=arithmetic_dtype(step.dtype), device=features.device)
+    total = _sum(torch.zeros(0, dtype=arithmetic_dtype(step.dtype), device=features.device))
     of_features, of_projection, of_bias = (
         torch.zeros_like(tensor, dtype=dtype) if tensor is not None and needed else None
         for tensor, needed in zip((features, projection, bias), needs_grad, strict=True)
@@ -101,10 +105,10 @@ def _total_and_gradients(
         positions = _positions(rows, per_row)
         logits = _logits(features, projection, bias, rows, step.num_classes).requires_grad_()
         with torch.enable_grad():
-            losses = _losses(logits, positions, step, "sum" if upstream is None else "none")
-        factors = None if upstream is None else upstream[positions].to(losses.dtype)
+            losses = _losses(logits, positions, step)
+        factors = torch.ones_like(losses) if upstream is None else upstream[positions].to(losses.dtype)
         (gradient,) = torch.autograd.grad(losses, logits, factors)
-        total += losses.detach().sum()
+        total += _sum(losses.detach())
         gradient = gradient.view(rows.stop - rows.start, -1)
         if of_features is not None:
             of_features[rows] = gradient @ projection

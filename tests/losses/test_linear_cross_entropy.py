@@ -267,3 +267,10 @@ def test_peak_memory_is_less_than_a_tenth_of_the_logits() -> None:
 
     assert peak(linear_cross_entropy) < 0.1
     assert peak(torchs) > 2
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_mean_that_float32_holds_is_right_though_the_sum_is_too_large_for_it(requires_grad: bool) -> None:
+    features = torch.tensor([[1e38, 0.0]]).repeat(130, 1).requires_grad_(requires_grad)
+    loss = linear_cross_entropy(features, torch.eye(2), torch.ones(130, dtype=torch.int64))  # each row's is 1e38 - 0
+    assert loss.item() == pytest.approx(1e38, rel=1e-6)
