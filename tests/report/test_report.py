@@ -247,6 +247,15 @@ def test_it_writes_the_page_and_the_pictures_and_prints_where(app: typer.Typer, 
         Image.open(file).verify()
 
 
+def test_a_page_elsewhere_leaves_the_run_folder_as_it_is(app: typer.Typer, run: Path, tmp_path: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    done = CliRunner().invoke(app, ["report", str(run), "--output", str(tmp_path / "page.html")])
+    assert done.exit_code == 0
+    assert done.stderr.endswith(f"pictures: {tmp_path / 'page' / 'pictures'}\n")
+    assert (tmp_path / "page" / "pictures" / "confusion.svg").is_file()
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+
+
 def test_without_a_test_split_it_measures_the_validation_split(run: Path) -> None:
     assert analyze(run, "validation").split == "validation"
     assert analyze(run, "validation").results[0].metrics.images == 40

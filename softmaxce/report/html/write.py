@@ -42,9 +42,10 @@ def write_report(
     """Evaluate a run's model and write its report.
 
     Args:
-        folder: the run folder; the pictures go to its `pictures` folder.
+        folder: the run folder.
         output: the page's file; None for report.html in the run folder. The explanations go to a folder beside it,
-            of the same name without its ending.
+            of the same name without its ending. The pictures go to the run's `pictures` folder, or, with `output`, to
+            that of the explanations, so that nothing is written to the run.
         split: test, validation or train; None for the first of these that the run has.
         device: as in TrainedModel.open.
         data_root: where the data set is now, as in TrainedModel.open.
@@ -62,7 +63,7 @@ def write_report(
         pages = write_explanations(analysis, explanations)
     links = {index: quote(file.relative_to(page.parent).as_posix()) for index, file in pages.items()}
     write_file(html(analysis, links), page)
-    pictures = folder / PICTURE_FOLDER
+    pictures = (folder if output is None else explanations) / PICTURE_FOLDER
     with writable(pictures):
         make_folder(pictures)
         for picture in PICTURES:
