@@ -85,5 +85,7 @@ def predict(
     if bad:
         sys.stdout.flush()
         streams.line(f"{bad:,} of {images + bad:,} could not be read", err=True)
+    if not bad and not images:
+        raise ConfigError([Problem("-", "there are no paths on stdin")])
     if (bad and not skip_bad) or not images:
         raise typer.Exit(USAGE)

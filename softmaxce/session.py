@@ -51,7 +51,7 @@ class Outcome:
         status: completed or stopped_early; reporters also see failed, interrupted and terminated.
         folder: the run folder.
         epochs: completed epochs, earlier parts of the run included.
-        seconds: of all parts of the run.
+        seconds: of all parts of the run; evaluating a finished run again adds none.
         best_epoch: the epoch with the best validation metric, counted from 1; 0 without a validation split.
         best_metric: the metric that selected it, `loss` or `accuracy`.
         best_value: its value on the validation split.
@@ -258,7 +258,7 @@ class _Session:
         self.record |= {"status": Status.RUNNING, "environment": environment, "classes": list(run.classes)}
         self.record["commands"] = [*self.record.get("commands", []), sys.argv]
         self.record["started"] = self.record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-        self.seconds_before = self.record.get("seconds", 0.0)
+        self.seconds_before, self.resumed_at = self.record.get("seconds", 0.0), self.position()
         runfolder.write_config(folder, run.config.to_dict())
         runfolder.write_record(folder, self.record)
 
@@ -311,17 +311,17 @@ class _Session:
             self.finish(status, message=message)
             self.reporter.message(Level.NOTICE, f"{message}; {resume_command(run.config, folder)}")
             raise
-        results = tuple(judge(requirements, metrics))
-        return self.finish(status, split=split, scores=scores, requirements=results)
+        return self.finish(status, split=split, scores=scores, requirements=tuple(judge(requirements, metrics)))
 
     def finish(self, status: Status, *, report: bool = True, **results: Any) -> Outcome:
         """Write how the run ended into run.json, and report it."""
         progress = self.run.progress
+        trained = not self.seconds_before or self.position() != self.resumed_at  # otherwise only evaluated again
         outcome = Outcome(
             status=status,
             folder=self.folder,
             epochs=progress.epoch,
-            seconds=self.seconds_before + time.perf_counter() - self.started,
+            seconds=self.seconds_before + (time.perf_counter() - self.started if trained else 0.0),
             best_epoch=progress.best_epoch,
             best_metric=self.run.config.best_metric,
             best_value=progress.best_value,

@@ -50,6 +50,12 @@ def test_the_probabilities_are_those_of_evals_data_path(app: typer.Typer, here: 
         assert [entry["probability"] for entry in top] == pytest.approx(row[ranked], abs=1e-6)
 
 
+def test_an_empty_list_on_stdin_is_one_line_and_2(app: typer.Typer, here: Path) -> None:
+    done = CliRunner().invoke(app, ["predict", "run", "-"], input="")
+    assert done.exit_code == 2
+    assert done.stderr == "error: -: there are no paths on stdin\n"
+
+
 def test_neither_batch_size_nor_order_changes_a_prediction(app: typer.Typer, here: Path) -> None:
     one = predicted(app, "images", "--batch-size", "1")
     many = predicted(app, *[str(line["path"]) for line in reversed(one)], "--batch-size", "64")

@@ -132,6 +132,7 @@ def test_a_finished_run_meets_a_requirement_no_more_than_a_fresh_one(
     run(app, *line, "-q", "--require", impossible, status=1)
     folders = sorted(file.parent for file in here.rglob("run.json"))
     weights = [(folder / "last.safetensors").read_bytes() for folder in folders]
+    seconds = [json.loads((folder / "run.json").read_text())["seconds"] for folder in folders]
     again = run(app, *line, "-q", "--resume", "auto", "--require", impossible, status=1)
     answers = [text for text in again.output.splitlines() if text.startswith("require")]
     assert len(answers) == len(folders)
@@ -139,6 +140,7 @@ def test_a_finished_run_meets_a_requirement_no_more_than_a_fresh_one(
     run(app, *line, "-q", "--resume", "auto", "--require", easy)
     assert sorted(file.parent for file in here.rglob("run.json")) == folders
     assert [(folder / "last.safetensors").read_bytes() for folder in folders] == weights
+    assert [json.loads((folder / "run.json").read_text())["seconds"] for folder in folders] == seconds
 
 
 def test_a_requirement_that_no_split_can_answer_is_refused_before_training(app: typer.Typer, here: Path) -> None:
