@@ -26,7 +26,10 @@ from .startup import fast_imports
 def evaluate(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; the newest run under runs/ if left out."),
+        typer.Argument(
+            metavar="RUN",
+            help="A run folder, a checkpoint or an exported model; the newest run under runs/ if left out.",
+        ),
     ] = None,
     split: Split = SplitName.test,
     data: Annotated[
@@ -75,7 +78,8 @@ def evaluate(
     if result.environment_changes:
         folder = result.checkpoint.parent
         streams.warning(f"{folder}: this run was trained with {'; '.join(result.environment_changes)}")
-    requirements.check_classes(required, [row.name for row in result.metrics.classes])
+    has_loss = result.metrics.loss is not None
+    requirements.check_classes(required, [row.name for row in result.metrics.classes], has_loss=has_loss)
     checked = requirements.judge(required, result.metrics.by_name())
     step_summary.of_evaluation(result, checked)
     if json:

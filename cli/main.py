@@ -51,6 +51,11 @@ COMMANDS = {
         "predict",
         "Predict the class of image files and its probability, with the run's own preprocessing.",
     ),
+    "export": (
+        "export",
+        "export",
+        "Export a trained model as one file that turns image bytes into probabilities, and prove it right.",
+    ),
     "explain": (
         "explain",
         "explain",

@@ -22,6 +22,10 @@ EXAMPLES = {
     "eval": ("softmaxce eval", "softmaxce eval runs/digits/1 --split val --require 'accuracy>=0.95'"),
     "check-loss": ("softmaxce check-loss mylab.py:MyLoss --reference softmax_cross_entropy",),
     "predict": ("softmaxce predict photo.jpg", "softmaxce predict runs/digits/1 'photos/**/*.png' --csv"),
+    "export": (
+        "softmaxce export runs/digits/1",
+        "softmaxce export runs/digits/1 --format torch_export --output digits.pt2",
+    ),
     "explain": (
         "softmaxce explain photo.jpg",
         "softmaxce explain runs/digits/1 --index 123 --html explained.html",

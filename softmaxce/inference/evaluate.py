@@ -4,18 +4,17 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ..config.keys import Config
 from ..data.splits import Split
 from ..runs import checkpoint, provenance
 from ..runs.folder import BEST
-from ..runs.header import find_checkpoint, read_header
 from ..training.evaluation import loss_of, predict
 from ..training.run import Run
 from ..training.tally import Scores
+from .exported_model import ExportedModel
 from .metrics import Metrics, compute_metrics
+from .opening import classes_and_shape, model_type
 from .trained_model import TrainedModel
 from .tta import with_tta
 
@@ -72,7 +71,7 @@ class EvaluationResult:
         checkpoint: the file.
         epoch: the epoch that its weights are of.
         split: the split's name, or the folder.
-        config: what it was trained with, but for the values that `evaluate` replaced.
+        tta: the test-time augmentation.
         temperature: what the logits were divided by for the probabilities; `metrics.loss` is of the logits as they are.
         metrics: the results.
         misclassified: the image files whose class was not predicted, the most confident prediction first; empty too
@@ -84,7 +83,7 @@ class EvaluationResult:
     checkpoint: Path
     epoch: int
     split: str
-    config: Config
+    tta: str
     temperature: float
     metrics: Metrics
     misclassified: tuple[MisclassifiedFile, ...] = ()
@@ -106,7 +105,7 @@ def evaluate(
     """Evaluate a run's model on one of its own splits or on other data.
 
     Args:
-        path: a run folder or a checkpoint.
+        path: a run folder, a checkpoint, or an exported ONNX file.
         split: test, validation or train: the split that the run used. Its images must be those of the training.
         data: another folder: of images, one sub-folder per class; or, if it has none of the classes' names, the root
             folder of the run's data set.
@@ -118,8 +117,8 @@ def evaluate(
         allow_changed_data: evaluate the run's own split although its images are not those of the training.
     Raises: RunError, ConfigError, DataError.
     """
-    is_class_folder = data is not None and _has_class_folders(data, read_header(find_checkpoint(path))["classes"])
-    model = TrainedModel.open(
+    is_class_folder = data is not None and _has_class_folders(data, classes_and_shape(path)[0])
+    model = model_type(path).open(
         path,
         device=device,
         batch_size=batch_size,
@@ -138,7 +137,7 @@ def evaluate(
         checkpoint=model.checkpoint,
         epoch=model.epoch,
         split=str(data) if is_class_folder else split,
-        config=model.config,
+        tta=model.tta,
         temperature=model.temperature,
         metrics=model.metrics_of(logits, labels),
         misclassified=_misclassified(model, logits, labels, images),
@@ -146,10 +145,12 @@ def evaluate(
     )
 
 
-def _misclassified(model: TrainedModel, logits: Tensor, labels: Tensor, images: Split) -> tuple[MisclassifiedFile, ...]:
+def _misclassified(
+    model: TrainedModel | ExportedModel, logits: Tensor, labels: Tensor, images: Split
+) -> tuple[MisclassifiedFile, ...]:
     if images.files is None:
         return ()
-    confidence, predicted = torch.softmax(logits.cpu().double() / model.temperature, 1).max(1)
+    confidence, predicted = model.probabilities_of(logits).max(1)
     wrong = (predicted != labels.cpu()).nonzero().flatten()
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)]
     return tuple(
@@ -164,7 +165,9 @@ def _misclassified(model: TrainedModel, logits: Tensor, labels: Tensor, images: 
     )
 
 
-def _environment_changes(model: TrainedModel) -> tuple[str, ...]:
+def _environment_changes(model: TrainedModel | ExportedModel) -> tuple[str, ...]:
+    if isinstance(model, ExportedModel):  # which computes without the libraries that it was trained with
+        return ()
     recorded = model.record.get("environment")
     if not isinstance(recorded, dict):
         return ()
