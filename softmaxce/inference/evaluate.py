@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..data.splits import Split
 from ..runs import checkpoint, provenance
 from ..runs.folder import BEST
 from ..training.evaluation import loss_of, predict
@@ -64,6 +63,23 @@ class MisclassifiedFile:
 
 
 @dataclass(frozen=True)
+class ImagePredictions:
+    """What a model says of each image of a split, in its order.
+
+    Attributes:
+        probabilities: [N, K] float64, at the model's temperature.
+        losses: [N] float64, the negative log-likelihood of the labels at that temperature, nats.
+        labels: [N] int64.
+        files: N paths that the images were read from; None if they come from no files of their own.
+    """
+
+    probabilities: Tensor
+    losses: Tensor
+    labels: Tensor
+    files: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """The evaluation of a checkpoint.
 
@@ -74,6 +90,7 @@ class EvaluationResult:
         tta: the test-time augmentation.
         temperature: what the logits were divided by for the probabilities; `metrics.loss` is of the logits as they are.
         metrics: the results.
+        images: what the model says of each image.
         misclassified: the image files whose class was not predicted, the most confident prediction first; empty too
             where the images come from no files of their own, as MNIST's.
         environment_changes: what has changed in the environment since training, `torch 2.14.1, now 2.15`; empty where
@@ -86,6 +103,7 @@ class EvaluationResult:
     tta: str
     temperature: float
     metrics: Metrics
+    images: ImagePredictions
     misclassified: tuple[MisclassifiedFile, ...] = ()
     environment_changes: tuple[str, ...] = ()
 
@@ -133,6 +151,9 @@ def evaluate(
     else:  # at another root the images are others on purpose
         images = model.split(split, check_images=data is None)
     logits, labels = model.logits(images)
+    predictions = ImagePredictions(
+        model.probabilities_of(logits), model.nll_of(logits, labels), labels.cpu(), images.files
+    )
     return EvaluationResult(
         checkpoint=model.checkpoint,
         epoch=model.epoch,
@@ -140,25 +161,24 @@ def evaluate(
         tta=model.tta,
         temperature=model.temperature,
         metrics=model.metrics_of(logits, labels),
-        misclassified=_misclassified(model, logits, labels, images),
+        images=predictions,
+        misclassified=_misclassified(predictions, model.classes),
         environment_changes=_environment_changes(model),
     )
 
 
-def _misclassified(
-    model: TrainedModel | ExportedModel, logits: Tensor, labels: Tensor, images: Split
-) -> tuple[MisclassifiedFile, ...]:
+def _misclassified(images: ImagePredictions, classes: tuple[str, ...]) -> tuple[MisclassifiedFile, ...]:
     if images.files is None:
         return ()
-    confidence, predicted = model.probabilities_of(logits).max(1)
-    wrong = (predicted != labels.cpu()).nonzero().flatten()
+    confidence, predicted = images.probabilities.max(1)
+    wrong = (predicted != images.labels).nonzero().flatten()
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)]
     return tuple(
         MisclassifiedFile(
             index=index,
             file=images.files[index],
-            label=model.classes[int(labels[index])],
-            predicted=model.classes[int(predicted[index])],
+            label=classes[int(images.labels[index])],
+            predicted=classes[int(predicted[index])],
             probability=float(confidence[index]),
         )
         for index in order.tolist()

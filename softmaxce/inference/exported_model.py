@@ -206,6 +206,10 @@ class ExportedModel:
         """The probabilities [N, K] float64 of what `logits` returned."""
         return logits.exp()
 
+    def nll_of(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        """The negative log-likelihood of labels [N], nats: [N] float64."""
+        return -logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+
 
 def _check_inside(file: Path, option: str, requested: object, inside: object) -> None:
     """Refuse another value than what is inside the graph. Raises: ConfigError."""

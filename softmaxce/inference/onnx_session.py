@@ -1,6 +1,7 @@
 """An exported ONNX file in ONNX Runtime, on the CPU. Needs no torch."""
 
 import importlib.util
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..runtime.processors import processors
 from .export_metadata import INPUT, OUTPUT
 
 ERRORS_ONLY = 3  # ONNX Runtime's level of severity
+MAX_TEXT = 400  # characters of its messages
 
 
 def require_packages(names: Sequence[str], purpose: str) -> None:
@@ -72,7 +74,7 @@ class OnnxSession:
 
 
 def _refusal(file: Path, what: str, error: Exception, *, memory: bool) -> Exception:
-    text = in_one_line(error).partition("[ONNXRuntimeError] : ")[2] or in_one_line(error)
+    text = re.sub(r"^(\w+: )?\[ONNXRuntimeError\] : \d+ : \w+ : ", "", in_one_line(error))[:MAX_TEXT]
     if memory or "allocate" in text:
         return MemoryRanOutError(f"{file}: memory ran out in ONNX Runtime: {text}")
     return RunError(f"{file}: cannot be {what} by ONNX Runtime: {text}")

@@ -231,6 +231,11 @@ class TrainedModel:
         """Logits [N, K], as `logits` returns them -> [N, K] float64 at the temperature, on the CPU."""
         return torch.softmax(logits.cpu().double() / self.temperature, 1)
 
+    def nll_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The negative log-likelihood of labels [N] at the temperature, nats: [N] float64 on the CPU."""
+        log_probabilities = torch.log_softmax(logits.cpu().double() / self.temperature, 1)
+        return -log_probabilities.gather(1, labels.cpu().unsqueeze(1)).squeeze(1)
+
     def predict(self, images: ImageLike | Tensor | Iterable[ImageLike], top: int | None = None) -> list[Prediction]:
         """Classify images.
 

@@ -119,11 +119,12 @@ def test_without_a_test_split_the_validation_split_is_used_and_the_table_says_so
     assert rows["accuracy"][0] == rows["accuracy"][1]
 
 
-def test_a_corrupted_weight_is_noticed(digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [1, np.nan])
+def test_a_corrupted_weight_is_noticed(digits: Path, tmp_path: Path, change: float) -> None:
     model = onnx.load(digits / "model.onnx")
     weight = next(entry for entry in model.graph.initializer if "weight" in entry.name)
     values = onnx.numpy_helper.to_array(weight).copy()
-    values[0, 0] += 1
+    values[0, 0] += change
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, tmp_path / "corrupted.onnx")
     trained = TrainedModel.open(digits)
