@@ -13,7 +13,9 @@ from .options import AllowChangedData, DataRoot, Device, Force, Split, SplitName
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; the first is the baseline.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run folders or exported models; the first is the baseline.")
+    ],
     split: Split = SplitName.test,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a page with the overlaid learning curves.")

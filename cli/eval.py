@@ -26,7 +26,10 @@ from .startup import fast_imports
 def evaluate(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; default: the newest run under runs/."),
+        typer.Argument(
+            metavar="RUN",
+            help="A run folder, a checkpoint or an exported model; default: the newest run under runs/.",
+        ),
     ] = None,
     split: Split = SplitName.test,
     data: Annotated[
@@ -51,11 +54,21 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="METRIC>=N", help="Require a metric, e.g. 'accuracy>=0.99'; exit 1 if not met."),
     ] = None,
+    save_predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv", help="Also write a row per image: label, prediction, loss, all probabilities."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,
 ) -> None:
     """Evaluate a trained classifier: accuracy, per-class metrics, confusion matrix, calibration."""
     required = requirements.parse(require or [])
     run = run_or_newest(run, "eval")
+    if save_predictions is not None:
+        from softmaxce.report import prediction_table
+
+        prediction_table.check_table(save_predictions, "--save-predictions")
 
     with fast_imports():
         from softmaxce.inference.evaluate import evaluate as evaluate_run
@@ -75,9 +88,12 @@ def evaluate(
     if result.environment_changes:
         folder = result.checkpoint.parent
         streams.warning(f"{folder}: this run was trained with {'; '.join(result.environment_changes)}")
-    requirements.check_classes(required, [row.name for row in result.metrics.classes])
+    has_loss = result.metrics.loss is not None
+    requirements.check_classes(required, [row.name for row in result.metrics.classes], has_loss=has_loss)
     checked = requirements.judge(required, result.metrics.by_name())
     step_summary.of_evaluation(result, checked)
+    if save_predictions is not None:
+        prediction_table.write_table(result, save_predictions)
     if json:
         streams.json_text(evaluation.to_json(result, checked))
     else:

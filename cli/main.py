@@ -51,6 +51,11 @@ COMMANDS = {
         "predict",
         "Predict the classes of image files, with probabilities, by the run's own preprocessing.",
     ),
+    "export": (
+        "export",
+        "export",
+        "Export a trained model as one file that turns image bytes into probabilities, and prove it right.",
+    ),
     "explain": (
         "explain",
         "explain",

@@ -22,8 +22,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="[RUN] PATH",
-            help="A run folder or a checkpoint, by default the newest run under runs/; then image files, folders, "
-            "quoted globs; - reads paths from stdin, one a line.",
+            help="A run folder, a checkpoint or an exported model, by default the newest run under runs/; then image "
+            "files, folders, quoted globs; - reads paths from stdin, one a line.",
         ),
     ],
     null: Annotated[
@@ -48,7 +48,7 @@ def predict(
         raise ConfigError([Problem("--json and --csv", "cannot be combined")])
     from softmaxce.data.paths import Unreadable, image_files
     from softmaxce.data.prefetch import PrefetchingDecoder, decode_to
-    from softmaxce.runs.header import find_checkpoint, read_header
+    from softmaxce.inference.opening import classes_and_shape, model_type
 
     run, paths = run_and_paths(words, "predict")
     if not paths:
@@ -62,16 +62,16 @@ def predict(
         if hasattr(sys.stdin, "reconfigure"):
             # File names need not be UTF-8, and may hold carriage returns.
             sys.stdin.reconfigure(errors="surrogateescape", newline="\n" if null else None)
-    shape = read_header(find_checkpoint(run))["preprocessing"]["shape"]
+    _, shape = classes_and_shape(run)
     ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
     files = image_files(paths, sys.stdin, null=null)
     with PrefetchingDecoder(files, decode_to(shape), ahead) as decoded:  # decodes while torch is imported
         with fast_imports():
-            from softmaxce.inference.trained_model import TrainedModel
+            opened = model_type(run)
             from softmaxce.report.predictions import writer
 
-        model = TrainedModel.open(
+        model = opened.open(
             run, device=device or "auto", batch_size=batch_size, temperature=temperature, trust_code=trust_code
         )
         out = writer("json" if json else "csv" if csv else "table", model.classes, top)

@@ -19,11 +19,19 @@ EXAMPLES = {
         "softmaxce train mnist.yaml --lr 0.003 --epochs 10 --set loss.label_smoothing=0.1",
     ),
     "sweep": ("softmaxce sweep digits --lr 0.01,0.03 --set model=linear,lenet",),
-    "eval": ("softmaxce eval", "softmaxce eval runs/digits/1 --split val --require 'accuracy>=0.95'"),
+    "eval": (
+        "softmaxce eval",
+        "softmaxce eval runs/digits/1 --split val --require 'accuracy>=0.95'",
+        "softmaxce eval runs/digits/1 --save-predictions test.csv",
+    ),
     "check-loss": ("softmaxce check-loss mylab.py:MyLoss --reference softmax_cross_entropy",),
     "predict": (
         "softmaxce predict photo.jpg",
         "softmaxce predict runs/digits/1 'photos/**/*.png' --csv",
+    ),
+    "export": (
+        "softmaxce export runs/digits/1",
+        "softmaxce export runs/digits/1 --format torch_export --output digits.pt2",
     ),
     "explain": (
         "softmaxce explain photo.jpg",

@@ -12,10 +12,10 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import RunError
 
@@ -99,8 +99,9 @@ def stage(file: Path, content: bytes) -> Path:
             _write(descriptor, content)
         finally:
             os.close(descriptor)
-    except OSError as error:
-        error.filename = str(file)  # the error of a full disk names no file
+    except BaseException as error:  # ctrl-C too
+        if isinstance(error, OSError):
+            error.filename = str(file)  # the error of a full disk names no file
         with contextlib.suppress(OSError):  # an incomplete temporary file does no harm
             staged.unlink()
         raise
@@ -135,6 +136,29 @@ def replace_file(file: Path, content: bytes) -> None:
     flush_folder(file.parent)
 
 
+@contextlib.contextmanager
+def replaced(file: Path) -> Iterator[BinaryIO]:
+    """A stream whose content becomes that of `file` at the end of the block, atomically, unless it raises.
+
+    It is for content that is too large to be in memory as `replace_file` takes it.
+    """
+    staged = _temporary(file)
+    try:
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY, 0o666)
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(descriptor)
+        staged.replace(file)
+        flush_folder(file.parent)
+    except BaseException as error:  # ctrl-C too
+        if isinstance(error, OSError):
+            error.filename = str(file)  # the error of a full disk names no file
+        with contextlib.suppress(OSError):  # an incomplete temporary file does no harm
+            staged.unlink()
+        raise
+
+
 def append(file: Path, line: bytes) -> None:
     """Append a line to a file and flush it to the disk; if it cannot be written whole, the file is as it was."""
     try:
@@ -165,16 +189,36 @@ def check_page(file: Path, option: str, *, force: bool) -> None:
         force: replace any regular file.
     Raises: RunError.
     """
+
+    def is_page() -> bool:
+        with writable(file), file.open("rb") as stream:
+            return PAGE_MARK in stream.read(4096)
+
+    check_output(file, option, "page", "page.html", is_page, force=force)
+
+
+def check_output(
+    file: Path, option: str, kind: str, example: str, is_ours: Callable[[], bool], *, force: bool | None = None
+) -> None:
+    """Refuse a place where a file cannot be written, or would replace what softmaxce did not write.
+
+    Args:
+        file: the file to write.
+        option: that named it, for messages.
+        kind: what is written, such as `page`.
+        example: a name for such a file.
+        is_ours: whether the file that is there now is of that kind.
+        force: replace any regular file; None if the command has no such option.
+    Raises: RunError.
+    """
     if file.is_dir():
-        raise RunError(f"{option} {file}: is a folder; name the page's file, for example {file / 'page.html'}")
+        raise RunError(f"{option} {file}: is a folder; name the {kind}'s file, for example {file / example}")
     if os.path.lexists(file):
         if not file.is_file():
             raise RunError(f"{option} {file}: is no regular file; choose another")
-        with writable(file), file.open("rb") as stream:
-            ours = PAGE_MARK in stream.read(4096)
-        if not (ours or force):
-            message = "exists and is no page of softmaxce; choose another file, or add --force to replace it"
-            raise RunError(f"{option} {file}: {message}")
+        if not (is_ours() or force):
+            hint = "" if force is None else ", or add --force to replace it"
+            raise RunError(f"{option} {file}: exists and is no {kind} of softmaxce; choose another file{hint}")
     folder = next(parent for parent in (file.parent, *file.absolute().parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         number = errno.EROFS if _is_read_only(folder) else errno.EACCES if folder.is_dir() else errno.ENOTDIR

@@ -124,6 +124,13 @@ class Batches:
             return self.prepared(self.images.index_select(0, indices), indices, epoch)
         return self.prepared(self.images[indices])
 
+    def pixels(self) -> Iterator[Tensor]:
+        """The split's images as they are stored, in its order: [B, C, H, W] uint8, not normalized; on the CPU."""
+        if isinstance(self.split, InMemory):
+            yield from self.split.images.cpu().split(self.batch_size)
+        else:
+            yield from self._decoded(torch.arange(self.num_images))
+
     def sample(self, count: int) -> Tensor:
         """Up to `count` of the split's images, evenly spread over it, normalized and not augmented."""
         indices = torch.arange(0, self.num_images, -(-self.num_images // count))

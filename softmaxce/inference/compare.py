@@ -16,7 +16,7 @@ from ..runs import folder as runfolder
 from ..runs.listing import differing
 from ..runs.provenance import differing_entries
 from ..runs.resume import TrainedRun, differ_by_seed_alone, is_finished, rule_of, same_data_set
-from .trained_model import TrainedModel
+from .opening import is_exported, model_type
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 LEVEL = 0.05  # significance level
@@ -27,7 +27,7 @@ class RunMetrics:
     """One run's metrics on a split as it is on disk now.
 
     Attributes:
-        folder: the run folder.
+        folder: the run folder, or an exported ONNX file.
         config: what it was trained with.
         epochs: its metrics.jsonl.
         epoch: that of the evaluated weights.
@@ -217,10 +217,10 @@ def measure_run(
     trust_code: bool = False,
     allow_changed_data: bool = False,
 ) -> RunMetrics:
-    """One run's part of a comparison. Arguments and errors as in `compare`."""
-    if not folder.is_dir():
+    """One run's part of a comparison, or an exported file's. Arguments and errors as in `compare`."""
+    if not folder.is_dir() and not is_exported(folder):
         raise RunError(f"{folder}: there is no such run folder")
-    model = TrainedModel.open(
+    model = model_type(folder).open(
         folder, device=device, data_root=root, trust_code=trust_code, allow_changed_data=allow_changed_data
     )
     logits, labels = model.logits(split)
@@ -228,7 +228,7 @@ def measure_run(
     return RunMetrics(
         folder=folder,
         config=model.config,
-        epochs=runfolder.read_metrics(folder),
+        epochs=runfolder.read_metrics(folder) if folder.is_dir() else [],
         epoch=model.epoch,
         images=len(labels),
         metrics={name: getattr(metrics, name) for name in METRICS},
@@ -306,7 +306,8 @@ def _others(runs: Sequence[RunMetrics]) -> tuple[str, ...]:
     first = runs[0].record.get("environment", {})
     for run in runs[1:]:
         names += differing_entries(first, run.record.get("environment", {}))
-    if len({len(run.epochs) for run in runs}) > 1 and not all(is_finished(run.record) for run in runs):
+    counts = {len(run.epochs) for run in runs if run.epochs}  # an exported model has none
+    if len(counts) > 1 and not all(is_finished(run.record) for run in runs):
         names.append("the epochs trained")
     if len({run.temperature for run in runs}) > 1:
         names.append("the temperature")

@@ -4,18 +4,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ..config.keys import Config
-from ..data.splits import Split
 from ..runs import checkpoint, provenance
 from ..runs.folder import BEST
-from ..runs.header import find_checkpoint, read_header
 from ..training.evaluation import loss_of, predict
 from ..training.run import Run
 from ..training.tally import Scores
+from .exported_model import ExportedModel
 from .metrics import Metrics, compute_metrics
+from .opening import classes_and_shape, model_type
 from .trained_model import TrainedModel
 from .tta import with_tta
 
@@ -67,6 +65,23 @@ class MisclassifiedFile:
 
 
 @dataclass(frozen=True)
+class ImagePredictions:
+    """What a model says of each image of a split, in its order.
+
+    Attributes:
+        probabilities: [N, K] float64, at the model's temperature.
+        losses: [N] float64, the negative log-likelihood of the labels at that temperature, nats.
+        labels: [N] int64.
+        files: N paths that the images were read from; None if they come from no files of their own.
+    """
+
+    probabilities: Tensor
+    losses: Tensor
+    labels: Tensor
+    files: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """The evaluation of a checkpoint.
 
@@ -74,9 +89,10 @@ class EvaluationResult:
         checkpoint: the file.
         epoch: the epoch that its weights are of.
         split: the split's name, or the folder.
-        config: what it was trained with, but for the values that `evaluate` replaced.
+        tta: the test-time augmentation.
         temperature: what the logits were divided by for the probabilities; `metrics.loss` is of the logits as they are.
         metrics: the results.
+        images: what the model says of each image.
         misclassified: the image files whose class was not predicted, the most confident prediction first; empty too
             where the images come from no files of their own, as MNIST's.
         environment_changes: what has changed in the environment since training, `torch 2.14.1, now 2.15`; empty where
@@ -86,9 +102,10 @@ class EvaluationResult:
     checkpoint: Path
     epoch: int
     split: str
-    config: Config
+    tta: str
     temperature: float
     metrics: Metrics
+    images: ImagePredictions
     misclassified: tuple[MisclassifiedFile, ...] = ()
     environment_changes: tuple[str, ...] = ()
 
@@ -108,7 +125,7 @@ def evaluate(
     """Evaluate a run's model on one of its own splits or on other data.
 
     Args:
-        path: a run folder or a checkpoint.
+        path: a run folder, a checkpoint, or an exported ONNX file.
         split: test, validation or train: the split that the run used. Its images must be those of the training.
         data: another folder: of images, one sub-folder per class; or, if it has none of the classes' names, the root
             folder of the run's data set.
@@ -120,8 +137,8 @@ def evaluate(
         allow_changed_data: evaluate the run's own split although its images are not those of the training.
     Raises: RunError, ConfigError, DataError.
     """
-    is_class_folder = data is not None and _has_class_folders(data, read_header(find_checkpoint(path))["classes"])
-    model = TrainedModel.open(
+    is_class_folder = data is not None and _has_class_folders(data, classes_and_shape(path)[0])
+    model = model_type(path).open(
         path,
         device=device,
         batch_size=batch_size,
@@ -136,37 +153,43 @@ def evaluate(
     else:  # at another root the images are others on purpose
         images = model.split(split, check_images=data is None)
     logits, labels = model.logits(images)
+    predictions = ImagePredictions(
+        model.probabilities_of(logits), model.nll_of(logits, labels), labels.cpu(), images.files
+    )
     return EvaluationResult(
         checkpoint=model.checkpoint,
         epoch=model.epoch,
         split=str(data) if is_class_folder else split,
-        config=model.config,
+        tta=model.tta,
         temperature=model.temperature,
         metrics=model.metrics_of(logits, labels),
-        misclassified=_misclassified(model, logits, labels, images),
+        images=predictions,
+        misclassified=_misclassified(predictions, model.classes),
         environment_changes=_environment_changes(model),
     )
 
 
-def _misclassified(model: TrainedModel, logits: Tensor, labels: Tensor, images: Split) -> tuple[MisclassifiedFile, ...]:
+def _misclassified(images: ImagePredictions, classes: tuple[str, ...]) -> tuple[MisclassifiedFile, ...]:
     if images.files is None:
         return ()
-    confidence, predicted = torch.softmax(logits.cpu().double() / model.temperature, 1).max(1)
-    wrong = (predicted != labels.cpu()).nonzero().flatten()
+    confidence, predicted = images.probabilities.max(1)
+    wrong = (predicted != images.labels).nonzero().flatten()
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)]
     return tuple(
         MisclassifiedFile(
             index=index,
             file=images.files[index],
-            label=model.classes[int(labels[index])],
-            predicted=model.classes[int(predicted[index])],
+            label=classes[int(images.labels[index])],
+            predicted=classes[int(predicted[index])],
             probability=float(confidence[index]),
         )
         for index in order.tolist()
     )
 
 
-def _environment_changes(model: TrainedModel) -> tuple[str, ...]:
+def _environment_changes(model: TrainedModel | ExportedModel) -> tuple[str, ...]:
+    if isinstance(model, ExportedModel):  # which computes without the libraries that it was trained with
+        return ()
     recorded = model.record.get("environment")
     if not isinstance(recorded, dict):
         return ()

@@ -26,7 +26,7 @@ class Metrics:
     """What `softmaxce eval` reports of a classifier.
 
     Attributes:
-        loss: the run's own loss, nats per image.
+        loss: the run's own loss, nats per image; None for an exported model, which gives probabilities alone.
         accuracy: top-1, in [0, 1].
         top5_accuracy: the fraction of images whose label is among the five largest logits; None with five classes or
             fewer.
@@ -38,7 +38,7 @@ class Metrics:
         images: how many images.
     """
 
-    loss: float
+    loss: float | None
     accuracy: float
     top5_accuracy: float | None
     nll: float
@@ -56,13 +56,13 @@ class Metrics:
         return result
 
 
-def compute_metrics(logits: Tensor, labels: Tensor, loss: float, names: tuple[str, ...]) -> Metrics:
+def compute_metrics(logits: Tensor, labels: Tensor, loss: float | None, names: tuple[str, ...]) -> Metrics:
     """All metrics of a classifier on one split.
 
     Args:
         logits: [N, K] float.
         labels: [N] int64.
-        loss: the run's own loss on them, nats per image.
+        loss: the run's own loss on them, nats per image; None if it is not known.
         names: the K classes' names.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support

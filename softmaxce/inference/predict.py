@@ -1,15 +1,16 @@
-"""Predictions: what a classifier's probabilities say of an image, and images in Python's usual forms as pixels."""
+"""Predictions: what probabilities say of an image, and images in Python's usual forms as pixels. Needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from os import PathLike, fspath
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from ..data.prefetch import decode_to
+from ..data.paths import Unreadable
+from ..data.prefetch import Decoded, decode_to
 from ..errors import DataError
 
 AHEAD = 2  # batches that are decoded while another is in the model
@@ -43,15 +44,55 @@ class Prediction:
         return self.probabilities[0]
 
 
-def top_classes(
-    probabilities: Tensor, paths: Sequence[str], classes: tuple[str, ...], top: int | None
-) -> list[Prediction]:
-    """One prediction for each row of probabilities [N, K]; `top` classes each, None for all."""
-    values, ids = probabilities.topk(min(top or len(classes), len(classes)), 1)
-    return [
-        Prediction(path, tuple(classes[i] for i in row), tuple(numbers))
-        for path, row, numbers in zip(paths, ids.tolist(), values.tolist(), strict=True)
-    ]
+@dataclass(frozen=True)
+class Predictor:
+    """Makes predictions of pixels; the same for every kind of model.
+
+    Attributes:
+        probabilities: images [N, C, H, W] uint8 -> [N, K].
+        classes: the K names.
+        batch_size: images at once.
+    """
+
+    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.floating]]
+    classes: tuple[str, ...]
+    batch_size: int
+
+    def of_pixels(
+        self, images: NDArray[np.uint8], paths: Sequence[str] | None = None, top: int | None = None
+    ) -> list[Prediction]:
+        """One prediction for each image of a batch; `top` classes each, None for all."""
+        rows = self.probabilities(images) if len(images) else np.zeros((0, len(self.classes)))
+        ids = np.argsort(-rows, axis=1, kind="stable")[:, : top or len(self.classes)]
+        values = np.take_along_axis(rows, ids, 1)
+        return [
+            Prediction(path, tuple(self.classes[i] for i in ranked), tuple(numbers))
+            for path, ranked, numbers in zip(paths or [""] * len(rows), ids.tolist(), values.tolist(), strict=True)
+        ]
+
+    def of_images(
+        self, images: ImageLike | Iterable[ImageLike], shape: tuple[int, int, int], top: int | None = None
+    ) -> list[Prediction]:
+        """Of images in any form, brought to `shape` (C, H, W). Raises: DataError, as pixels_of."""
+        items = iter([images] if isinstance(images, IMAGE_TYPES) else images)
+        predictions: list[Prediction] = []
+        while chunk := list(islice(items, self.batch_size)):
+            pixels = np.stack([pixels_of(item, shape) for item in chunk])
+            paths = [str(item) if isinstance(item, str | PathLike) else "" for item in chunk]
+            predictions += self.of_pixels(pixels, paths, top)
+        return predictions
+
+    def of_decoded(self, decoded: Iterable[Decoded], top: int | None = None) -> Iterator[Prediction | Unreadable]:
+        """Of decoded files, in their order; an Unreadable stays one."""
+        items = iter(decoded)
+        while chunk := list(islice(items, self.batch_size)):
+            readable = [item for item in chunk if not isinstance(item, Unreadable)]
+            predictions: Iterator[Prediction] = iter(())
+            if readable:
+                paths, arrays = zip(*readable, strict=True)
+                predictions = iter(self.of_pixels(np.stack(arrays), paths, top))
+            for item in chunk:
+                yield item if isinstance(item, Unreadable) else next(predictions)
 
 
 def pixels_of(image: ImageLike, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -78,8 +78,8 @@ def parse(texts: Sequence[str]) -> list[Requirement]:
     return requirements
 
 
-def check_classes(requirements: Sequence[Requirement], classes: Sequence[str]) -> None:
-    """Check that the classes in requirements exist, and that top5_accuracy does. Raises: ConfigError."""
+def check_classes(requirements: Sequence[Requirement], classes: Sequence[str], *, has_loss: bool = True) -> None:
+    """Check that the classes in requirements exist, and that top5_accuracy and loss do. Raises: ConfigError."""
     problems = []
     for requirement in requirements:
         option = f"--require {requirement}"
@@ -89,6 +89,8 @@ def check_classes(requirements: Sequence[Requirement], classes: Sequence[str]) -
             problems.append(Problem(option, f"there is no class '{name}'{hint}"))
         if requirement.metric == "top5_accuracy" and len(classes) <= 5:
             problems.append(Problem(option, f"with {len(classes)} classes there is no top-5 accuracy"))
+        if requirement.metric == "loss" and not has_loss:
+            problems.append(Problem(option, "an exported model gives probabilities, not the training loss; use nll"))
     if problems:
         raise ConfigError(problems)
 

@@ -3,36 +3,35 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import streams
 from ..argument_types import TEMPERATURES
-from ..build import FEWER_IMAGES, build_loss, build_model, hold_out, load_source
+from ..build import build_loss, build_model
 from ..config.components import build
 from ..config.keys import Config, refuse_users_code
 from ..config.objects import changed_objects, with_objects
 from ..config.reader import as_recorded, from_dict
 from ..data.batches import Batches
-from ..data.fingerprint import fingerprints
 from ..data.folder import read_folder
 from ..data.paths import Unreadable
 from ..data.prefetch import PrefetchingDecoder, decode_to
 from ..data.preprocessing import Preprocessing
 from ..data.splits import Dataset, InMemory, Split
-from ..errors import ConfigError, DataError, Problem, within_memory
+from ..errors import ConfigError, DataError, Problem
 from ..losses.interface import Loss
 from ..runs import checkpoint as checkpoints
 from ..runs.checkpoint import Checkpoint
-from ..runs.folder import SPLITS, read_record
+from ..runs.folder import read_record
 from ..runs.header import find_checkpoint
-from ..runs.provenance import check_recorded_root, check_split
+from ..runs.provenance import check_split
 from ..runs.resume import at_recorded_root
 from ..runs.validation import check_weights
 from ..runtime.allocator import keep_freed_memory
@@ -40,7 +39,8 @@ from ..runtime.device import choose_device, choose_precision, share_processors
 from ..runtime.random_state import set_deterministic
 from ..training.evaluation import loss_of, predict
 from .metrics import Metrics, compute_metrics
-from .predict import AHEAD, IMAGE_TYPES, ImageLike, Prediction, pixels_of, top_classes
+from .predict import AHEAD, ImageLike, Prediction, Predictor
+from .run_data import check_shape, choose_split, read_dataset
 from .temperature import temperature_of
 from .tta import with_tta
 
@@ -152,6 +152,11 @@ class TrainedModel:
         """What the forward pass computes in: float32, bf16 or fp16."""
         return choose_precision(self.config.precision, self.device)
 
+    @property
+    def tta(self) -> str:
+        """The test-time augmentation, as in a config."""
+        return self.config.tta
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """The run.json beside the checkpoint; empty if there is none. Raises: RunError if it is damaged."""
@@ -165,17 +170,7 @@ class TrainedModel:
 
         Raises: DataError if the data has other classes than the model.
         """
-        with within_memory("reading the data set", FEWER_IMAGES):
-            dataset = hold_out(load_source(self.config), self.config)
-        if self.config.elsewhere:
-            message = check_recorded_root(self.checkpoint.parent, self.config, self.record, fingerprints(dataset))
-            if message:
-                streams.line(message, err=True)
-        if dataset.classes != self.classes:
-            raise DataError(
-                f"{self.checkpoint}: the data at {self.config.root} has other classes than this model was trained on"
-            )
-        return dataset
+        return read_dataset(self.config, self.classes, self.checkpoint, self.record)
 
     def split(self, name: str, *, check_images: bool = True) -> Split:
         """The `train`, `validation` or `test` split that the run used.
@@ -185,13 +180,11 @@ class TrainedModel:
             check_images: refuse images that are not those of the training, or warn where `allow_changed_data` is set.
         Raises: DataError if the run has no such split; RunError if its images have changed.
         """
-        split: Split | None = getattr(self.dataset, name) if name in SPLITS else None
-        if split is None:
-            present = [other for other in SPLITS if getattr(self.dataset, other) is not None]
-            raise DataError(f"this run has no {name} split; it has {' and '.join(present)}")
+        split = choose_split(self.dataset, name)
         if check_images and name not in self.fingerprints:
+            run = self.checkpoint.parent if self.record else self.checkpoint
             self.fingerprints[name] = check_split(
-                self.checkpoint, name, split, allow_changed_data=self.allow_changed_data
+                run, name, split, self.record, allow_changed_data=self.allow_changed_data
             )
         return split
 
@@ -201,9 +194,7 @@ class TrainedModel:
 
     def batches(self, split: Split) -> Batches:
         """A split's batches, preprocessed as the training images were. Raises: DataError if the shape is another."""
-        if split.shape != self.preprocessing.shape:
-            shape, expected = list(split.shape), list(self.preprocessing.shape)
-            raise DataError(f"the images are {shape} (channels, height, width); this model takes {expected}")
+        check_shape(split, self.preprocessing.shape)
         return Batches(split, self.preprocessing, batch_size=self.config.data.eval_batch_size, device=self.device)
 
     # -- what the model says ------------------------------------------------------------------------------------------
@@ -239,11 +230,18 @@ class TrainedModel:
 
         Raises: DataError if the images have another shape or type.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise DataError(f"images as a tensor must be uint8 [N, C, H, W], got {images.dtype} {list(images.shape)}")
+        check_tensor(images)
         unlabeled = torch.zeros(len(images), dtype=torch.int64)
-        logits, _ = self.logits(InMemory(images, unlabeled))
+        return self.probabilities_of(self.logits(InMemory(images, unlabeled))[0])
+
+    def probabilities_of(self, logits: Tensor) -> Tensor:
+        """Logits [N, K], as `logits` returns them -> [N, K] float64 at the temperature, on the CPU."""
         return torch.softmax(logits.cpu().double() / self.temperature, 1)
+
+    def nll_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The negative log-likelihood of labels [N] at the temperature, nats: [N] float64 on the CPU."""
+        log_probabilities = torch.log_softmax(logits.cpu().double() / self.temperature, 1)
+        return -log_probabilities.gather(1, labels.cpu().unsqueeze(1)).squeeze(1)
 
     def predict(self, images: ImageLike | Tensor | Iterable[ImageLike], top: int | None = None) -> list[Prediction]:
         """Classify images.
@@ -256,14 +254,9 @@ class TrainedModel:
         """
         if isinstance(images, Tensor):
             batch = images if images.ndim == 4 else images.unsqueeze(0)
-            return top_classes(self.probabilities(batch), [""] * len(batch), self.classes, top) if len(batch) else []
-        items = iter([images] if isinstance(images, IMAGE_TYPES) else images)
-        predictions: list[Prediction] = []
-        while chunk := list(islice(items, self.config.data.eval_batch_size)):
-            pixels = torch.from_numpy(np.stack([pixels_of(item, self.preprocessing.shape) for item in chunk]))
-            paths = [str(item) if isinstance(item, str | PathLike) else "" for item in chunk]
-            predictions += top_classes(self.probabilities(pixels), paths, self.classes, top)
-        return predictions
+            check_tensor(batch)
+            return self._predictor.of_pixels(batch.cpu().numpy(), None, top)
+        return self._predictor.of_images(images, self.preprocessing.shape, top)
 
     def predict_files(
         self, files: Iterable[str | Unreadable], top: int | None = None
@@ -282,16 +275,22 @@ class TrainedModel:
 
     def predict_decoded(self, decoded: PrefetchingDecoder, top: int | None = None) -> Iterator[Prediction | Unreadable]:
         """As `predict_files`, of files whose decoding, to the model's shape, has begun already."""
-        items = iter(decoded)
-        while chunk := list(islice(items, self.config.data.eval_batch_size)):
-            readable = [item for item in chunk if not isinstance(item, Unreadable)]
-            predictions: Iterator[Prediction] = iter(())
-            if readable:
-                pixels = torch.from_numpy(np.stack([array for _, array in readable]))
-                paths = [path for path, _ in readable]
-                predictions = iter(top_classes(self.probabilities(pixels), paths, self.classes, top))
-            for item in chunk:
-                yield item if isinstance(item, Unreadable) else next(predictions)
+        yield from self._predictor.of_decoded(decoded, top)
+
+    @property
+    def _predictor(self) -> Predictor:
+        """Makes the predictions, in batches of data.eval_batch_size."""
+
+        def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+            return self.probabilities(torch.from_numpy(images)).numpy()
+
+        return Predictor(probabilities, self.classes, self.config.data.eval_batch_size)
+
+
+def check_tensor(images: Tensor) -> None:
+    """Raises: DataError unless these are images as a tensor, [N, C, H, W] uint8."""
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise DataError(f"images as a tensor must be uint8 [N, C, H, W], got {images.dtype} {list(images.shape)}")
 
 
 def _record_beside(checkpoint: Path) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
     console.print(f"{where}: {metrics.images:,} images", soft_wrap=True)  # paths are not wrapped
     console.print()
     print_table(_scalar_table(metrics), console)
-    if result.config.tta != "none":
-        console.print(f"test-time augmentation: {result.config.tta}", style="dim")
+    if result.tta != "none":
+        console.print(f"test-time augmentation: {result.tta}", style="dim")
     if result.temperature != 1:
         console.print(f"probabilities at temperature {result.temperature:.4f}", style="dim")
     console.print()
@@ -51,7 +51,7 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
 def to_json(result: EvaluationResult, requirements: Sequence[RequirementResult] = ()) -> str:
     """The same as one JSON object, with the requirements if there are any."""
     line: dict[str, Any] = {"checkpoint": str(result.checkpoint), "epoch": result.epoch, "split": result.split}
-    line |= {"temperature": result.temperature, "tta": result.config.tta, **asdict(result.metrics)}
+    line |= {"temperature": result.temperature, "tta": result.tta, **asdict(result.metrics)}
     line["misclassified"] = [asdict(image) for image in result.misclassified]
     if requirements:
         line["requirements"] = [requirement.to_dict() for requirement in requirements]

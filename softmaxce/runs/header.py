@@ -72,6 +72,8 @@ def read(
 
     Raises: RunError, as read_header.
     """
+    if file.suffix.lower() == ".onnx":
+        raise RunError(f"{file}: is an exported model, which only eval, predict and compare take; name its run folder")
     try:
         _check_size(file)
         with safe_open(file, framework=framework) as stream:

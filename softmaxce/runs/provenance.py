@@ -18,7 +18,7 @@ from ..data.splits import Split
 from ..errors import RunError, is_users, within_memory
 from ..runtime.environment import environment, git_commit, softmaxce_commit
 from ..training.run import Run
-from .folder import SPLITS, read_record
+from .folder import SPLITS
 from .resume import Images, changed_splits, recorded_images, recorded_root, unknown_splits
 
 # How a difference is described, in this order.
@@ -185,28 +185,28 @@ def check_recorded_root(run: Path, config: Config, record: Mapping[str, Any], no
     return f"{missing}; the same images are read from {root}"
 
 
-def check_split(file: Path, name: str, split: Split, *, allow_changed_data: bool) -> str:
+def check_split(run: Path, name: str, split: Split, record: Mapping[str, Any], *, allow_changed_data: bool) -> str:
     """Refuse to evaluate a run on a split whose images have changed; warn on stderr where that is not known.
 
     Args:
-        file: the run's checkpoint; run.json is beside it.
+        run: its folder, or a checkpoint without run.json, or an exported model.
         name: the split's name.
         split: its images as they are now.
+        record: its run.json, or the part of it that an exported model has; empty without one.
         allow_changed_data: warn instead.
     Returns: the split's fingerprint.
     Raises: RunError, with the split.
     """
     now = fingerprint(split)
-    record = read_record(file.parent) if (file.parent / "run.json").is_file() else None
-    before = recorded_images(record or {})
+    before = recorded_images(record)
     if before:
         recorded, current = {key: text for key, text in before.items() if key == name}, {name: now}
         changed, unknown = changed_splits(recorded, current), unknown_splits(recorded, current)
-        warnings = _compare(file.parent, changed, unknown, allow_changed_data)
-    elif record is not None:
-        warnings = [_unknown(file.parent, [name], "run.json holds no fingerprints of them")]
+        warnings = _compare(run, changed, unknown, allow_changed_data)
+    elif record:
+        warnings = [_unknown(run, [name], "run.json holds no fingerprints of them")]
     else:
-        warnings = [_unknown(file, [name], "there is no run.json beside it")]
+        warnings = [_unknown(run, [name], "there is no run.json beside it")]
     for warning in warnings:
         streams.warning(warning)
     return now

@@ -175,3 +175,20 @@ def test_a_half_written_line_of_metrics_is_passed_over_and_later_epochs_cut(tmp_
     assert [line["epoch"] for line in read_metrics(tmp_path)] == [1, 2, 3]
     cut_metrics(tmp_path, 2)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
+
+
+@pytest.mark.parametrize("step", ["write", "fsync"])
+def test_ctrl_c_while_a_file_is_written_leaves_the_old_one_and_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"old")
+
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(file, b"new")
+    monkeypatch.undo()
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == {"model.onnx": b"old"}

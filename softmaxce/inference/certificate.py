@@ -1,0 +1,160 @@
+"""The certificate of an exported model: its probabilities on real images, compared with those of the run."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..training.evaluation import predict
+from .exported_model import SMALLEST
+from .graph import ExportError
+from .metrics import compute_metrics
+from .trained_model import TrainedModel
+
+LIMIT = 1e-4  # largest difference of a probability to the run in float32
+BATCHES = (1, 64)  # images at once whose time is measured
+SINGLE = 8  # images that are also compared one by one
+SECONDS, CALLS = 0.5, 30  # a time is the median of as many calls as fit in the first, at most the second, at least 3
+
+
+class ExportedGraph(Protocol):
+    """An exported file, loaded by the program that will run it."""
+
+    def timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+        """Images [N, C, H, W] -> probabilities [N, K], and the seconds it took."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What was measured of one model: the exported file, or the run in one precision.
+
+    Attributes:
+        name: exported, or the run's device and precision.
+        accuracy: in [0, 1].
+        nll: mean negative log-likelihood, nats per image.
+        ece: expected calibration error, in [0, 1].
+        seconds: per image, by the number of images at once.
+        largest_difference: of a probability, to the exported file's; None for that itself.
+        different_answers: images that it classifies otherwise than the exported file does; likewise.
+    """
+
+    name: str
+    accuracy: float
+    nll: float
+    ece: float
+    seconds: dict[int, float]
+    largest_difference: float | None = None
+    different_answers: int | None = None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How an exported file compares with its run.
+
+    Attributes:
+        split: whose images were classified.
+        images: how many.
+        exported: the exported file.
+        float32: the run in float32 on the CPU, which the file has to agree with.
+        run: the run in its own precision on its own device, as `eval` and `predict` use it; often the same.
+    """
+
+    split: str
+    images: int
+    exported: Column
+    float32: Column
+    run: Column
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "limit": LIMIT}
+
+
+def certify(reference: TrainedModel, own: TrainedModel, split: str, exported: ExportedGraph) -> Certificate:
+    """Run an exported file and its run on the same images.
+
+    Args:
+        reference: the run on the CPU.
+        own: the run on its own device.
+        split: whose images are classified.
+        exported: the file.
+    Raises: ExportError if a probability differs by more than LIMIT from the run's in float32, or is not finite.
+    """
+    images = reference.split(split)
+    expected, labels = predict(reference.model, reference.batches(images), "float32")
+    probabilities = [exported.timed(pixels.numpy())[0] for pixels in reference.batches(images).pixels()]
+    actual = torch.from_numpy(np.concatenate(probabilities)).double()
+    expected_probabilities = reference.probabilities_of(expected)
+    first = next(reference.batches(images).pixels()).numpy()
+    sample = np.resize(first, (max(BATCHES), *first.shape[1:]))  # repeated, if there are fewer images
+    ones = _one_by_one(exported, first[:SINGLE])
+    twice = torch.cat([expected_probabilities, expected_probabilities[: len(ones)]])
+    difference = _difference(torch.cat([actual, ones]), twice)
+    if not difference <= LIMIT:  # also where it is NaN
+        raise ExportError(
+            f"the exported file is wrong: on {len(labels):,} {split} images a probability differs by {difference:.2g} "
+            f"from the run in float32, more than {LIMIT:g}"
+        )
+
+    def column(model: TrainedModel, name: str, logits: Tensor) -> Column:
+        found = model.probabilities_of(logits)
+        metrics = compute_metrics(logits.cpu().double() / model.temperature, labels, None, model.classes)
+        return Column(
+            name=name,
+            accuracy=metrics.accuracy,
+            nll=metrics.nll,
+            ece=metrics.ece,
+            seconds=_seconds(lambda batch: _timed(model, batch), sample),
+            largest_difference=_difference(actual, found),
+            different_answers=int((actual.argmax(1) != found.argmax(1)).sum()),
+        )
+
+    metrics = compute_metrics(actual.clamp_min(SMALLEST).log(), labels, None, reference.classes)
+    seconds = _seconds(lambda batch: exported.timed(batch)[1], sample)
+    float32 = column(reference, "cpu, float32", expected)
+    run = float32
+    if own.device.type != "cpu" or own.precision != "float32":
+        run = column(own, f"{own.device}, {own.precision}", own.logits(images)[0])
+    return Certificate(
+        split=split,
+        images=len(labels),
+        exported=Column("exported", metrics.accuracy, metrics.nll, metrics.ece, seconds),
+        float32=float32,
+        run=run,
+    )
+
+
+def _difference(first: Tensor, second: Tensor) -> float:
+    """The largest difference of two numbers; NaN if one is NaN."""
+    return float((first - second).abs().max())
+
+
+def _one_by_one(exported: ExportedGraph, images: NDArray[np.uint8]) -> Tensor:
+    """The probabilities of images that come one by one: the batch's size must be no constant of the graph."""
+    rows = [exported.timed(images[i : i + 1])[0] for i in range(len(images))]
+    return torch.from_numpy(np.concatenate(rows)).double()
+
+
+def _timed(model: TrainedModel, batch: NDArray[np.uint8]) -> float:
+    began = time.perf_counter()
+    model.probabilities(torch.from_numpy(batch))
+    return time.perf_counter() - began
+
+
+def _seconds(call: Callable[[NDArray[np.uint8]], float], sample: NDArray[np.uint8]) -> dict[int, float]:
+    """The median seconds per image of calls with each number of images."""
+    result = {}
+    for size in BATCHES:
+        batch = sample[:size]
+        call(batch)  # the first allocates
+        times: list[float] = []
+        while len(times) < 3 or (sum(times) < SECONDS and len(times) < CALLS):
+            times.append(call(batch))
+        result[size] = statistics.median(times) / size
+    return result

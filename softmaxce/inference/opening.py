@@ -1,0 +1,42 @@
+"""What a path holds: a run, which PyTorch evaluates, or an exported model, which ONNX Runtime does. Needs no torch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import RunError
+from ..runs.header import find_checkpoint, read_header
+from .export_metadata import read_metadata
+
+if TYPE_CHECKING:
+    from .exported_model import ExportedModel
+    from .trained_model import TrainedModel
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a path is an exported model, by its name. Raises: RunError if it is one that softmaxce does not run."""
+    if path.suffix.lower() == ".pt2" and not path.is_dir():
+        raise RunError(
+            f"{path}: softmaxce runs no torch.export files; load it with torch.export.load, or use the ONNX format"
+        )
+    return path.suffix.lower() == ".onnx" and not path.is_dir()
+
+
+def model_type(path: Path) -> "type[TrainedModel] | type[ExportedModel]":
+    """What opens a path: TrainedModel, which imports torch, or ExportedModel; both are used in the same way."""
+    if is_exported(path):
+        from .exported_model import ExportedModel
+
+        return ExportedModel
+    from .trained_model import TrainedModel
+
+    return TrainedModel
+
+
+def classes_and_shape(path: Path) -> tuple[list[str], tuple[int, int, int]]:
+    """The class names and the images' shape (C, H, W) of a model, from its file's header alone. Raises: RunError."""
+    if is_exported(path):
+        metadata = read_metadata(path)
+        return list(metadata.classes), metadata.shape
+    header = read_header(find_checkpoint(path))
+    channels, height, width = header["preprocessing"]["shape"]
+    return header["classes"], (channels, height, width)

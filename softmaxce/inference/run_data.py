@@ -1,0 +1,50 @@
+"""The data set of a trained model, also of one that was exported: its splits, checked against those of the training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import streams
+from ..build import FEWER_IMAGES, hold_out, load_source
+from ..config.keys import Config
+from ..data.fingerprint import fingerprints
+from ..data.splits import Dataset, Split
+from ..errors import DataError, within_memory
+from ..runs.folder import SPLITS
+from ..runs.provenance import check_recorded_root
+
+
+def read_dataset(config: Config, classes: tuple[str, ...], file: Path, record: Mapping[str, Any]) -> Dataset:
+    """The splits that a run used; their images are not compared with the training's.
+
+    Args:
+        config: of the run.
+        classes: that the model was trained on.
+        file: the model's.
+        record: its run.json, or what is known of it; may be empty.
+    Raises: DataError if the data has other classes than the model.
+    """
+    with within_memory("reading the data set", FEWER_IMAGES):
+        dataset = hold_out(load_source(config), config)
+    if config.elsewhere:
+        message = check_recorded_root(file.parent, config, record, fingerprints(dataset))
+        if message:
+            streams.line(message, err=True)
+    if dataset.classes != classes:
+        raise DataError(f"{file}: the data at {config.root} has other classes than this model was trained on")
+    return dataset
+
+
+def choose_split(dataset: Dataset, name: str) -> Split:
+    """The `train`, `validation` or `test` split. Raises: DataError if there is no such split."""
+    split: Split | None = getattr(dataset, name) if name in SPLITS else None
+    if split is None:
+        present = [other for other in SPLITS if getattr(dataset, other) is not None]
+        raise DataError(f"this run has no {name} split; it has {' and '.join(present)}")
+    return split
+
+
+def check_shape(split: Split, shape: tuple[int, int, int]) -> None:
+    """Raises: DataError unless a split's images have the shape (C, H, W) that a model takes."""
+    if split.shape != shape:
+        raise DataError(f"the images are {list(split.shape)} (channels, height, width); this model takes {list(shape)}")
