@@ -12,8 +12,7 @@ from softmaxce.inference import requirements
 from .options import (
     AllowChangedData,
     Device,
-    Split,
-    SplitName,
+    FirstSplit,
     Temperature,
     TrustCode,
     Tta,
@@ -31,12 +30,13 @@ def evaluate(
             help="A run folder, a checkpoint or an exported model; default: the newest run under runs/.",
         ),
     ] = None,
-    split: Split = SplitName.test,
+    split: FirstSplit = None,
     data: Annotated[
         Path | None,
         typer.Option(
             callback=check_folder,
-            help="Another folder: of images, one sub-folder per class; or the data set's root.",
+            help="Another folder of images, one sub-folder per class; with --split, or where it has no class folders, "
+            "the root of the run's data set, if it has moved.",
         ),
     ] = None,
     batch_size: Annotated[
@@ -76,7 +76,7 @@ def evaluate(
 
     result = evaluate_run(
         run,
-        split.value,
+        split.value if split else None,
         data,
         device or "auto",
         temperature,

@@ -143,10 +143,11 @@ def load_source(config: Config) -> Dataset:
     except DataError as error:
         if any(config.is_in(root) for root in config.roots) or not takes(config.source, "root"):
             raise
-        looked = ", ".join(str(root.absolute()) for root in config.roots)
+        looked = ", ".join(dict.fromkeys(str(root.absolute()) for root in config.roots))
         message = f"{error}; looked in {looked}"
         if config.recorded:
-            message += "; name its folder with --data, or to resume the run with --set data.root=FOLDER"
+            message += "; name its folder with --data (for eval together with --split), or to resume the run with "
+            message += "--set data.root=FOLDER"
         raise DataError(message) from None
     if not isinstance(source, Dataset):
         message = f"{config.source.name} must return a softmaxce.data.splits.Dataset, got {type(source).__name__}"

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..data.splits import InMemory, Split
 from ..runs import folder as runfolder
-from ..runs.resume import recorded_images
 from .metrics import Metrics, ReliabilityBin, reliability
+from .run_data import default_split
 from .temperature import fit_temperature
 from .trained_model import TrainedModel
 
@@ -128,7 +128,7 @@ def analyze(
     model = TrainedModel.open(
         folder, device=device, data_root=data_root, trust_code=trust_code, allow_changed_data=allow_changed_data
     )
-    name = split or _default_split(model, record)
+    name = split or default_split(model.dataset, record, allow_changed_data=model.allow_changed_data)
     images = model.split(name)
     logits, labels = model.logits(images)
     temperature, unfitted = model.temperature, ""
@@ -153,14 +153,6 @@ def analyze(
         losses=-torch.log_softmax(logits, 1).gather(1, labels.unsqueeze(1)).squeeze(1),
         correct=logits.argmax(1) == labels,
         mistakes=_mistakes(logits / model.temperature, labels, images, model.classes),
-    )
-
-
-def _default_split(model: TrainedModel, record: dict[str, Any]) -> str:
-    """The first split that the run has; one that it had when it was trained and that is gone is an error later on."""
-    recorded = {} if model.allow_changed_data else recorded_images(record)
-    return next(
-        name for name in ("test", "validation", "train") if getattr(model.dataset, name) is not None or name in recorded
     )
 
 

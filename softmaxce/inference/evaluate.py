@@ -14,6 +14,7 @@ from ..training.tally import Scores
 from .exported_model import ExportedModel
 from .metrics import Metrics, compute_metrics
 from .opening import classes_and_shape, model_type
+from .run_data import default_split
 from .trained_model import TrainedModel
 from .tta import with_tta
 
@@ -112,7 +113,7 @@ class EvaluationResult:
 
 def evaluate(
     path: Path,
-    split: str = "test",
+    split: str | None = None,
     data: Path | None = None,
     device: str | None = None,
     temperature: float | None = None,
@@ -126,9 +127,10 @@ def evaluate(
 
     Args:
         path: a run folder, a checkpoint, or an exported ONNX file.
-        split: test, validation or train: the split that the run used. Its images must be those of the training.
-        data: another folder: of images, one sub-folder per class; or, if it has none of the classes' names, the root
-            folder of the run's data set.
+        split: test, validation or train: the split that the run used; None for the
+            first of these that the run has. Its images must be those of the training.
+        data: another folder: of images, one sub-folder per class; or the root folder of the run's data set, if it has
+            none of the classes' names or `split` is given.
         device: as in TrainedModel.open, like temperature, batch_size, tta and trust_code.
         temperature: what the logits are divided by.
         batch_size: images at once.
@@ -137,21 +139,24 @@ def evaluate(
         allow_changed_data: evaluate the run's own split although its images are not those of the training.
     Raises: RunError, ConfigError, DataError.
     """
-    is_class_folder = data is not None and _has_class_folders(data, classes_and_shape(path)[0])
+    has_classes = data is not None and _has_class_folders(data, classes_and_shape(path)[0])
+    other_images = data if has_classes and split is None else None
     model = model_type(path).open(
         path,
         device=device,
         batch_size=batch_size,
         tta=tta,
         temperature=temperature,
-        data_root=None if is_class_folder else data,
+        data_root=data if other_images is None else None,
         trust_code=trust_code,
         allow_changed_data=allow_changed_data,
     )
-    if data is not None and is_class_folder:
-        images = model.folder_split(data)
-    else:  # at another root the images are others on purpose
-        images = model.split(split, check_images=data is None)
+    if other_images is not None:
+        images, name = model.folder_split(other_images), str(other_images)
+    else:
+        name = split or default_split(model.dataset, model.record, allow_changed_data=allow_changed_data)
+        # At the root of another data set of the same name (another MNIST) the images are others on purpose.
+        images = model.split(name, check_images=data is None or has_classes)
     logits, labels = model.logits(images)
     predictions = ImagePredictions(
         model.probabilities_of(logits), model.nll_of(logits, labels), labels.cpu(), images.files
@@ -159,7 +164,7 @@ def evaluate(
     return EvaluationResult(
         checkpoint=model.checkpoint,
         epoch=model.epoch,
-        split=str(data) if is_class_folder else split,
+        split=name,
         tta=model.tta,
         temperature=model.temperature,
         metrics=model.metrics_of(logits, labels),

@@ -12,6 +12,7 @@ from ..data.splits import Dataset, Split
 from ..errors import DataError, within_memory
 from ..runs.folder import SPLITS
 from ..runs.provenance import check_recorded_root
+from ..runs.resume import recorded_images
 
 
 def read_dataset(config: Config, classes: tuple[str, ...], file: Path, record: Mapping[str, Any]) -> Dataset:
@@ -42,6 +43,13 @@ def choose_split(dataset: Dataset, name: str) -> Split:
         present = [other for other in SPLITS if getattr(dataset, other) is not None]
         raise DataError(f"this run has no {name} split; it has {' and '.join(present)}")
     return split
+
+
+def default_split(dataset: Dataset, record: Mapping[str, Any], *, allow_changed_data: bool) -> str:
+    """The first split that the run has; one that it had when it was trained and that is gone is an error later on."""
+    recorded = {} if allow_changed_data else recorded_images(record)
+    splits = ("test", "validation", "train")
+    return next(name for name in splits if getattr(dataset, name) is not None or name in recorded)
 
 
 def check_shape(split: Split, shape: tuple[int, int, int]) -> None:

@@ -157,3 +157,20 @@ def test_a_data_set_in_the_default_folder_is_read_after_the_default_has_changed(
     found = run(app, "eval", "run")
     assert f"the same images are read from {real_data.resolve()}" in found.stderr
     assert "10,000 images" in found.stdout
+
+
+def test_eval_of_a_split_takes_the_folder_that_the_data_was_moved_to(app: typer.Typer, there: Path) -> None:
+    expected = json.loads(run(app, "eval", "run", "--split", "validation", "--json").stdout)
+    (there / "home/photos").rename(there / "moved")
+    moved = json.loads(run(app, "eval", "run", "--data", "../moved", "--split", "validation", "--json").stdout)
+    assert [moved[name] for name in ("split", "images", "nll")] == ["validation", expected["images"], expected["nll"]]
+    Image.new("RGB", (6, 6)).save(there / "moved/train/cat/new.png")
+    refused = run(app, "eval", "run", "--data", "../moved", "--split", "train", status=2)
+    assert "the train images are not those" in refused.stderr
+
+
+def test_without_a_test_split_eval_is_of_the_validation_split(app: typer.Typer, there: Path) -> None:
+    shutil.rmtree(there / "home/photos/test")
+    line = ["train", "../home/c.yaml", "--set", "data.test_fraction=0", "--output", "untested", "-q"]
+    run(app, *line)
+    assert json.loads(run(app, "eval", "untested", "--json").stdout)["split"] == "validation"
