@@ -232,7 +232,7 @@ def _loss(to: ExplanationPrinter) -> None:
             f"It is 0 at {name} = 1, and grows without bound as {name} nears 0. Equal probabilities for all "
             f"{len(to.classes)} classes give log {len(to.classes)} = {to.num(uniform)}."
             if one_term
-            else f"Its minimum is {to.num(steps.least)}, reached when S equals the label."
+            else _minimum(to)
         )
     )
     if steps.weight is not None:
@@ -251,6 +251,19 @@ def _loss(to: ExplanationPrinter) -> None:
             f"This run was trained with another loss, {own.name}; its value for this image is {to.num(own.loss)}. The "
             "steps shown here are those of cross-entropy."
         )
+
+
+def _minimum(to: ExplanationPrinter) -> str:
+    """The least loss for these targets, and the probabilities that have it, in a sentence."""
+    steps = to.steps
+    if not any(steps.targets):
+        return "All Q are 0, so it is 0 whatever S is."
+    if steps.weight is None:
+        where = "the smoothed label" if steps.label_smoothing else "the label"
+    else:
+        entries = [f"{to.classes[i]}: {to.label_entry(steps.least_at[i])}" for i in to.shown]
+        where = f"the weighted label Q / sum(Q) ({', '.join(entries)}{', ...' if to.rest else ''})"
+    return f"Its minimum is {to.num(steps.least)}, reached when S equals {where}."
 
 
 def _gradient(to: ExplanationPrinter) -> None:

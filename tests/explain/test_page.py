@@ -109,6 +109,19 @@ def test_a_soft_label_is_shown_as_given_and_can_be_changed(page: Browser, file: 
     assert_equal(page, take_steps(logits, 1))
 
 
+def test_the_page_says_where_a_weighted_loss_is_least(page: Browser, file: Path) -> None:
+    # Q = [0.7, 0.6, 0, 0], which sums to 1.3: -0.7 log(7/13) - 0.6 log(6/13) = 0.8972
+    label, weight = torch.tensor([0.7, 0.3, 0.0, 0.0]).double(), torch.tensor([1.0, 2.0, 1.0, 1.0])
+    names = ("cat", "dog", "bird", "fish")
+    write_page(explain_logits(torch.tensor([2.0, 1.0, 0.1, 0.0]), label, names, weight=weight), file)
+    page.open(file)
+    text = page.evaluate("document.querySelector('[data-text=loss_sentence]').textContent")
+    assert text.startswith(
+        "Its minimum is 0.8972, reached when S equals the weighted label Q / sum(Q) "
+        "(cat: 0.5385, dog: 0.4615, bird: 0, fish: 0)."
+    )
+
+
 def test_the_keyboard_moves_a_logit_and_every_step_follows(page: Browser, file: Path) -> None:
     logits = torch.tensor([2.0, 1.0, 0.1, -3.0], dtype=torch.float64)
     write_page(explain_logits(logits, 0, CLASSES), file)

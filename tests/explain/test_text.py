@@ -136,6 +136,36 @@ def test_probabilities_of_several_classes_are_a_soft_label(explain: Explain) -> 
     assert answer["loss"] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("more", "minimum"),
+    [
+        # Q = [0.7, 0.6, 0] sums to 1.3: -0.7 log(7/13) - 0.6 log(6/13) = 0.8972
+        (
+            ("--label", "a=0.7,b=0.3", "--weight", "1,2,1"),
+            "0.8972, reached when S equals the weighted label Q / sum(Q) (a: 0.5385, b: 0.4615, c: 0)",
+        ),
+        # Q = [0.8, 0.2, 0.1] sums to 1.1: -0.8 log(8/11) - 0.2 log(2/11) - 0.1 log(1/11) = 0.8355
+        (
+            ("--label", "a", "--label-smoothing", "0.3", "--weight", "1,2,1"),
+            "0.8355, reached when S equals the weighted label Q / sum(Q) (a: 0.7273, b: 0.1818, c: 0.0909)",
+        ),
+        # -0.7 log 0.7 - 0.3 log 0.3 = 0.6109
+        (("--label", "a=0.7,b=0.3"), "0.6109, reached when S equals the label"),
+        # -0.8 log 0.8 - 0.2 log 0.1 = 0.6390
+        (("--label", "a", "--label-smoothing", "0.3"), "0.6390, reached when S equals the smoothed label"),
+    ],
+)
+def test_the_loss_is_said_to_be_least_where_it_is(explain: Explain, more: tuple[str, ...], minimum: str) -> None:
+    text = " ".join(explain("--logits", "2,1,0.1", "--classes", "a,b,c", *more).stdout.split())
+    assert f"Its minimum is {minimum}." in text
+
+
+def test_a_loss_that_is_0_at_any_probabilities_has_no_minimum_named(explain: Explain) -> None:
+    text = " ".join(explain("--logits", "2,1", "--label", "0", "--weight", "0,1").stdout.split())
+    assert "All Q are 0, so it is 0 whatever S is." in text
+    assert "Its minimum" not in text
+
+
 def test_json_holds_every_value_of_the_steps(explain: Explain) -> None:
     answer = json.loads(explain(*EXAMPLE, "--json").stdout)
     for name in ("logits", "shifted", "exponentials", "probabilities", "targets", "terms", "gradient"):

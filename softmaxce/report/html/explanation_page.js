@@ -50,6 +50,7 @@ function takeSteps(rawLogits, label, smoothing, weight, temperature) {
     raw_logits: rawLogits, temperature, logits: z, largest, shifted, exponentials, exponential_sum: exponentialSum,
     probabilities, log_probabilities: logProbabilities, label, label_smoothing: smoothing, smoothed, weight, targets,
     terms, main, loss: sum(terms), bits: sum(terms) / Math.LN2, gradient, total,
+    least_at: targets.map((q) => (total > 0 ? q / total : q)),
     least: Math.abs(sum(targets.map((q) => (q > 0 ? -q * Math.log(q / total) : 0)))),
     step: { size, logits: moved, probabilities: softmax(moved), loss: sum(termsOf(targets, logSoftmax(moved))) },
     main_probability: probabilities[main],
@@ -258,6 +259,17 @@ function totalRow(kind, title, columns, combine) {
 // -- sentences --------------------------------------------------------------------------------------------------------
 
 const Q = data.weight ? "Q" : "L";
+
+/** The least loss for these targets, and the probabilities that have it. */
+function minimum(steps) {
+  if (steps.total === 0) return "All Q are 0, so it is 0 whatever S is.";
+  const entries = shown.map((i) => `${data.classes[i]}: ${AS.label(steps.least_at[i])}`).join(", ");
+  const where = data.weight
+    ? `the weighted label Q / sum(Q) (${entries}${hiddenClasses.length ? ", ..." : ""})`
+    : steps.label_smoothing ? "the smoothed label" : "the label";
+  return `Its minimum is ${num(steps.least)}, reached when S equals ${where}.`;
+}
+
 const SENTENCES = {
   true_class: (steps) => data.classes[steps.main],
   predicted_class: (steps) => data.classes[argmax(steps.logits)],
@@ -290,7 +302,7 @@ const SENTENCES = {
     const oneTerm = !data.weight && steps.targets.filter((target) => target > 0).length === 1;
     const uniform = `Equal probabilities for all ${K} classes give log ${K} = ${num(Math.log(K))}.`;
     if (oneTerm) return `It is 0 at S(${name}) = 1, and grows without bound as S(${name}) nears 0. ${uniform}`;
-    return `Its minimum is ${num(steps.least)}, reached when S equals the label. ${name}, the label's largest entry, is marked on the curve.`;
+    return `${minimum(steps)} ${name}, the label's largest entry, is marked on the curve.`;
   },
 };
 
