@@ -81,6 +81,11 @@ class Steps:
     gradient: Numbers
     step: Step
 
+    @property
+    def has_one_term(self) -> bool:
+        """Whether the loss is -log S of one class: no weights, and one entry of the (smoothed) label that is not 0."""
+        return self.weight is None and sum(target > 0 for target in self.targets) == 1
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)
