@@ -117,12 +117,10 @@ def take_steps(
     raw, label, weights = _checked(logits, target, weight, label_smoothing, temperature)
     z = raw / temperature
     shifted = z - z.max()
-    exponentials = shifted.exp()
-    probabilities, log_probabilities = softmax(z), _log_softmax(z)
+    exponentials, probabilities, log_probabilities = shifted.exp(), softmax(z), _log_softmax(z)
     smoothed = label * (1 - label_smoothing) + label.sum() * label_smoothing / len(z)
     q = smoothed if weights is None else smoothed * weights
-    total = q.sum()
-    terms = _terms(q, log_probabilities)
+    total, terms = q.sum(), _terms(q, log_probabilities)
     loss = terms.sum().item()
     # sum(Q) S - Q without cancellation where S is nearly 1: the sums without one class are never small differences.
     gradient = probabilities * _without(q) - q * _without(exponentials) / exponentials.sum()
