@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..streams import escaped
 from .numerics import FormatResult, compare_formats
 from .steps import Steps, take_steps
 
@@ -65,6 +66,17 @@ class Explanation:
     def label(self) -> str:
         """The name of the label's class; of a soft label, the class with the largest probability."""
         return self.classes[self.steps.main]
+
+    def name_in_text(self, index: int) -> str:
+        """A class's name within a sentence: "class 5" if it is the number 5. Control characters are escaped."""
+        name = escaped(self.classes[index])
+        return f"class {name}" if name.isdecimal() else name
+
+    @property
+    def heaviest(self) -> int:
+        """The class with the largest Q, whose exp is left out of the stable formula's sum."""
+        targets = self.steps.targets
+        return targets.index(max(targets))
 
     @property
     def predicted(self) -> int:

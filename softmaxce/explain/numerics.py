@@ -26,7 +26,7 @@ class UnderflowPoint:
 
     Attributes:
         gap: the smallest difference between two logits, [0, -gap], whose smaller softmax is 0.
-        logits: a pair of integers beyond it; the label is the second.
+        logits: a pair of integers that far apart or farther; the label is the second.
         naive: -log of that softmax: infinite.
         right: the loss by the stable formula.
     """
@@ -69,8 +69,8 @@ def compare_formats(steps: Steps) -> tuple[FormatResult, ...]:
     return tuple(
         FormatResult(
             name,
-            _naive(logits.to(dtype), targets.to(dtype)).item(),
-            _right(logits.to(dtype), targets.to(dtype)).item(),
+            _naive(logits.to(dtype), targets.to(dtype)).item() + 0.0,  # 0 instead of -0
+            _right(logits.to(dtype), targets.to(dtype)).item() + 0.0,
             underflow_point(name),
         )
         for name, dtype in FORMATS.items()

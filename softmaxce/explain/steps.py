@@ -53,6 +53,7 @@ class Steps:
         loss: nats.
         bits: the same in bits.
         least: the minimum of the loss over all probabilities for these targets: 0 for a one-hot label.
+        least_at: K, the probabilities with that loss: Q / sum(Q); zeros if all Q are 0.
         gradient: K, of the loss with respect to z: sum(Q) S - Q, which is S - L without weights.
         step: one step of gradient descent.
     """
@@ -76,8 +77,14 @@ class Steps:
     loss: float
     bits: float
     least: float
+    least_at: Numbers
     gradient: Numbers
     step: Step
+
+    @property
+    def has_one_term(self) -> bool:
+        """Whether the loss is -log S of one class: no weights, and one entry of the (smoothed) label that is not 0."""
+        return self.weight is None and sum(target > 0 for target in self.targets) == 1
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -110,15 +117,14 @@ def take_steps(
     raw, label, weights = _checked(logits, target, weight, label_smoothing, temperature)
     z = raw / temperature
     shifted = z - z.max()
-    exponentials = shifted.exp()
-    probabilities, log_probabilities = softmax(z), _log_softmax(z)
+    exponentials, probabilities, log_probabilities = shifted.exp(), softmax(z), _log_softmax(z)
     smoothed = label * (1 - label_smoothing) + label.sum() * label_smoothing / len(z)
     q = smoothed if weights is None else smoothed * weights
-    total = q.sum()
-    terms = _terms(q, log_probabilities)
+    total, terms = q.sum(), _terms(q, log_probabilities)
     loss = terms.sum().item()
     # sum(Q) S - Q without cancellation where S is nearly 1: the sums without one class are never small differences.
     gradient = probabilities * _without(q) - q * _without(exponentials) / exponentials.sum()
+    least_at = q / total if total > 0 else q
     size = 1 / total.item() if weights is not None and total > 0 else 1.0
     moved = z - size * gradient
     return Steps(
@@ -140,7 +146,8 @@ def take_steps(
         main=int(label.argmax()),
         loss=loss,
         bits=loss / math.log(2),
-        least=abs(_terms(q, (q / total).clamp_min(5e-324).log()).sum().item()) if total > 0 else 0.0,
+        least=abs(_terms(q, least_at.clamp_min(5e-324).log()).sum().item()),
+        least_at=_numbers(least_at),
         gradient=_numbers(gradient),
         step=Step(size, _numbers(moved), _numbers(softmax(moved)), _terms(q, _log_softmax(moved)).sum().item()),
     )

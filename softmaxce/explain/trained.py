@@ -106,29 +106,30 @@ def explain_image(model: TrainedModel, image: Tensor, target: int | Tensor | Non
             pixels = " The contributions of the pixels are not shown, because they are known for a single view only."
         notes.append(f"The logits are the mean over several views of the image (tta: {model.config.tta}).{pixels}")
     steps = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing, temperature=model.temperature)
+    contributions = _contributions(model.model, next(model.batches(images).epoch(0))[0][0])
     if model.temperature != 1:
         undivided = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing)
-        notes.append(_undivided(model, undivided.loss, own_loss))
-    normalized = next(model.batches(images).epoch(0))[0][0]
+        notes.append(_undivided(model, undivided.loss, own_loss, with_pixels=contributions is not None))
     return Explanation(
         title=title,
         classes=model.classes,
         steps=steps,
         formats=compare_formats(steps),
         image=image,
-        contributions=_contributions(model.model, normalized),
+        contributions=contributions,
         own_loss=own_loss,
         notes=tuple(notes),
     )
 
 
-def _undivided(model: TrainedModel, loss: float, own_loss: OwnLoss | None) -> str:
+def _undivided(model: TrainedModel, loss: float, own_loss: OwnLoss | None, *, with_pixels: bool) -> str:
     """Which numbers are of the logits as the model gives them, in a sentence."""
     loss_of_training = f"{loss:.4f} nats" if own_loss is None else f"{own_loss.name}, {own_loss.loss:.4f} nats"
+    shown = "The first table and the contributions of the pixels show" if with_pixels else "The first table shows"
     return (
-        f"The probabilities, the loss and the gradient are of the logits divided by the temperature, "
-        f"{model.temperature:.4f}. Of the undivided logits are the first table, the contributions of the pixels and "
-        f"the loss that training minimizes and eval reports: {loss_of_training}."
+        "The probabilities, the loss and the gradient are computed from the logits divided by the temperature, "
+        f"{model.temperature:.4f}. {shown} the undivided logits. Training minimizes and "
+        f"eval reports the loss of these: {loss_of_training}."
     )
 
 

@@ -13,7 +13,7 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
     Args:
         logits: any shape, float, any real numbers.
         dim: the dimension of the classes.
-    Returns: the same shape; each in [0, 1], their sum along `dim` 1.
+    Returns: the same shape; each in (0, 1), which rounding can make 0 or 1; their sum along `dim` is 1.
 
     Bridle 1990; the article's step 1.
 
@@ -64,7 +64,7 @@ def naive_cross_entropy(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy as written on paper, from probabilities: -sum_i L_i log S_i. For reading, not for training.
 
     Args:
-        probabilities: [..., K], each in (0, 1], as softmax makes them on paper.
+        probabilities: [..., K], each in (0, 1]: above 0, as softmax is before rounding.
         labels: [..., K], one-hot or any other distribution over the classes.
     Returns: [...], in nats. It is infinite, or NaN, where a probability has been rounded to 0; `cross_entropy` is not.
 

@@ -24,10 +24,16 @@ def print_explanation(explanation: Explanation, console: Console, decimals: int 
     """
     printer = ExplanationPrinter(explanation, console, decimals)
     has_label = explanation.steps.label.count(0) < len(explanation.classes)
-    label = f"; the label is {explanation.label}" if has_label else ""
+    label = f"; the label is {printer.names[explanation.steps.main]}" if has_label else ""
     console.print(Text(f"The loss, step by step: {explanation.title}{label}", "bold"), soft_wrap=True)
     for note in explanation.notes:
         printer.text(note)
+    own = explanation.own_loss
+    if own is not None:
+        printer.text(
+            f"This run was trained with another loss, {own.name}; its value for this image is {printer.num(own.loss)}. "
+            "The steps below are those of cross-entropy."
+        )
     for print_step in STEPS:
         print_step(printer)
 
@@ -49,7 +55,7 @@ def _weighted_sums(to: ExplanationPrinter) -> None:
     to.text(
         "For each class the network computes a weighted sum: evidence for the class counts positive, evidence against "
         "it negative. The sums can be any numbers; they are not probabilities yet. The class with the largest sum is "
-        f"the prediction: {to.classes[to.explanation.predicted]}."
+        f"the prediction: {to.names[to.explanation.predicted]}."
     )
     raw = steps.raw_logits
     low, high = min(0.0, *raw), max(0.0, *raw)
@@ -63,8 +69,9 @@ def _weighted_sums(to: ExplanationPrinter) -> None:
         to.heading("The temperature")
         to.text(
             f"The sums are divided by the temperature, {to.num(steps.temperature)}. A higher temperature makes the "
-            "probabilities more equal, a lower one less; softmaxce calibrate fits the one that makes them match the "
-            "accuracy. The order of the classes does not change. From here on, z means the divided logits."
+            "probabilities more equal, a lower one less. softmaxce calibrate fits the temperature at which the labels "
+            "of the validation split are most likely. The order of the classes does not change. From here on, z means "
+            "the divided logits."
         )
         to.table(["", "z"], lambda i: [to.num(steps.logits[i])])
 
@@ -160,8 +167,8 @@ def _label(to: ExplanationPrinter) -> None:
     hard = sorted(steps.label)[-1] == 1
     if hard:
         to.text(
-            f"The true class is {to.explanation.label}. As a vector, the label is 1 for the true class and 0 for all "
-            "others, which is called one-hot."
+            f"The label is {to.names[steps.main]}. As a vector, it is 1 for the true class and 0 for all others, "
+            "which is called one-hot."
         )
     else:
         to.text("It is a soft label: several classes have a probability, as for images mixed by mixup or CutMix.")
@@ -198,7 +205,7 @@ def _product(to: ExplanationPrinter) -> None:
         f"turns it into a penalty. The log of each class's S is multiplied by {q}."
     )
     if len(left) == 1:
-        to.text(f"{rule} Where {q} is 0 the term is 0, whatever S is; only the term of {to.classes[left[0]]} remains.")
+        to.text(f"{rule} Where {q} is 0 the term is 0, whatever S is; only the term of {to.names[left[0]]} remains.")
     elif len(left) == len(to.classes):
         to.text(f"{rule} No {q} is 0, so every class contributes a term.")
     else:
@@ -222,35 +229,42 @@ def _product(to: ExplanationPrinter) -> None:
 def _loss(to: ExplanationPrinter) -> None:
     steps = to.steps
     to.heading("The loss")
-    name = f"S({to.explanation.label})"
-    one_term = steps.weight is None and sum(target > 0 for target in steps.targets) == 1
-    what = f"-log {name}" if one_term else "the sum of these terms"
+    label = to.names[steps.main]
+    name, one_term = f"S({label})", steps.has_one_term
+    what = f"-log {name} =" if one_term else "the sum of these terms:"
     uniform = math.log(len(to.classes))
     to.text(
-        f"It is {what} = {to.num(steps.loss)} nats, or {to.num(steps.bits)} bits (a bit is log 2 = 0.6931 nats). "
+        f"It is {what} {to.num(steps.loss)} nats, or {to.num(steps.bits)} bits (a bit is log 2 = 0.6931 nats). "
         + (
             f"It is 0 at {name} = 1, and grows without bound as {name} nears 0. Equal probabilities for all "
             f"{len(to.classes)} classes give log {len(to.classes)} = {to.num(uniform)}."
             if one_term
-            else f"Its minimum is {to.num(steps.least)}, reached when S equals the label."
+            else _minimum(to)
         )
     )
     if steps.weight is not None:
         to.text("In training, the mean over a batch divides by the sum of the labels' weights.")
     if not one_term:
-        to.text(f"The curve of -log, with {to.explanation.label}, the label's largest entry, marked on it:")
+        to.text(f"The curve of -log, with {label}, the label's largest entry, marked on it:")
     main = steps.main
     to.draw(
         terminal_art.curve(
             steps.probabilities[main], -steps.log_probabilities[main], name, HIGHLIGHT if to.has_color else "bold"
         )
     )
-    own = to.explanation.own_loss
-    if own is not None:
-        to.text(
-            f"This run was trained with another loss, {own.name}; its value for this image is {to.num(own.loss)}. The "
-            "steps shown here are those of cross-entropy."
-        )
+
+
+def _minimum(to: ExplanationPrinter) -> str:
+    """The least loss for these targets, and the probabilities that have it, in a sentence."""
+    steps = to.steps
+    if not any(steps.targets):
+        return "All Q are 0, so it is 0 whatever S is."
+    if steps.weight is None:
+        where = "the smoothed label" if steps.label_smoothing else "the label"
+    else:
+        entries = [f"{to.names[i]}: {to.label_entry(steps.least_at[i])}" for i in to.shown]
+        where = f"the weighted label Q / sum(Q) ({', '.join(entries)}{', ...' if to.rest else ''})"
+    return f"Its minimum is {to.num(steps.least)}, reached when S equals {where}."
 
 
 def _gradient(to: ExplanationPrinter) -> None:
@@ -299,7 +313,11 @@ def _step(to: ExplanationPrinter) -> None:
         lambda i: [to.num(steps.logits[i]), to.num(step.logits[i]), to.percent(s[i]), to.percent(after[i])],
         to.others("", "", to.percent(to.rest_of(s)), to.percent(to.rest_of(after))),
     )
-    change = "falls" if step.loss < steps.loss else "does not change" if step.loss == steps.loss else "rises"
+    difference = step.loss - steps.loss
+    if abs(difference) <= 1e-14 * steps.loss:  # the loss is rounded to about 16 digits
+        change = "does not change"
+    else:
+        change = f"{'falls' if difference < 0 else 'rises'} by {to.num(abs(difference))}"
     to.console.print()
     to.text(f"The loss {change}: {to.num(steps.loss)} -> {to.num(step.loss)}.")
 
@@ -307,22 +325,26 @@ def _step(to: ExplanationPrinter) -> None:
 def _numerics(to: ExplanationPrinter) -> None:
     to.heading("The same in floating-point arithmetic")
     to.text(
-        "Naive: softmax, then its log, as above. Stable: log-softmax in one step, (z - largest) - log(sum), as "
-        "softmaxce computes it. Training usually computes in float32; bfloat16 and float16 have fewer digits."
+        f"Naive: softmax, then its log, as above. Stable, as softmaxce computes it: {stable_formula(to.explanation)} "
+        "Training usually computes in float32; bfloat16 and float16 have fewer digits."
     )
     formats = to.explanation.formats
+    positive = any(to.steps.targets)  # then the exact loss is above 0
 
     def row(result: FormatResult) -> list[Cell]:
         difference = abs(result.naive - result.right)
         style = "" if math.isfinite(result.naive) else WRONG
-        return [result.format, Text(_full(result.naive), style), _full(result.right), f"{difference:.1e}"]
+        shown: list[Cell] = [Text(_full(result.naive), style), _full(result.right)]
+        shown.append(f"{difference:.1e}" if difference else "0")
+        lost = "both rounded to 0" if result.right == 0 else "naive: rounded to 0" if result.naive == 0 else ""
+        return [result.format, *shown, lost if positive else ""]
 
-    to.rows(["", "naive loss", "stable loss", "difference"], [row(result) for result in formats])
+    to.rows(["", "naive loss", "stable loss", "difference", ""], [row(result) for result in formats])
     to.console.print()
     gap = next(result.limit.gap for result in formats if result.format == "float32")
     to.text(
         "Mathematically softmax is never 0, so its log is finite. In float32 it underflows to 0 when two logits are "
-        f"more than about {gap:.0f} apart, and the naive loss is infinite. Examples (the second class is the label):"
+        f"about {gap:.0f} or more apart, and the naive loss is infinite. Examples (the second class is the label):"
     )
 
     def limit_row(result: FormatResult) -> list[Cell]:
@@ -330,14 +352,27 @@ def _numerics(to: ExplanationPrinter) -> None:
         pair = ", ".join(f"{logit:g}" for logit in limit.logits)
         return [result.format, f"{limit.gap:.2f}", pair, Text(f"{limit.naive:g}", WRONG), f"{limit.right:g}"]
 
-    header = ["", "S is 0 beyond", "logits", "naive loss", "stable loss"]
+    header = ["", "S is 0 from", "logits", "naive loss", "stable loss"]
     to.rows(header, [limit_row(result) for result in formats])
 
 
-def _full(value: float) -> str:
-    return (
-        f"{value:.8f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.7e}" if math.isfinite(value) and value else str(value)
+def stable_formula(explanation: Explanation) -> str:
+    """The formula of `softmaxce.cross_entropy`, as docs/losses.md has it, for this label."""
+    y = explanation.name_in_text(explanation.heaviest)
+    rest = (
+        f"log(sum) computed as log1p(rest + expm1(z_y - largest)), where y is {y} and rest is the sum of the other "
+        "classes' exp. log1p(x) is log(1 + x), and expm1(x) is exp(x) - 1, both accurate where x is near 0."
     )
+    if explanation.steps.has_one_term:
+        return f"log(sum) - (z_y - largest), with {rest}"
+    q = "L" if explanation.steps.weight is None else "Q"
+    return f"sum({q}) log(sum) - the sum of {q} (z - largest), with {rest}"
+
+
+def _full(value: float) -> str:
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:.8f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.7e}"
 
 
 STEPS = (

@@ -36,6 +36,7 @@ class ExplanationPrinter:
         steps = self.explanation.steps
         self.steps = steps
         self.classes = tuple(map(escaped, self.explanation.classes))
+        self.names = tuple(map(self.explanation.name_in_text, range(len(self.classes))))
         self.shown = shown_classes(steps)
         self.rest = [index for index in range(len(self.classes)) if index not in self.shown]
         self.width = min(WIDEST, console_width(self.console))
@@ -68,6 +69,7 @@ class ExplanationPrinter:
 
     def num(self, value: float, *, sign: bool = False) -> str:
         """A number with `decimals` decimal places, or with an exponent where it is too small or large for them."""
+        value += 0.0  # 0 instead of -0
         plus = "+" if sign and value > 0 else ""
         if not math.isfinite(value):
             return str(value)

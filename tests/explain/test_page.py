@@ -1,5 +1,6 @@
 """The page in a real browser: its numbers are the library's, wherever the sliders are; it loads nothing."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,54 @@ def test_a_soft_label_is_shown_as_given_and_can_be_changed(page: Browser, file: 
     page.evaluate("document.getElementById('label').focus()")
     page.press("ArrowDown", 2)  # from "as given" over the first class to the second
     assert_equal(page, take_steps(logits, 1))
+
+
+def test_the_page_says_where_a_weighted_loss_is_least(page: Browser, file: Path) -> None:
+    # Q = [0.7, 0.6, 0, 0], which sums to 1.3: -0.7 log(7/13) - 0.6 log(6/13) = 0.8972
+    label, weight = torch.tensor([0.7, 0.3, 0.0, 0.0]).double(), torch.tensor([1.0, 2.0, 1.0, 1.0])
+    names = ("cat", "dog", "bird", "fish")
+    write_page(explain_logits(torch.tensor([2.0, 1.0, 0.1, 0.0]), label, names, weight=weight), file)
+    page.open(file)
+    text = page.evaluate("document.querySelector('[data-text=loss_sentence]').textContent")
+    assert text.startswith(
+        "Its minimum is 0.8972, reached when S equals the weighted label Q / sum(Q) "
+        "(cat: 0.5385, dog: 0.4615, bird: 0, fish: 0)."
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_pages_steps_have_the_numbers_and_headings_of_the_text(
+    page: Browser, file: Path, temperature: float
+) -> None:
+    weight = torch.tensor([1.0, 2.0, 1.0, 1.0])
+    write_page(explain_logits(torch.tensor(ROWS[0]), 1, CLASSES, weight=weight, temperature=temperature), file)
+    page.open(file)
+    shown = "[...document.querySelectorAll('.steps > section:not([hidden]) > h2')].map(h => h.textContent)"
+    text = page.evaluate("document.querySelector('noscript').textContent")
+    assert page.evaluate(shown) == [line.strip() for line in re.findall(r"^ ?\d+ [A-Zae].*$", text, re.MULTILINE)]
+
+
+def test_the_column_of_the_smoothed_label_is_shown_only_with_smoothing(page: Browser, file: Path) -> None:
+    write_page(explain_logits(torch.tensor(ROWS[0]), 1, CLASSES), file)
+    page.open(file)
+    heads = "[...document.querySelectorAll('[data-table=label] :is(th, td)')].filter(c => c.offsetParent).length"
+    assert page.evaluate(heads) == 2 * 5  # the names and L, of a heading and four classes
+    page.evaluate("document.getElementById('smoothing').focus()")
+    page.press("ArrowRight", 20)
+    assert page.evaluate(heads) == 3 * 5
+
+
+def test_the_page_says_what_a_format_rounds_to_0_and_by_how_much_the_loss_falls(page: Browser, file: Path) -> None:
+    write_page(explain_logits(torch.tensor([20.0, 0.0]), 0, ("3", "5")), file)
+    page.open(file)
+    rows = "[...document.querySelectorAll('#formats tr')].map(r => [...r.children].map(c => c.textContent))"
+    shown = {row[0]: row[1:] for row in page.evaluate(rows)}
+    assert shown["float32"] == ["0", "2.0611537e-9", "2.1e-9", "naive: rounded to 0"]
+    assert shown["float16"] == ["0", "0", "0", "both rounded to 0"]
+    body = page.evaluate("document.getElementById('page').innerText")
+    assert "the loss falls by 8.497e-18, from 2.061e-09 to 2.061e-09" in body
+    assert "only the term of class 3 remains" in body
+    assert "log(sum) computed as log1p(rest + expm1(z_y - largest)), where y is class 3" in body
 
 
 def test_the_keyboard_moves_a_logit_and_every_step_follows(page: Browser, file: Path) -> None:

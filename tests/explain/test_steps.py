@@ -100,6 +100,27 @@ def test_no_probabilities_reach_a_loss_below_the_least(case: Case) -> None:
     assert steps.least <= steps.loss * (1 + 1e-9) + 1e-12
 
 
+@given(cases())
+def test_the_loss_has_its_least_value_at_the_probabilities_that_least_at_gives(case: Case) -> None:
+    steps = steps_of(case)
+    s, q = np.array(steps.least_at), np.array(steps.targets)
+    np.testing.assert_allclose(s.sum(), 1)
+    np.testing.assert_allclose(-(q[q > 0] * np.log(s[q > 0])).sum(), steps.least, rtol=1e-9, atol=1e-12)
+
+
+def test_with_weights_the_loss_is_least_at_the_weighted_label_and_not_at_the_label() -> None:
+    # Q = [0.7, 0.6, 0], which sums to 1.3: S = [7/13, 6/13, 0]
+    steps = take_steps(torch.zeros(3), torch.tensor([0.7, 0.3, 0.0]).double(), weight=torch.tensor([1.0, 2.0, 1.0]))
+    np.testing.assert_allclose(steps.least_at, [7 / 13, 6 / 13, 0], atol=1e-12)
+    assert steps.least == pytest.approx(-0.7 * math.log(7 / 13) - 0.6 * math.log(6 / 13))
+    assert steps.least < -0.7 * math.log(0.7) - 0.6 * math.log(0.3)
+
+
+def test_a_label_whose_weight_is_0_has_no_loss_at_any_probabilities() -> None:
+    steps = take_steps(torch.tensor([2.0, 1.0]), 0, weight=torch.tensor([0.0, 1.0]))
+    assert (steps.loss, steps.least, steps.least_at) == (0, 0, (0, 0))
+
+
 @given(cases(), st.floats(0.1, 10))
 def test_the_temperature_divides_the_logits(case: Case, temperature: float) -> None:
     steps = steps_of(case, temperature=temperature)

@@ -136,6 +136,108 @@ def test_probabilities_of_several_classes_are_a_soft_label(explain: Explain) -> 
     assert answer["loss"] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("more", "minimum"),
+    [
+        # Q = [0.7, 0.6, 0] sums to 1.3: -0.7 log(7/13) - 0.6 log(6/13) = 0.8972
+        (
+            ("--label", "a=0.7,b=0.3", "--weight", "1,2,1"),
+            "0.8972, reached when S equals the weighted label Q / sum(Q) (a: 0.5385, b: 0.4615, c: 0)",
+        ),
+        # Q = [0.8, 0.2, 0.1] sums to 1.1: -0.8 log(8/11) - 0.2 log(2/11) - 0.1 log(1/11) = 0.8355
+        (
+            ("--label", "a", "--label-smoothing", "0.3", "--weight", "1,2,1"),
+            "0.8355, reached when S equals the weighted label Q / sum(Q) (a: 0.7273, b: 0.1818, c: 0.0909)",
+        ),
+        # -0.7 log 0.7 - 0.3 log 0.3 = 0.6109
+        (("--label", "a=0.7,b=0.3"), "0.6109, reached when S equals the label"),
+        # -0.8 log 0.8 - 0.2 log 0.1 = 0.6390
+        (("--label", "a", "--label-smoothing", "0.3"), "0.6390, reached when S equals the smoothed label"),
+    ],
+)
+def test_the_loss_is_said_to_be_least_where_it_is(explain: Explain, more: tuple[str, ...], minimum: str) -> None:
+    text = " ".join(explain("--logits", "2,1,0.1", "--classes", "a,b,c", *more).stdout.split())
+    assert f"Its minimum is {minimum}." in text
+
+
+def test_a_loss_that_is_0_at_any_probabilities_has_no_minimum_named(explain: Explain) -> None:
+    text = " ".join(explain("--logits", "2,1", "--label", "0", "--weight", "0,1").stdout.split())
+    assert "All Q are 0, so it is 0 whatever S is." in text
+    assert "Its minimum" not in text
+
+
+@pytest.mark.parametrize("logits", [[20.0, 0.0], [2.0, 1.0, 0.1], [0.0, 12.0, -20.0]])
+def test_the_formula_that_is_printed_gives_the_stable_loss_that_is_printed(
+    explain: Explain, logits: list[float]
+) -> None:
+    text = explain("--logits", ",".join(map(str, logits)), "--label", "0").stdout
+    assert "log(sum) - (z_y - largest), with log(sum) computed as log1p(rest + expm1(z_y - largest)), where y is" in (
+        " ".join(text.split())
+    )
+    (printed,) = re.findall(r"^   float32 +\S+ +(\S+) .*e[-+]", text, re.MULTILINE)
+    z = np.float32(logits)
+    rest, behind = np.exp(z - z.max())[1:].sum(), z[0] - z.max()
+    assert float(printed) == pytest.approx(float(np.log1p(rest + np.expm1(behind)) - behind), rel=3e-7)
+
+
+@pytest.mark.parametrize("more", [("--label", "0=0.7,1=0.3"), ("--label", "0", "--weight", "2,1,1")])
+def test_the_formula_that_is_printed_is_the_general_one_where_the_loss_is_a_weighted_sum(
+    explain: Explain, more: tuple[str, ...]
+) -> None:
+    text = " ".join(explain("--logits", "2,1,0.1", *more).stdout.split())
+    q = "Q" if "--weight" in more else "L"
+    assert f"as softmaxce computes it: sum({q}) log(sum) - the sum of {q} (z - largest), with log(sum)" in text
+
+
+def test_a_loss_that_a_format_rounds_to_0_is_0_and_named(explain: Explain) -> None:
+    text = explain("--logits", "20,0", "--label", "0").stdout  # the loss is 2.06e-09; float16 ends at 6e-08
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if re.match("   b?float.*(e-|round)", line)}
+    assert rows["float64"][3:] == []
+    assert rows["float32"] == ["0", "2.0611537e-09", "2.1e-09", "naive:", "rounded", "to", "0"]
+    assert rows["float16"] == ["0", "0", "0", "both", "rounded", "to", "0"]
+    assert "-0.0" not in text
+
+
+def test_a_loss_that_is_0_in_truth_is_not_said_to_be_rounded(explain: Explain) -> None:
+    assert "rounded to 0" not in explain("--logits", "20,0", "--label", "0", "--weight", "0,1").stdout
+
+
+def test_a_logit_of_minus_0_is_printed_as_0(explain: Explain) -> None:
+    assert "-0.0000" not in explain("--logits", "-0.0,-1", "--label", "0").stdout
+
+
+@pytest.mark.parametrize(
+    ("logits", "change"),
+    [
+        # log(1 + e^-5) = 0.00671535; both logits move by S(1) = 0.00669285: log(1 + e^-5.0133857) = 0.00662635
+        ("5,0", "falls by 8.900e-05: 0.0067 -> 0.0066"),
+        # to first order the loss falls by the squared norm of the gradient, 2 e^-40 = 8.497e-18
+        ("20,0", "falls by 8.497e-18: 2.061e-09 -> 2.061e-09"),
+    ],
+)
+def test_the_loss_falls_by_a_number_that_has_digits(explain: Explain, logits: str, change: str) -> None:
+    assert f"The loss {change}." in explain("--logits", logits, "--label", "0").stdout
+
+
+def test_at_the_minimum_the_loss_does_not_change(explain: Explain) -> None:
+    text = explain("--logits", "1,1", "--label", "0=0.5,1=0.5").stdout
+    assert "The loss does not change: 0.6931 -> 0.6931." in text
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "name"), [("3,4,5", "5", "class 5"), ("class 0,class 1,class 2", "class 2", "class 2")]
+)
+def test_a_class_that_is_named_by_a_number_is_called_class_once(
+    explain: Explain, classes: str, label: str, name: str
+) -> None:
+    done = explain("--logits", "2,1,0.1", "--label", label, "--classes", classes)
+    text = " ".join(done.stdout.split())
+    assert f"The label is {name}. As a vector" in text
+    assert f"only the term of {name} remains" in text
+    assert f"-log S({name}) = " in text
+    assert "class class" not in text
+
+
 def test_json_holds_every_value_of_the_steps(explain: Explain) -> None:
     answer = json.loads(explain(*EXAMPLE, "--json").stdout)
     for name in ("logits", "shifted", "exponentials", "probabilities", "targets", "terms", "gradient"):
@@ -158,7 +260,7 @@ def test_the_numbers_printed_for_a_real_mnist_image_are_scipys(explain: Explain,
     done = explain(str(mnist_run), "--index", "18", "--digits", "10")
     assert done.exit_code == 0, done.output
     text = done.stdout
-    assert "the label is 3" in text
+    assert "the label is class 3" in text
     z = np.array(column(text, "weighted sums", 1))
     run = TrainedModel.open(mnist_run, device="cpu")
     with torch.no_grad():
@@ -172,7 +274,7 @@ def test_the_numbers_printed_for_a_real_mnist_image_are_scipys(explain: Explain,
     np.testing.assert_allclose(column(text, "Cross-entropy: ", 2), log_softmax(z), rtol=1e-6)
     np.testing.assert_allclose(column(text, "Cross-entropy: ", 3), -one_hot * log_softmax(z), rtol=1e-6)
     np.testing.assert_allclose(column(text, "The gradient: ", 3), softmax(z) - one_hot, rtol=1e-6, atol=1e-10)
-    (loss,) = re.findall(r"-log S\(3\) = ([\d.e-]+)", text)
+    (loss,) = re.findall(r"-log S\(class 3\) = ([\d.e-]+)", text)
     np.testing.assert_allclose(float(loss), -log_softmax(z)[3], rtol=1e-6)
 
 
@@ -253,7 +355,12 @@ def test_another_loss_is_named_with_its_value_beside_cross_entropy(
     assert answer["own_loss"]["name"] == "half_of_it.py:half"
     assert answer["own_loss"]["loss"] == pytest.approx(answer["loss"] / 2, rel=1e-5)
     np.testing.assert_allclose(answer["own_loss"]["gradient"], np.array(answer["gradient"]) / 2, rtol=1e-4, atol=1e-7)
-    assert "trained with another loss, half_of_it.py:half" in explain(str(run), "--index", "0", "--trust-code").stdout
+    text = explain(str(run), "--index", "0", "--trust-code").stdout
+    first = " ".join(text.split("\n 1 ")[0].split())
+    assert "trained with another loss, half_of_it.py:half" in first  # before the first step
+    file = tmp_path / "page.html"
+    assert explain(str(run), "--index", "0", "--trust-code", "--html", str(file)).exit_code == 0
+    assert "trained with another loss, half_of_it.py:half" in file.read_text(encoding="utf-8").split("<noscript>")[0]
 
 
 def test_a_calibrated_run_is_explained_at_its_temperature_unless_another_is_given(
@@ -287,6 +394,15 @@ def test_where_several_views_are_averaged_the_missing_pixels_are_accounted_for(l
     explained = trained.explain_image(several, image, target, title="")
     assert explained.contributions is None
     assert any("contributions of the pixels are not shown" in note for note in explained.notes)
+
+
+def test_contributions_of_pixels_are_not_mentioned_where_none_are_shown(linear_run: Path) -> None:
+    run = replace(TrainedModel.open(linear_run, device="cpu", tta="crops"), temperature=2.0)
+    image, target = trained.split_image(run, "test", 0)
+    explained = trained.explain_image(run, image, target, title="")
+    (note,) = [note for note in explained.notes if "undivided" in note]
+    assert "The first table shows the undivided logits." in note
+    assert "pixels" not in note
 
 
 def test_a_run_with_mixup_says_how_a_mixed_image_is_explained(linear_run: Path) -> None:
@@ -343,5 +459,6 @@ def test_with_a_temperature_it_says_which_numbers_are_of_the_undivided_logits(
     assert divided["raw_logits"] == plain["raw_logits"]
     assert divided["loss"] != plain["loss"]
     (note,) = [note for note in divided["notes"] if "undivided" in note]
-    assert f"the loss that training minimizes and eval reports: {plain['loss']:.4f} nats." in note
+    assert f"Training minimizes and eval reports the loss of these: {plain['loss']:.4f} nats." in note
+    assert "The first table and the contributions of the pixels show the undivided logits." in note
     assert not [note for note in plain["notes"] if "undivided" in note]

@@ -50,6 +50,7 @@ function takeSteps(rawLogits, label, smoothing, weight, temperature) {
     raw_logits: rawLogits, temperature, logits: z, largest, shifted, exponentials, exponential_sum: exponentialSum,
     probabilities, log_probabilities: logProbabilities, label, label_smoothing: smoothing, smoothed, weight, targets,
     terms, main, loss: sum(terms), bits: sum(terms) / Math.LN2, gradient, total,
+    least_at: targets.map((q) => (total > 0 ? q / total : q)),
     least: Math.abs(sum(targets.map((q) => (q > 0 ? -q * Math.log(q / total) : 0)))),
     step: { size, logits: moved, probabilities: softmax(moved), loss: sum(termsOf(targets, logSoftmax(moved))) },
     main_probability: probabilities[main],
@@ -121,8 +122,8 @@ const AS = {
   signed: (value) => (Math.abs(value) < 1e-15 ? "0.0000" : (value > 0 ? "+" : "") + num(value)),
   label: (value) => (value === 0 || value === 1 ? String(value) : num(value)),
   percent: (value) => `${(100 * value).toFixed(2)} %`,
-  full: (value) => (Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? value.toFixed(8) : Number.isFinite(value) && value !== 0 ? value.toExponential(7) : num(value)),
-  difference: (value) => (Number.isFinite(value) ? value.toExponential(1) : num(value)),
+  full: (value) => (value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? value.toFixed(8) : Number.isFinite(value) ? value.toExponential(7) : num(value)),
+  difference: (value) => (value === 0 ? "0" : Number.isFinite(value) ? value.toExponential(1) : num(value)),
 };
 
 /** Fills a <data> element: the rounded number as text, all its digits in `value`. */
@@ -166,7 +167,7 @@ const TABLES = {
   ],
   label: [
     column("label", "L", "label"),
-    column("smoothed", "smoothed", "label"),
+    { ...column("smoothed", "smoothed", "label"), visible: (steps) => steps.label_smoothing > 0 },
     ...(data.weight ? [column("weight", "weight"), column("targets", "Q", "label")] : []),
   ],
   terms: [
@@ -189,9 +190,15 @@ const TABLES = {
   ],
 };
 
+/** Hides a column's cell while the column is not visible. */
+function hideable(c, cell) {
+  if (c.visible) updates.push((steps) => (cell.hidden = !c.visible(steps)));
+  return cell;
+}
+
 function fillTable(table, name) {
   const columns = TABLES[name];
-  const headings = columns.map((c) => make("th", { scope: "col" }, c.heading));
+  const headings = columns.map((c) => hideable(c, make("th", { scope: "col" }, c.heading)));
   const body = make("tbody");
   table.append(make("thead", {}, make("tr", {}, make("th", { scope: "col" }, ""), ...headings)), body);
   for (const i of shown) body.append(classRow(name, columns, i));
@@ -222,7 +229,7 @@ function classRow(name, columns, i) {
     } else {
       const number = make("data", { "data-of": name, "data-column": c.key, "data-class": i });
       updates.push((steps) => show(number, at(steps, c.key)[i], c.as));
-      row.append(make("td", {}, number));
+      row.append(hideable(c, make("td", {}, number)));
     }
   }
   return row;
@@ -258,15 +265,29 @@ function totalRow(kind, title, columns, combine) {
 // -- sentences --------------------------------------------------------------------------------------------------------
 
 const Q = data.weight ? "Q" : "L";
+
+/** Whether the loss is -log S of one class. */
+const hasOneTerm = (steps) => !data.weight && steps.targets.filter((target) => target > 0).length === 1;
+
+/** The least loss for these targets, and the probabilities that have it. */
+function minimum(steps) {
+  if (steps.total === 0) return "All Q are 0, so it is 0 whatever S is.";
+  const entries = shown.map((i) => `${data.names[i]}: ${AS.label(steps.least_at[i])}`).join(", ");
+  const where = data.weight
+    ? `the weighted label Q / sum(Q) (${entries}${hiddenClasses.length ? ", ..." : ""})`
+    : steps.label_smoothing ? "the smoothed label" : "the label";
+  return `Its minimum is ${num(steps.least)}, reached when S equals ${where}.`;
+}
+
 const SENTENCES = {
-  true_class: (steps) => data.classes[steps.main],
-  predicted_class: (steps) => data.classes[argmax(steps.logits)],
+  label_name: (steps) => data.names[steps.main],
+  predicted_class: (steps) => data.names[argmax(steps.logits)],
   q: () => Q,
   total: (steps) => (data.weight ? `${num(steps.total)} ` : ""),
   label_sentence: (steps) => {
     const hard = Math.max(...steps.label) === 1;
     const first = hard
-      ? `The true class is ${data.classes[steps.main]}. As a vector, the label is 1 for the true class and 0 for all others, which is called one-hot.`
+      ? `The label is ${data.names[steps.main]}. As a vector, it is 1 for the true class and 0 for all others, which is called one-hot.`
       : "It is a soft label: several classes have a probability, as for images mixed by mixup or CutMix.";
     const smooth = steps.label_smoothing
       ? ` Label smoothing distributes ${num(steps.label_smoothing)} of it evenly over all ${K} classes, so that the loss does not reward unlimited confidence.${data.weight ? "" : " From here on, L is the smoothed label."}`
@@ -283,14 +304,26 @@ const SENTENCES = {
       `the minus turns it into a penalty. The log of each class's S is multiplied by ${Q}. `;
     if (left === K) return `${rule}No ${Q} is 0, so every class contributes a term.`;
     if (left !== 1) return `${rule}Where ${Q} is 0 the term is 0; ${left} terms remain.`;
-    return `${rule}Where ${Q} is 0 the term is 0, whatever S is; only the term of ${data.classes[argmax(steps.targets)]} remains.`;
+    return `${rule}Where ${Q} is 0 the term is 0, whatever S is; only the term of ${data.names[argmax(steps.targets)]} remains.`;
   },
   loss_sentence: (steps) => {
-    const name = data.classes[steps.main];
-    const oneTerm = !data.weight && steps.targets.filter((target) => target > 0).length === 1;
+    const name = data.names[steps.main];
     const uniform = `Equal probabilities for all ${K} classes give log ${K} = ${num(Math.log(K))}.`;
-    if (oneTerm) return `It is 0 at S(${name}) = 1, and grows without bound as S(${name}) nears 0. ${uniform}`;
-    return `Its minimum is ${num(steps.least)}, reached when S equals the label. ${name}, the label's largest entry, is marked on the curve.`;
+    if (hasOneTerm(steps)) return `It is 0 at S(${name}) = 1, and grows without bound as S(${name}) nears 0. ${uniform}`;
+    return `${minimum(steps)} ${name}, the label's largest entry, is marked on the curve.`;
+  },
+  change: (steps) => {
+    const difference = steps.step.loss - steps.loss;
+    if (Math.abs(difference) <= 1e-14 * steps.loss) return "does not change"; // it is rounded to about 16 digits
+    return `${difference < 0 ? "falls" : "rises"} by ${num(Math.abs(difference))}`;
+  },
+  stable_formula: (steps) => {
+    const formula = hasOneTerm(steps)
+      ? "log(sum) - (z_y - largest)"
+      : `sum(${Q}) log(sum) - the sum of ${Q} (z - largest)`;
+    return `${formula}, with log(sum) computed as log1p(rest + expm1(z_y - largest)), where y is ` +
+      `${data.names[argmax(steps.targets)]} and rest is the sum of the other classes' exp. ` +
+      "log1p(x) is log(1 + x), and expm1(x) is exp(x) - 1, both accurate where x is near 0.";
   },
 };
 
@@ -306,7 +339,7 @@ function drawCurve(svg) {
   svg.querySelector(".curve").setAttribute("d", `M${points.map((p) => `${across(p).toFixed(2)} ${down(-Math.log(p)).toFixed(2)}`).join("L")}`);
   updates.push((steps) => {
     const probability = steps.main_probability, loss = -steps.log_probabilities[steps.main];
-    const x = across(probability), y = down(loss), name = `S(${data.classes[steps.main]})`;
+    const x = across(probability), y = down(loss), name = `S(${data.names[steps.main]})`;
     const mark = svg.querySelector(".mark");
     mark.setAttribute("cx", x);
     mark.setAttribute("cy", y);
@@ -364,17 +397,28 @@ function begin() {
   for (const element of document.querySelectorAll("[data-text]")) {
     updates.push((now) => (element.textContent = SENTENCES[element.dataset.text](now)));
   }
+  updates.push((now) => (document.getElementById("temperature-section").hidden = now.temperature === 1));
+  const headings = [...document.querySelectorAll(".steps > section > h2")];
+  const numbers = headings.map(() => make("i"));
+  headings.forEach((heading, i) => heading.prepend(numbers[i], " "));
+  updates.push(() => { // the sections that are hidden have no number
+    let count = 0;
+    headings.forEach((heading, i) => { if (!heading.parentElement.hidden) numbers[i].textContent = ++count; });
+  });
   drawCurve(document.getElementById("curve"));
 
   const formats = document.getElementById("formats");
   for (const format of Object.keys(FORMATS)) {
     const cells = ["naive", "right", "difference"].map((which) => make("data", { "data-format": format, "data-which": which }));
-    formats.append(make("tr", {}, make("th", { scope: "row" }, format), ...cells.map((cell) => make("td", {}, cell))));
+    const lost = make("td", { class: "word" });
+    formats.append(make("tr", {}, make("th", { scope: "row" }, format), ...cells.map((cell) => make("td", {}, cell)), lost));
     updates.push((now) => {
       const { naive, right } = formatsOf(now).find((entry) => entry.format === format);
       show(cells[0], naive, "full");
       show(cells[1], right, "full");
       show(cells[2], Math.abs(naive - right), "difference");
+      const which = right === 0 ? "both rounded to 0" : naive === 0 ? "naive: rounded to 0" : "";
+      lost.textContent = now.total > 0 ? which : ""; // the exact loss is above 0 unless all Q are 0
       cells[0].classList.toggle("infinite", !Number.isFinite(naive));
     });
   }
@@ -389,7 +433,6 @@ function begin() {
   const smoothing = document.getElementById("smoothing"), temperature = document.getElementById("temperature");
   smoothing.addEventListener("input", () => { state.smoothing = smoothing.valueAsNumber; update(); });
   temperature.addEventListener("input", () => { state.temperature = temperature.valueAsNumber; update(); });
-  updates.push((now) => (document.getElementById("temperature-section").hidden = now.temperature === 1));
 
   const setControls = () => {
     label.value = Math.max(...state.label) === 1 ? argmax(state.label) : "given";

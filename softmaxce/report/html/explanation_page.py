@@ -32,6 +32,7 @@ def html(explanation: Explanation) -> str:
     shown = shown_classes(steps)
     data = {
         "classes": explanation.classes,
+        "names": [explanation.name_in_text(index) for index in range(len(explanation.classes))],
         "shown": shown,
         "raw_logits": steps.raw_logits,
         "temperature": steps.temperature,
