@@ -48,19 +48,19 @@ def final_evaluation(run: Run, folder: Path, names: Collection[str]) -> tuple[st
 
 
 @dataclass(frozen=True)
-class MisclassifiedFile:
-    """An image file whose class was not predicted.
+class MisclassifiedImage:
+    """An image whose class was not predicted.
 
     Attributes:
-        index: in the split.
-        file: its path.
+        index: in the split, as of `softmaxce explain --index`.
+        file: its path; None if it has no file of its own, as MNIST's.
         label: its class.
         predicted: the predicted class.
         probability: of that class.
     """
 
     index: int
-    file: str
+    file: str | None
     label: str
     predicted: str
     probability: float
@@ -77,8 +77,7 @@ class EvaluationResult:
         config: what it was trained with, but for the values that `evaluate` replaced.
         temperature: what the logits were divided by for the probabilities; `metrics.loss` is of the logits as they are.
         metrics: the results.
-        misclassified: the image files whose class was not predicted, the most confident prediction first; empty too
-            where the images come from no files of their own, as MNIST's.
+        misclassified: the images whose class was not predicted, the most confident prediction first.
         environment_changes: what has changed in the environment since training, `torch 2.14.1, now 2.15`; empty where
             no run.json lies beside the checkpoint.
     """
@@ -89,7 +88,7 @@ class EvaluationResult:
     config: Config
     temperature: float
     metrics: Metrics
-    misclassified: tuple[MisclassifiedFile, ...] = ()
+    misclassified: tuple[MisclassifiedImage, ...] = ()
     environment_changes: tuple[str, ...] = ()
 
 
@@ -148,16 +147,16 @@ def evaluate(
     )
 
 
-def _misclassified(model: TrainedModel, logits: Tensor, labels: Tensor, images: Split) -> tuple[MisclassifiedFile, ...]:
-    if images.files is None:
-        return ()
+def _misclassified(
+    model: TrainedModel, logits: Tensor, labels: Tensor, images: Split
+) -> tuple[MisclassifiedImage, ...]:
     confidence, predicted = torch.softmax(logits.cpu().double() / model.temperature, 1).max(1)
     wrong = (predicted != labels.cpu()).nonzero().flatten()
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)]
     return tuple(
-        MisclassifiedFile(
+        MisclassifiedImage(
             index=index,
-            file=images.files[index],
+            file=None if images.files is None else images.files[index],
             label=model.classes[int(labels[index])],
             predicted=model.classes[int(predicted[index])],
             probability=float(confidence[index]),
