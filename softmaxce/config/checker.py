@@ -66,7 +66,7 @@ class Checker:
 
     def _code_beside(self, name: str, path: Path_) -> str:
         """`file.py:Name` with the path of a file that is beside the config, and not in the current folder."""
-        file, colon, rest = name.rpartition(":")
+        file, colon, rest = (name, "", "") if name.endswith(".py") else name.rpartition(":")
         by_option = any(path[:length] in self.options for length in range(1, len(path) + 1))
         if self.document.folder is None or not file.endswith(".py") or by_option or Path(file).is_file():
             return name

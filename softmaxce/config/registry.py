@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import suggestion
+from .signatures import top_level_definitions
 
 LOSSES = {
     "softmax_cross_entropy": "softmaxce.losses.builtin:softmax_cross_entropy",
@@ -182,8 +183,19 @@ class Registry:
             raise ValueError(
                 f"'{name}' is not of the form module:Name; write for example mylab.losses:Tilted or ./tilted.py:Tilted"
             )
+        if name.endswith(".py"):
+            raise ValueError(f"'{name}' is a file, not a name in it; {_names_in(name)}")
         hint = suggestion(name, self.targets) or f"; `softmaxce list {self.kind}` shows all"
         raise ValueError(f"there is no '{name}' among the {self.kind}{hint}")
+
+
+def _names_in(file: str) -> str:
+    """The remedy for a file without a name: the functions and classes that it defines, or why it cannot be read."""
+    try:
+        names = [name for name in top_level_definitions(file) if not name.startswith("_")]
+    except ValueError as error:
+        return str(error)
+    return f"write {' or '.join(f'{file}:{name}' for name in names) or f'{file}:NAME, but it defines none'}"
 
 
 TORCHVISION = Family(

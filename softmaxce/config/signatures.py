@@ -90,14 +90,7 @@ def read_signature(target: str) -> Signature:
 def _read_signature(target: str) -> Signature:
     module, _, name = target.rpartition(":")
     file = source_file(module)
-    try:
-        tree = ast.parse(read_file(file, MAX_SOURCE), str(file))
-    except SyntaxError as error:
-        raise ValueError(f"{file}:{error.lineno}:{error.offset}: {error.msg}") from None
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
-    except (RecursionError, MemoryError):  # what Python's parser raises on expressions nested too deeply
-        raise ValueError(f"{file}: is nested too deeply") from None
+    tree = _parse(file)
     node = next((n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name), None)
     if node is None:
         bound, open_ended = _top_level_names(tree)
@@ -118,6 +111,23 @@ def _read_signature(target: str) -> Signature:
     if base is not None and function.args.vararg and function.args.kwarg:
         return _with_arguments_of(read_signature(base), signature, function)
     return signature
+
+
+def top_level_definitions(file: str) -> list[str]:
+    """The functions and classes that a Python file defines, in order. Raises: ValueError, if it cannot be read."""
+    tree = _parse(source_file(file))
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+
+
+def _parse(file: Path) -> ast.Module:
+    try:
+        return ast.parse(read_file(file, MAX_SOURCE), str(file))
+    except SyntaxError as error:
+        raise ValueError(f"{file}:{error.lineno}:{error.offset}: {error.msg}") from None
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
+    except (RecursionError, MemoryError):  # what Python's parser raises on expressions nested too deeply
+        raise ValueError(f"{file}: is nested too deeply") from None
 
 
 def _base_in_package(module: str, tree: ast.Module, node: ast.ClassDef) -> str | None:

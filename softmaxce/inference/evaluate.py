@@ -47,19 +47,19 @@ def final_evaluation(run: Run, folder: Path, names: Collection[str]) -> tuple[st
 
 
 @dataclass(frozen=True)
-class MisclassifiedFile:
-    """An image file whose class was not predicted.
+class MisclassifiedImage:
+    """An image whose class was not predicted.
 
     Attributes:
-        index: in the split.
-        file: its path.
+        index: in the split, as of `softmaxce explain --index`.
+        file: its path; None if it has no file of its own, as MNIST's.
         label: its class.
         predicted: the predicted class.
         probability: of that class.
     """
 
     index: int
-    file: str
+    file: str | None
     label: str
     predicted: str
     probability: float
@@ -94,8 +94,7 @@ class EvaluationResult:
         temperature: what the logits were divided by for the probabilities; `metrics.loss` is of the logits as they are.
         metrics: the results.
         images: what the model says of each image.
-        misclassified: the image files whose class was not predicted, the most confident prediction first; empty too
-            where the images come from no files of their own, as MNIST's.
+        misclassified: the images whose class was not predicted, the most confident prediction first.
         environment_changes: what has changed in the environment since training, `torch 2.14.1, now 2.15`; empty where
             no run.json lies beside the checkpoint.
     """
@@ -107,7 +106,7 @@ class EvaluationResult:
     temperature: float
     metrics: Metrics
     images: ImagePredictions
-    misclassified: tuple[MisclassifiedFile, ...] = ()
+    misclassified: tuple[MisclassifiedImage, ...] = ()
     environment_changes: tuple[str, ...] = ()
 
 
@@ -174,16 +173,14 @@ def evaluate(
     )
 
 
-def _misclassified(images: ImagePredictions, classes: tuple[str, ...]) -> tuple[MisclassifiedFile, ...]:
-    if images.files is None:
-        return ()
+def _misclassified(images: ImagePredictions, classes: tuple[str, ...]) -> tuple[MisclassifiedImage, ...]:
     confidence, predicted = images.probabilities.max(1)
     wrong = (predicted != images.labels).nonzero().flatten()
     order = wrong[confidence[wrong].argsort(descending=True, stable=True)]
     return tuple(
-        MisclassifiedFile(
+        MisclassifiedImage(
             index=index,
-            file=images.files[index],
+            file=None if images.files is None else images.files[index],
             label=classes[int(images.labels[index])],
             predicted=classes[int(predicted[index])],
             probability=float(confidence[index]),

@@ -43,6 +43,11 @@ def _saturation(subject: Subject, case: Case) -> str | None:
     )
     if wrong > 0 and wrong >= MIN_GRADIENT_RATIO * less_confident:
         return None
+    if wrong < 0 and less_confident < 0:
+        return (
+            f"the gradient with respect to the label's logit has the wrong sign: it is {show(-wrong)} where that is "
+            f"{CONFIDENT:g} below the others, and must be negative there, so that a step raises it"
+        )
     return (
         f"the gradient with respect to the label's logit vanishes: it is {show(-wrong)} where that is {CONFIDENT:g} "
         f"below the others, and {show(-less_confident)} where it is {LESS_CONFIDENT:g} below"
@@ -75,6 +80,7 @@ minimum = Law(
 
 saturation = Law(
     "a row that is confident in a wrong class has a gradient",
+    "the sign, if the gradient has the wrong one: cross-entropy is minus the label's log-probability; if it vanishes, "
     "softmax applied twice (the loss takes logits); log(p + epsilon) or a clamp of p; a bounded loss: if that is "
     "intended, add this law to not_claimed",
     _saturation,

@@ -1,5 +1,6 @@
 """Laws of a loss under PyTorch's machinery: determinism, torch.compile, torch.func.vmap."""
 
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import in_one_line
 from .cases import Case, batches, steps, usual_batch
 from .law import Law, compare, compare_one, show
 from .subject import Subject, value_and_gradient
@@ -82,6 +84,12 @@ def _compile(subject: Subject, case: Case) -> str | None:
     return compiles_with(backend())(subject, case)
 
 
+def _first_sentence(message: str) -> str:
+    """PyTorch's reason why it cannot vmap, without its requests to file an issue; with the line of the user's code."""
+    line = re.search(r" \([^()]+:\d+\)$", message)
+    return re.split(r"[.,] (?=We |[Pp]lease )", message)[0] + (line[0] if line else "")
+
+
 def _vmap(subject: Subject, case: Case) -> str | None:
     logits, targets = case.tensors(subject)
     z, t = torch.stack([logits, logits.flip(0)]), torch.stack([targets, targets.flip(0)])  # [2, B, K], [2, B]
@@ -92,7 +100,13 @@ def _vmap(subject: Subject, case: Case) -> str | None:
 
     pairs: list[tuple[Any, Any]] = [value_and_gradient(loss, *pair) for pair in zip(z, t, strict=True)]
     values, gradients = (torch.stack(list(column)) for column in zip(*pairs, strict=True))
-    if message := compare_one("value", torch.func.vmap(loss)(z, t), values, logits):
+    try:
+        batched = torch.func.vmap(loss)(z, t)
+    except RuntimeError as error:
+        if not str(error).startswith("vmap: "):
+            raise
+        return f"it raises {_first_sentence(in_one_line(error))}"
+    if message := compare_one("value", batched, values, logits):
         return f"under vmap {message}"
     message = compare_one("gradient", torch.func.vmap(torch.func.grad(total))(z, t), gradients, logits)
     return f"under vmap {message}" if message else None
@@ -117,7 +131,8 @@ compiles = Law(
 
 vmap = Law(
     "torch.func.vmap gives the same as a loop",
-    ".item() or `if tensor`; in-place writes; a custom autograd.Function needs setup_context and generate_vmap_rule",
+    ".item() or `if tensor`; shapes that depend on values: F.one_hot without num_classes, a mask as an index; in-place "
+    "writes; a custom autograd.Function needs setup_context and generate_vmap_rule",
     _vmap,
     lambda subject: batches(subject, steps(10)),
     examples=10,

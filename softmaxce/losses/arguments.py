@@ -58,9 +58,8 @@ def check_arguments(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, label_smoothing: float
 ) -> None:
     """Refuse what PyTorch refuses, with the argument that does not fit. Raises: as cross_entropy."""
-    for name, value in (("input", input), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    check_is_tensor("input", input)
+    check_is_tensor("target", target)
     ignore_index = as_int64("ignore_index", ignore_index)
     check_options(reduction, label_smoothing)
     if input.dtype not in FLOATS:
@@ -81,6 +80,12 @@ def check_arguments(
         _check_ids_tensor(input, target)
     if weight is not None:
         _check_weight(input, target, weight)
+
+
+def check_is_tensor(name: str, value: object) -> None:
+    """Raises: TypeError, if an argument is a list, a number or an array."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
 
 
 def check_options(reduction: str, label_smoothing: float) -> None:

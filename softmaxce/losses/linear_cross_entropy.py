@@ -34,6 +34,7 @@ from .arguments import (
     as_int64,
     check_arguments,
     check_class_ids,
+    check_is_tensor,
     classes_last,
     is_transformed,
     result_dtype,
@@ -129,8 +130,7 @@ def linear_cross_entropy(
 def _shape_of_logits(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> torch.Size:
     """The shape of linear(input, linear_weight, linear_bias). Raises: as cross_entropy, if there is none."""
     for name, tensor in (("input", input), ("linear_weight", linear_weight), ("target", target)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        check_is_tensor(name, tensor)
     if input.ndim not in (1, 2):
         raise InvalidArgumentError(f"input must be [H] or [B, H] features, got the shape {list(input.shape)}")
     if linear_weight.ndim < 2 or linear_weight.shape[-1] != input.shape[-1]:

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
-from .arguments import arithmetic_dtype, check_class_ids, classes_last, result_dtype
+from .arguments import (
+    InvalidArgumentError,
+    arithmetic_dtype,
+    check_class_ids,
+    check_is_tensor,
+    classes_last,
+    result_dtype,
+)
 from .targets import reduce_losses, target_distribution, zero_where_ignored
 
 
@@ -14,12 +21,14 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
         logits: any shape, float, any real numbers.
         dim: the dimension of the classes.
     Returns: the same shape; each in (0, 1), which rounding can make 0 or 1; their sum along `dim` is 1.
+    Raises: TypeError if `logits` is not a tensor.
 
     Bridle 1990; the article's step 1.
 
     >>> softmax(torch.tensor([2.0, 1.0, 0.1]))
     tensor([0.6590, 0.2424, 0.0986])
     """
+    check_is_tensor("logits", logits)
     exponentials = torch.exp(_shifted(logits, dim))
     return exponentials / exponentials.sum(dim, keepdim=True)
 
@@ -31,12 +40,14 @@ def log_softmax(logits: Tensor, dim: int = -1) -> Tensor:
         logits: any shape, float, any real numbers.
         dim: the dimension of the classes.
     Returns: the same shape, in nats, each at most 0.
+    Raises: TypeError if `logits` is not a tensor.
 
     >>> log_softmax(torch.tensor([0.0, -200.0]))[1]  # log(softmax(...)) would be -inf here: float32 rounds S to 0
     tensor(-200.)
     >>> log_softmax(torch.tensor([20.0, 0.0]))[0]  # and 0 here, where S rounds to 1
     tensor(-2.0612e-09)
     """
+    check_is_tensor("logits", logits)
     if not logits.numel():
         return logits.clone()
     z = _shifted(logits, dim)
@@ -47,15 +58,19 @@ def one_hot(targets: Tensor, num_classes: int) -> Tensor:
     """The label's vector: 1 at the true class, 0 elsewhere.
 
     Args:
-        targets: [...] int64 class ids.
+        targets: [...] class ids, int64 or another integer dtype.
         num_classes: K.
     Returns: [..., K] float32.
-    Raises: IndexError if a class id is outside [0, K).
+    Raises: IndexError if a class id is outside [0, K); TypeError if `targets` is not a tensor; InvalidArgumentError if
+        it is not of integers.
 
     >>> one_hot(torch.tensor([0, 2]), 3)
     tensor([[1., 0., 0.],
             [0., 0., 1.]])
     """
+    check_is_tensor("targets", targets)
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise InvalidArgumentError(f"class ids must be integers, got {targets.dtype}; use targets.long()")
     check_class_ids(targets, num_classes, None)
     return (targets.unsqueeze(-1) == torch.arange(num_classes, device=targets.device)).float()
 

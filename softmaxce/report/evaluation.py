@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..inference.evaluate import EvaluationResult, MisclassifiedFile
+from ..inference.evaluate import EvaluationResult, MisclassifiedImage
 from ..inference.metrics import Metrics
 from ..inference.requirements import RequirementResult
 from ..streams import escaped
@@ -24,7 +24,7 @@ MEANINGS = {
     "ece": "expected calibration error (15 bins); 0 is best",
 }
 WIDEST_MATRIX = 80  # columns
-MISCLASSIFIED = 10  # files printed; --json has all
+MISCLASSIFIED = 10  # images printed; --json has all
 CONFUSIONS = 10  # rows of the list that replaces a matrix too wide to print
 
 
@@ -45,7 +45,7 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
     _print_confusions(metrics, console)
     if result.misclassified:
         console.print()
-        _print_misclassified(result.misclassified, console)
+        _print_misclassified(result.misclassified, result.split, console)
 
 
 def to_json(result: EvaluationResult, requirements: Sequence[RequirementResult] = ()) -> str:
@@ -79,14 +79,19 @@ def _class_table(metrics: Metrics) -> Table:
     return table
 
 
-def _print_misclassified(images: Sequence[MisclassifiedFile], console: Console) -> None:
-    """The most confident of the wrong predictions, one file a line."""
+def _print_misclassified(images: Sequence[MisclassifiedImage], split: str, console: Console) -> None:
+    """The most confident of the wrong predictions, one image a line, and the command that explains one by its index."""
     shown = images[:MISCLASSIFIED]
     rest = "; the most confident" if len(shown) < len(images) else ""
     console.print(f"misclassified: {len(images):,} image{'s' * (len(images) > 1)}{rest}")
     for image in shown:
-        line = f"  {image.file}: {image.label}, predicted {image.predicted} ({image.probability:.3f})"
+        name = f"{split} image {image.index}" if image.file is None else image.file
+        line = f"  {name}: {image.label}, predicted {image.predicted} ({image.probability:.3f})"
         console.print(Text(line), soft_wrap=True)
+    if shown[0].file is None:
+        option = "" if split == "test" else f" --split {split}"
+        command = f"softmaxce explain RUN{option} --index {shown[0].index}"
+        console.print(f"the loss of one, step by step: {command}", style="dim", soft_wrap=True)
 
 
 def _print_confusions(metrics: Metrics, console: Console) -> None:

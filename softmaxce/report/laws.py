@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config.registry import LAWS
+from ..laws.calculus import without_reference
 from ..laws.cost import Costs
 from ..laws.law import LawResult
 from ..laws.subject import Subject
@@ -61,7 +62,7 @@ def print_results(subject: Subject, results: list[LawResult], costs: Costs | Non
     if subject.reference is not None:
         console.print(Text(_reference(subject, subject.reference)), soft_wrap=True)
     console.print(_summary(subject, results), soft_wrap=True)
-    if line := _not_checked(results):
+    if line := _not_checked(subject, results):
         console.print(line, soft_wrap=True)
 
 
@@ -137,8 +138,8 @@ def _summary(subject: Subject, results: list[LawResult]) -> Text:
     return Text(f"{name} obeys all {tested} laws checked", style="green")
 
 
-def _not_checked(results: list[LawResult]) -> str:
-    """The laws that were not tested, by their reasons; empty if all were."""
+def _not_checked(subject: Subject, results: list[LawResult]) -> str:
+    """The laws that were not tested, by their reasons, and how to compare with cross-entropy; empty if all were."""
     reasons: dict[str, list[str]] = {}
     for result in results:
         if result.status in ("exempt", "not applicable"):
@@ -146,4 +147,6 @@ def _not_checked(results: list[LawResult]) -> str:
     parts = [f"{', '.join(laws)} ({reason})" for reason, laws in reasons.items()]
     if others := len(LAWS) - len(results):
         parts.append(f"{others} other laws (--only)")
+    if reasons.get(without_reference(subject)):
+        parts.append("to compare with cross-entropy: --reference softmax_cross_entropy")
     return f"not checked: {'; '.join(parts)}" if parts else ""

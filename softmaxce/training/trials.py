@@ -86,6 +86,8 @@ def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: tor
             raise
         kind = "probabilities [B, K] (as mixup makes them)" if soft else "class ids [B]"
         message = f"{component.name} cannot take logits [B, K] and {kind}: {in_one_line(error)}"
+        if _is_called_in_reverse(loss, logits, targets):
+            message += " (a loss is called with logits, then targets)"
         raise ConfigError([Problem(component.location, message)]) from error
     if not isinstance(value, Tensor) or value.shape not in ((), (2,)):
         got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -94,3 +96,15 @@ def refuse_unfit(loss: Loss, component: Component, num_classes: int, device: tor
     if gradient is None:
         message = f"{component.name} has no gradient: it must be computed from the logits, without detach()"
         raise ConfigError([Problem(component.location, message)])
+
+
+def _is_called_in_reverse(loss: Loss, logits: Tensor, targets: Tensor) -> bool:
+    """Whether a loss that failed accepts the targets as its first argument: it was written as loss(targets, logits)."""
+    try:
+        with unchanged(loss):
+            value = loss(targets, logits)
+    except Exception as error:  # it fails for another reason, which the caller reports
+        if ran_out_of_memory(error):
+            raise
+        return False
+    return isinstance(value, Tensor) and value.shape in ((), (len(targets),))

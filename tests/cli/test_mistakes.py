@@ -52,6 +52,12 @@ MISTAKES = {
     "loss misspelt": edit(
         "softmax_cross_entropy", "softmax_crossentropy", "7:14: there is no 'softmax_crossentropy' among the losses; did"
     ),
+    "a file without a name in it": edit(
+        "{name: mlp, hidden: [16]}",
+        "own.py",
+        "6:8: 'own.py' is a file, not a name in it; write own.py:Net or own.py:make",
+        own_py="class Net: ...\n_hidden = 1\ndef _helper(): ...\ndef make(): ...\n",
+    ),
     "optimizer unknown": edit("sgd", "lion9000", "8:19: there is no 'lion9000' among the optimizers; `softmaxce list"),
     "optimizer in torch's case": edit("name: sgd", "name: Adam", "8:19: there is no 'Adam' among the optimizers; did you"),
     "schedule misspelt": edit("cosine", "cosin", "9:11: there is no 'cosin' among the schedules; did you mean 'cosine'?"),

@@ -1,6 +1,7 @@
-"""Which images are wrong: their files, by eval, explain and the report's analysis."""
+"""Which images are wrong: their files or indices, by eval, explain and the report's analysis."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from softmaxce import train
+from softmaxce import InMemory, train
 from softmaxce.inference.analysis import analyze
 from softmaxce.inference.evaluate import evaluate
 from softmaxce.inference.trained_model import TrainedModel
@@ -76,3 +77,38 @@ def test_the_report_and_explain_name_the_file(
     first = mistakes[0]
     shown = CliRunner().invoke(app, ["explain", str(folder / "run"), "--index", str(first.index)])
     assert f"({first.file})" in shown.stdout.replace("\n", "")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on images that have no files of their own."""
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    train("digits", {"model": "linear", "epochs": 1}, output=folder, quiet=True, reporters=[])
+    return folder
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_eval_names_images_without_files_by_the_index_that_explain_takes(
+    split: str, digits: Path, app: typer.Typer
+) -> None:
+    model = TrainedModel.open(digits, device="cpu")
+    images = model.split(split)
+    assert isinstance(images, InMemory)
+    assert images.files is None
+    predictions = model.predict(images.images)
+    wrong = {i: p.class_name for i, p in enumerate(predictions) if p.class_name != model.classes[images.labels[i]]}
+    assert wrong
+    command = ["eval", str(digits), "--device", "cpu", "--split", split]
+    listed = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)["misclassified"]
+    assert {image["index"]: image["predicted"] for image in listed} == wrong
+    for image in listed:
+        assert image["file"] is None
+        assert image["label"] == model.classes[images.labels[image["index"]]]
+        assert image["probability"] == pytest.approx(predictions[image["index"]].probability, abs=1e-6)
+    first, printed = listed[0], CliRunner().invoke(app, command).stdout
+    assert f"\n  {split} image {first['index']}: {first['label']}, predicted {first['predicted']} (" in printed
+    explain = shlex.split(
+        printed.splitlines()[-1].partition(": softmaxce ")[2].replace("RUN", shlex.quote(str(digits)))
+    )
+    explained = json.loads(CliRunner().invoke(app, [*explain, "--json"]).stdout)
+    assert explained["predicted_class"] == first["predicted"]

@@ -35,6 +35,12 @@ smoothed.not_claimed = {"soft_targets": "class ids only"}
 def in_place(logits, targets):
     return functional.cross_entropy(logits.sub_(1), targets)
 
+def reverse(targets, logits):
+    return functional.nll_loss(logits.log_softmax(1), targets)
+
+def counts_classes(logits, targets):
+    return -(functional.one_hot(targets, int(targets.max()) + 1) * logits.log_softmax(1)).sum(1).mean()
+
 class Only3(nn.Module):
     def __init__(self):
         super().__init__()
@@ -94,6 +100,41 @@ def epsilon(logits, targets):
         "check-loss", f"own.py:{mistake}", "--only", "monotonic", "--only", "minimum", "--only", "saturation"
     )
     assert done.returncode == 1, done.stdout
+
+
+def test_a_gradient_of_the_wrong_sign_is_not_called_vanishing() -> None:
+    def no_minus(logits: Tensor, targets: Tensor) -> Tensor:
+        return -nn.functional.cross_entropy(logits, targets)
+
+    def twice(logits: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits.softmax(1), targets)
+
+    (sign,), (vanishing,) = (check_loss(loss, only=["saturation"]) for loss in (no_minus, twice))
+    assert sign.detail.startswith("the gradient with respect to the label's logit has the wrong sign: it is 1 where ")
+    assert "vanish" not in sign.detail
+    assert sign.look_at.startswith("the sign, ")
+    assert vanishing.detail.startswith("the gradient with respect to the label's logit vanishes: ")
+
+
+def test_a_loss_that_vmap_refuses_has_pytorchs_reason_in_one_sentence_and_its_own_line(
+    softmaxce: Softmaxce, own: Path
+) -> None:
+    done = softmaxce("check-loss", "own.py:counts_classes", "--only", "vmap", "--json")
+    (law,) = json.loads(done.stdout)["laws"]
+    assert law["detail"] == "it raises vmap: It looks like you're calling .item() on a Tensor (own.py:25)"
+    assert "F.one_hot without num_classes" in law["look_at"]
+
+
+def test_the_last_line_names_the_option_that_compares_with_cross_entropy(softmaxce: Softmaxce, own: Path) -> None:
+    option = "--reference softmax_cross_entropy"
+    laws = ("--only", "value,gradient,finite")
+    (line, *reversed_rest) = reversed(softmaxce("check-loss", "own.py:naive", *laws).stdout.splitlines())
+    assert line == (
+        "not checked: value, gradient (no --reference to compare with); 16 other laws (--only); "
+        f"to compare with cross-entropy: {option}"
+    )
+    assert reversed_rest[0] == "own.py:naive violates 1 of 1 laws checked: finite"
+    assert option not in softmaxce("check-loss", "own.py:naive", *laws, *option.split()).stdout
 
 
 def test_json_has_every_law_with_its_smallest_input_and_the_cost(softmaxce: Softmaxce, own: Path) -> None:
@@ -159,6 +200,12 @@ def test_a_loss_for_a_fixed_number_of_classes_is_tested_with_that_number(softmax
     ("arguments", "message"),
     [
         (("focl",), "there is no 'focl' among the losses"),
+        (
+            ("own.py",),
+            "'own.py' is a file, not a name in it; write own.py:naive or own.py:scaled or own.py:smoothed or",
+        ),
+        (("nowhere.py",), "'nowhere.py' is a file, not a name in it; there is no file 'nowhere.py'"),
+        (("own.py:reverse",), "(own.py:22) (a loss is called with logits, then targets)"),
         (("own.py:naiv",), "own.py defines no 'naiv'; did you mean 'naive'?"),
         (("nowhere.py:loss",), "there is no file 'nowhere.py'"),
         (("own.py:scaled", "--set", "scal=2"), "--set scal=2: own.py:scaled takes no 'scal'; did you mean 'scale'?"),

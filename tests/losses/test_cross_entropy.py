@@ -4,7 +4,9 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -240,3 +242,20 @@ def test_log_softmax_has_scipys_values_and_the_gradient_one_hot_minus_softmax(lo
     (gradient,) = torch.autograd.grad(ours[0].sum(), leaf)
     probabilities = scipy.special.softmax(leaf.detach().numpy(), 0)
     np.testing.assert_allclose(gradient, np.array([[1.0], [0.0]]) - probabilities, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [softmax, log_softmax])
+def test_a_list_in_place_of_logits_is_refused_by_its_name_and_type(function: Callable[[Any], Tensor]) -> None:
+    with pytest.raises(TypeError, match="logits must be a Tensor, got list"):
+        function([2.0, 1.0])
+
+
+def test_one_hot_takes_integers_of_any_dtype_and_refuses_everything_else() -> None:
+    with pytest.raises(TypeError, match="targets must be a Tensor, got int"):
+        one_hot(2, 3)  # type: ignore[arg-type]
+    for other in (torch.float32, torch.float16, torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=f"class ids must be integers, got {other}; use targets.long()"):
+            one_hot(torch.ones(2, dtype=other), 3)
+    for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        ids = torch.tensor([2, 0, 1], dtype=dtype)
+        assert torch.equal(one_hot(ids, 3), functional.one_hot(ids.long(), 3).float())
