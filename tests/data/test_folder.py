@@ -456,6 +456,13 @@ def test_an_image_that_a_worker_cannot_decode_is_named_in_one_line(shapes: Path,
     assert str(caught.value) == f"{shapes}/circle/a.png: it is not an image"
 
 
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo"])
+def test_an_empty_file_is_said_to_be_empty(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{name}: the file is empty$"):
+        decoded(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["page.eps", "page.jpg"])
 def test_a_postscript_page_is_not_run_whatever_it_is_called(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
