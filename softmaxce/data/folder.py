@@ -22,7 +22,7 @@ from ..waiting import Counting
 from . import cache as decoded_images
 from . import decode as decoding
 from .decode import Decode, FileAccessError, decoding_threads
-from .folder_layout import images_below, split_of, splits_in, sub_folders, warn_of_unread
+from .folder_layout import images_below, refuse_single_class, split_of, splits_in, sub_folders, warn_of_unread
 from .splits import Dataset, InMemory, OnDisk, Split, split_by_name, stratified
 
 SHOWN = 10  # files named in one message
@@ -59,13 +59,15 @@ def image_folder(
             versions without this key did and their runs still do: one image more, and any image may change sides.
         root: the folder. train may be called training, test testing, and val, valid, validation or dev is the
             validation split; in any case, also with set or _set after it.
-    Raises: DataError if there are no images, a class is missing in training, or a file cannot be decoded.
+    Raises: DataError if there are no images, only one class, a class is missing in training, or a file cannot be
+        decoded.
     """
     top = Path(root)
     if not top.is_dir():
         raise DataError(f"data.root: there is no folder '{root}'")
     parts = splits_in(top)
     classes = tuple(folder.name for folder in sub_folders(parts.get("train", top)))
+    refuse_single_class(top, parts.get("train"))
     listing = _Listing(classes, size, channels, skip_bad, in_memory, workers, cache, named=split_by == "name")
     if not parts:
         train, shape = listing.read(top, None)

@@ -308,7 +308,7 @@ def test_any_seed_of_63_bits_trains(seed: int) -> None:
 
 
 def test_one_class_alone_is_refused() -> None:
-    with pytest.raises(DataError, match="there is one class only, 'class0'"):
+    with pytest.raises(DataError, match="there is only one class, 'class0'"):
         build_run(config(data__classes=1))
 
 
