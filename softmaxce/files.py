@@ -161,24 +161,25 @@ def check_page(file: Path, option: str, *, force: bool) -> None:
 
     Args:
         file: the page's file.
-        option: that named it, for messages.
+        option: that named it, for messages; empty if none did.
         force: replace any regular file.
     Raises: RunError.
     """
+    name = f"{option} {file}".lstrip()
     if file.is_dir():
-        raise RunError(f"{option} {file}: is a folder; name the page's file, for example {file / 'page.html'}")
+        raise RunError(f"{name}: is a folder; name the page's file, for example {file / 'page.html'}")
     if os.path.lexists(file):
         if not file.is_file():
-            raise RunError(f"{option} {file}: is no regular file; choose another")
+            raise RunError(f"{name}: is no regular file; choose another")
         with writable(file), file.open("rb") as stream:
             ours = PAGE_MARK in stream.read(4096)
         if not (ours or force):
             message = "exists and is no page of softmaxce; choose another file, or add --force to replace it"
-            raise RunError(f"{option} {file}: {message}")
+            raise RunError(f"{name}: {message}")
     folder = next(parent for parent in (file.parent, *file.absolute().parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         number = errno.EROFS if _is_read_only(folder) else errno.EACCES if folder.is_dir() else errno.ENOTDIR
-        raise RunError(f"{option} {file}: cannot be written: {folder}: {os.strerror(number)}")
+        raise RunError(f"{name}: cannot be written: {folder}: {os.strerror(number)}")
 
 
 def _is_read_only(folder: Path) -> bool:
