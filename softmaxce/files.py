@@ -185,7 +185,7 @@ def check_page(file: Path, option: str, *, force: bool) -> None:
 
     Args:
         file: the page's file.
-        option: that named it, for messages.
+        option: that named it, for messages; empty if none did.
         force: replace any regular file.
     Raises: RunError.
     """
@@ -204,25 +204,27 @@ def check_output(
 
     Args:
         file: the file to write.
-        option: that named it, for messages.
+        option: that named it, for messages; empty if none did.
         kind: what is written, such as `page`.
         example: a name for such a file.
         is_ours: whether the file that is there now is of that kind.
         force: replace any regular file; None if the command has no such option.
     Raises: RunError.
     """
+    name = f"{option} {file}".lstrip()
     if file.is_dir():
-        raise RunError(f"{option} {file}: is a folder; name the {kind}'s file, for example {file / example}")
+        raise RunError(f"{name}: is a folder; name the {kind}'s file, for example {file / example}")
     if os.path.lexists(file):
         if not file.is_file():
-            raise RunError(f"{option} {file}: is no regular file; choose another")
+            raise RunError(f"{name}: is not a regular file; choose another")
         if not (is_ours() or force):
+            article = "an" if kind[0] in "aeiou" else "a"
             hint = "" if force is None else ", or add --force to replace it"
-            raise RunError(f"{option} {file}: exists and is no {kind} of softmaxce; choose another file{hint}")
+            raise RunError(f"{name}: exists and is not {article} {kind} of softmaxce; choose another file{hint}")
     folder = next(parent for parent in (file.parent, *file.absolute().parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         number = errno.EROFS if _is_read_only(folder) else errno.EACCES if folder.is_dir() else errno.ENOTDIR
-        raise RunError(f"{option} {file}: cannot be written: {folder}: {os.strerror(number)}")
+        raise RunError(f"{name}: cannot be written: {folder}: {os.strerror(number)}")
 
 
 def _is_read_only(folder: Path) -> bool:

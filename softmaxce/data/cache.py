@@ -2,12 +2,13 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ LIMIT = 10 << 30  # bytes that all cached images may take; beyond it, the least 
 SPARE = 1 << 30  # bytes of the disk that are left free
 ABANDONED = 86400  # seconds after which the writer of an incomplete file is taken to be dead
 SUFFIX = ".images"
-DIGEST = 32  # bytes of the checksum before the pixels
+DIGEST = 32  # bytes of the checksum of all that follows it
 
 
 def folder() -> Path:
@@ -49,27 +50,35 @@ def key_of(files: Sequence[str], *decoding: object) -> str | None:
     return digest.hexdigest()
 
 
-def read(key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The images [N, C, H, W] cached under a key; None if there are none, or the checksum is wrong."""
+def read(key: str, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], dict[int, str]] | None:
+    """The images [N, C, H, W] cached under a key, and why some could not be decoded, by index.
+
+    Returns: None if there are none, or the checksum is wrong.
+    """
     file = folder() / (key + SUFFIX)
     try:
         with file.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size != DIGEST + int(np.prod(shape)):
+            if os.fstat(stream.fileno()).st_size < DIGEST + int(np.prod(shape)):
                 return None
             checksum, images = stream.read(DIGEST), np.empty(shape, np.uint8)
             complete = stream.readinto(images.data.cast("B")) == images.nbytes
+            reasons = stream.read()
     except OSError:  # not cached; the images are decoded
         return None
-    if not complete or checksum != _checksum(images):
+    if not complete or checksum != _checksum(images, reasons):
         return None
     with contextlib.suppress(OSError):  # the time of last use only decides what is removed first
         os.utime(file)
-    return images
+    return images, {int(index): reason for index, reason in json.loads(reasons or "{}").items()}
 
 
-def write(key: str, images: NDArray[np.uint8]) -> None:
+def write(key: str, images: NDArray[np.uint8], reasons: Mapping[int, str] | None = None) -> None:
     """Cache images under a key, atomically, and remove the least recently used ones.
 
+    Args:
+        key: from key_of.
+        images: [N, C, H, W].
+        reasons: why some files could not be decoded, by index. They follow the pixels, as JSON, if there are any.
     Raises: OSError if that fails. Images larger than LIMIT, or than the free space of the disk allows, are not cached.
     """
     directory = folder()
@@ -77,11 +86,13 @@ def write(key: str, images: NDArray[np.uint8]) -> None:
     _make_room(directory, images.nbytes)
     if images.nbytes > LIMIT or images.nbytes + SPARE > shutil.disk_usage(directory).free:
         return
+    after = json.dumps(reasons).encode() if reasons else b""
     descriptor, staged = tempfile.mkstemp(dir=directory, prefix=key, suffix=".tmp")  # no other process writes to it
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(_checksum(images))
+            stream.write(_checksum(images, after))
             stream.write(images.data.cast("B"))
+            stream.write(after)
         Path(staged).replace(directory / (key + SUFFIX))
     except BaseException:
         with contextlib.suppress(OSError):  # removes an incomplete file; the error that left it so is raised
@@ -108,5 +119,7 @@ def _make_room(directory: Path, size: int) -> None:
         total -= bytes_
 
 
-def _checksum(images: NDArray[np.uint8]) -> bytes:
-    return hashlib.sha256(images.data.cast("B")).digest()
+def _checksum(images: NDArray[np.uint8], reasons: bytes) -> bytes:
+    digest = hashlib.sha256(images.data.cast("B"))
+    digest.update(reasons)
+    return digest.digest()

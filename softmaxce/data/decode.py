@@ -48,6 +48,10 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # re
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about metadata that is not used
 
 
+class FileAccessError(DataError):
+    """The system did not open or read a file; whether it holds an image is not known."""
+
+
 @dataclass(frozen=True)
 class Decode:
     """Decodes a file to [C, H, W] uint8. Raises: DataError, with the file and the reason."""
@@ -71,7 +75,8 @@ class Decode:
         except DAMAGED as error:
             if ran_out_of_memory(error):
                 raise MemoryRanOutError(f"{file}: memory ran out while decoding it; data.size needs less") from None
-            raise DataError(f"{file}: {_reason(error, file)}") from None
+            refused = isinstance(error, OSError) and error.errno is not None  # Pillow's own errors have no number
+            raise (FileAccessError if refused else DataError)(f"{file}: {_reason(error, file)}") from None
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An opened image as [C, H, W] uint8; the image itself is turned upright by its EXIF tag."""
@@ -91,7 +96,7 @@ def open_image(file: str) -> Iterator[Image.Image]:
     with open_file(file) as stream:
         if os.fstat(stream.fileno()).st_size > MAX_BYTES:  # some of Pillow's decoders read all of it first
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        with Image.open(stream, formats=_formats()) as image:
+        with Image.open(stream, formats=formats()) as image:
             yield image
 
 
@@ -145,15 +150,24 @@ def _reason(error: BaseException, file: str) -> str:
     """Why a file could not be decoded, in one line."""
     if isinstance(error, UnidentifiedImageError):
         suffix = Path(file).suffix.lower()
-        if suffix in HEIF and "HEIF" not in _formats():
+        if suffix in HEIF and "HEIF" not in formats():
             return f"{suffix} files need pillow-heif (pip install pillow-heif)"
-        return f"{suffix} files are not read; convert it to PNG" if is_unread_image(file) else "it is not an image"
+        if is_unread_image(file):
+            return f"{suffix} files are not read; convert it to PNG"
+        return "the file is empty" if _is_empty(file) else "it is not an image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
     return (
         text if text and isinstance(error, OSError | ValueError) else f"it is damaged ({type(error).__name__}: {text})"
     )
+
+
+def _is_empty(file: str) -> bool:
+    try:
+        return Path(file).stat().st_size == 0
+    except OSError:  # removed since it was read
+        return False
 
 
 def is_image(file: Path) -> bool:
@@ -170,13 +184,13 @@ def is_unread_image(file: str | Path) -> bool:
 
 @cache
 def _extensions() -> frozenset[str]:
-    formats = _formats()
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+    read = formats()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in read)
 
 
 @cache
-def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow reads, with HEIF if pillow-heif is installed."""
+def formats() -> tuple[str, ...]:
+    """The formats that are decoded: those of FORMATS that this Pillow reads, with HEIF if pillow-heif is installed."""
     Image.init()
     if importlib.util.find_spec("pillow_heif") is not None:
         importlib.import_module("pillow_heif").register_heif_opener()

@@ -1,6 +1,7 @@
 """Fingerprints of splits: equal if two splits have the same images and labels, wherever they are stored."""
 
 import hashlib
+import re
 from pathlib import Path
 
 from ..files import open_file
@@ -14,18 +15,25 @@ SAMPLED_BYTES = 1 << 16  # from the start of each
 def fingerprint(split: Split) -> str:
     """A hash of a split's images and labels.
 
-    `pixels:DIGITS` where the images are decoded in memory: every pixel counts. `files:DIGITS:DIGITS` where they are
-    read from disk as they are needed: the first digits are of all files' names and sizes, the second of the contents
-    of up to 256 of them, because reading all would take as long as an epoch.
+    `pixels:DIGITS:COUNT` where the images are decoded in memory: every pixel matters. `files:DIGITS:DIGITS:COUNT` where
+    they are read from disk as they are needed: the first digits are of all files' names and sizes, the second of the
+    contents of up to 256 of them, because reading all would take as long as an epoch. COUNT is the number of images.
     """
     digest = hashlib.blake2b(repr((len(split), split.shape)).encode(), digest_size=8)
     digest.update(split.labels.cpu().contiguous().numpy().data)
     if isinstance(split, InMemory):
         digest.update(split.images.cpu().contiguous().numpy().data)
-        return f"pixels:{digest.hexdigest()}"
+        return f"pixels:{digest.hexdigest()}:{len(split)}"
     for file in split.files:
         digest.update(f"{_name(file)} {_size(file)}\n".encode(errors="surrogateescape"))
-    return f"files:{digest.hexdigest()}:{_contents(split)}"
+    return f"files:{digest.hexdigest()}:{_contents(split)}:{len(split)}"
+
+
+def count_in(text: str) -> int | None:
+    """The number of images that a fingerprint records; None if an earlier version made it, or it is none of ours."""
+    kind, *parts = text.split(":")
+    has_count = len(parts) == {"pixels": 2, "files": 3}.get(kind) and re.fullmatch("[0-9]{1,15}", parts[-1]) is not None
+    return int(parts[-1]) if has_count else None
 
 
 def fingerprints(source: Dataset) -> dict[str, str]:

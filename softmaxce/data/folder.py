@@ -21,11 +21,13 @@ from ..runtime.processors import processors
 from ..waiting import Counting
 from . import cache as decoded_images
 from . import decode as decoding
-from .decode import Decode, decoding_threads
-from .folder_layout import images_below, split_of, splits_in, sub_folders, warn_of_unread
+from .decode import Decode, FileAccessError, decoding_threads
+from .folder_layout import images_below, refuse_single_class, split_of, splits_in, sub_folders, warn_of_unread
 from .splits import Dataset, InMemory, OnDisk, Split, split_by_name, stratified
 
 SHOWN = 10  # files named in one message
+
+_Decoded = tuple[NDArray[np.uint8], dict[int, DataError]]
 
 
 def image_folder(
@@ -57,13 +59,15 @@ def image_folder(
             versions without this key did and their runs still do: one image more, and any image may change sides.
         root: the folder. train may be called training, test testing, and val, valid, validation or dev is the
             validation split; in any case, also with set or _set after it.
-    Raises: DataError if there are no images, a class is missing in training, or a file cannot be decoded.
+    Raises: DataError if there are no images, only one class, a class is missing in training, or a file cannot be
+        decoded.
     """
     top = Path(root)
     if not top.is_dir():
         raise DataError(f"data.root: there is no folder '{root}'")
     parts = splits_in(top)
     classes = tuple(folder.name for folder in sub_folders(parts.get("train", top)))
+    refuse_single_class(top, parts.get("train"))
     listing = _Listing(classes, size, channels, skip_bad, in_memory, workers, cache, named=split_by == "name")
     if not parts:
         train, shape = listing.read(top, None)
@@ -182,41 +186,44 @@ class _Listing:
         decode: Decode,
         shape: tuple[int, int, int],
     ) -> InMemory:
-        """Every file's image: from the cache if the files are unchanged since, else decoded.
+        """The images of the files that can be decoded; the others are reported."""
+        images, bad = self._cached(files, decode, shape) if self.cache else self._decoded(files, decode, shape)
+        whole = InMemory(torch.from_numpy(images), torch.tensor(labels), names, tuple(files))
+        if not bad:
+            return whole
+        self._report(bad, files)
+        return whole.take(torch.tensor([index for index in range(len(files)) if index not in bad]))
 
-        If some cannot be decoded, nothing is cached.
+    def _cached(self, files: list[str], decode: Decode, shape: tuple[int, int, int]) -> _Decoded:
+        """As _decoded, from the cache if the files are unchanged since.
+
+        Files that cannot be decoded are cached with the reason, so that one of them does not make every command decode
+        all others again. Nothing is cached if one could not be opened or read, which another attempt may change.
         """
-        if not self.cache:
-            return self._decoded(files, labels, names, decode, shape)
         program = hashlib.sha256(Path(decoding.__file__).read_bytes()).hexdigest()
-        decoding_options = (decode.size, shape, program)
+        decoding_options = (decode.size, shape, program, decoding.formats())
         key = decoded_images.key_of(files, *decoding_options)
         cached = decoded_images.read(key, (len(files), *shape)) if key is not None else None
         if cached is not None:
-            return InMemory(torch.from_numpy(cached), torch.tensor(labels), names, tuple(files))
-        whole = self._decoded(files, labels, names, decode, shape)
+            images, reasons = cached
+            return images, {index: DataError(f"{files[index]}: {reason}") for index, reason in reasons.items()}
+        images, bad = self._decoded(files, decode, shape)
         unchanged = key is not None and key == decoded_images.key_of(files, *decoding_options)
-        if key is not None and unchanged and len(whole) == len(files):
+        if key is not None and unchanged and not any(isinstance(error, FileAccessError) for error in bad.values()):
+            reasons = {index: error.lines[0].removeprefix(f"{files[index]}: ") for index, error in bad.items()}
             try:
-                decoded_images.write(key, whole.images.numpy())
+                decoded_images.write(key, images, reasons)
             except OSError as error:
                 streams.warning(
                     f"{decoded_images.folder()}: the cache of decoded images cannot be written "
                     f"({error.strerror or error}); set SOFTMAXCE_CACHE to another folder, or data.cache: false"
                 )
-        return whole
+        return images, bad
 
-    def _decoded(
-        self,
-        files: list[str],
-        labels: list[int],
-        names: tuple[str, ...] | None,
-        decode: Decode,
-        shape: tuple[int, int, int],
-    ) -> InMemory:
-        """Every file decoded into one array; those that cannot be decoded are reported."""
+    def _decoded(self, files: list[str], decode: Decode, shape: tuple[int, int, int]) -> _Decoded:
+        """Every file decoded into one array, [N, C, H, W], and the errors by index; their images are zeros."""
         images = np.empty((len(files), *shape), np.uint8)
-        bad: dict[int, str] = {}
+        bad: dict[int, DataError] = {}
 
         def fill(chunk: range) -> None:
             for index in chunk:
@@ -225,7 +232,7 @@ class _Listing:
                 except _SizeError:
                     raise
                 except DataError as error:
-                    bad[index] = str(error)
+                    images[index], bad[index] = 0, error.with_traceback(None)
                 finally:
                     counting.advance()
 
@@ -236,16 +243,11 @@ class _Listing:
         with counting, ThreadPoolExecutor(threads) as pool:
             for future in [pool.submit(fill, chunk) for chunk in chunks]:
                 future.result()
-        decodable = torch.tensor([index for index in range(len(files)) if index not in bad])
-        whole = InMemory(torch.from_numpy(images), torch.tensor(labels), names, tuple(files))
-        if not bad:
-            return whole
-        self._report(bad, files)
-        return whole.take(decodable)
+        return images, bad
 
     def _decodable(self, split: OnDisk) -> OnDisk:
         """The images that can be decoded, found by decoding each once."""
-        bad: dict[int, str] = {}
+        bad: dict[int, DataError] = {}
 
         def attempt(index: int) -> None:
             try:
@@ -253,7 +255,7 @@ class _Listing:
             except _SizeError:
                 raise
             except DataError as error:
-                bad[index] = str(error)
+                bad[index] = error.with_traceback(None)
             counting.advance()
 
         with Counting("checking images", len(split)) as counting, ThreadPoolExecutor(processors()) as pool:
@@ -263,14 +265,16 @@ class _Listing:
         self._report(bad, split.files)
         return split.take(torch.tensor([index for index in range(len(split)) if index not in bad]))
 
-    def _report(self, bad: dict[int, str], files: Sequence[str]) -> None:
-        """List the files that cannot be decoded. Raises: DataError unless they are to be skipped."""
-        messages = [bad[index] for index in sorted(bad)]
+    def _report(self, bad: dict[int, DataError], files: Sequence[str]) -> None:
+        """List the files that cannot be decoded. Raises: DataError unless they are skipped and others are left."""
+        messages = [bad[index].lines[0] for index in sorted(bad)]
         shown = [f"  {message}" for message in messages[:SHOWN]]
         shown += [f"  ... and {len(messages) - SHOWN} more"] if len(messages) > SHOWN else []
         number = f"{len(messages)} of {len(files)} files cannot be decoded"
         if not self.skip_bad:
             raise DataError(f"{number}; repair or remove them, or set data.skip_bad: true to leave them out:", shown)
+        if len(bad) == len(files):
+            raise _none_decodable(files, messages[0])
         for line in (f"warning: {number} and are left out:", *shown):
             streams.line(line, err=True)
 
@@ -305,10 +309,14 @@ def _first_size(files: Sequence[str], decode: Decode) -> tuple[str, tuple[int, i
         try:
             array = decode.array(file)
         except DataError as error:
-            reason = reason or str(error)
+            reason = reason or error.lines[0]
             continue
         return file, (array.shape[1], array.shape[2])
-    raise DataError(f"none of {len(files)} files can be decoded; the first: {reason}")
+    raise _none_decodable(files, reason)
+
+
+def _none_decodable(files: Sequence[str], reason: str) -> DataError:
+    return DataError(f"none of {len(files)} files can be decoded; the first: {reason}")
 
 
 def _memory_for_images() -> int:

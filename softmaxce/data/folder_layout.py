@@ -68,6 +68,26 @@ def _refuse_hidden_splits(top: Path, folders: list[Path]) -> None:
         )
 
 
+def refuse_single_class(top: Path, train: Path | None) -> None:
+    """Refuse a folder with one class folder before its images are read; those below it may be the classes.
+
+    Args:
+        top: the folder of images, data.root.
+        train: the folder of its training split, if it has splits.
+    Raises: DataError.
+    """
+    classes = sub_folders(train or top)
+    if len(classes) != 1:
+        return
+    (single,) = classes
+    message = f"there is only one class, '{single.name}', and a classifier needs at least two"
+    hint = "each class needs a folder of its own"
+    if below := [folder.name for folder in sub_folders(single)]:
+        remedy = f"move them up into {train}" if train else f"set data.root to {single}"
+        hint = f"if its sub-folders are the classes ({_listed(below)}), {remedy}"
+    raise DataError(f"{train or top}: {message}; {hint}")
+
+
 def sub_folders(folder: Path) -> list[Path]:
     """The folders that can be classes or splits, sorted by name. Raises: DataError if a name is not valid text."""
     try:

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ def image_files(
 
     Args:
         paths: a file is itself, whatever its name; a folder is every image in it and below, by name; a pattern with
-            * ? [ or ** that names no file is every file that matches it; `-` is every line of `listed`.
+            * ? [ or ** that names no file is every file that matches it, where leading folders with [ in their names
+            that exist are themselves; `-` is every line of `listed`.
         listed: lines, each a file or a folder.
         null: they end with NUL characters instead, as those of find -print0.
     Raises: DataError if one of `listed` is longer than any path, or has a NUL character in it.
@@ -43,13 +45,28 @@ def image_files(
             for name in _names(listed) if null else _lines(listed):
                 yield from _files(name)
         elif not os.path.lexists(path) and glob.has_magic(path):
-            matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+            matches = sorted(glob.glob(_with_literal_folders(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
             if not matches:
-                yield Unreadable(path, "matches no file")
+                hint = "; in a pattern, write [[] for the character [" if "[" in path else ""
+                yield Unreadable(path, f"matches no file{hint}")
             for match in matches:
                 yield from _files(match)
         else:
             yield from _files(path)
+
+
+SEPARATORS = re.compile(f"([{re.escape(os.sep + (os.altsep or ''))}]+)")
+
+
+def _with_literal_folders(pattern: str) -> str:
+    """The pattern with its first folders escaped as far as they exist, so that `a [b]/*.jpg` is that folder's files."""
+    parts = SEPARATORS.split(pattern)
+    literal = 0
+    while literal < len(parts) and (
+        not glob.has_magic(parts[literal]) or ("[" in parts[literal] and os.path.lexists("".join(parts[: literal + 1])))
+    ):
+        literal += 1
+    return glob.escape("".join(parts[:literal])) + "".join(parts[literal:])
 
 
 def _lines(listed: TextIO | None) -> Iterator[str]:

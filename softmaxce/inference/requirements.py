@@ -9,6 +9,8 @@ from ..errors import ConfigError, Problem, suggestion
 
 METRICS = ("loss", "accuracy", "top5_accuracy", "nll", "brier", "ece")
 CLASS_METRICS = ("precision", "recall", "f1")
+FRACTIONS = ("accuracy", "top5_accuracy", "ece")  # as those of a class
+LARGEST_FRACTION = 1.5  # a larger limit was meant in percent; a smaller one above 1 was not: 1.01 is no 1.01%
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -64,18 +66,24 @@ def parse(texts: Sequence[str]) -> list[Requirement]:
             continue
         metric = match[1]
         stem, dot, _ = metric.partition(".")
-        if match[4] or (metric in ("accuracy", "top5_accuracy") and limit > 1):
-            fraction = limit / 100
-            problems.append(Problem(option, f"{metric} lies in [0, 1]; write {metric}{match[2]}{fraction:g}"))
-        elif metric not in METRICS and not (dot and stem in CLASS_METRICS):
+        if metric not in METRICS and not (dot and stem in CLASS_METRICS):
             known = [*METRICS, *(f"{name}.CLASS" for name in CLASS_METRICS)]
             hint = suggestion(metric, METRICS) or f"; the metrics are {', '.join(known)}"
             problems.append(Problem(option, f"there is no metric '{metric}'{hint}"))
+        elif match[4] or (limit > 1 and (metric in FRACTIONS or dot)):
+            problems.append(Problem(option, _not_a_fraction(metric, match[2], limit, percent=bool(match[4]))))
         else:
             requirements.append(Requirement(metric, match[2], limit))
     if problems:
         raise ConfigError(problems)
     return requirements
+
+
+def _not_a_fraction(metric: str, comparison: str, limit: float, *, percent: bool) -> str:
+    """What is wrong with a limit in percent, or above 1 where the metric is a fraction, and what to write."""
+    range_ = "is a number, not a percentage" if metric in ("loss", "nll", "brier") else "lies in [0, 1]"
+    meant_in_percent = 0 <= limit <= 100 and (percent or limit > LARGEST_FRACTION)
+    return f"{metric} {range_}" + (f"; write {metric}{comparison}{limit / 100:g}" if meant_in_percent else "")
 
 
 def check_classes(requirements: Sequence[Requirement], classes: Sequence[str], *, has_loss: bool = True) -> None:

@@ -55,18 +55,18 @@ def resnet9(width: PositiveInt = 64, *, in_channels: int, image_size: tuple[int,
     return nn.Sequential(
         conv(in_channels, width),
         conv(width, 2 * width, pool=True),
-        _Residual(nn.Sequential(conv(2 * width, 2 * width), conv(2 * width, 2 * width))),
+        Residual(nn.Sequential(conv(2 * width, 2 * width), conv(2 * width, 2 * width))),
         conv(2 * width, 4 * width, pool=True),
         conv(4 * width, 8 * width, pool=True),
-        _Residual(nn.Sequential(conv(8 * width, 8 * width), conv(8 * width, 8 * width))),
+        Residual(nn.Sequential(conv(8 * width, 8 * width), conv(8 * width, 8 * width))),
         nn.AdaptiveMaxPool2d(1),
         nn.Flatten(),
         nn.Linear(8 * width, num_classes, bias=False),
-        _Scaled(1 / 8),
+        Scaled(1 / 8),
     )
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """x + branch(x)."""
 
     def __init__(self, branch: nn.Module) -> None:
@@ -77,7 +77,7 @@ class _Residual(nn.Module):
         return images + self.branch(images)  # type: ignore[no-any-return]
 
 
-class _Scaled(nn.Module):
+class Scaled(nn.Module):
     """x times a constant."""
 
     def __init__(self, factor: float) -> None:
@@ -114,7 +114,7 @@ def wide_resnet(
     inputs = 16
     for stage, outputs in enumerate((16 * width, 32 * width, 64 * width)):
         for block in range(blocks):
-            layers.append(_WideBlock(inputs, outputs, 2 if stage and not block else 1, dropout))
+            layers.append(WideBlock(inputs, outputs, 2 if stage and not block else 1, dropout))
             inputs = outputs
     layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
     model = nn.Sequential(*layers)
@@ -124,7 +124,7 @@ def wide_resnet(
     return model
 
 
-class _WideBlock(nn.Module):
+class WideBlock(nn.Module):
     """Pre-activation block; where the shape changes, the shortcut is a 1x1 convolution of the activated input."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:

@@ -61,10 +61,10 @@ def torchvision_model(
         if hasattr(model, "aux_logits"):
             model.aux_logits = False  # the auxiliary heads are trained for the old classes
         head = _replace_head(model, num_classes)
-    return _Adapted(model, head, freeze == "backbone", in_channels, input_size)
+    return Adapted(model, head, freeze == "backbone", in_channels, input_size)
 
 
-class _Adapted(nn.Module):
+class Adapted(nn.Module):
     """A torchvision model behind what the data needs: three channels, another size, a frozen backbone."""
 
     def __init__(
@@ -81,7 +81,7 @@ class _Adapted(nn.Module):
             model.requires_grad_(False)
             head.requires_grad_(True)
 
-    def train(self, mode: bool = True) -> "_Adapted":
+    def train(self, mode: bool = True) -> "Adapted":
         """Training mode; a frozen backbone stays in evaluation mode, its statistics untouched."""
         super().train(mode)
         if self.frozen:

@@ -250,7 +250,7 @@ class Messages(Reporter):
     def stopping(self) -> None:
         """Print that the run is about to stop; unbuffered, as the signal may have interrupted another print."""
         with contextlib.suppress(OSError):  # stderr is full or closed, and the run must be saved nevertheless
-            os.write(2, b"stopping after this step; ctrl-C again stops at once\n")
+            os.write(2, b"stopping after this step; a second ctrl-C or SIGTERM stops at once\n")
 
 
 def _emit(line: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from ..build import FEWER_IMAGES, SourceReader, hold_out
 from ..config.components import takes
 from ..config.keys import Config, users_code
 from ..config.signatures import NotStatic, source_file
-from ..data.fingerprint import fingerprint, fingerprints
+from ..data.fingerprint import count_in, fingerprint, fingerprints
 from ..data.splits import Split
 from ..errors import RunError, is_users, within_memory
 from ..runtime.environment import environment, git_commit, softmaxce_commit
@@ -159,7 +159,7 @@ def check_images(
     before = recorded_images(record)
     if not before:
         return [_unknown(run, list(now), "run.json holds no fingerprints of them")]
-    return _compare(run, changed_splits(before, now), unknown_splits(before, now), allow_changed_data)
+    return _compare(run, before, now, allow_changed_data)
 
 
 def check_recorded_root(run: Path, config: Config, record: Mapping[str, Any], now: Mapping[str, str]) -> str:
@@ -201,8 +201,7 @@ def check_split(run: Path, name: str, split: Split, record: Mapping[str, Any], *
     before = recorded_images(record)
     if before:
         recorded, current = {key: text for key, text in before.items() if key == name}, {name: now}
-        changed, unknown = changed_splits(recorded, current), unknown_splits(recorded, current)
-        warnings = _compare(run, changed, unknown, allow_changed_data)
+        warnings = _compare(run, recorded, current, allow_changed_data)
     elif record:
         warnings = [_unknown(run, [name], "run.json holds no fingerprints of them")]
     else:
@@ -212,16 +211,28 @@ def check_split(run: Path, name: str, split: Split, record: Mapping[str, Any], *
     return now
 
 
-def _compare(run: Path, changed: list[str], unknown: list[str], allow_changed_data: bool) -> list[str]:
+def _compare(run: Path, before: Mapping[str, str], now: Mapping[str, str], allow_changed_data: bool) -> list[str]:
     warnings = []
+    changed, unknown = changed_splits(before, now), unknown_splits(before, now)
     if changed:
-        message = f"{run}: the {' and '.join(changed)} images are not those that this run was trained with"
+        counts = [text for name in changed if (text := _counts(name, before, now, label=len(changed) > 1))]
+        message = f"{run}: the {' and '.join(changed)} images are not those of the run"
+        message += f" ({'; '.join(counts)})" if counts else ""
         if not allow_changed_data:
             raise RunError(f"{message}; restore them, or add --allow-changed-data to use the current images")
         warnings.append(message)
     if unknown:
         warnings.append(_unknown(run, unknown, "only one of the two reads them from disk, the other from memory"))
     return warnings
+
+
+def _counts(name: str, before: Mapping[str, str], now: Mapping[str, str], *, label: bool) -> str:
+    """How many images a split had and has, `31 then, 32 now`; empty if an earlier version did not record it."""
+    then, current = (count_in(texts[name]) if name in texts else 0 for texts in (before, now))
+    if then is None or current is None:
+        return ""
+    text = f"{then:,} then, {current:,} now" if then != current else f"{then:,} then and now, but others"
+    return f"{name}: {text}" if label else text
 
 
 def _unknown(run: Path, splits: list[str], why: str) -> str:

@@ -153,7 +153,7 @@ def recorded_root(record: Mapping[str, Any]) -> Path | None:
 def same_fingerprint(first: str, second: str) -> bool | None:
     """Whether two fingerprints are of the same images; None if they are of two kinds, which cannot be compared.
 
-    Earlier versions recorded no hash of the files' contents: then names and sizes are compared.
+    Earlier versions recorded no number of images, and no hash of the files' contents: then the rest is compared.
     """
     (kind, *digits), (other_kind, *other_digits) = first.split(":"), second.split(":")
     if kind != other_kind:

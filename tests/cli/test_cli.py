@@ -430,6 +430,9 @@ def test_a_dry_run_tells_layers_and_memory_and_leaves_nothing(
     assert not (tmp_path / "runs").exists()
     done = softmaxce("train", "--config", "small.yaml", "--dry-run", "--set", "model={name: cnn, channels: [4, 8]}")
     assert "MaxPool2x2 + ReLU" in done.stdout  # in one layer
+    done = softmaxce("train", "--config", "small.yaml", "--dry-run", "--set", "model={name: resnet9, width: 2}")
+    assert "Scaled" in done.stdout
+    assert not re.search(r"\s_[A-Z]", done.stdout)  # no name that is private in Python
 
 
 def test_a_users_own_loss_is_looked_up_in_the_current_folder(softmaxce: Softmaxce, small: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_every_command_finds_the_data_of_a_run_from_another_folder(app: typer.Ty
 def test_the_current_folder_has_precedence(app: typer.Typer, there: Path) -> None:
     photos(there / "elsewhere/photos", seed=1)
     refused = run(app, "eval", "run", status=2)
-    assert "the test images are not those that this run was trained with" in refused.stderr
+    assert "the test images are not those of the run" in refused.stderr
     shutil.rmtree("photos")
     shutil.copytree("../home/photos", "photos")
     assert run(app, "eval", "run").stderr == ""
@@ -99,7 +99,7 @@ def test_data_that_has_moved_is_named_by_an_option(app: typer.Typer, there: Path
             assert run(app, *command, "--data", "../moved").exit_code == 0, name
             photos(there / "others", seed=1)
             others = run(app, *command, "--data", "../others", status=2)
-            assert "images are not those that this run was trained with" in others.stderr, name
+            assert "images are not those of the run" in others.stderr, name
             shutil.rmtree(there / "others")
             missing = run(app, *command, "--data", "nowhere", status=2)
             assert "--data nowhere: there is no such folder" in missing.stderr, name

@@ -107,7 +107,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_command_to_resume_trusts_the_user
     while not (tmp_path / "asleep").exists():
         assert running[0].process.poll() is None
     running[0].process.send_signal(signal.SIGINT)
-    assert running[0].wait_for_line() == "stopping after this step; ctrl-C again stops at once\n"
+    assert running[0].wait_for_line() == "stopping after this step; a second ctrl-C or SIGTERM stops at once\n"
     running[0].process.send_signal(signal.SIGINT)
     status, lines = running[0].end()
     assert status == 130

@@ -225,6 +225,7 @@ def test_a_run_on_a_read_only_disk_is_read_and_what_would_write_there_is_one_lin
         errors = [each for each in message.splitlines() if each.startswith("error: ")]
         assert (status, len(errors)) == (2, 1), (line, message)
         assert "/mnt/" in errors[0]
+        assert "--output" in line or "--output" not in errors[0]  # no option is blamed that the line has not
         assert "Read-only file system" in errors[0]
 
 

@@ -44,7 +44,7 @@ def test_a_file_that_is_not_a_page_of_softmaxce_is_overwritten_only_with_force(
     file.write_text('{"mine": 1}')
     done = CliRunner().invoke(app, [*command, option, str(file)])
     assert done.exit_code == 2
-    message = "exists and is no page of softmaxce; choose another file, or add --force to replace it"
+    message = "exists and is not a page of softmaxce; choose another file, or add --force to replace it"
     assert done.stderr == f"error: {option} {file}: {message}\n"
     assert file.read_text() == '{"mine": 1}'
     assert CliRunner().invoke(app, [*command, option, str(file), "--force"]).exit_code == 0
@@ -57,7 +57,7 @@ def test_only_regular_files_are_replaced(here: Path, app: typer.Typer) -> None:
     (here / "link").symlink_to("nowhere")
     for name in ("pipe", "link"):
         done = CliRunner().invoke(app, [*LOGITS, "--html", name, "--force"])
-        assert (done.exit_code, done.stderr) == (2, f"error: --html {name}: is no regular file; choose another\n")
+        assert (done.exit_code, done.stderr) == (2, f"error: --html {name}: is not a regular file; choose another\n")
 
 
 READ_ONLY = {

@@ -17,6 +17,7 @@ from torch import Tensor
 from softmaxce.data import cache
 from softmaxce.data.folder import image_folder
 from softmaxce.data.splits import InMemory
+from softmaxce.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -151,11 +152,60 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_training_continues(
     assert "data.cache: false" in errors
 
 
-def test_nothing_is_cached_if_the_cache_is_off_or_a_file_cannot_be_decoded(photos: Path, cache_folder: Path) -> None:
+def test_nothing_is_cached_if_the_cache_is_off(photos: Path, cache_folder: Path) -> None:
     images(photos, cache=False)
-    (photos / "cat" / "bad.png").write_bytes(b"nothing")
-    images(photos, skip_bad=True)
     assert entries(cache_folder) == []
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_files_that_cannot_be_decoded_leave_the_cache_of_the_others_in_use_and_are_named_each_time(
+    number: int, photos: Path, cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "cat" / "bad.png").write_bytes(b"nothing")
+    whole = (photos / "dog" / "1.png").read_bytes()
+    if number == 2:
+        (photos / "dog" / "1.png").write_bytes(whole[: len(whole) // 2])
+    uncached = image_folder(test_fraction=0.0, root=str(photos), skip_bad=True, cache=False).train
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {number} of 9 files cannot be decoded and are left out:\n")
+    first = images(photos, skip_bad=True)
+    assert capsys.readouterr().err == warning
+    (file,) = entries(cache_folder)
+    content = file.read_bytes()
+    pixels, reasons = content[cache.DIGEST : cache.DIGEST + 9 * 108], content[cache.DIGEST + 9 * 108 :]
+    other = bytes(255 - value for value in pixels)  # that are not the files', with a valid checksum
+    file.write_bytes(hashlib.sha256(other + reasons).digest() + other + reasons)
+    again = image_folder(test_fraction=0.0, root=str(photos), skip_bad=True).train
+    assert isinstance(again, InMemory)
+    assert again.images.equal(255 - first)
+    assert capsys.readouterr().err == warning
+    assert (again.names, again.files) == (uncached.names, uncached.files)
+    assert again.labels.equal(uncached.labels)
+    assert first.equal(uncached.images)  # type: ignore[union-attr]
+    with pytest.raises(DataError, match=f"{number} of 9 files cannot be decoded; repair"):
+        images(photos)
+    (photos / "dog" / "1.png").write_bytes(whole)
+    (photos / "cat" / "bad.png").unlink()
+    assert images(photos).equal(images(photos, cache=False))
+
+
+def test_a_file_that_the_system_did_not_read_is_not_cached_as_bad(photos: Path, cache_folder: Path) -> None:
+    if sys.platform == "linux":
+        (photos / "cat" / "1.png").unlink()
+        (photos / "cat" / "1.png").symlink_to("/proc/self/mem")  # address 0: an input/output error
+        file = str(photos / "cat" / "1.png")
+        assert cache.key_of([file]) == cache.key_of([file])
+        assert len(images(photos, skip_bad=True)) == 7
+    assert entries(cache_folder) == []
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_where_no_file_can_be_decoded_skip_bad_is_an_error_each_time(size: int | None, photos: Path) -> None:
+    for file in photos.rglob("*.png"):
+        file.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"none of 8 files can be decoded; the first: .*0.png: the file is empty"):
+            images(photos, size=size, skip_bad=True)
 
 
 def test_a_full_cache_drops_the_least_recently_used_entries(

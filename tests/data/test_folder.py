@@ -113,6 +113,26 @@ def test_splits_are_known_by_the_fields_names_in_any_case(
     assert source.validation is not None
 
 
+@pytest.mark.parametrize("layout", ["one folder", "splits", "flat"])
+def test_a_single_class_is_refused_before_an_image_is_decoded_and_the_folders_below_it_are_named(
+    layout: str, tmp_path: Path
+) -> None:
+    top = tmp_path / "root"
+    single = top / ("train/Cats & Dogs" if layout == "splits" else "Cats & Dogs")
+    for name in [""] if layout == "flat" else ["cat", "dog"]:
+        (single / name).mkdir(parents=True)
+        (single / name / "0.png").write_bytes(b"no image")  # decoding it is another error
+    remedy = {
+        "one folder": rf"if its sub-folders are the classes \(cat, dog\), set data.root to {single}",
+        "splits": rf"if its sub-folders are the classes \(cat, dog\), move them up into {single.parent}",
+        "flat": "each class needs a folder of its own",
+    }[layout]
+    with pytest.raises(
+        DataError, match=rf"^{single.parent}: there is only one class, 'Cats & Dogs', .*needs at least two; {remedy}$"
+    ):
+        image_folder(root=str(top))
+
+
 def test_folders_that_repeat_each_others_folders_are_refused_as_classes(shapes: Path, tmp_path: Path) -> None:
     for name in ("fold1", "fold2"):
         (tmp_path / "split").mkdir(exist_ok=True)
@@ -456,6 +476,13 @@ def test_an_image_that_a_worker_cannot_decode_is_named_in_one_line(shapes: Path,
     assert str(caught.value) == f"{shapes}/circle/a.png: it is not an image"
 
 
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo"])
+def test_an_empty_file_is_said_to_be_empty(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{name}: the file is empty$"):
+        decoded(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["page.eps", "page.jpg"])
 def test_a_postscript_page_is_not_run_whatever_it_is_called(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -517,9 +544,9 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     [
         (lambda top: None, "there is no folder"),
         (lambda top: top.mkdir(), "holds no class folders"),
-        (lambda top: (top / "cat").mkdir(parents=True), "cat: holds no images"),
-        (lambda top: (put(top / "train" / "cat" / "1.png"), put(top / "test" / "dog" / "1.png")), "the classes dog"),
-        (lambda top: (put(top / "cat" / "1.png"), (top / "cat" / "1.png").write_bytes(b"")), "can be decoded"),
+        (lambda top: ((top / "cat").mkdir(parents=True), (top / "dog").mkdir()), "cat: holds no images"),
+        (lambda top: [put(top / name / "1.png") for name in ("train/a", "train/b", "test/dog")], "the classes dog"),
+        (lambda top: [put(top / name / "1.png").write_bytes(b"") for name in "ab"], "can be decoded"),
     ],
 )
 def test_a_folder_that_cannot_be_used_says_what_is_wrong(

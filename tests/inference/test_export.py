@@ -219,7 +219,7 @@ def test_the_second_export_replaces_the_first_and_nothing_else(app: typer.Typer,
     other.write_bytes(b"somebody's")
     done = run(app, "export", digits, "--output", other)
     assert done.exit_code == 2
-    assert "exists and is no exported model of softmaxce" in done.stderr
+    assert "exists and is not an exported model of softmaxce" in done.stderr
     assert other.read_bytes() == b"somebody's"
     for output, part in (
         (tmp_path, "is a folder"),

@@ -239,6 +239,31 @@ def test_paths_are_expanded_in_their_order(tmp_path: Path, monkeypatch: pytest.M
     assert list(image_files(["x*"])) == [Unreadable("x*", "matches no file")]
 
 
+def test_brackets_in_a_pattern_are_those_of_a_folder_that_exists_else_a_choice_of_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = ["it's ä [b]/1.jpg", "it's ä [b]/[c]/2.jpg", "it's ä [b]/c/3.jpg", "d/4.jpg", "d/5.jpg", "d/[d]6.jpg"]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for folder in ("", f"{tmp_path}/"):
+        for pattern, matches in {
+            "it's ä [b]/*.jpg": files[:1],
+            "it's ä [b]/[c]/*": files[1:2],
+            "it's ä [b]/[ab]/*": [],
+            "it's ä [b]/[bc]/*": files[2:3],
+            "it's ä [b]/**/*.jpg": files[:3],
+            "it's*/[[]c]/*": files[1:2],
+            "[d]/[45].jpg": files[3:5],
+            "[d]/[[]d]*": files[5:],
+        }.items():
+            found = [each for each in image_files([folder + pattern]) if not isinstance(each, Unreadable)]
+            assert sorted(found) == sorted(folder + match for match in matches), pattern
+    hint = "matches no file; in a pattern, write [[] for the character ["
+    assert list(image_files(["x [e]/*"])) == [Unreadable("x [e]/*", hint)]
+
+
 def test_probabilities_of_a_broken_model_are_null_in_json(app: typer.Typer, here: Path) -> None:
     from safetensors.torch import load_file
 

@@ -73,8 +73,8 @@ def test_an_earlier_table_is_replaced_and_nothing_else(app: typer.Typer, run: Pa
     Path("other.csv").write_text("somebody's")
     Path("link.csv").symlink_to("/dev/null")
     for file, reason in {
-        "other.csv": "exists and is no table of predictions of softmaxce; choose another file",
-        "link.csv": "is no regular file",
+        "other.csv": "exists and is not a table of predictions of softmaxce; choose another file",
+        "link.csv": "is not a regular file",
         "images": "is a folder",
         "table.parquet": "is written as CSV",
         "config.yaml/table.csv": "Not a directory",

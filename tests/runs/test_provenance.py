@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from softmaxce.data.fingerprint import fingerprint
+from softmaxce.data.fingerprint import count_in, fingerprint
 from softmaxce.data.splits import InMemory, OnDisk
-from softmaxce.runs.provenance import differences
+from softmaxce.errors import RunError
+from softmaxce.runs.provenance import check_images, differences
 from softmaxce.runs.resume import same_fingerprint
 
 from ..helpers import Softmaxce
@@ -52,6 +55,42 @@ def test_fingerprints_are_compared_as_far_as_they_say_the_same_things() -> None:
     assert same_fingerprint("pixels:1", "files:1:2") is None  # decoded in memory there, read from the disk here
     assert same_fingerprint("files:1", "files:1:2") is True  # an earlier version recorded no contents
     assert same_fingerprint("files:0", "files:1:2") is False
+    assert same_fingerprint("pixels:1", "pixels:1:31") is True  # an earlier version recorded no number of images
+    assert same_fingerprint("files:1:2", "files:1:2:31") is True
+    assert same_fingerprint("pixels:1", "pixels:2:31") is False
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "counts"),
+    [
+        ({"test": "pixels:1:31"}, {"test": "pixels:2:32"}, "test images are not those of the run (31 then, 32 now)"),
+        ({"test": "files:1:1:31"}, {"test": "files:1:2:31"}, "the run (31 then and now, but others)"),
+        (
+            {"train": "pixels:1:1234", "test": "pixels:1:31"},
+            {"train": "pixels:2:1235", "test": "pixels:2:31"},
+            "train and test images are not those of the run (train: 1,234 then, 1,235 now; test: 31 then and now,",
+        ),
+        ({"train": "pixels:1:9"}, {"train": "pixels:1:9", "test": "pixels:2:3"}, "the run (0 then, 3 now)"),
+        ({"test": "pixels:1"}, {"test": "pixels:2:32"}, "test images are not those of the run; restore them, or"),
+        ({"test": "files:1:2"}, {"test": "files:2:2:32"}, "test images are not those of the run; restore them, or"),
+        ({"test": "pixels:1:many"}, {"test": "pixels:2:32"}, "test images are not those of the run; restore them, or"),
+    ],
+)
+def test_changed_images_are_refused_with_how_many_there_were_and_are_if_that_was_recorded(
+    before: dict[str, str], now: dict[str, str], counts: str
+) -> None:
+    record = {"environment": {"data": before}}
+    with pytest.raises(RunError, match=re.escape(counts)):
+        check_images(Path("out"), record, now, allow_changed_data=False)
+    (warning,) = check_images(Path("out"), record, now, allow_changed_data=True)
+    assert counts.partition(";")[0].split(" (")[0] in warning
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_fingerprint_records_how_many_images_there_are(number: int) -> None:
+    images, labels = torch.zeros(number, 1, 2, 2, dtype=torch.uint8), torch.zeros(number, dtype=torch.int64)
+    on_disk = OnDisk(("x",) * number, labels, (1, 2, 2), torch.load)
+    assert count_in(fingerprint(InMemory(images, labels))) == count_in(fingerprint(on_disk)) == number
 
 
 def test_differences_are_described_and_entries_of_one_side_only_are_ignored() -> None:
@@ -101,7 +140,7 @@ def test_eval_says_so_too_and_knows_that_the_images_are_others(softmaxce: Softma
     elsewhere = softmaxce("eval", "out", "--json", "--allow-changed-data", OMP_NUM_THREADS="2")
     assert elsewhere.returncode == 0
     assert elsewhere.stderr.splitlines() == [
-        "warning: out: the test images are not those that this run was trained with",
+        "warning: out: the test images are not those of the run (6 then and now, but others)",
         "warning: out: this run was trained with 1 thread, now 2",
     ]
     assert json.loads(elsewhere.stdout)["images"] == 6

@@ -198,7 +198,7 @@ def test_a_finished_run_on_other_images_is_refused_where_its_folder_is_named(
     before = {file: file.read_bytes() for file in here.rglob("s/**/*") if file.is_file()}
     done = run(app, *line, status=2)
     (error,) = done.stderr.splitlines()
-    assert "the test images are not those that this run was trained with" in error
+    assert "the test images are not those of the run" in error
     assert REFUSAL in error
     assert {file: file.read_bytes() for file in before} == before
     run(app, *line, "--allow-changed-data")
@@ -212,7 +212,7 @@ def test_a_resumed_run_on_other_images_is_refused_unless_the_user_insists(app: t
     for require in ([], ["--require", "accuracy>=0"]):
         done = run(app, "train", "--resume", "out", "--epochs", "2", "-q", *require, status=2)
         (error,) = done.stderr.splitlines()
-        assert error.startswith("error: out: the train images are not those that this run was trained")
+        assert error.startswith("error: out: the train images are not those of the run")
         assert REFUSAL in error
     assert (here / "out/run.json").read_text() == record
     done = run(app, "train", "--resume", "out", "--epochs", "2", "-q", "--allow-changed-data")
@@ -279,13 +279,13 @@ def test_no_command_measures_a_run_on_other_images_than_its_own_unless_the_user_
     for line in COMMANDS.values():
         done = run(app, *line, status=2)
         (error,) = done.stderr.splitlines()
-        assert error.startswith("error: out: the test images are not those that this run was trained with"), line
+        assert error.startswith("error: out: the test images are not those of the run"), line
         assert REFUSAL in error
         assert done.stdout == ""
     assert sorted(here.rglob("out/*")) == before
     for line in COMMANDS.values():
         insisting = run(app, *line, "--allow-changed-data")
-        assert "warning: out: the test images are not those that this run was trained with\n" in insisting.stderr, line
+        assert "warning: out: the test images are not those of the run (16 then, 17 now)\n" in insisting.stderr, line
     # the split that did not change is measured as ever, and so is a folder that the user names
     assert run(app, "eval", "out", "--split", "train").stderr == ""
     assert run(app, "eval", "out", "--data", "photos").stderr == ""

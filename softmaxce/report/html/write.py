@@ -54,7 +54,7 @@ def write_report(
     Raises: RunError, ConfigError, DataError; OSError if a file cannot be written.
     """
     page = output if output is not None else folder / PAGE
-    check_page(page, "--output", force=True)
+    check_page(page, "--output" if output is not None else "", force=True)
     analysis = analyze(
         folder, split, device, data_root=data_root, trust_code=trust_code, allow_changed_data=allow_changed_data
     )
