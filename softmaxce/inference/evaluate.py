@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..data.splits import Split
 from ..runs import checkpoint, provenance
 from ..runs.folder import BEST
 from ..training.evaluation import loss_of, predict
@@ -156,6 +157,10 @@ def evaluate(
         name = split or default_split(model.dataset, model.record, allow_changed_data=allow_changed_data)
         # At the root of another data set of the same name (another MNIST) the images are others on purpose.
         images = model.split(name, check_images=data is None or has_classes)
+    return _evaluated(model, images, name)
+
+
+def _evaluated(model: TrainedModel | ExportedModel, images: Split, name: str) -> EvaluationResult:
     logits, labels = model.logits(images)
     predictions = ImagePredictions(
         model.probabilities_of(logits), model.nll_of(logits, labels), labels.cpu(), images.files

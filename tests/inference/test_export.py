@@ -312,7 +312,7 @@ def test_other_images_are_refused_as_for_the_run(app: typer.Typer, photos: Path,
     train = run(app, "eval", file, "--split", "train")
     moved.write_bytes(content)
     assert (refused.exit_code, allowed.exit_code, train.exit_code) == (2, 0, 0)
-    assert "the validation images are not those that this run was trained with" in refused.stderr
+    assert "the validation images are not those of the run" in refused.stderr
 
 
 def test_predictions_of_the_file_are_the_runs(app: typer.Typer, photos: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_split_whose_images_have_changed_is_refused_unless_allowed(folder: Pat
                 assert len(TrainedModel.open(run).split(name))
             else:
                 refused += 1
-                with pytest.raises(RunError, match="not those that this run was trained with"):
+                with pytest.raises(RunError, match="not those of the run"):
                     TrainedModel.open(run).split(name)
         assert refused == 1
     finally:
