@@ -249,7 +249,7 @@ def test_a_run_with_an_augmentation_as_an_object_loads_without_it_and_resumes_wi
     assert train(config, {"epochs": 3}, output=run, resume="auto", quiet=True).epochs == 3
     with pytest.raises(ConfigError, match="pass it again"):
         train(resume=run, overrides={"epochs": 4})
-    with pytest.raises(ConfigError, match=r"by an object \(data\.augment\); pass output="):
+    with pytest.raises(ConfigError, match=r"has Python objects \(data\.augment\); pass output="):
         train(config, resume="auto")
 
 

@@ -65,6 +65,8 @@ def write_report(
     write_file(html(analysis, links), page)
     pictures = (folder if output is None else explanations) / PICTURE_FOLDER
     with writable(pictures):
+        if output is not None:
+            make_folder(explanations)  # it is not there yet if there was no mistake to explain
         make_folder(pictures)
         for picture in PICTURES:
             for kind in ("svg", "png"):
