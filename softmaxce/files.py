@@ -148,7 +148,7 @@ def replaced(file: Path) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
-            os.fsync(descriptor)
+            _flush(descriptor)
         staged.replace(file)
         flush_folder(file.parent)
     except BaseException as error:  # ctrl-C too
