@@ -300,6 +300,11 @@ def build_model(
             f"{config.model.name} must turn images [B, C, H, W] into logits [B, {num_classes}]; for B = 2 it gave {got}"
         )
         raise ConfigError([Problem(config.model.location, message)])
+    if not weights_follow and (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(2), atol=1e-3):
+        streams.warning(
+            f"{config.model.name} returns probabilities (each row sums to 1), but the loss and eval apply softmax "
+            "themselves: return the last layer's weighted sums, without softmax"
+        )
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

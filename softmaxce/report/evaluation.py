@@ -38,7 +38,8 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
     if result.tta != "none":
         console.print(f"test-time augmentation: {result.tta}", style="dim")
     if result.temperature != 1:
-        console.print(f"probabilities at temperature {result.temperature:.4f}", style="dim")
+        note = f"nll, brier and ece at temperature {result.temperature:.4f}; loss at temperature 1, as in training"
+        console.print(note, style="dim")
     console.print()
     print_table(_class_table(metrics), console)
     console.print()

@@ -13,6 +13,7 @@ from torchvision.models import get_model, get_model_weights
 
 from softmaxce.build import build_run
 from softmaxce.config.components import Component, build, check_component
+from softmaxce.config.objects import with_objects
 from softmaxce.config.registry import MODELS, torchvision_names
 from softmaxce.config.signatures import read_signature
 from softmaxce.data.batches import Batches
@@ -290,3 +291,14 @@ def test_a_model_whose_weights_follow_is_the_pretrained_one_without_its_file(
     without.load_state_dict(reference.state_dict())
     images = torch.randn(2, 3, 96, 96)
     torch.testing.assert_close(without.eval()(images), reference.eval()(images))
+
+
+def test_a_model_that_ends_in_softmax_is_trained_with_a_warning_and_one_that_gives_logits_without(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layers = (nn.Flatten(), nn.Linear(64, 10))
+    for last in ((), (nn.ReLU(),), (nn.Sigmoid(),), (nn.LogSoftmax(1),)):
+        build_run(with_objects(config(data="digits"), model=nn.Sequential(*layers, *last)))
+    assert "probabilities" not in capsys.readouterr().err
+    build_run(with_objects(config(data="digits"), model=nn.Sequential(*layers, nn.Softmax(1))))
+    assert "returns probabilities (each row sums to 1)" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
     python -m tests.stress.survive kill --rounds 200      # kill -9 at random instants, each resumed
     python -m tests.stress.survive TERM --rounds 50       # SIGTERM; INT likewise
+    python -m tests.stress.survive INT --whole            # from a process's first instant on, compilation included
     python -m tests.stress.survive disk --rounds 20       # a file system that fills up (tmpfs; needs root)
 
 Every run is the installed command in a process of its own; with --fork, one that is forked from this process, which has
@@ -16,6 +17,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,7 +55,7 @@ PRELOADED = (
         for name in ("build", "inference.evaluate", "losses.builtin", "losses.cpu", "report.training")
     ),
 )
-STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+STATUS = {signal.SIGKILL: {-9}, signal.SIGTERM: {143}, signal.SIGINT: {130}}
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Started:
     """A process that starts or resumes a run, always by the same command."""
 
     fork = False
+    compiles = False
 
     def __init__(self, folder: Path, name: str) -> None:
         command = [COMMAND, "train", "--config", str(folder / "stress.yaml"), "--output", str(folder / name)]
@@ -91,7 +94,11 @@ class Started:
                 os.dup2(self.errors.fileno(), 2)
                 _be(command)
         else:
-            self.pid = subprocess.Popen(command, stdout=writer, stderr=self.errors).pid
+            environment = dict(os.environ)
+            if self.compiles:
+                shutil.rmtree(folder / "cache", ignore_errors=True)
+                environment["SOFTMAXCE_CACHE"] = str(folder / "cache")
+            self.pid = subprocess.Popen(command, stdout=writer, stderr=self.errors, env=environment).pid
         os.close(writer)
         self.output = os.fdopen(reader)
 
@@ -141,11 +148,13 @@ def _be(command: list[str]) -> None:
 
 
 def prepare(folder: Path, epochs: int) -> float:
-    """Write the config and make the undisturbed run; how long it trained, in seconds."""
+    """Write the config and make the undisturbed run; how long it trained, or the whole process took, in seconds."""
     (folder / "stress.yaml").write_text(CONFIG.format(epochs=epochs))
-    process = Started(folder, "reference")
-    process.wait_for_training()
     started = time.monotonic()
+    process = Started(folder, "reference")
+    if not Started.compiles:
+        process.wait_for_training()
+        started = time.monotonic()
     status, errors = process.end()
     if status:
         raise SystemExit(f"the undisturbed run failed: {errors}")
@@ -220,7 +229,7 @@ def _one_process(
 ) -> bool:
     """Start or resume a run, and stop it while it trains; True if it was completed."""
     process = Started(folder, name)
-    if chance.random() < 0.9:
+    if chance.random() < 0.9 and not Started.compiles:
         process.wait_for_training()  # the start event: it trains from here on
         wait = chance.uniform(0, 0.6 * duration)
     else:
@@ -235,7 +244,9 @@ def _one_process(
     seen.stopped += 1
     seen.half_written += any(run.glob("*.tmp"))
     seen.first += not (run / "last.safetensors").exists()
-    if status != STATUS[number]:
+    # Until softmaxce has its own handlers, the signal's default action ends the process: a shell shows the same status.
+    early = {-number} if Started.compiles and not errors and not run.exists() else set()
+    if status not in STATUS[number] | early:
         seen.problems.append(f"{name}: exit status {status}, {errors.strip()}")
     if "Traceback" in errors:
         seen.problems.append(f"{name}: a traceback")
@@ -305,7 +316,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     parser.add_argument("--folder", help="where to make the runs; else the system's temporary folder")
     parser.add_argument("--fork", action="store_true", help="fork the processes from this one")
+    parser.add_argument(
+        "--whole", action="store_true", help="stop at any instant of a process, which compiles all loops anew"
+    )
     arguments = parser.parse_args()
+    Started.compiles = arguments.whole
     if arguments.fork:
         preload()
         Started.fork = True
