@@ -79,7 +79,7 @@ class Started:
     """A process that starts or resumes a run, always by the same command."""
 
     fork = False
-    compiles = False
+    whole = False
 
     def __init__(self, folder: Path, name: str) -> None:
         command = [COMMAND, "train", "--config", str(folder / "stress.yaml"), "--output", str(folder / name)]
@@ -95,8 +95,7 @@ class Started:
                 _be(command)
         else:
             environment = dict(os.environ)
-            if self.compiles:
-                shutil.rmtree(folder / "cache", ignore_errors=True)
+            if self.whole:
                 environment["SOFTMAXCE_CACHE"] = str(folder / "cache")
             self.pid = subprocess.Popen(command, stdout=writer, stderr=self.errors, env=environment).pid
         os.close(writer)
@@ -150,9 +149,11 @@ def _be(command: list[str]) -> None:
 def prepare(folder: Path, epochs: int) -> float:
     """Write the config and make the undisturbed run; how long it trained, or the whole process took, in seconds."""
     (folder / "stress.yaml").write_text(CONFIG.format(epochs=epochs))
+    if Started.whole:
+        Started(folder, "first").end()  # compiles, so that the next one's time is the usual one
     started = time.monotonic()
     process = Started(folder, "reference")
-    if not Started.compiles:
+    if not Started.whole:
         process.wait_for_training()
         started = time.monotonic()
     status, errors = process.end()
@@ -228,8 +229,10 @@ def _one_process(
     folder: Path, name: str, number: signal.Signals, duration: float, rounds: int, chance: random.Random, seen: Seen
 ) -> bool:
     """Start or resume a run, and stop it while it trains; True if it was completed."""
+    if Started.whole and chance.random() < 0.2:
+        shutil.rmtree(folder / "cache", ignore_errors=True)
     process = Started(folder, name)
-    if chance.random() < 0.9 and not Started.compiles:
+    if chance.random() < 0.9 and not Started.whole:
         process.wait_for_training()  # the start event: it trains from here on
         wait = chance.uniform(0, 0.6 * duration)
     else:
@@ -245,7 +248,7 @@ def _one_process(
     seen.half_written += any(run.glob("*.tmp"))
     seen.first += not (run / "last.safetensors").exists()
     # Until softmaxce has its own handlers, the signal's default action ends the process: a shell shows the same status.
-    early = {-number} if Started.compiles and not errors and not run.exists() else set()
+    early = {-number} if Started.whole and not errors and not run.exists() else set()
     if status not in STATUS[number] | early:
         seen.problems.append(f"{name}: exit status {status}, {errors.strip()}")
     if "Traceback" in errors:
@@ -317,10 +320,10 @@ def main() -> None:
     parser.add_argument("--folder", help="where to make the runs; else the system's temporary folder")
     parser.add_argument("--fork", action="store_true", help="fork the processes from this one")
     parser.add_argument(
-        "--whole", action="store_true", help="stop at any instant of a process, which compiles all loops anew"
+        "--whole", action="store_true", help="stop at any instant of a process; every fifth compiles all loops anew"
     )
     arguments = parser.parse_args()
-    Started.compiles = arguments.whole
+    Started.whole = arguments.whole
     if arguments.fork:
         preload()
         Started.fork = True
