@@ -21,6 +21,7 @@ from softmaxce.errors import ConfigError, DataError, Problem, suggestion
 from softmaxce.report import console
 
 from .options import Device, TrustCode, between_commas, check_device, run_or_newest
+from .startup import fast_imports
 
 if TYPE_CHECKING:
     import torch
@@ -88,9 +89,10 @@ def bench_loss(
         _component(model, "model", "--train")
     others = [_component(name, "loss", "LOSSES") for name in losses or []]
 
-    from softmaxce.bench.allocator import never_trim
-    from softmaxce.report import bench_loss as output
-    from softmaxce.runtime.device import choose_device
+    with fast_imports():
+        from softmaxce.bench.allocator import never_trim
+        from softmaxce.report import bench_loss as output
+        from softmaxce.runtime.device import choose_device
 
     selected_device = choose_device(device)
     notes = [never_trim()]
@@ -143,9 +145,10 @@ def bench_train(
 
     from rich.console import Console
 
-    from softmaxce.bench import throughput
-    from softmaxce.report import bench_throughput
-    from softmaxce.report.training import GrowingTable
+    with fast_imports():
+        from softmaxce.bench import throughput
+        from softmaxce.report import bench_throughput
+        from softmaxce.report.training import GrowingTable
 
     table = GrowingTable(Console(file=io.StringIO(), force_terminal=True, width=80))  # drawn in full, but discarded
     with console.stderr().status(Text(f"{loaded.recipe}: training")):
@@ -170,9 +173,10 @@ def bench_startup(
     size = loaded.data.batch_size * loaded.grad_accum_steps
     one_step = ("epochs=1", f"data.train_limit={size}", "data.validation=null", "early_stopping=null")
 
-    from softmaxce.bench import startup
-    from softmaxce.report import bench_throughput
-    from softmaxce.runtime.device import choose_device
+    with fast_imports():
+        from softmaxce.bench import startup
+        from softmaxce.report import bench_throughput
+        from softmaxce.runtime.device import choose_device
 
     with console.stderr().status("starting processes"):
         result = startup.measure(config, (*(set_ or []), *one_step), rounds)
@@ -199,9 +203,10 @@ def bench_predict(
     if not files:
         raise DataError("none of these paths is an image")
 
-    from softmaxce.bench import prediction
-    from softmaxce.inference.trained_model import TrainedModel
-    from softmaxce.report import bench_throughput
+    with fast_imports():
+        from softmaxce.bench import prediction
+        from softmaxce.inference.trained_model import TrainedModel
+        from softmaxce.report import bench_throughput
 
     opened = TrainedModel.open(run, device=device or "auto", temperature=1.0, trust_code=trust_code)
     with console.stderr().status("decoding and predicting"):

@@ -8,6 +8,7 @@ import typer
 from softmaxce import streams
 
 from .options import AllowChangedData, DataRoot, Device, TrustCode, run_or_newest
+from .startup import fast_imports
 
 
 def calibrate(
@@ -27,8 +28,9 @@ def calibrate(
     """
     run = run_or_newest(run, "calibrate")
 
-    from softmaxce.inference.calibration import calibrate as calibrate_run
-    from softmaxce.report import calibration, console, json_values
+    with fast_imports():
+        from softmaxce.inference.calibration import calibrate as calibrate_run
+        from softmaxce.report import calibration, console, json_values
 
     result = calibrate_run(
         run, device or "auto", data_root=data, trust_code=trust_code, allow_changed_data=allow_changed_data

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from softmaxce.laws.law import LawResult
 
 from .options import between_commas, check_device
+from .startup import fast_imports
 
 
 def check_loss(
@@ -45,11 +46,12 @@ def check_loss(
     component = reader.named("loss", target, [reader.parse_override(text) for text in set_ or []])
     named_reference = reader.named("loss", reference, option="--reference") if reference else None
 
-    from softmaxce.laws import cost
-    from softmaxce.laws.examine import examine
-    from softmaxce.laws.subject import Subject, referring
-    from softmaxce.report import console, laws
-    from softmaxce.runtime.device import choose_device
+    with fast_imports():
+        from softmaxce.laws import cost
+        from softmaxce.laws.examine import examine
+        from softmaxce.laws.subject import Subject, referring
+        from softmaxce.report import console, laws
+        from softmaxce.runtime.device import choose_device
 
     torch_device = choose_device(device)
     known = Subject(referring(named_reference, component), torch_device, classes) if named_reference else None

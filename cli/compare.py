@@ -10,6 +10,7 @@ from softmaxce.errors import ConfigError, Problem
 from softmaxce.files import check_page
 
 from .options import AllowChangedData, DataRoot, Device, Force, Split, SplitName, TrustCode, run_or_newest
+from .startup import fast_imports
 
 
 def compare(
@@ -38,8 +39,9 @@ def compare(
         check_page(html, "--html", force=force)
     for run in runs:
         run_or_newest(run, "compare")
-    from softmaxce.inference.compare import compare as compare_runs
-    from softmaxce.report import comparison, console, json_values
+    with fast_imports():
+        from softmaxce.inference.compare import compare as compare_runs
+        from softmaxce.report import comparison, console, json_values
 
     result = compare_runs(
         runs,

@@ -23,6 +23,7 @@ from .options import (
     run_and_paths,
     run_or_newest,
 )
+from .startup import fast_imports
 
 if TYPE_CHECKING:
     import torch
@@ -122,9 +123,10 @@ def _of_logits(
     target = explain_arguments.label(label, names)
     factors = None if weight is None else explain_arguments.weights(weight, len(row))
 
-    import torch
+    with fast_imports():
+        import torch
 
-    from softmaxce.explain.explanation import explain_logits
+        from softmaxce.explain.explanation import explain_logits
 
     def tensor(numbers: list[float]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.float64)
@@ -168,10 +170,11 @@ def _of_run(
     if image is not None and not image.is_file():
         raise _mistake(str(image), "there is no such file")
 
-    import torch
+    with fast_imports():
+        import torch
 
-    from softmaxce.explain import trained
-    from softmaxce.inference.trained_model import TrainedModel
+        from softmaxce.explain import trained
+        from softmaxce.inference.trained_model import TrainedModel
 
     model = TrainedModel.open(
         run,

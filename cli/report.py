@@ -9,6 +9,7 @@ from softmaxce import streams
 from softmaxce.files import check_page
 
 from .options import AllowChangedData, DataRoot, Device, FirstSplit, Force, TrustCode, run_or_newest
+from .startup import fast_imports
 
 
 def report(
@@ -34,7 +35,8 @@ def report(
         read_record(run)
     run = run_or_newest(run, "report")  # a folder without a run is refused before torch is imported
 
-    from softmaxce.report.html.write import write_report
+    with fast_imports():
+        from softmaxce.report.html.write import write_report
 
     name = split.value if split else None
     written = write_report(

@@ -191,7 +191,8 @@ def train_seeds(
     split = final_split(runs)
     rows = [(run.point.label, run.folder, run.record[split]) for run in runs if split in run.record]
     if len(rows) > 1:
-        from softmaxce.report import console, seeds
+        with fast_imports():
+            from softmaxce.report import console, seeds
 
         metrics = seeds.summarize(split, rows)
         if options.json:

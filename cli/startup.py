@@ -13,9 +13,12 @@ import contextlib
 import gc
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 # Files that a library reads from the current folder when it is imported -> the library.
 SETTINGS = {"matplotlibrc": "matplotlib", ".numba_config.yaml": "numba.core.config"}
@@ -47,15 +50,45 @@ def fast_imports() -> Iterator[None]:
     """Imports inside run without garbage collection, and what they create is never collected (gc.freeze).
 
     The objects of an imported module live until the end; without this, the collector traverses them again and again
-    while torch is imported, and once more when the process ends. Once torch is imported this does nothing, because
-    freezing would then also keep objects that may become garbage.
+    while torch is imported, and once more when the process ends. Once torch is imported nothing is frozen, because
+    that would also keep objects that may become garbage. ctrl-C and SIGTERM wait for the end of the imports.
     """
-    if "torch" in sys.modules:
-        yield
-        return
-    gc.disable()
+    with _deferred_signals():
+        if "torch" in sys.modules:
+            yield
+            return
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.freeze()
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _deferred_signals() -> Iterator[None]:
+    """Deliver ctrl-C and SIGTERM after the block; a second one ends the process at once, by its default action.
+
+    An exception that a signal handler raises while torch is imported can pass through C++, which then aborts.
+    """
+    received: list[int] = []
+
+    def record(number: int, frame: FrameType | None) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        received.append(number)
+
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(handler := signal.getsignal(number)):  # else it is ignored, or ends the process as it is
+                handlers[number] = handler
+                signal.signal(number, record)
     try:
         yield
     finally:
-        gc.freeze()
-        gc.enable()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])

@@ -21,6 +21,7 @@ from .options import (
     one_config,
     short_options,
 )
+from .startup import fast_imports
 
 
 def sweep(
@@ -73,9 +74,10 @@ def sweep(
     check_points(points, plans, required)
     finished = train_each(points, plans, required, OutputOptions(json=json, quiet=quiet))
     if len(finished) > 1:
-        from softmaxce.inference.compare import compare
-        from softmaxce.report import comparison, console
-        from softmaxce.runs.listing import best_first
+        with fast_imports():
+            from softmaxce.inference.compare import compare
+            from softmaxce.report import comparison, console
+            from softmaxce.runs.listing import best_first
 
         roots = {run.folder: run.point.config.root for run in finished}  # a finished run's data may have moved
         folders, metric = best_first([run.folder for run in finished])

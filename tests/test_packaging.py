@@ -75,7 +75,7 @@ def part_of(module: str) -> str:
     return "cli" if module.startswith(("softmaxce_cli", "softmaxce.__main__")) else module.split(".")[1]
 
 
-def imports(module: str) -> set[str]:
+def imports(module: str, *, in_functions: bool = True) -> set[str]:
     """The modules that a module imports anywhere, inside functions too, but for type checkers alone."""
     file = FILES[module]
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
@@ -87,7 +87,7 @@ def imports(module: str) -> set[str]:
         for node in ast.walk(block)
     }
     imported = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(tree) if in_functions else tree.body:
         if id(node) in checked_only:
             continue
         if isinstance(node, ast.Import):
@@ -144,3 +144,47 @@ def test_a_file_imports_only_from_floors_below_its_own(module: str) -> None:
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     assert circles() == []
+
+
+# -- imports of torch by commands -------------------------------------------------------------------------------------
+
+
+def modules_with_torch() -> set[str]:
+    """The modules whose own import leads to that of torch, by the imports outside functions."""
+    at_once = {module: imports(module, in_functions=False) for module in FILES}
+    heavy = {module for module, names in at_once.items() if any(name.split(".")[0] == "torch" for name in names)}
+    while more := {module for module, names in at_once.items() if module not in heavy and names & heavy}:
+        heavy |= more
+    return heavy
+
+
+def imports_of_torch(node: ast.AST, heavy: set[str]) -> list[str]:
+    """The imports below a node that lead to torch, in order; "" for one inside `with fast_imports()`."""
+    if isinstance(node, ast.With) and "fast_imports" in ast.unparse(node.items[0]):
+        return [""]
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return []
+    if isinstance(node, ast.Import):
+        names = {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+        names = {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    else:
+        return [line for child in ast.iter_child_nodes(node) for line in imports_of_torch(child, heavy)]
+    return [ast.unparse(node)] if names & (heavy | {"torch"}) else []
+
+
+def test_every_command_imports_torch_where_signals_wait_for_the_end_of_the_import() -> None:
+    heavy = modules_with_torch()
+    assert {"softmaxce.build", "softmaxce.session"} <= heavy
+    first = {
+        f"{module}.{function.name}": lines[0]
+        for module in FILES
+        if module.startswith("softmaxce_cli")
+        for function in ast.parse(FILES[module].read_text()).body
+        # The functions with an underscore are called by the others, once these have imported it.
+        if isinstance(function, ast.FunctionDef) and not function.name.startswith("_")
+        if (lines := imports_of_torch(function, heavy))
+    }
+    assert len(first) > 10
+    unprotected = {name for name, line in first.items() if line}
+    assert unprotected == {"softmaxce_cli.explain.explain"}  # calls two functions first, which import it

@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from .. import streams
 from ..config.signatures import current_folder_last
 from ..errors import DataError, MemoryRanOutError, SoftmaxceError, WorkerError, in_one_line, ran_out_of_memory
+from ..runtime.processors import processors
 from .augmentation import Augmentation, named
 from .preprocessing import Preprocessing
 from .splits import InMemory, OnDisk, Split
@@ -166,15 +168,17 @@ class Batches:
 
     def _decoded(self, order: Tensor) -> Iterator[Tensor]:
         assert isinstance(self.split, OnDisk)
-        loader = DataLoader(
-            _Files(self.split),
-            batch_sampler=[chunk.tolist() for chunk in order.split(self.batch_size)],
-            num_workers=_possible_workers(self.split.workers),
-            collate_fn=_stacked,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # so that the global one is left alone
-            worker_init_fn=_ignore_interrupts,
-        )
+        with warnings.catch_warnings():  # of more processes than processors; _possible_workers has a limit of its own
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            loader = DataLoader(
+                _Files(self.split),
+                batch_sampler=[chunk.tolist() for chunk in order.split(self.batch_size)],
+                num_workers=_possible_workers(self.split.workers),
+                collate_fn=_stacked,
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # so that the global one is left alone
+                worker_init_fn=_ignore_interrupts,
+            )
         try:
             for images in loader:
                 if isinstance(images, SoftmaxceError):
@@ -285,7 +289,11 @@ def _stacked(images: list[Tensor | Failure]) -> Tensor | NDArray[np.uint8] | Fai
 
 @cache
 def _possible_workers(workers: int) -> int:
-    """As many worker processes as are requested, if this system has the semaphores that they need, else 0."""
+    """As many worker processes as are requested, within reason, if this system has their semaphores; else 0."""
+    most = max(16, 4 * processors())  # decoding keeps a processor busy; more than that wait for slow storage
+    if workers > most:
+        streams.warning(f"data.workers: {workers} is too many for {processors()} processors; {most} are used")
+        workers = most
     try:
         _ = [multiprocessing.Lock() for _ in range(8 * (workers + 1) if workers else 0)]  # some more than torch makes
     except OSError as error:

@@ -435,3 +435,34 @@ def test_every_exit_status_that_the_readme_lists_comes_out_of_a_real_process(
         int(number) for cell in re.findall(r"^\| ([\d, ]+) \|", readme, re.MULTILINE) for number in cell.split(",")
     }
     assert seen == documented == {0, 1, 2, 130, 143}
+
+
+WITHIN_AN_IMPORT = """
+import os, sys
+
+number = int(sys.argv.pop())
+
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == "torch.distributed":  # which C++ code imports, and aborts if that raises
+            os.kill(os.getpid(), number)
+            for _ in range(1000):  # a handler of Python's is called between two of its instructions
+                pass
+            print("no exception within the import", flush=True)
+
+sys.meta_path.insert(0, Interrupt())
+from softmaxce_cli.main import app
+app()
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_torch_is_imported_ends_the_command_after_the_import(
+    number: signal.Signals, status: int, small: Path, tmp_path: Path
+) -> None:
+    arguments = ["train", "--config", small.name, "--output", "run", str(int(number))]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHIN_AN_IMPORT, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "no exception within the import\n", "")
+    assert not (tmp_path / "run").exists()

@@ -1,7 +1,9 @@
 """Batches: every image once an epoch, an order that the seed and the epoch decide, the right numbers in the pixels."""
 
+import multiprocessing
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from softmaxce.data.preprocessing import Preprocessing, mean_and_std
 from softmaxce.data.splits import InMemory, OnDisk
 from softmaxce.kernels import numba_runtime
 from softmaxce.kernels.gather_normalize import BatchGatherer
+from softmaxce.runtime.processors import processors
 
 CPU = torch.device("cpu")
 IMAGES = torch.randint(256, (50, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
@@ -211,6 +214,20 @@ def test_images_on_disk_make_the_same_batches_as_in_memory(on_disk: OnDisk) -> N
         assert images.equal(other_images)
         assert labels.equal(other_labels)
     assert torch.get_rng_state().equal(state)  # worker processes draw no number that training would
+
+
+def test_more_worker_processes_than_processors_can_feed_are_not_started(
+    on_disk: OnDisk, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    batches = Batches(replace(on_disk, workers=10**9), PLAIN, batch_size=16, device=CPU)  # from someone else's config
+    before = set(multiprocessing.active_children())
+    epoch = batches.epoch(1)
+    next(epoch)
+    started = set(multiprocessing.active_children()) - before
+    assert 0 < len(started) <= max(16, 4 * processors())
+    assert f"{len(started)} are used" in capsys.readouterr().err
+    assert not list(recwarn)
+    assert len(torch.cat([labels for _, labels in epoch])) == 50 - 16
 
 
 def test_normalisation_comes_after_augmentation() -> None:

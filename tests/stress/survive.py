@@ -68,6 +68,11 @@ class Seen:
     first: int = 0  # stops before a first checkpoint
     problems: list[str] = field(default_factory=list)
 
+    def problem(self, text: str) -> None:
+        """Print a problem at once, as a stress test may take hours."""
+        self.problems.append(text)
+        print(f"problem: {text}", flush=True)
+
     def __str__(self) -> str:
         return (
             f"{self.stopped} stopped ({self.half_written} while a file was being written, {self.first} before the "
@@ -220,9 +225,16 @@ def stop_at_random(folder: Path, number: signal.Signals, rounds: int, epochs: in
         while not _one_process(folder, name, number, duration, rounds, chance, seen):
             pass
         seen.runs += 1
-        seen.problems += [f"{name}: {problem}" for problem in differences(folder, name)]
+        for difference in differences(folder, name):
+            seen.problem(f"{name}: {difference}")
         print(f"{seen}", flush=True)
     return seen
+
+
+def is_completed(run: Path) -> bool:
+    """Whether run.json says so."""
+    record = run / "run.json"
+    return record.exists() and json.loads(record.read_text()).get("status") == "completed"
 
 
 def _one_process(
@@ -247,17 +259,18 @@ def _one_process(
     seen.stopped += 1
     seen.half_written += any(run.glob("*.tmp"))
     seen.first += not (run / "last.safetensors").exists()
-    # Until softmaxce has its own handlers, the signal's default action ends the process: a shell shows the same status.
-    early = {-number} if Started.whole and not errors and not run.exists() else set()
-    if status not in STATUS[number] | early:
-        seen.problems.append(f"{name}: exit status {status}, {errors.strip()}")
+    # Before softmaxce has its handlers and after it has given them back, the signal's default action ends the process,
+    # to a shell with the same status: nothing has been begun, or all is done.
+    default = {-number} if Started.whole and (not errors or is_completed(run)) else set()
+    if status not in STATUS[number] | default:
+        seen.problem(f"{name}: exit status {status}, {errors.strip()}")
     if "Traceback" in errors:
-        seen.problems.append(f"{name}: a traceback")
+        seen.problem(f"{name}: a traceback")
     if (run / "metrics.jsonl").exists():
         try:
             metrics(run)
         except ValueError as error:
-            seen.problems.append(f"{name}: {error}")
+            seen.problem(f"{name}: {error}")
     return False
 
 
@@ -275,7 +288,8 @@ def fill_the_disk(folder: Path, rounds: int, epochs: int, seed: int) -> Seen:
             while not _one_process_on_a_full_disk(folder, name, disk, duration, rounds, chance, seen):
                 pass
             seen.runs += 1
-            seen.problems += [f"{name}: {problem}" for problem in differences(folder, name)]
+            for difference in differences(folder, name):
+                seen.problem(f"{name}: {difference}")
             for file in (folder / name).iterdir():
                 file.unlink()
             print(f"{seen}", flush=True)
@@ -306,7 +320,7 @@ def _one_process_on_a_full_disk(
     seen.first += not (folder / name / "last.safetensors").exists()
     last_line = errors.strip().splitlines()[-1:] or [""]
     if status != 1 or "No space left on device" not in last_line[0] or "Traceback" in errors:
-        seen.problems.append(f"{name}: exit status {status}, {errors.strip()}")
+        seen.problem(f"{name}: exit status {status}, {errors.strip()}")
     return False
 
 
@@ -334,8 +348,6 @@ def main() -> None:
         else:
             number = signal.SIGKILL if arguments.how == "kill" else signal.Signals[f"SIG{arguments.how}"]
             seen = stop_at_random(here, number, arguments.rounds, arguments.epochs, arguments.seed)
-    for problem in seen.problems:
-        print(problem)
     print(f"{arguments.how}: {seen}")
     raise SystemExit(bool(seen.problems))
 
