@@ -1,9 +1,11 @@
 """What several tests use: the installed command, real data where there is some, a small config."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import typer
 from hypothesis import settings
 
-from .helpers import SMALL, Softmaxce
+from .helpers import SMALL, Completed, Softmaxce
 
 settings.register_profile("softmaxce", deadline=None)  # the first example pays for torch's warm-up
 settings.load_profile("softmaxce")
@@ -43,12 +45,38 @@ def app() -> typer.Typer:
     return loaded
 
 
-@pytest.fixture
-def softmaxce(tmp_path: Path) -> Softmaxce:
-    """Run the real command in a folder of the test's own."""
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, list[str]], Completed]]:
+    """Run the command in a folder, in a fork of a process that has imported what it needs (command_server.py)."""
+    streams = {name: tmp_path_factory.mktemp("streams") / name for name in ("stdout", "stderr")}
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("command_server.py"))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stdin is not None
+    assert server.stdout is not None
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(folder: Path, command: list[str]) -> Completed:
+        for file in streams.values():
+            file.write_text("")
+        request = {"folder": str(folder), "command": command, "environment": dict(os.environ)}
+        print(json.dumps(request | {name: str(file) for name, file in streams.items()}), file=server.stdin, flush=True)
+        status = int(server.stdout.readline())
+        return subprocess.CompletedProcess(command, status, *(file.read_text() for file in streams.values()))
+
+    yield run
+    server.communicate()
+
+
+@pytest.fixture
+def softmaxce(tmp_path: Path, request: pytest.FixtureRequest) -> Softmaxce:
+    """Run the command in a folder of the test's own: the installed one if it has variables of its own, else a fork."""
+
+    def run(*arguments: str, **environment: str) -> Completed:
         command = [str(Path(sys.executable).parent / "softmaxce"), *arguments]
+        if not environment:
+            done: Completed = request.getfixturevalue("forked")(tmp_path, command)
+            return done
         return subprocess.run(
             command,
             cwd=tmp_path,

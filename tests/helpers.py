@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from softmaxce.config.keys import Config
     from softmaxce.training.run import Run
 
-Softmaxce = Callable[..., subprocess.CompletedProcess[str]]  # the type of the fixture `softmaxce`
+Completed = subprocess.CompletedProcess[str]
+Softmaxce = Callable[..., Completed]  # the type of the fixture `softmaxce`
 
 SMALL = """\
 epochs: 2
