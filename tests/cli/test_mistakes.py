@@ -4,7 +4,6 @@ One process runs the whole table through the installed command and notes whether
 """
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -164,13 +163,14 @@ MISTAKES = {
 }  # fmt: skip
 
 DRIVER = """
-import json, pathlib, sys
+import json, os, sys
 from importlib.metadata import entry_points
 from typer.testing import CliRunner
 
 app = next(iter(entry_points(group="console_scripts", name="softmaxce"))).load()
 answers = {}
-for name, arguments in json.load(sys.stdin).items():
+for name, (folder, arguments) in json.load(sys.stdin).items():
+    os.chdir(folder)
     result = CliRunner().invoke(app, arguments)
     answers[name] = [result.exit_code, result.stdout, result.stderr, "torch" in sys.modules]
 json.dump(answers, sys.stdout)
@@ -189,19 +189,13 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
         text = GOOD.replace(mistake.old, mistake.new, 1) if mistake.old else GOOD
         for file, content in {"c.yaml": text, **mistake.files}.items():
             (folder / file).write_text(content)
-        calls[name] = ["train", *(["--config", str(folder / "c.yaml")] if mistake.config else []), *mistake.arguments]
-    # Each call runs in its own folder, so one process a folder; all of them start at once.
-    results = {}
-    for name, arguments in calls.items():
-        folder = top / name.replace(" ", "_").replace("'", "")
-        local = [argument.replace(str(folder) + os.sep, "") for argument in arguments]
-        done = subprocess.run(
-            [sys.executable, "-c", DRIVER], input=json.dumps({name: local}), cwd=folder, capture_output=True, text=True,
-            timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        results |= json.loads(done.stdout)
-    return results
+        calls[name] = (str(folder), ["train", *(["--config", "c.yaml"] if mistake.config else []), *mistake.arguments])
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=json.dumps(calls), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers: dict[str, tuple[int, str, str, bool]] = json.loads(done.stdout)
+    return answers
 
 
 def test_there_are_at_least_forty() -> None:

@@ -23,7 +23,7 @@ from softmaxce.inference.analysis import RunAnalysis, analyze
 from softmaxce.inference.metrics import reliability
 from softmaxce.inference.trained_model import TrainedModel
 from softmaxce.report.html.common import percent
-from softmaxce.report.html.figures import DARK, LIGHT, PICTURES, render
+from softmaxce.report.html.figures import PICTURES, Drawing, Picture, render, render_all
 from softmaxce.report.html.report_page import html
 from softmaxce.report.html.write import write_report
 
@@ -54,6 +54,11 @@ def run(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def analysis(run: Path) -> RunAnalysis:
     return analyze(run)
+
+
+@pytest.fixture(scope="module")
+def drawings(analysis: RunAnalysis) -> dict[str, Drawing]:
+    return render_all(analysis)
 
 
 # -- its content -----------------------------------------------------------------------------------------------------
@@ -103,8 +108,10 @@ def test_the_bins_are_those_of_a_plain_loop_and_hold_every_image() -> None:
             assert bin.confidence == pytest.approx(sum(p for p, _ in inside) / len(inside))
 
 
-def test_the_page_tells_the_figures_the_command_and_the_versions(run: Path, analysis: RunAnalysis) -> None:
-    page = html(analysis, {})
+def test_the_page_tells_the_figures_the_command_and_the_versions(
+    run: Path, analysis: RunAnalysis, drawings: dict[str, Drawing]
+) -> None:
+    page = html(analysis, drawings, {})
     figures = analysis.final.metrics
     right = round(figures.accuracy * figures.images)
     assert f"{right} of 120 test images are classified correctly: {percent(figures.accuracy)}." in page
@@ -113,9 +120,9 @@ def test_the_page_tells_the_figures_the_command_and_the_versions(run: Path, anal
         assert text in page
 
 
-def test_an_image_has_a_link_if_it_has_an_explanation(analysis: RunAnalysis) -> None:
+def test_an_image_has_a_link_if_it_has_an_explanation(analysis: RunAnalysis, drawings: dict[str, Drawing]) -> None:
     index = analysis.mistakes[1].index
-    page = html(analysis, {index: f"report/test-{index}.html"})
+    page = html(analysis, drawings, {index: f"report/test-{index}.html"})
     assert page.count("step by step</a>") == 1
     assert f'href="report/test-{index}.html"' in page
 
@@ -136,10 +143,10 @@ def test_before_calibration_it_shows_the_temperature_that_calibrate_then_stores(
     assert after.mistakes[0].top[0][1] != before.mistakes[0].top[0][1]
 
 
-def test_where_no_temperature_can_be_fitted_it_says_why(run: Path) -> None:
+def test_where_no_temperature_can_be_fitted_it_says_why(run: Path, drawings: dict[str, Drawing]) -> None:
     found = analyze(run, "validation")
     assert len(found.results) == 1
-    assert f"No calibrated curve is drawn: {found.unfitted}." in html(found, {})
+    assert f"No calibrated curve is drawn: {found.unfitted}." in html(found, drawings, {})
     assert "the same images that it is evaluated on" in found.unfitted
 
 
@@ -147,13 +154,15 @@ def test_where_no_temperature_can_be_fitted_it_says_why(run: Path) -> None:
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.name)
-def test_a_picture_is_the_same_bytes_again_whatever_matplotlib_is_set_to(analysis: RunAnalysis, picture) -> None:  # type: ignore[no-untyped-def]
-    first = render(picture, analysis, LIGHT, "svg"), render(picture, analysis, LIGHT, "png")
+def test_a_picture_is_the_same_bytes_again_whatever_matplotlib_is_set_to(
+    picture: Picture, analysis: RunAnalysis, drawings: dict[str, Drawing]
+) -> None:
+    first = drawings[picture.name]
     with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "axes.facecolor": "pink", "svg.hashsalt": None}):
-        assert (render(picture, analysis, LIGHT, "svg"), render(picture, analysis, LIGHT, "png")) == first
-    root = ElementTree.fromstring(first[0])
+        assert render(picture, analysis) == first
+    root = ElementTree.fromstring(first.light)
     assert root.tag.endswith("svg")
-    assert render(picture, analysis, DARK, "svg") != first[0]
+    assert first.dark != first.light
 
 
 def test_names_are_drawn_as_they_are_written(app: typer.Typer, tmp_path: Path) -> None:

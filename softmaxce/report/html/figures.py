@@ -52,23 +52,36 @@ class Picture:
     alt: Callable[[RunAnalysis], str]
 
 
-def render(picture: Picture, analysis: RunAnalysis, colors: Colors, kind: str) -> bytes:
-    """A figure as a file's content.
+@dataclass(frozen=True)
+class Drawing:
+    """A picture as the contents of files: SVG with a transparent background in both themes, and a light PNG."""
 
-    Args:
-        picture: what to draw.
-        analysis: of the run.
-        colors: the theme.
-        kind: `svg` (transparent) or `png` (with a background, 192 dpi).
-    """
-    out = io.BytesIO()
-    with themed(colors):
-        figure = picture.draw(analysis, colors)
-        if kind == "svg":
-            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        else:
-            figure.savefig(out, format="png", dpi=192, facecolor=colors.paper, metadata={"Software": None})
-    return out.getvalue()
+    light: bytes
+    dark: bytes
+    png: bytes
+
+
+def render(picture: Picture, analysis: RunAnalysis) -> Drawing:
+    """Draw a picture in both themes."""
+    light, png = io.BytesIO(), io.BytesIO()
+    with themed(LIGHT):
+        figure = picture.draw(analysis, LIGHT)
+        _save_svg(figure, light)
+        figure.set_layout_engine("none")  # it has its layout; to compute it takes as long as to draw
+        figure.savefig(png, format="png", dpi=192, facecolor=LIGHT.paper, metadata={"Software": None})
+    dark = io.BytesIO()
+    with themed(DARK):
+        _save_svg(picture.draw(analysis, DARK), dark)
+    return Drawing(light.getvalue(), dark.getvalue(), png.getvalue())
+
+
+def _save_svg(figure: "Figure", out: io.BytesIO) -> None:
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+
+
+def render_all(analysis: RunAnalysis) -> dict[str, Drawing]:
+    """The report's pictures, by name."""
+    return {picture.name: render(picture, analysis) for picture in PICTURES}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ...inference.metrics import ClassMetrics, Metrics
 from ...runs import listing
 from ..evaluation import CONFUSIONS, MEANINGS
 from .common import data_url, percent, png_url, render_template
-from .figures import DARK, LIGHT, PICTURES, Picture, render
+from .figures import PICTURES, Drawing
 
 LARGEST = 192  # pixels: the longer side that a larger image of a mistake is reduced to
 MOST_ROWS = 30  # classes; more are sorted by F1, the lowest first
@@ -29,11 +29,12 @@ STATUS = {
 }
 
 
-def html(analysis: RunAnalysis, links: Mapping[int, str]) -> str:
+def html(analysis: RunAnalysis, drawings: Mapping[str, Drawing], links: Mapping[int, str]) -> str:
     """The page.
 
     Args:
         analysis: of the run.
+        drawings: its pictures, by name.
         links: the addresses of the mistakes' explanations, by the mistake's index.
     """
     metrics = analysis.results[0].metrics
@@ -47,7 +48,9 @@ def html(analysis: RunAnalysis, links: Mapping[int, str]) -> str:
         metrics=_metric_rows(analysis),
         classes=_class_rows(metrics),
         weakest_first=len(analysis.classes) > MOST_ROWS,
-        pictures={picture.name: _themed_urls(picture, analysis) for picture in PICTURES},
+        pictures={
+            picture.name: {**_themed_urls(drawings[picture.name]), "alt": picture.alt(analysis)} for picture in PICTURES
+        },
         images={mistake.index: _image_url(mistake.image) for mistake in analysis.mistakes},
         pixelated=max(analysis.mistakes[0].image.shape[1:]) <= LARGEST if analysis.mistakes else False,
         tail=_tail_fraction(analysis.losses),
@@ -131,9 +134,8 @@ def _commands(analysis: RunAnalysis) -> list[str]:
     return [shlex.join(["softmaxce", *command[1:]]) for command in analysis.record.get("commands", []) if command]
 
 
-def _themed_urls(picture: Picture, analysis: RunAnalysis) -> dict[str, str]:
-    light, dark = (data_url(render(picture, analysis, colors, "svg"), "svg+xml") for colors in (LIGHT, DARK))
-    return {"light": light, "dark": dark, "alt": picture.alt(analysis)}
+def _themed_urls(drawing: Drawing) -> dict[str, str]:
+    return {"light": data_url(drawing.light, "svg+xml"), "dark": data_url(drawing.dark, "svg+xml")}
 
 
 def _image_url(pixels: Tensor) -> str:

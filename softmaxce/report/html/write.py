@@ -8,7 +8,7 @@ from ...files import check_page, make_folder, replace_file, writable
 from ...inference.analysis import analyze
 from .common import write_file
 from .explanations import write_explanations
-from .figures import LIGHT, PICTURES, render
+from .figures import render_all
 from .report_page import html
 
 PAGE, PICTURE_FOLDER = "report.html", "pictures"
@@ -62,13 +62,14 @@ def write_report(
     with writable(explanations):
         pages = write_explanations(analysis, explanations)
     links = {index: quote(file.relative_to(page.parent).as_posix()) for index, file in pages.items()}
-    write_file(html(analysis, links), page)
+    drawings = render_all(analysis)
+    write_file(html(analysis, drawings, links), page)
     pictures = (folder if output is None else explanations) / PICTURE_FOLDER
     with writable(pictures):
         if output is not None:
             make_folder(explanations)  # it is not there yet if there was no mistake to explain
         make_folder(pictures)
-        for picture in PICTURES:
-            for kind in ("svg", "png"):
-                replace_file(pictures / f"{picture.name}.{kind}", render(picture, analysis, LIGHT, kind))
+        for name, drawing in drawings.items():
+            replace_file(pictures / f"{name}.svg", drawing.light)
+            replace_file(pictures / f"{name}.png", drawing.png)
     return Written(page, pictures, explanations)
