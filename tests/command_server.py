@@ -18,7 +18,7 @@ from softmaxce_cli.main import COMMANDS, app
 
 import softmaxce
 
-TIMEOUT = 120  # seconds; then a command is killed
+TIMEOUT = 300  # seconds, for a busy machine; then a command is killed
 NOT_IMPORTED = ("softmaxce.__main__", "softmaxce.kernels.triton_cross_entropy")
 IN_FUNCTIONS = ("torchvision", "sklearn.metrics", "scipy.optimize", "scipy.stats", "matplotlib.figure", "jinja2")
 

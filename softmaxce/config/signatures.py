@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_origin
 
@@ -121,13 +122,18 @@ def top_level_definitions(file: str) -> list[str]:
 
 def _parse(file: Path) -> ast.Module:
     try:
-        return ast.parse(read_file(file, MAX_SOURCE), str(file))
+        return _tree(read_file(file, MAX_SOURCE), str(file))
     except SyntaxError as error:
         raise ValueError(f"{file}:{error.lineno}:{error.offset}: {error.msg}") from None
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
     except (RecursionError, MemoryError):  # what Python's parser raises on expressions nested too deeply
         raise ValueError(f"{file}: is nested too deeply") from None
+
+
+@lru_cache(maxsize=32)  # a sweep's configs name the same few files many times
+def _tree(source: str | bytes, name: str) -> ast.Module:
+    return ast.parse(source, name)
 
 
 def _base_in_package(module: str, tree: ast.Module, node: ast.ClassDef) -> str | None:

@@ -106,6 +106,16 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# Several commands in one process. Whichever runs a module or reads a file of the folder, it leaves a trace.
+SEVERAL = """
+import sys
+from softmaxce_cli.main import app
+for words in map(str.split, sys.argv[1:]):
+    try:
+        app(words)
+    except SystemExit as end:
+        assert not end.code, words
+"""
 SPAWN = "import multiprocessing as m; m.set_start_method('spawn'); from softmaxce_cli.main import app; app()"
 COMMAND = (str(BIN / "softmaxce"),)
 MODULE = (sys.executable, "-m", "softmaxce")
@@ -120,15 +130,20 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("train", "--config", "{runs}/images.yaml", "-q", "--output", "{out}/e"),
     ),
     "eval": (COMMAND, ("eval", "{runs}/one")),
-    "predict": (COMMAND, ("predict", "{runs}/one", "{runs}/images/a/0.png")),
-    "explain": (COMMAND, ("explain", "{runs}/one", "--index", "0", "--html", "{out}/e.html")),
-    "calibrate": (COMMAND, ("calibrate", "{runs}/one")),
-    "report": (COMMAND, ("report", "{runs}/one", "--output", "{out}/r.html")),
-    "runs": (COMMAND, ("runs", "{runs}")),
-    "compare": (COMMAND, ("compare", "{runs}/one", "{runs}/two", "--html", "{out}/c.html")),
-    "list": (COMMAND, ("list", "losses")),
-    "config": (COMMAND, ("config", "show", "digits")),
-    "check-loss": (COMMAND, ("check-loss", "poly", "--only", "shift")),
+    "each of the others": (
+        (sys.executable, "-P", "-c", SEVERAL),
+        (
+            "list losses",
+            "config show digits",
+            "runs {runs}",
+            "predict {runs}/one {runs}/images/a/0.png",
+            "explain {runs}/one --index 0 --html {out}/e.html",
+            "calibrate {runs}/one",
+            "report {runs}/one --output {out}/r.html",
+            "compare {runs}/one {runs}/two --html {out}/c.html",
+            "check-loss poly --only shift",
+        ),
+    ),
     "-m": (MODULE, ("eval", "{runs}/one")),
     "-m --help": (MODULE, ("--help",)),
 }

@@ -57,6 +57,12 @@ def analysis(run: Path) -> RunAnalysis:
 
 
 @pytest.fixture(scope="module")
+def page(run: Path) -> Path:
+    """The report's page, in a folder of its own."""
+    return write_report(run, run.parent / "a site" / "my page.html").page
+
+
+@pytest.fixture(scope="module")
 def drawings(analysis: RunAnalysis) -> dict[str, Drawing]:
     return render_all(analysis)
 
@@ -194,14 +200,14 @@ def test_names_are_drawn_as_they_are_written(app: typer.Typer, tmp_path: Path) -
         assert not browser.evaluate("document.querySelectorAll('b').length")
 
 
-def test_each_image_of_the_gallery_links_to_the_explanation_of_that_image(run: Path, tmp_path: Path) -> None:
-    written = write_report(run, tmp_path / "a site" / "my page.html")
-    mistakes = analyze(run).mistakes
+def test_each_image_of_the_gallery_links_to_the_explanation_of_that_image(
+    page: Path, analysis: RunAnalysis, tmp_path: Path
+) -> None:
     with Browser(tmp_path / "profile") as browser:
-        browser.open(written.page)
-        for link, mistake in zip(browser.evaluate(LINKS), mistakes, strict=True):
+        browser.open(page)
+        for link, mistake in zip(browser.evaluate(LINKS), analysis.mistakes, strict=True):
             file = Path(unquote(urlsplit(link).path))
-            assert file == tmp_path / "a site" / "my page" / f"test-{mistake.index}.html"
+            assert file == page.parent / "my page" / f"test-{mistake.index}.html"
             printed = unescape(file.read_text())
             assert f"test image {mistake.index} of synthetic" in printed
             assert f"{mistake.loss:.4f}" in printed
@@ -221,14 +227,15 @@ class Addresses(HTMLParser):
         self.found += [value or "" for name, value in attrs if name in ("src", "srcset", "href", "data", "action")]
 
 
-def test_the_page_opens_in_chromium_alone_on_a_desk_and_on_a_phone(run: Path, tmp_path: Path) -> None:
-    page = write_report(run, tmp_path / "site" / "index.html").page
+def test_the_page_opens_in_chromium_alone_on_a_desk_and_on_a_phone(
+    page: Path, analysis: RunAnalysis, tmp_path: Path
+) -> None:
     parser = Addresses()
     parser.feed(page.read_text())
-    assert all(address.startswith(("data:", "index/test-")) for address in parser.found)
+    assert all(address.startswith(("data:", "my%20page/test-")) for address in parser.found)
     with Browser(tmp_path / "profile") as browser:
         browser.open(page)
-        assert browser.evaluate("document.images.length") >= 6 + len(analyze(run).mistakes)
+        assert browser.evaluate("document.images.length") >= 6 + len(analysis.mistakes)
         assert browser.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
         paper = {}
         for dark in (False, True):
