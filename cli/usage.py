@@ -33,6 +33,10 @@ EXAMPLES = {
         "softmaxce export runs/digits/1",
         "softmaxce export runs/digits/1 --format torch_export --output digits.pt2",
     ),
+    "serve": (
+        "softmaxce serve",
+        "softmaxce serve runs/digits/1/model.onnx --port 9000",
+    ),
     "explain": (
         "softmaxce explain photo.jpg",
         "softmaxce explain runs/digits/1 --index 123 --html explained.html",
