@@ -28,6 +28,7 @@ EXAMPLES = {
     "predict": (
         "softmaxce predict photo.jpg",
         "softmaxce predict runs/digits/1 'photos/**/*.png' --csv",
+        "softmaxce predict runs/digits/1 photos --embeddings photos.npz",
     ),
     "export": (
         "softmaxce export runs/digits/1",
