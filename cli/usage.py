@@ -33,6 +33,7 @@ EXAMPLES = {
     "export": (
         "softmaxce export runs/digits/1",
         "softmaxce export runs/digits/1 --format torch_export --output digits.pt2",
+        "softmaxce export runs/digits/1 --quantize int8",
     ),
     "serve": (
         "softmaxce serve",
@@ -64,6 +65,7 @@ METAVARS = {
     "output": "PATH",
     "data": "FOLDER",
     "tta": "none|flip|crops|flip_crops",
+    "quantize": "none|int8",
 }
 METAVARS |= dict.fromkeys(("seed", "epochs", "batch_size", "rounds", "classes", "digits", "index"), "N")
 METAVARS |= dict.fromkeys(("label_smoothing",), "X")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LINGER = 5.0  # seconds for which the rest of a body is discarded after an early answer, so that the client reads that
+# For so many seconds the rest of a body is discarded after an early answer, so that the client reads that answer; until
+# so many seconds without a byte. Both are nginx's. The second number also holds for a request that was too slow.
+LINGER, SILENCE = 30.0, 5.0
 HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -149,10 +151,12 @@ class Body:
 
     async def discard(self) -> None:
         """Read the rest, and forget it: a connection that is closed with unread data loses what was answered."""
+        now = asyncio.get_running_loop().time()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER):
+            async with asyncio.timeout(LINGER if now < self._deadline else SILENCE):
                 while not self.complete:
-                    self._note(await self._receive())
+                    async with asyncio.timeout(SILENCE):
+                        self._note(await self._receive())
 
     def _note(self, message: Message) -> None:
         self._bytes += len(message.get("body", b""))

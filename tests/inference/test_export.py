@@ -174,6 +174,7 @@ def test_a_file_that_gives_other_probabilities_is_not_left_behind_and_the_users_
     (message,) = (line for line in done.stderr.splitlines() if not line.startswith("warning:"))
     assert message.startswith("error: run: the exported file is wrong: on 360 test images a probability differs by ")
     assert message.endswith("more than 0.0001; nothing was written")
+    assert run(app, "export", "run", "--trust-code", "--quantize", "int8").exit_code == 1, "the file before is checked"
     assert set(Path("run").iterdir()) == before
 
 
@@ -202,6 +203,48 @@ def test_a_torch_export_file_is_verified_in_another_process_and_differs_from_bf1
         assert refused.exit_code == 2
         assert len(refused.stderr.splitlines()) == 1
         assert "torch.export.load" in refused.stderr
+
+
+def test_a_quantized_file_is_measured_beside_the_file_before_and_has_no_limit(
+    app: typer.Typer, digits: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "small.onnx"
+    done = run(app, "export", digits, "--quantize", "int8", "--output", file, "--json")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    exported = json.loads(done.stdout)
+    assert set(tmp_path.iterdir()) == {file, tmp_path / "small.onnx.json"}
+    before = json.loads((digits.parent / "export.json").read_text())
+    assert exported["unquantized_bytes"] == pytest.approx(before["bytes"], abs=100)  # the metadata says int8
+    assert exported["bytes"] == file.stat().st_size < exported["unquantized_bytes"] / 2
+    assert exported["metadata"]["inside"]["quantization"] == "int8"
+    certificate = exported["certificate"]
+    for name in ("accuracy", "nll", "ece"):
+        assert certificate["unquantized"][name] == pytest.approx(before["certificate"]["exported"][name], abs=1e-6)
+    assert certificate["unquantized"]["largest_difference"] > LIMIT, "a limit for int8 would have refused it"
+    evaluated = json.loads(run(app, "eval", file, "--json").stdout)
+    for name in ("accuracy", "nll", "ece"):
+        assert certificate["exported"][name] == pytest.approx(evaluated[name], abs=1e-6)
+    initializers = {entry.data_type for entry in onnx.load(file).graph.initializer if len(entry.dims) == 2}
+    assert initializers == {onnx.TensorProto.INT8}, "all weights have 8 bits"
+    refused = run(app, "export", digits, "--quantize", "int8", "--format", "torch_export")
+    assert (refused.exit_code, refused.stderr) == (2, "error: --quantize int8: is for --format onnx\n")
+
+
+def test_a_quantized_network_of_convolutions_has_both_files_in_its_table(
+    app: typer.Typer, photos: Path, tmp_path: Path
+) -> None:
+    done = run(app, "export", photos / "run", "--quantize", "int8", "--output", tmp_path / "photos.onnx")
+    assert done.exit_code == 0, done.output
+    header, *rows = [line for line in done.stdout.splitlines() if "int8" in line or re.search(r"\d$", line)]
+    assert header.split()[:3] == ["int8", "not", "quantized"]
+    shown = {row[:25].strip(): row[25:].split() for row in rows}
+    assert len(shown["accuracy"]) == 3
+    assert len(shown["MB"]) == 2
+    assert len(shown["ms per image, 64 at once"]) == 3
+    assert "it has no limit for int8" in " ".join(done.stdout.split())
+    lines = run(app, "predict", tmp_path / "photos.onnx", photos / "images", "--json").stdout.splitlines()
+    assert len(lines) == 36
 
 
 def test_an_interrupted_export_leaves_no_file(digits: Path, tmp_path: Path) -> None:
