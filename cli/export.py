@@ -12,6 +12,13 @@ from .options import AllowChangedData, DataRoot, TrustCode, Tta, run_or_newest
 from .startup import fast_imports
 
 
+class Quantize(enum.StrEnum):
+    """What the numbers inside are rounded to."""
+
+    none = "none"
+    int8 = "int8"
+
+
 class Format(enum.StrEnum):
     """The formats of exported models."""
 
@@ -29,12 +36,16 @@ def export(
     ] = Format.onnx,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The file; default: model.onnx or model.pt2 in the run folder."),
+        typer.Option(metavar="FILE", help="The file; default: model.onnx, model.int8.onnx or model.pt2 in the run."),
     ] = None,
     tta: Annotated[
         Tta | None,
         typer.Option(help="Average the logits of several views of each image; default: the run's own."),
     ] = None,
+    quantize: Annotated[
+        Quantize,
+        typer.Option(help="int8: smaller, calibrated on training images; what it costs is measured, not promised."),
+    ] = Quantize.none,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a file that exists and is no exported model; refused otherwise.")
     ] = False,
@@ -62,6 +73,7 @@ def export(
         format.value,
         output,
         tta=None if tta is None else tta.value,
+        quantize=quantize.value,
         force=force,
         data_root=data,
         trust_code=trust_code,

@@ -56,6 +56,11 @@ COMMANDS = {
         "export",
         "Export a trained model as one file that turns image bytes into probabilities, and prove it right.",
     ),
+    "serve": (
+        "serve",
+        "serve",
+        "Answer HTTP requests with a trained model, and show a page to draw or drop an image.",
+    ),
     "explain": (
         "explain",
         "explain",

@@ -1,9 +1,12 @@
 """`softmaxce predict`: the classes of image files, by a trained classifier."""
 
+import contextlib
 import math
 import shlex
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +15,13 @@ from softmaxce.errors import USAGE, ConfigError, Problem
 
 from .options import Device, Temperature, TrustCode, run_and_paths
 from .startup import fast_imports
+
+if TYPE_CHECKING:
+    from softmaxce.data.paths import Unreadable
+    from softmaxce.data.prefetch import PrefetchingDecoder
+    from softmaxce.inference.exported_model import ExportedModel
+    from softmaxce.inference.predict import Prediction
+    from softmaxce.inference.trained_model import TrainedModel
 
 PIPED = 512  # files that are read from a pipe before the first result is printed
 BYTES = 64 << 20  # of pixels that are decoded before the model is loaded
@@ -32,6 +42,13 @@ def predict(
     top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Name the K most probable classes.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header.")] = False,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz",
+            help="Also write the features before the last layer, with paths and predictions, for numpy.load.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images per batch; default: the run's data.eval_batch_size.")
     ] = None,
@@ -50,18 +67,9 @@ def predict(
     from softmaxce.data.prefetch import PrefetchingDecoder, decode_to
     from softmaxce.inference.opening import classes_and_shape, model_type
 
-    run, paths = run_and_paths(words, "predict")
-    if not paths:
-        example = f"softmaxce predict {shlex.quote(str(run))} a.png"
-        raise ConfigError([Problem("PATH", f"is required: image files, folders or globs, e.g. {example}")])
-    if null and "-" not in paths:
-        raise ConfigError([Problem("--null", "is about a list of paths on stdin; add - to read it")])
-    if "-" in paths:
-        if sys.stdin is None:
-            raise ConfigError([Problem("-", "reads paths from stdin, which is closed")])
-        if hasattr(sys.stdin, "reconfigure"):
-            # File names need not be UTF-8, and may hold carriage returns.
-            sys.stdin.reconfigure(errors="surrogateescape", newline="\n" if null else None)
+    run, paths = _run_and_paths(words, null=null)
+    if embeddings is not None:
+        _check_embeddings(embeddings, run)
     _, shape = classes_and_shape(run)
     ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
@@ -75,13 +83,14 @@ def predict(
             run, device=device or "auto", batch_size=batch_size, temperature=temperature, trust_code=trust_code
         )
         out = writer("json" if json else "csv" if csv else "table", model.classes, top)
-        for result in model.predict_decoded(decoded, top):
-            if isinstance(result, Unreadable):
-                bad += 1
-                streams.line(f"cannot be read: {result}", err=True)
-            else:
-                images += 1
-                out.write(result)
+        with _predictions(model, decoded, top, embeddings) as results:
+            for result in results:
+                if isinstance(result, Unreadable):
+                    bad += 1
+                    streams.line(f"cannot be read: {result}", err=True)
+                else:
+                    images += 1
+                    out.write(result)
     if bad:
         sys.stdout.flush()
         streams.line(f"{bad:,} of {images + bad:,} could not be read", err=True)
@@ -89,3 +98,49 @@ def predict(
         raise ConfigError([Problem("-", "there are no paths on stdin")])
     if (bad and not skip_bad) or not images:
         raise typer.Exit(USAGE)
+
+
+def _run_and_paths(words: list[str], *, null: bool) -> tuple[Path, list[str]]:
+    """RUN and PATH of the command line; stdin is prepared to be read if it is among them. Raises: ConfigError."""
+    run, paths = run_and_paths(words, "predict")
+    if not paths:
+        example = f"softmaxce predict {shlex.quote(str(run))} a.png"
+        raise ConfigError([Problem("PATH", f"is required: image files, folders or globs, e.g. {example}")])
+    if null and "-" not in paths:
+        raise ConfigError([Problem("--null", "is about a list of paths on stdin; add - to read it")])
+    if "-" in paths:
+        if sys.stdin is None:
+            raise ConfigError([Problem("-", "reads paths from stdin, which is closed")])
+        if hasattr(sys.stdin, "reconfigure"):
+            # File names need not be UTF-8, and may hold carriage returns.
+            sys.stdin.reconfigure(errors="surrogateescape", newline="\n" if null else None)
+    return run, paths
+
+
+def _check_embeddings(file: Path, run: Path) -> None:
+    """Raises: ConfigError, RunError."""
+    from softmaxce.inference.opening import is_exported
+    from softmaxce.report.embeddings import check_embeddings
+
+    if is_exported(run):
+        message = f"{run} gives probabilities alone, not the features before them; name the run it was exported from"
+        raise ConfigError([Problem("--embeddings", message)])
+    check_embeddings(file)
+
+
+@contextlib.contextmanager
+def _predictions(
+    model: "TrainedModel | ExportedModel", decoded: "PrefetchingDecoder", top: int, embeddings: Path | None
+) -> "Iterator[Iterator[Prediction | Unreadable]]":
+    """The predictions; they are written to a file of embeddings too, which is there at the end of the block."""
+    if embeddings is None:
+        yield model.predict_decoded(decoded, top)
+        return
+    from softmaxce.inference.embeddings import embedding_predictor
+    from softmaxce.inference.trained_model import TrainedModel
+    from softmaxce.report.embeddings import EmbeddingsFile
+
+    assert isinstance(model, TrainedModel)
+    with EmbeddingsFile(embeddings, model.classes) as file:
+        predictor = embedding_predictor(model, file.add_features)
+        yield file.noted(predictor.of_decoded(decoded, top))

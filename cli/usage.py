@@ -28,10 +28,16 @@ EXAMPLES = {
     "predict": (
         "softmaxce predict photo.jpg",
         "softmaxce predict runs/digits/1 'photos/**/*.png' --csv",
+        "softmaxce predict runs/digits/1 photos --embeddings photos.npz",
     ),
     "export": (
         "softmaxce export runs/digits/1",
         "softmaxce export runs/digits/1 --format torch_export --output digits.pt2",
+        "softmaxce export runs/digits/1 --quantize int8",
+    ),
+    "serve": (
+        "softmaxce serve",
+        "softmaxce serve runs/digits/1/model.onnx --port 9000",
     ),
     "explain": (
         "softmaxce explain photo.jpg",
@@ -59,6 +65,7 @@ METAVARS = {
     "output": "PATH",
     "data": "FOLDER",
     "tta": "none|flip|crops|flip_crops",
+    "quantize": "none|int8",
 }
 METAVARS |= dict.fromkeys(("seed", "epochs", "batch_size", "rounds", "classes", "digits", "index"), "N")
 METAVARS |= dict.fromkeys(("label_smoothing",), "X")

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -88,13 +90,13 @@ class Browser:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
                 return answer["result"]
 
-    def open(self, file: Path) -> None:
-        """Load a file and wait until it and its images are there."""
+    def open(self, page: Path | str) -> None:
+        """Load a file or an address, and wait until it and its images are there."""
         self._loaded = False
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not self._loaded:
             self._next()
-        self.evaluate("Promise.all([...document.images].map(image => image.decode()))")
+        self.evaluate("Promise.all([...document.images].filter(image => image.src).map(image => image.decode()))")
 
     def evaluate(self, script: str) -> Any:
         """What a script in the page comes to, promises awaited."""
@@ -120,6 +122,28 @@ class Browser:
                 self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
             elif key == "Enter":
                 self.call("Input.dispatchKeyEvent", type=kind, key=key, text="\r")
+
+    def drag(self, points: Iterable[tuple[float, float]]) -> None:
+        """Move the mouse along a line with its button down, in CSS pixels of the window."""
+        kind = "mousePressed"
+        for x, y in points:
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+            kind = "mouseMoved"
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, button="left", clickCount=1)
+
+    def choose(self, selector: str, files: Iterable[Path]) -> None:
+        """Choose files in a file input, as its dialog does."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
+
+    def wait(self, condition: str) -> None:
+        """Wait until a condition in the page holds."""
+        end = time.monotonic() + 30
+        while not self.evaluate(condition):
+            if time.monotonic() > end:
+                raise TimeoutError(condition)
+            time.sleep(0.02)
 
     def screenshot(self, file: Path) -> None:
         """Save what the window shows, as PNG."""

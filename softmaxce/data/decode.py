@@ -6,9 +6,11 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,16 +69,37 @@ class Decode:
 
     def array(self, file: str) -> NDArray[np.uint8]:
         """Decode one file to [C, H, W]."""
+        return self._array(lambda: open_image(file), file, lambda: _is_empty(file), MAX_PIXELS)
+
+    def array_of(self, content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+        """Decode what a file holds to [C, H, W].
+
+        Args:
+            content: of the file.
+            name: for the message.
+            max_pixels: more are refused before they are decoded.
+        """
+        return self._array(
+            lambda: Image.open(BytesIO(content), formats=formats()), name, lambda: not content, max_pixels
+        )
+
+    def _array(
+        self,
+        open_it: Callable[[], AbstractContextManager[Image.Image]],
+        name: str,
+        is_empty: Callable[[], bool],
+        max_pixels: int,
+    ) -> NDArray[np.uint8]:
         try:
-            with open_image(file) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"its {image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
+            with open_it() as image:
+                if image.width * image.height > max_pixels:
+                    raise ValueError(f"its {image.width}x{image.height} pixels are more than {max_pixels:,}")
                 return self.pixels(image)
         except DAMAGED as error:
             if ran_out_of_memory(error):
-                raise MemoryRanOutError(f"{file}: memory ran out while decoding it; data.size needs less") from None
+                raise MemoryRanOutError(f"{name}: memory ran out while decoding it; data.size needs less") from None
             refused = isinstance(error, OSError) and error.errno is not None  # Pillow's own errors have no number
-            raise (FileAccessError if refused else DataError)(f"{file}: {_reason(error, file)}") from None
+            raise (FileAccessError if refused else DataError)(f"{name}: {_reason(error, name, is_empty)}") from None
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An opened image as [C, H, W] uint8; the image itself is turned upright by its EXIF tag."""
@@ -146,7 +169,7 @@ def _scaled(pixels: NDArray[Any], largest: int, tolerance: float) -> Image.Image
     return Image.fromarray((pixels / largest * 255).round().clip(0, 255).astype(np.uint8))
 
 
-def _reason(error: BaseException, file: str) -> str:
+def _reason(error: BaseException, file: str, is_empty: Callable[[], bool]) -> str:
     """Why a file could not be decoded, in one line."""
     if isinstance(error, UnidentifiedImageError):
         suffix = Path(file).suffix.lower()
@@ -154,7 +177,7 @@ def _reason(error: BaseException, file: str) -> str:
             return f"{suffix} files need pillow-heif (pip install pillow-heif)"
         if is_unread_image(file):
             return f"{suffix} files are not read; convert it to PNG"
-        return "the file is empty" if _is_empty(file) else "it is not an image"
+        return "the file is empty" if is_empty() else "it is not an image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.splits import Split
 from ..training.evaluation import predict
 from .exported_model import SMALLEST
 from .graph import ExportError
@@ -63,6 +64,7 @@ class Certificate:
         exported: the exported file.
         float32: the run in float32 on the CPU, which the file has to agree with.
         run: the run in its own precision on its own device, as `eval` and `predict` use it; often the same.
+        unquantized: of a quantized file, the file before, which has to agree with the run in its place; else None.
     """
 
     split: str
@@ -70,13 +72,20 @@ class Certificate:
     exported: Column
     float32: Column
     run: Column
+    unquantized: Column | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "limit": LIMIT}
 
 
-def certify(reference: TrainedModel, own: TrainedModel, split: str, exported: ExportedGraph) -> Certificate:
+def certify(
+    reference: TrainedModel,
+    own: TrainedModel,
+    split: str,
+    exported: ExportedGraph,
+    unquantized: ExportedGraph | None = None,
+) -> Certificate:
     """Run an exported file and its run on the same images.
 
     Args:
@@ -84,50 +93,70 @@ def certify(reference: TrainedModel, own: TrainedModel, split: str, exported: Ex
         own: the run on its own device.
         split: whose images are classified.
         exported: the file.
+        unquantized: of a quantized file, the file before, to which the limit applies in its place.
     Raises: ExportError if a probability differs by more than LIMIT from the run's in float32, or is not finite.
     """
     images = reference.split(split)
     expected, labels = predict(reference.model, reference.batches(images), "float32")
-    probabilities = [exported.timed(pixels.numpy())[0] for pixels in reference.batches(images).pixels()]
-    actual = torch.from_numpy(np.concatenate(probabilities)).double()
-    expected_probabilities = reference.probabilities_of(expected)
     first = next(reference.batches(images).pixels()).numpy()
     sample = np.resize(first, (max(BATCHES), *first.shape[1:]))  # repeated, if there are fewer images
-    ones = _one_by_one(exported, first[:SINGLE])
-    twice = torch.cat([expected_probabilities, expected_probabilities[: len(ones)]])
-    difference = _difference(torch.cat([actual, ones]), twice)
-    if not difference <= LIMIT:  # also where it is NaN
-        raise ExportError(
-            f"the exported file is wrong: on {len(labels):,} {split} images a probability differs by {difference:.2g} "
-            f"from the run in float32, more than {LIMIT:g}"
-        )
 
-    def column(model: TrainedModel, name: str, logits: Tensor) -> Column:
-        found = model.probabilities_of(logits)
-        metrics = compute_metrics(logits.cpu().double() / model.temperature, labels, None, model.classes)
+    def run_of(graph: ExportedGraph) -> Tensor:
+        return _probabilities(graph, reference, images)
+
+    before = run_of(exported if unquantized is None else unquantized)
+    _check(before, exported if unquantized is None else unquantized, first, reference.probabilities_of(expected), split)
+    actual = before if unquantized is None else run_of(exported)
+
+    def column(name: str, logits: Tensor, found: Tensor, seconds: dict[int, float]) -> Column:
+        metrics = compute_metrics(logits, labels, None, reference.classes)
         return Column(
             name=name,
             accuracy=metrics.accuracy,
             nll=metrics.nll,
             ece=metrics.ece,
-            seconds=_seconds(lambda batch: _timed(model, batch), sample),
-            largest_difference=_difference(actual, found),
-            different_answers=int((actual.argmax(1) != found.argmax(1)).sum()),
+            seconds=seconds,
+            largest_difference=None if found is actual else _difference(actual, found),
+            different_answers=None if found is actual else int((actual.argmax(1) != found.argmax(1)).sum()),
         )
 
-    metrics = compute_metrics(actual.clamp_min(SMALLEST).log(), labels, None, reference.classes)
-    seconds = _seconds(lambda batch: exported.timed(batch)[1], sample)
-    float32 = column(reference, "cpu, float32", expected)
+    def of_graph(name: str, graph: ExportedGraph, found: Tensor) -> Column:
+        seconds = _seconds(lambda batch: graph.timed(batch)[1], sample)
+        return column(name, found.clamp_min(SMALLEST).log(), found, seconds)
+
+    def of_run(model: TrainedModel, name: str, logits: Tensor) -> Column:
+        seconds = _seconds(lambda batch: _timed(model, batch), sample)
+        return column(name, logits.cpu().double() / model.temperature, model.probabilities_of(logits), seconds)
+
+    float32 = of_run(reference, "cpu, float32", expected)
     run = float32
     if own.device.type != "cpu" or own.precision != "float32":
-        run = column(own, f"{own.device}, {own.precision}", own.logits(images)[0])
+        run = of_run(own, f"{own.device}, {own.precision}", own.logits(images)[0])
     return Certificate(
         split=split,
         images=len(labels),
-        exported=Column("exported", metrics.accuracy, metrics.nll, metrics.ece, seconds),
+        exported=of_graph("exported" if unquantized is None else "int8", exported, actual),
         float32=float32,
         run=run,
+        unquantized=None if unquantized is None else of_graph("not quantized", unquantized, before),
     )
+
+
+def _check(actual: Tensor, graph: ExportedGraph, first: NDArray[np.uint8], expected: Tensor, split: str) -> None:
+    """Raises: ExportError if probabilities differ from those of the run, at once or one by one."""
+    ones = _one_by_one(graph, first[:SINGLE])
+    difference = _difference(torch.cat([actual, ones]), torch.cat([expected, expected[: len(ones)]]))
+    if not difference <= LIMIT:  # also where it is NaN
+        raise ExportError(
+            f"the exported file is wrong: on {len(expected):,} {split} images a probability differs by "
+            f"{difference:.2g} from the run in float32, more than {LIMIT:g}"
+        )
+
+
+def _probabilities(graph: ExportedGraph, model: TrainedModel, images: Split) -> Tensor:
+    """The probabilities [N, K] float64 of a split's images."""
+    rows = [graph.timed(pixels.numpy())[0] for pixels in model.batches(images).pixels()]
+    return torch.from_numpy(np.concatenate(rows)).double()
 
 
 def _difference(first: Tensor, second: Tensor) -> float:

@@ -4,12 +4,15 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ..errors import ConfigError, Problem, RunError
@@ -23,9 +26,12 @@ from .export_metadata import ExportMetadata
 from .graph import ExportError, onnx_bytes, program_bytes, trace
 from .onnx_session import OnnxSession, require_packages
 from .program_process import ProgramProcess
+from .quantization import quantized
 from .trained_model import TrainedModel
 
 Format = Literal["onnx", "torch_export"]
+Quantization = Literal["none", "int8"]
+CALIBRATION, CALIBRATION_BATCH = 1000, 50  # training images that the ranges of 8-bit activations are measured on
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
 PACKAGES: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
 MAX_JSON = 32 << 20  # bytes of the certificate's file
@@ -44,6 +50,7 @@ class Export:
         runtime: what ran it for the certificate.
         metadata: what the file says of itself.
         certificate: how it compares with the run.
+        unquantized_bytes: of a quantized file, the size before; else None.
     """
 
     file: Path
@@ -54,6 +61,7 @@ class Export:
     runtime: str
     metadata: ExportMetadata
     certificate: Certificate
+    unquantized_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As the certificate's file holds it, and as --json prints it."""
@@ -62,6 +70,7 @@ class Export:
             "format": self.format,
             "sha256": self.sha256,
             "bytes": self.bytes,
+            "unquantized_bytes": self.unquantized_bytes,
             "runtime": self.runtime,
             "certificate": self.certificate.to_dict(),
             "metadata": self.metadata.to_dict(),
@@ -74,6 +83,7 @@ def export(
     output: Path | None = None,
     *,
     tta: str | None = None,
+    quantize: Quantization = "none",
     force: bool = False,
     data_root: Path | None = None,
     trust_code: bool = False,
@@ -84,8 +94,9 @@ def export(
     Args:
         path: a run folder or a checkpoint.
         format: onnx, for ONNX Runtime; torch_export, for PyTorch without softmaxce.
-        output: the file; None for model.onnx or model.pt2 in the run folder.
+        output: the file; None for model.onnx, model.int8.onnx or model.pt2 in the run folder.
         tta: the test-time augmentation inside the graph; None for the run's own.
+        quantize: int8 for weights and activations of 8 bits, only with onnx; the limit applies to the file before it.
         force: replace a file that is no exported model.
         data_root: where the data set is now, as in TrainedModel.open.
         trust_code: run the user's code that the checkpoint names.
@@ -93,8 +104,10 @@ def export(
     Raises: RunError, ConfigError, DataError as TrainedModel.open; ExportError if the model cannot be exported, or the
         file gives other probabilities than the run. Nothing is written then.
     """
+    if quantize != "none" and format != "onnx":
+        raise ConfigError([Problem(f"--quantize {quantize}", "is for --format onnx")])
     require_packages(PACKAGES[format], f"--format {format}")
-    file = _output_file(path, format, output, force=force)
+    file = _output_file(path, format, quantize, output, force=force)
     opened = partial(
         TrainedModel.open,
         path,
@@ -108,8 +121,12 @@ def export(
     split = next(name for name in ("test", "validation", "train") if getattr(reference.dataset, name) is not None)
     reference.split(split)  # refused before anything is exported
     metadata = _metadata(reference, format)
+    certified = partial(certify, reference, own, split)
     try:
-        return _write(file, format, metadata, lambda graph: certify(reference, own, split, graph), reference.model)
+        if quantize == "none":
+            return _write(file, format, metadata, certified, reference.model)
+        batches = _calibration_images(reference)
+        return _write_quantized(file, replace(metadata, quantization=quantize), certified, reference.model, batches)
     except ExportError as error:
         raise ExportError(f"{path}: {error.command_text}; nothing was written") from error.__cause__
 
@@ -138,15 +155,44 @@ def _write(
     return exported
 
 
+def _write_quantized(
+    file: Path,
+    metadata: ExportMetadata,
+    compare: Callable[[ExportedGraph, ExportedGraph], Certificate],
+    model: nn.Module,
+    batches: Iterator[NDArray[np.uint8]],
+) -> Export:
+    """Export a model, quantize the file, compare both with the run, and name the second. Raises: ExportError."""
+    before = onnx_bytes(trace(model, metadata), metadata)
+    content = quantized(before, metadata, batches)
+    with _staged(file, before) as unquantized, _staged(file, content) as staged:
+        with _loaded(unquantized, "onnx", metadata) as first, _loaded(staged, "onnx", metadata) as second:
+            certificate = compare(second, first)
+        digest, beside = hashlib.sha256(content).hexdigest(), certificate_file(file)
+        sizes = (len(content), len(before))
+        exported = Export(file, beside, "onnx", digest, sizes[0], _runtime("onnx"), metadata, certificate, sizes[1])
+        _commit(exported, staged)
+    return exported
+
+
+def _calibration_images(model: TrainedModel) -> Iterator[NDArray[np.uint8]]:
+    """Batches of training images, evenly spaced in the split. Raises: as TrainedModel.split."""
+    train = model.split("train")
+    chosen = torch.arange(0, len(train), max(1, len(train) // CALIBRATION))[:CALIBRATION]
+    for indices in chosen.split(CALIBRATION_BATCH):
+        yield next(model.batches(train.take(indices)).pixels()).numpy()
+
+
 def certificate_file(file: Path) -> Path:
     """Where the certificate of an exported file is: model.onnx.json beside model.onnx."""
     return file.with_name(f"{file.name}.json")
 
 
-def _output_file(path: Path, format: Format, output: Path | None, *, force: bool) -> Path:
+def _output_file(path: Path, format: Format, quantize: Quantization, output: Path | None, *, force: bool) -> Path:
     """The file to write, which may be written. Raises: RunError, ConfigError."""
     suffix = SUFFIXES[format]
-    file = find_checkpoint(path).parent / f"model{suffix}" if output is None else output
+    name = f"model{suffix}" if quantize == "none" else f"model.{quantize}{suffix}"
+    file = find_checkpoint(path).parent / name if output is None else output
     if file.suffix.lower() != suffix and not file.is_dir():
         raise ConfigError([Problem(f"--output {file}", f"the name of a file of --format {format} ends in {suffix}")])
 
@@ -159,7 +205,7 @@ def _output_file(path: Path, format: Format, output: Path | None, *, force: bool
             return False
         return isinstance(recorded, dict) and recorded.get("sha256") == digest
 
-    check_output(file, "--output", "exported model", f"model{suffix}", is_ours, force=force)
+    check_output(file, "--output", "exported model", name, is_ours, force=force)
     check_output(certificate_file(file), "--output", "certificate", "model.json", lambda: True, force=True)
     return file
 

@@ -45,6 +45,7 @@ class ExportMetadata:
         config: what the run was trained with.
         images: the fingerprints of the splits it was trained with, by split.
         versions: of softmaxce and the libraries that wrote the file.
+        quantization: none or int8.
     """
 
     classes: tuple[str, ...]
@@ -62,6 +63,7 @@ class ExportMetadata:
     config: Mapping[str, Any]
     images: Mapping[str, str]
     versions: Mapping[str, str]
+    quantization: str = "none"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data, with what a program in any language needs to prepare images for the graph."""
@@ -83,6 +85,7 @@ class ExportMetadata:
                 "tta": self.tta,
                 "temperature": self.temperature,
                 "softmax": True,
+                "quantization": self.quantization,
             },
             "run": {
                 "name": self.run,
@@ -180,6 +183,7 @@ def from_dict(data: Mapping[str, Any], file: Path) -> ExportMetadata:
         config=header["config"],
         images=entry.texts("images"),
         versions=entry.texts("versions"),
+        quantization=str(entry.mapping("inside").get("quantization", "none")),  # the first version had none
     )
 
 

@@ -133,14 +133,15 @@ class ExportedModel:
 
     def predict(self, images: ImageLike | Iterable[ImageLike], top: int | None = None) -> list[Prediction]:
         """Classify image files, PIL images or arrays, as TrainedModel.predict does. Raises: DataError."""
-        return self._predictor.of_images(images, self.metadata.shape, top)
+        return self.predictor.of_images(images, self.metadata.shape, top)
 
     def predict_decoded(self, decoded: Iterable[Decoded], top: int | None = None) -> Iterator[Prediction | Unreadable]:
         """Classify decoded files, as TrainedModel.predict_decoded does."""
-        yield from self._predictor.of_decoded(decoded, top)
+        yield from self.predictor.of_decoded(decoded, top)
 
     @property
-    def _predictor(self) -> Predictor:
+    def predictor(self) -> Predictor:
+        """Makes the predictions, in batches of `batch_size`."""
         return Predictor(self.probabilities, self.classes, self.batch_size)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------

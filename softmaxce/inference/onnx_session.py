@@ -18,15 +18,16 @@ ERRORS_ONLY = 3  # ONNX Runtime's level of severity
 MAX_TEXT = 400  # characters of its messages
 
 
-def require_packages(names: Sequence[str], purpose: str) -> None:
-    """Raises: ConfigError, naming the extra, unless these packages of the extra `export` are installed.
+def require_packages(names: Sequence[str], purpose: str, extra: str = "export") -> None:
+    """Raises: ConfigError, naming the extra, unless these packages of it are installed.
 
     Args:
         names: as they are imported.
         purpose: what needs them, for the message.
+        extra: the one that installs them.
     """
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-        message = f"needs {' and '.join(missing)}; install with: pip install 'softmaxce[export]'"
+        message = f"needs {' and '.join(missing)}; install with: pip install 'softmaxce[{extra}]'"
         raise ConfigError([Problem(purpose, message)])
 
 

@@ -63,6 +63,12 @@ class Predictor:
     ) -> list[Prediction]:
         """One prediction for each image of a batch; `top` classes each, None for all."""
         rows = self.probabilities(images) if len(images) else np.zeros((0, len(self.classes)))
+        return self.ranked(rows, paths, top)
+
+    def ranked(
+        self, rows: NDArray[np.floating], paths: Sequence[str] | None = None, top: int | None = None
+    ) -> list[Prediction]:
+        """The predictions that probabilities [N, K] are; as of_pixels."""
         ids = np.argsort(-rows, axis=1, kind="stable")[:, : top or len(self.classes)]
         values = np.take_along_axis(rows, ids, 1)
         return [

@@ -255,8 +255,8 @@ class TrainedModel:
         if isinstance(images, Tensor):
             batch = images if images.ndim == 4 else images.unsqueeze(0)
             check_tensor(batch)
-            return self._predictor.of_pixels(batch.cpu().numpy(), None, top)
-        return self._predictor.of_images(images, self.preprocessing.shape, top)
+            return self.predictor.of_pixels(batch.cpu().numpy(), None, top)
+        return self.predictor.of_images(images, self.preprocessing.shape, top)
 
     def predict_files(
         self, files: Iterable[str | Unreadable], top: int | None = None
@@ -275,10 +275,10 @@ class TrainedModel:
 
     def predict_decoded(self, decoded: PrefetchingDecoder, top: int | None = None) -> Iterator[Prediction | Unreadable]:
         """As `predict_files`, of files whose decoding, to the model's shape, has begun already."""
-        yield from self._predictor.of_decoded(decoded, top)
+        yield from self.predictor.of_decoded(decoded, top)
 
     @property
-    def _predictor(self) -> Predictor:
+    def predictor(self) -> Predictor:
         """Makes the predictions, in batches of data.eval_batch_size."""
 
         def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float64]:

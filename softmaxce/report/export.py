@@ -16,24 +16,33 @@ def print_export(exported: Export, console: Console) -> None:
     print_text(f"run by {exported.runtime} on {images}, and compared with the run:", console, "dim")
     console.print()
     references = [certificate.run] if certificate.run == certificate.float32 else [certificate.run, certificate.float32]
-    columns = [certificate.exported, *references]
+    before = [] if certificate.unquantized is None else [certificate.unquantized]
+    columns = [certificate.exported, *before, *references]
     table = plain_table()
     table.add_column("")
     for column in columns:
-        table.add_column("exported" if column is certificate.exported else f"run ({column.name})", justify="right")
+        table.add_column(f"run ({column.name})" if column in references else column.name, justify="right")
     for name in ("accuracy", "nll", "ece"):
         table.add_row(name, *(f"{getattr(column, name):.4f}" for column in columns))
     table.add_row("largest difference", *(_difference(column) for column in columns))
     table.add_row("answers that differ", *(_answers(column) for column in columns))
+    if exported.unquantized_bytes is not None:
+        sizes = (exported.bytes, exported.unquantized_bytes)
+        table.add_row("MB", *(f"{size / 1e6:,.2f}" for size in sizes), *("" for _ in references))
     for size in BATCHES:
         label = f"ms per image, {size} at once"
         table.add_row(label, *(f"{1000 * column.seconds[size]:.3f}" for column in columns))
     print_table(table, console)
     console.print()
     limit = f"{LIMIT:.0e}".replace("e-0", "e-")
+    what = (
+        f"it is refused above {limit} in float32."
+        if certificate.unquantized is None
+        else f"it has no limit for int8. The file before was within {limit} of the run in float32, else it is refused."
+    )
     print_text(
-        f"Largest difference of a probability to the exported file's; it is refused above {limit} in float32. The "
-        f"certificate is stored as {exported.certificate_file.name}.",
+        f"Largest difference of a probability to the exported file's; {what} The certificate is stored as "
+        f"{exported.certificate_file.name}.",
         console,
         "dim",
     )

@@ -55,14 +55,20 @@ class JsonLines:
 
     def write(self, prediction: Prediction) -> None:
         """Write a line."""
-        ranked = list(zip(prediction.classes, prediction.probabilities, strict=True))
-        line: dict[str, Any] = {"path": prediction.path, "class": ranked[0][0], "probability": ranked[0][1]}
-        if self.top > 1:
-            line["top"] = [{"class": name, "probability": probability} for name, probability in ranked]
+        line = to_dict(prediction, self.top)
         try:
             streams.json_text(self.encode(line), flush=False)
         except ValueError:  # a model that gives NaN
             streams.json_text(self.encode(finite(line)), flush=False)
+
+
+def to_dict(prediction: Prediction, top: int) -> dict[str, Any]:
+    """A line of JSON as data: path, class, probability and, for more than one class, top."""
+    ranked = list(zip(prediction.classes, prediction.probabilities, strict=True))
+    line: dict[str, Any] = {"path": prediction.path, "class": ranked[0][0], "probability": ranked[0][1]}
+    if top > 1:
+        line["top"] = [{"class": name, "probability": probability} for name, probability in ranked]
+    return line
 
 
 class Csv:

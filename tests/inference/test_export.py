@@ -1,5 +1,6 @@
 """`softmaxce export`, and eval and predict of its files, against the run and a client without softmaxce."""
 
+import base64
 import hashlib
 import json
 import os
@@ -9,7 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -30,6 +35,7 @@ from softmaxce.inference.graph import ExportError
 from softmaxce.inference.onnx_session import OnnxSession
 from softmaxce.inference.trained_model import TrainedModel
 
+from ..browser import Browser
 from ..helpers import COLORS
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +174,7 @@ def test_a_file_that_gives_other_probabilities_is_not_left_behind_and_the_users_
     (message,) = (line for line in done.stderr.splitlines() if not line.startswith("warning:"))
     assert message.startswith("error: run: the exported file is wrong: on 360 test images a probability differs by ")
     assert message.endswith("more than 0.0001; nothing was written")
+    assert run(app, "export", "run", "--trust-code", "--quantize", "int8").exit_code == 1, "the file before is checked"
     assert set(Path("run").iterdir()) == before
 
 
@@ -196,6 +203,48 @@ def test_a_torch_export_file_is_verified_in_another_process_and_differs_from_bf1
         assert refused.exit_code == 2
         assert len(refused.stderr.splitlines()) == 1
         assert "torch.export.load" in refused.stderr
+
+
+def test_a_quantized_file_is_measured_beside_the_file_before_and_has_no_limit(
+    app: typer.Typer, digits: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "small.onnx"
+    done = run(app, "export", digits, "--quantize", "int8", "--output", file, "--json")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""
+    exported = json.loads(done.stdout)
+    assert set(tmp_path.iterdir()) == {file, tmp_path / "small.onnx.json"}
+    before = json.loads((digits.parent / "export.json").read_text())
+    assert exported["unquantized_bytes"] == pytest.approx(before["bytes"], abs=100)  # the metadata says int8
+    assert exported["bytes"] == file.stat().st_size < exported["unquantized_bytes"] / 2
+    assert exported["metadata"]["inside"]["quantization"] == "int8"
+    certificate = exported["certificate"]
+    for name in ("accuracy", "nll", "ece"):
+        assert certificate["unquantized"][name] == pytest.approx(before["certificate"]["exported"][name], abs=1e-6)
+    assert certificate["unquantized"]["largest_difference"] > LIMIT, "a limit for int8 would have refused it"
+    evaluated = json.loads(run(app, "eval", file, "--json").stdout)
+    for name in ("accuracy", "nll", "ece"):
+        assert certificate["exported"][name] == pytest.approx(evaluated[name], abs=1e-6)
+    initializers = {entry.data_type for entry in onnx.load(file).graph.initializer if len(entry.dims) == 2}
+    assert initializers == {onnx.TensorProto.INT8}, "all weights have 8 bits"
+    refused = run(app, "export", digits, "--quantize", "int8", "--format", "torch_export")
+    assert (refused.exit_code, refused.stderr) == (2, "error: --quantize int8: is for --format onnx\n")
+
+
+def test_a_quantized_network_of_convolutions_has_both_files_in_its_table(
+    app: typer.Typer, photos: Path, tmp_path: Path
+) -> None:
+    done = run(app, "export", photos / "run", "--quantize", "int8", "--output", tmp_path / "photos.onnx")
+    assert done.exit_code == 0, done.output
+    header, *rows = [line for line in done.stdout.splitlines() if "int8" in line or re.search(r"\d$", line)]
+    assert header.split()[:3] == ["int8", "not", "quantized"]
+    shown = {row[:25].strip(): row[25:].split() for row in rows}
+    assert len(shown["accuracy"]) == 3
+    assert len(shown["MB"]) == 2
+    assert len(shown["ms per image, 64 at once"]) == 3
+    assert "it has no limit for int8" in " ".join(done.stdout.split())
+    lines = run(app, "predict", tmp_path / "photos.onnx", photos / "images", "--json").stdout.splitlines()
+    assert len(lines) == 36
 
 
 def test_an_interrupted_export_leaves_no_file(digits: Path, tmp_path: Path) -> None:
@@ -364,38 +413,68 @@ def test_another_augmentation_than_the_files_is_refused(app: typer.Typer, photos
 # -- a client without softmaxce ---------------------------------------------------------------------------------------
 
 
-def odd_images(folder: Path) -> list[Path]:
-    """Images of the kinds that go wrong elsewhere, each of noise, so that any mistake changes the probabilities."""
+SIZES = ((17, 23), (90, 31), (12, 10))  # height and width
+
+
+def odd_images(folder: Path, *, for_browsers: bool = False) -> list[Path]:
+    """100 images of the kinds that go wrong elsewhere, each of noise, so that any mistake changes the probabilities.
+
+    With `for_browsers`, without those that Chromium does not read, or decodes otherwise by one level.
+    """
     random = np.random.default_rng(9)
-    pixels = random.integers(0, 256, (17, 23, 3), dtype=np.uint8)
-    rgb = Image.fromarray(pixels)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    rgb.save(folder / "turned.jpg", exif=exif)
-    Image.fromarray(random.integers(0, 256, (17, 23, 4), dtype=np.uint8), "CMYK").save(folder / "cmyk.jpg")
-    palette = rgb.quantize(16)
-    palette.save(folder / "palette.png")
-    palette.save(folder / "transparent_palette.png", transparency=3)
-    palette.save(folder / "animation.gif", save_all=True, append_images=[rgb.transpose(Image.Transpose.ROTATE_180)])
-    Image.fromarray(random.integers(0, 65536, (17, 23), dtype=np.uint16)).save(folder / "sixteen.png")
-    Image.fromarray(random.integers(0, 65536, (17, 23), dtype=np.uint16)).save(folder / "sixteen.tiff")
-    Image.fromarray(random.integers(0, 256, (17, 23, 4), dtype=np.uint8)).save(folder / "alpha.png")
-    Image.fromarray(random.integers(0, 256, (17, 23, 2), dtype=np.uint8), "LA").save(folder / "gray_alpha.png")
-    rgb.convert("1").save(folder / "one_bit.png")
-    rgb.convert("L").save(folder / "gray.png")
-    rgb.resize((300, 40)).save(folder / "wide.webp", lossless=True)
-    rgb.resize((10, 12)).save(folder / "exact.bmp")
-    return sorted(folder.iterdir())
+    for height, width in SIZES:
+
+        def noise(*shape: int, height: int = height, width: int = width) -> np.ndarray[Any, Any]:
+            return random.integers(0, 256, (height, width, *shape), dtype=np.uint8)
+
+        def save(image: Image.Image, name: str, size: str = f"{height}x{width}", **options: Any) -> None:
+            stem, suffix = name.split(".")
+            image.save(folder / f"{stem}_{size}.{suffix}", **options)
+
+        rgb = Image.fromarray(noise(3))
+        palette = rgb.quantize(16)
+        sixteen = Image.fromarray(random.integers(0, 65536, (height, width), dtype=np.uint16))
+        for orientation in range(1, 9):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            save(rgb, f"turned{orientation}.jpg", exif=exif)
+            save(rgb, f"turned{orientation}.png", exif=exif)
+        for quality, subsampling in ((60, "4:2:0"), (90, "4:2:2"), (95, "4:4:4")):
+            save(rgb, f"quality{quality}.jpg", quality=quality, subsampling=subsampling)
+        save(rgb, "progressive.jpg", progressive=True)
+        save(rgb.convert("L"), "gray.jpg")
+        save(rgb.convert("CMYK"), "cmyk.jpg")  # without black
+        save(palette, "palette.png")
+        save(palette, "transparent_palette.png", transparency=3)
+        save(palette, "animation.gif", save_all=True, append_images=[palette.rotate(180)])
+        save(sixteen, "sixteen.png")
+        save(Image.fromarray(noise(4)), "alpha.png")
+        save(Image.fromarray(noise(2), "LA"), "gray_alpha.png")
+        save(rgb.convert("1"), "one_bit.png")
+        save(rgb.convert("L"), "gray.png")
+        save(rgb, "lossless.webp", lossless=True)
+        save(rgb, "plain.bmp")
+        if for_browsers:
+            save(rgb, "lossy.webp")
+            continue
+        save(Image.fromarray(noise(4), "CMYK"), "cmyk_with_black.jpg")
+        save(sixteen, "sixteen.tiff")
+    rgb.save(folder / "last.bmp")
+    files = sorted(folder.iterdir())
+    for more in files[100:]:
+        more.unlink()
+    return files[:100]
 
 
 @pytest.mark.parametrize("kind", ["color", "gray"])
-def test_ten_lines_without_softmaxce_give_predicts_probabilities_on_odd_images(
+def test_ten_lines_without_softmaxce_give_predicts_probabilities_on_100_odd_images(
     app: typer.Typer, digits: Path, photos: Path, tmp_path: Path, kind: str
 ) -> None:
     (page,) = re.findall(r"```python\n(# classify\.py\n.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
     folder = tmp_path / "images"
     folder.mkdir()
     files = odd_images(folder)
+    assert len(files) == 100
     trained, exported = (photos / "run", photos / "photos.onnx") if kind == "color" else (digits, digits / "model.onnx")
     done = run(app, "predict", trained, folder, "--top", "10", "--json")
     assert done.exit_code == 0, done.output
@@ -412,6 +491,69 @@ def test_ten_lines_without_softmaxce_give_predicts_probabilities_on_odd_images(
     for line, text in zip(lines, shown.split("--\n")[:-1], strict=True):
         client = {name: float(probability) for probability, name in map(str.split, text.splitlines())}
         assert client == {e["class"]: pytest.approx(e["probability"], abs=1e-5) for e in line["top"]}, line["path"]
+
+
+@pytest.fixture(scope="module")
+def ort_web() -> Path:
+    """The files of onnxruntime-web, where they are."""
+    folder = Path(os.environ.get("SOFTMAXCE_TEST_ORT_WEB") or ROOT / "node_modules" / "onnxruntime-web" / "dist")
+    if not (folder / "ort.wasm.bundle.min.mjs").is_file():
+        pytest.skip("onnxruntime-web is not installed: npm install --no-save onnxruntime-web, in the project's folder")
+    return folder
+
+
+@pytest.fixture
+def site(ort_web: Path, tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder with the page of docs/web and onnxruntime-web, and its address."""
+    folder = tmp_path / "site"
+    shutil.copytree(ROOT / "docs" / "web", folder)
+    for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
+        shutil.copy(ort_web / name, folder)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *words: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        Thread(target=server.serve_forever).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["color", "gray"])
+def test_the_page_without_a_server_gives_predicts_probabilities_on_100_odd_images(
+    app: typer.Typer, digits: Path, photos: Path, site: tuple[Path, str], tmp_path: Path, kind: str
+) -> None:
+    folder, address = site
+    (folder / "images").mkdir()
+    files = odd_images(folder / "images", for_browsers=True)
+    assert len(files) == 100
+    trained, exported = (photos / "run", photos / "photos.onnx") if kind == "color" else (digits, digits / "model.onnx")
+    for suffix in ("", ".json"):
+        shutil.copy(f"{exported}{suffix}", folder / f"model.onnx{suffix}")
+    done = run(app, "predict", trained, folder / "images", "--top", "10", "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Path(line["path"]) for line in lines] == files
+    with Browser(tmp_path / "profile") as page:
+        page.open(address)
+        page.wait("globalThis.classify !== undefined")
+        for line, file in zip(lines, files, strict=True):
+            ranked = page.evaluate(f"fetch('images/{file.name}').then(answer => answer.blob()).then(classify)")
+            expected = {e["class"]: pytest.approx(e["probability"], abs=1e-5) for e in line["top"]}
+            assert dict(ranked) == expected, file.name
+        left, top = page.evaluate("(b => [b.left, b.top])(document.getElementById('pad').getBoundingClientRect())")
+        page.drag([(left + x, top + y) for x, y in ((90, 60), (190, 60), (130, 230))])
+        page.wait("document.querySelector('#classes tr') !== null")
+        drawn = tmp_path / "drawn.png"
+        picture = page.evaluate("document.getElementById('pad').toDataURL('image/png')")
+        drawn.write_bytes(base64.b64decode(picture.partition(",")[2]))
+        prediction = json.loads(run(app, "predict", trained, drawn, "--json").stdout)
+        shown = page.evaluate("[...document.querySelector('#classes tr').cells].map(cell => cell.textContent)")
+        assert shown == [prediction["class"], f"{100 * prediction['probability']:.2f} %"]
+        page.choose("#file", [folder / "pixels.js"])
+        page.wait("document.getElementById('message').textContent.includes('cannot be classified')")
+        assert page.problems == []
+        assert all(request.startswith((address, "data:", "blob:")) for request in page.requests)
 
 
 # -- files from elsewhere ---------------------------------------------------------------------------------------------

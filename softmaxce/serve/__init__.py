@@ -1,0 +1,1 @@
+"""`softmaxce serve`: a trained model that answers HTTP requests."""
