@@ -17,6 +17,7 @@ from .. import streams
 from ..argument_types import Fraction, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from ..runtime.memory import total_memory
+from ..runtime.process_group import local_world_size
 from ..runtime.processors import processors
 from ..waiting import Counting
 from . import cache as decoded_images
@@ -320,5 +321,5 @@ def _none_decodable(files: Sequence[str], reason: str) -> DataError:
 
 
 def _memory_for_images() -> int:
-    """Bytes that decoded images may take: a quarter of the machine's memory, 8 GiB at most."""
-    return min((total_memory() or 8 << 30) // 4, 8 << 30)
+    """Bytes that decoded images may take: a quarter of the machine's memory, 8 GiB at most, shared by its processes."""
+    return min((total_memory() or 8 << 30) // 4, 8 << 30) // local_world_size()
