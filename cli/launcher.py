@@ -186,7 +186,8 @@ def _worker(request: Request, launcher: int) -> int:
     if STOPPED in os.environ:
         return int(os.environ[STOPPED])
     streams.prepare()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in STATUS:  # blocked until `Signals` handles them, and handled by this again at the end
+        signal.signal(number, lambda number, frame: None)
     status = FAILED
     try:
         status = train_in_group(request)
@@ -196,8 +197,6 @@ def _worker(request: Request, launcher: int) -> int:
     except BaseException:  # noqa: BLE001 - the agent would print it as its own
         traceback.print_exc()
         crash(FAILED)
-    for number in STATUS:
-        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
     return status
 

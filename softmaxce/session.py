@@ -243,7 +243,9 @@ class _Session:
         self.record |= {"status": Status.RUNNING, "environment": self.environment, "classes": list(run.classes)}
         self.record["commands"] = [*self.record.get("commands", []), sys.argv]
         self.record["started"] = self.record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-        self.record["job"] = None if run.group.is_single else job_name()
+        self.record.pop("job", None)
+        if not run.group.is_single and (job := job_name()) is not None:
+            self.record["job"] = job
         self.seconds_before, self.resumed_at = self.record.get("seconds", 0.0), self.position()
         runfolder.write_config(folder, run.config.to_dict())
         runfolder.write_record(folder, self.record)

@@ -93,7 +93,7 @@ class ProcessGroup:
 
         Where there are fewer than two for each process, the last processes get none.
         """
-        parts = min(self.world_size, max(1, count // 2))
+        parts = self.working(count)
         if self.rank >= parts:
             return range(0)
         return range(count * self.rank // parts, count * (self.rank + 1) // parts)
