@@ -204,6 +204,19 @@ class _Listing:
         program = hashlib.sha256(Path(decoding.__file__).read_bytes()).hexdigest()
         decoding_options = (decode.size, shape, program, decoding.formats())
         key = decoded_images.key_of(files, *decoding_options)
+        if key is None or local_world_size() == 1:
+            return self._read_or_decode(files, decode, shape, key, decoding_options)
+        with decoded_images.one_process(key):  # of those that train together
+            return self._read_or_decode(files, decode, shape, key, decoding_options)
+
+    def _read_or_decode(
+        self,
+        files: list[str],
+        decode: Decode,
+        shape: tuple[int, int, int],
+        key: str | None,
+        decoding_options: tuple[object, ...],
+    ) -> _Decoded:
         cached = decoded_images.read(key, (len(files), *shape)) if key is not None else None
         if cached is not None:
             images, reasons = cached

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from softmaxce import session
@@ -20,6 +21,8 @@ from softmaxce.build import build_run
 from softmaxce.config.keys import Config
 from softmaxce.data.batches import Batches
 from softmaxce.data.datasets import synthetic
+from softmaxce.data.decode import Decode
+from softmaxce.data.folder import image_folder
 from softmaxce.data.preprocessing import Preprocessing
 from softmaxce.data.splits import Dataset, InMemory
 from softmaxce.errors import SoftmaxceError
@@ -320,11 +323,34 @@ def one_cannot_build(group: ProcessGroup) -> Any:
     return ended_by(group, lambda: build_run(config, group=group))
 
 
+def decoded(group: ProcessGroup) -> Any:
+    """How many files each process decodes of an image folder."""
+    folder = Path("images")
+    if group.rank == 0:
+        for number in range(12):
+            file = folder / f"class{number % 2}" / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (20 * number, 100, 50)).save(file)
+    group.gather(None)
+    real, calls = Decode.array, []
+
+    def counted(self: Decode, file: str) -> Any:
+        calls.append(file)
+        return real(self, file)
+
+    Decode.array = counted  # type: ignore[method-assign]
+    try:
+        image_folder(8, root="images")
+    finally:
+        Decode.array = real  # type: ignore[method-assign]
+    return len(calls)
+
+
 CLAIMS: dict[int, tuple[Callable[[ProcessGroup], Any], ...]] = {
     2: (
         *(plain, weighted, ignored, summed, accumulated, per_image, augmented, uneven, unused_parameter),
         *(images_of_an_epoch, everything_random, evaluated, one_raises, one_is_nan, other_images, other_config),
-        *(other_version, one_cannot_build, with_ddp),
+        *(other_version, one_cannot_build, decoded, with_ddp),
     ),
     4: (weighted, accumulated, augmented, uneven, images_of_an_epoch, everything_random, evaluated, one_raises),
 }

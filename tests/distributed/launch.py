@@ -20,7 +20,7 @@ def free_port() -> int:
         return port
 
 
-def run_claims(world_size: int, timeout: float = 240) -> list[dict[str, Any]]:
+def run_claims(world_size: int, timeout: float = 900) -> list[dict[str, Any]]:
     """What every process says of every claim, by rank."""
     with tempfile.TemporaryDirectory() as folder:
         processes, port = [], str(free_port())
@@ -34,9 +34,14 @@ def run_claims(world_size: int, timeout: float = 240) -> list[dict[str, Any]]:
                 "MASTER_PORT": port,
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": str(ROOT),
+                "SOFTMAXCE_CACHE": str(Path(folder) / "cache"),
             }
             command = [sys.executable, "-m", "tests.distributed.claims", folder]
             processes.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True))
-        ended = [process.communicate(timeout=timeout)[1] for process in processes]
+        try:
+            ended = [process.communicate(timeout=timeout)[1] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
         assert not any(process.returncode for process in processes), "\n".join(ended)
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world_size)]

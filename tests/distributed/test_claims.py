@@ -62,6 +62,10 @@ def test_all_processes_hold_the_same_bits_whatever_each_of_them_draws(two: Resul
         assert all(result["everything_random"] == [True, True] for result in results)
 
 
+def test_the_images_of_a_folder_are_decoded_by_one_process_of_a_machine(two: Results) -> None:
+    assert sorted(result["decoded"] for result in two) == [0, 12]
+
+
 def test_an_unused_parameter_has_no_gradient_and_a_constant_buffer_stays(two: Results) -> None:
     for result in two:
         about = result["unused_parameter"]
