@@ -1,7 +1,6 @@
 """The `softmaxce` command: its sub-commands, and how every error becomes a line and an exit status."""
 
 import importlib
-import os
 import signal
 import sys
 from types import FrameType
@@ -11,20 +10,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from softmaxce import streams
-from softmaxce.errors import (
-    FAILED,
-    INTERRUPTED,
-    TERMINATED,
-    ConfigError,
-    OutputError,
-    SoftmaxceError,
-    in_one_line,
-    in_users_code,
-    ran_out_of_memory,
-)
+from softmaxce.errors import FAILED, OutputError
 from softmaxce.runtime.signals import Terminated
 
-from . import usage
+from . import ending, usage
 from .startup import fast_imports, import_without_settings, limit_openmp_spinning
 
 # name -> file, function or sub-app, and its line in --help, which is the first line of its docstring.
@@ -90,7 +79,6 @@ COMMANDS = {
     "bench": ("bench", "app", "Measure softmaxce's speed on this machine, compared with PyTorch's."),
     "config": ("config", "app", "List, show, copy and check configs without training."),
 }
-MAX_SHOWN = 20  # mistakes printed at once
 MARKUP = None  # --help is the same on a terminal and in a pipe: rich's panels leave little width for the text
 
 
@@ -152,70 +140,15 @@ class Group(TyperGroup):
                 sys.stdout.flush()
         except OutputError as error:
             if str(error):
-                _print_error(str(error))
+                ending.print_error(str(error))
             status = error.status
         sys.exit(status)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         signal.signal(signal.SIGTERM, _terminate)
-        try:
+        with ending.as_exit_status():
             return super().invoke(ctx)
-        except SoftmaxceError as error:
-            _print_traceback(error.__cause__)
-            _print_lines(error)
-            status = error.status
-        except OSError as error:  # a full disk, a removed folder
-            file = f"{error.filename}: " if error.filename else ""
-            _print_error(f"{file}{error.strerror or error}")
-            status = FAILED
-        except (OutputError, typer.Exit, typer.Abort, usage.ClickException):
-            raise
-        except Exception as error:  # raised by the user's code, which any command may run; others are raised again
-            message = f"memory ran out: {in_one_line(error)}" if ran_out_of_memory(error) else in_users_code(error)
-            if message is None:
-                raise
-            _print_traceback(error)
-            _print_error(message)
-            status = FAILED
-        except Terminated:  # the run has reported it; the status says it too
-            status = TERMINATED
-        except KeyboardInterrupt:  # likewise
-            status = INTERRUPTED
-        raise typer.Exit(status)
-
-
-def _print_traceback(error: BaseException | None) -> None:
-    """Print the traceback of an error with --verbose."""
-    if error is not None and {"--verbose", "-v"} & set(sys.argv):
-        import traceback
-
-        for part in traceback.format_exception(error):
-            streams.lines(part, err=True)
-
-
-def _print_lines(error: SoftmaxceError) -> None:
-    if not isinstance(error, ConfigError):
-        first, *more = error.lines
-        _print_error(first)
-        for line in more:
-            streams.line(line, err=True)
-        return
-    for line in error.lines[:MAX_SHOWN]:
-        _print_error(line)
-    if len(error.lines) > MAX_SHOWN:
-        _print_error(f"... and {len(error.lines) - MAX_SHOWN} more mistakes")
-
-
-def _print_error(message: str) -> None:
-    if not sys.stderr.isatty() and "FORCE_COLOR" not in os.environ:
-        streams.line(f"error: {message}", err=True)  # rich would print the same, but takes time to import
-        return
-    from rich.text import Text
-
-    from softmaxce.report import console
-
-    console.stderr().print(Text.assemble(("error: ", "bold red"), streams.escaped(message)))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

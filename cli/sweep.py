@@ -21,6 +21,7 @@ from .options import (
     one_config,
     short_options,
 )
+from .processes import refuse_if_launched
 from .startup import fast_imports
 
 
@@ -62,6 +63,7 @@ def sweep(
 
     check_options(resume, dry_run=False)
     flags = (("device", device), ("epochs", epochs))
+    refuse_if_launched("sweep")
     overrides = [Override((name,), value, f"--{name}") for name, value in flags if value is not None]
     required = requirements.parse(require or [])
     sets = [*(set_ or []), *(f"{key}={text}" for key, text, _ in short_options(lr, batch_size, model))]

@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 
-from softmaxce.config import keys
 from softmaxce.config import reader as configs
 from softmaxce.config.reader import Override
 from softmaxce.errors import FAILED
 from softmaxce.inference import requirements
+from softmaxce.runtime.process_group import launched
 
+from .launcher import check_processes, launch, number_of_processes
 from .options import (
     AllowChangedData,
     BatchSize,
@@ -27,8 +28,9 @@ from .options import (
     one_config,
     short_options,
 )
+from .processes import Request, train_in_group
 from .startup import fast_imports
-from .training import OutputOptions, check_tensorboard, make_plan, require_config, train_one
+from .training import OutputOptions, check_tensorboard, require_config, train_one
 
 
 class LogName(enum.StrEnum):
@@ -67,6 +69,13 @@ def train(
         typer.Option(metavar="METRIC>=N", help="Require a final metric, e.g. 'accuracy>=0.99'; exit 1 if not met."),
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Write the run's report at the end.")] = False,
+    nproc: Annotated[
+        str | None,
+        typer.Option(metavar="N|gpu", help="Train in N processes on this machine, or one for each GPU."),
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, metavar="N", help="With --nproc: how often to restart after a process crashed.")
+    ] = 0,
     log: Annotated[
         list[LogName] | None,
         typer.Option(metavar="tensorboard", help="Also write TensorBoard event files into the run folder."),
@@ -89,6 +98,8 @@ def train(
     if log:
         check_tensorboard()
     options = OutputOptions(json, quiet, verbose, report, tensorboard=bool(log))
+    processes = number_of_processes(nproc) if nproc is not None else 1
+    check_processes(processes, max_restarts, nproc, seeds)
     if seeds is not None:
         from softmaxce.config.sweep import seeds as with_seeds
 
@@ -98,9 +109,12 @@ def train(
         points = with_seeds(require_config(config), seeds, overrides)
         train_seeds(points, output, resume == "auto", required, options, allow_changed_data=allow_changed_data)
         return
-    plan = make_plan(config, overrides, output, resume, allow_changed_data=allow_changed_data)
-    if resume is not None and config is None and not trust_code:  # the config is the run folder's
-        keys.refuse_users_code(plan.config, f"--resume {resume}")
+    request = Request(config, overrides, output, resume, allow_changed_data, trust_code, required, options)
+    if not dry_run and processes > 1:
+        raise typer.Exit(launch(request, processes, max_restarts))
+    if not dry_run and launched():
+        raise typer.Exit(train_in_group(request))
+    plan = request.plan()
     if dry_run:
         with fast_imports():
             from softmaxce.build import build_run

@@ -1,5 +1,6 @@
 """What train and sweep share: where a run is trained, what is printed of it, and one training session."""
 
+import contextlib
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from softmaxce.config.keys import Config
 from softmaxce.config.reader import Override
 from softmaxce.errors import ConfigError, Problem, RunError
 from softmaxce.inference.requirements import Requirement
+from softmaxce.runtime.process_group import SINGLE, ProcessGroup
+from softmaxce.runtime.signals import Signals
 
 from .startup import fast_imports
 
@@ -102,32 +105,46 @@ def check_tensorboard() -> None:
         raise ConfigError([Problem("--log tensorboard", message)])
 
 
-def train_one(plan: "Plan", requirements: Sequence[Requirement], output: OutputOptions) -> "Outcome":
-    """Build a run, train it, and write its report if requested. Raises: as build_run and session.train."""
-    from softmaxce.runtime.signals import Signals
+def train_one(
+    plan: "Plan",
+    requirements: Sequence[Requirement],
+    output: OutputOptions,
+    group: ProcessGroup = SINGLE,
+    signals: Signals | None = None,
+) -> "Outcome":
+    """Build a run, train it, and write its report if requested. Raises: as build_run and session.train.
 
-    with Signals() as signals:  # from here on, so that SIGUSR1 does not end a process that is still building
+    Args:
+        plan: what is trained, and where.
+        requirements: on the final metrics.
+        output: what is printed and written.
+        group: the processes that train it together, each of which calls this.
+        signals: the group's, which are handled already.
+    """
+    with contextlib.ExitStack() as stack:
+        if signals is None:  # from here on, so that SIGUSR1 does not end a process that is still building
+            signals = stack.enter_context(Signals())
         with fast_imports():
             from softmaxce import session
             from softmaxce.build import build_run
 
         started = time.perf_counter()
-        run = build_run(plan.config)
+        run = build_run(plan.config, group=group)
         session.check_requirements(run, requirements)
-        if output.verbose:
+        if output.verbose and group.rank == 0:
             _print_details(run)
-        plan.check_still_new()
+        group.on_rank_0(plan.check_still_new)
         outcome = session.train(
             run,
             plan.folder,
             resume=plan.resume,
             requirements=requirements,
-            reporters=_reporters(output),
+            reporters=_reporters(output) if group.rank == 0 else (),
             allow_changed_data=plan.allow_changed_data,
             signals=signals,
             started=started,
         )
-        if output.report:
+        if output.report and group.rank == 0:
             from softmaxce.report.html.write import write_report
 
             # the code that the config names was just trained with

@@ -17,13 +17,15 @@ from .data.batches import Batches
 from .data.fingerprint import fingerprint
 from .data.mixup import mixing
 from .data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Preprocessing, mean_and_std
-from .data.splits import Dataset, InMemory, OnDisk, Side, Split, split_by_name, stratified
+from .data.split_checks import check_split
+from .data.splits import Dataset, Side, Split, split_by_name, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.interface import Loss
 from .optim import unwrapped
 from .optim.schedules import Schedule
 from .runtime.allocator import keep_freed_memory
 from .runtime.device import choose_device, share_processors
+from .runtime.process_group import SINGLE, ProcessGroup
 from .runtime.random_state import seed_everything, set_deterministic
 from .training.compiled import compile_model
 from .training.cuda_graph import should_use_graph
@@ -54,17 +56,28 @@ class SourceReader:
 
 
 @names_options
-def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = None) -> Run:
+def build_run(
+    config: Config, read_source: Callable[[Config], Dataset] | None = None, group: ProcessGroup = SINGLE
+) -> Run:
     """Build everything that a config names.
 
     Args:
         config: what to build.
         read_source: reads its data set; load_source if left out.
+        group: the processes that will train it together, each of which builds it.
     Raises:
         ConfigError: if a name cannot be imported, an argument is refused, or the parts do not fit together.
         DataError: if images are missing or cannot be used.
     """
-    device = choose_device(config.device)
+    with group.together(interruptible=True):
+        return _build_run(config, read_source, group)
+
+
+def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, group: ProcessGroup) -> Run:
+    device = choose_device(config.device, group)
+    if config.sync_batchnorm and device.type != "cuda":
+        message = f"true needs CUDA, and this is {device}; without it each process normalizes by its own images"
+        raise ConfigError([Problem("sync_batchnorm", message)])
     share_processors()
     set_deterministic(config.deterministic)
     torch.backends.cudnn.benchmark = not config.deterministic  # all batches but the last have the same shape
@@ -81,6 +94,8 @@ def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = 
     loss = build_loss(config, class_counts, device)
     refuse_unfit(loss, config.loss, len(source.classes), device, bool(config.mixup_alpha or config.cutmix_alpha))
 
+    shares_mixed = not group.is_single and bool(config.mixup_alpha or config.cutmix_alpha)
+
     def batches(split: Split) -> Batches:
         size = config.data.eval_batch_size
         return Batches(split, preprocessing, batch_size=size, device=device, compiled=True)
@@ -93,6 +108,8 @@ def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = 
         augment=build_augmentations(config),
         shuffle_seed=config.seed,
         compiled=True,
+        group=group,
+        with_previous=shares_mixed,
     )
     try_augmentations(train)
     refuse_single_images(model, config, train)
@@ -106,6 +123,8 @@ def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = 
         average = ExponentialMovingAverage(model, config.model_ema_decay)
     optimizer = build_optimizer(config, model)
     add_loss_parameters(optimizer, config, model, loss)
+    if config.sync_batchnorm and not group.is_single:  # its parameters stay those of the optimizer
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.compile:
         compile_model(model, device)
     if config.keep_memory and device.type == "cpu":
@@ -123,11 +142,12 @@ def build_run(config: Config, read_source: Callable[[Config], Dataset] | None = 
         train=train,
         validation=batches(source.validation) if source.validation is not None else None,
         test=batches(source.test) if source.test is not None else None,
-        mix=mixing(config.mixup_alpha, config.cutmix_alpha, len(source.classes)),
+        mix=mixing(config.mixup_alpha, config.cutmix_alpha, len(source.classes), with_previous=shares_mixed),
         average=average,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        use_graph=should_use_graph(config, train.num_images, device),
+        use_graph=should_use_graph(config, train.num_images, device, group.world_size),
         all_train_images=whole,
+        group=group,
     )
 
 
@@ -160,34 +180,8 @@ def load_source(config: Config) -> Dataset:
     for name in ("train", "validation", "test"):
         split = getattr(source, name)
         if split is not None:
-            _check_split(config.source.name, name, split, len(source.classes))
+            check_split(config.source.name, name, split, len(source.classes))
     return source
-
-
-def _check_split(source: str, name: str, split: Split, num_classes: int) -> None:
-    if not isinstance(split, InMemory | OnDisk):
-        kinds = "softmaxce.data.splits.InMemory or OnDisk"
-        raise DataError(f"{source}: the {name} split must be a {kinds}, got {type(split).__name__}")
-    if split.labels.ndim != 1 or split.labels.dtype != torch.int64:
-        got = f"{str(split.labels.dtype).removeprefix('torch.')} {list(split.labels.shape)}"
-        raise DataError(f"{source}: the {name} split's labels must be int64 class ids [N], got {got}")
-    if isinstance(split, InMemory) and (split.images.ndim != 4 or split.images.dtype != torch.uint8):
-        got = f"{str(split.images.dtype).removeprefix('torch.')} {list(split.images.shape)}"
-        raise DataError(f"{source}: the {name} split's images must be uint8 [N, C, H, W], got {got}")
-    images = len(split.images) if isinstance(split, InMemory) else len(split.files)
-    if images != len(split.labels):
-        raise DataError(f"{source}: the {name} split has {images} images and {len(split.labels)} labels")
-    if split.names is not None and len(split.names) != images:
-        raise DataError(f"{source}: the {name} split has {images} images and {len(split.names)} names")
-    if len(split) == 0:
-        raise DataError(f"{source}: the {name} split has no images")
-    low, high = split.labels.min().item(), split.labels.max().item()
-    if low < 0 or high >= num_classes:
-        wrong = low if low < 0 else high
-        raise DataError(
-            f"{source}: the {name} split has the label {wrong}; with {num_classes} classes labels go from 0 to "
-            f"{num_classes - 1}"
-        )
 
 
 def hold_out(source: Dataset, config: Config) -> Dataset:

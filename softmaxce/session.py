@@ -5,10 +5,10 @@ Nothing is printed here: what happens is passed to the reporters that the caller
 
 import contextlib
 import enum
+import functools
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,71 +28,23 @@ from .errors import (
     within_memory,
 )
 from .inference.evaluate import final_evaluation
-from .inference.requirements import Requirement, RequirementResult, check_classes, judge
+from .inference.outcome import Outcome
+from .inference.requirements import Requirement, check_classes, judge
 from .inference.requirements import parse as parse_requirements
 from .runs import checkpoint, epochs, nonfinite, provenance
 from .runs import folder as runfolder
 from .runs.folder import Status
 from .runs.plan import resume_command
 from .runs.resume import check_resumable
+from .runs.same_run import check_same_run, same_weights, share_state
+from .runtime.process_group import PeerError, job_name
 from .runtime.signals import Pauses, Signals, Terminated, every
-from .training.loop import fit_with_checkpoints
+from .training.loop import CheckpointEvent, fit_with_checkpoints
 from .training.nonfinite import NonFiniteError
 from .training.run import Epoch, Run
 from .training.step import steps_done
-from .training.tally import Scores
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        status: completed or stopped_early; reporters also see failed, interrupted and terminated.
-        folder: the run folder.
-        epochs: completed epochs, earlier parts of the run included.
-        seconds: of all parts of the run; evaluating a finished run again adds none.
-        best_epoch: the epoch with the best validation metric, counted from 1; 0 without a validation split.
-        best_metric: the metric that selected it, `loss` or `accuracy`.
-        best_value: its value on the validation split.
-        split: the split that `scores` were measured on.
-        scores: the final evaluation; None if there was none.
-        requirements: each requirement with the measured value.
-        message: why the run did not complete; empty if it did.
-        objects: the keywords of the Python objects that it was trained with, which loading it needs again.
-    """
-
-    status: Status
-    folder: Path
-    epochs: int
-    seconds: float
-    best_epoch: int = 0
-    best_metric: str = ""
-    best_value: float | None = None
-    split: str = "test"
-    scores: Scores | None = None
-    requirements: tuple[RequirementResult, ...] = ()
-    message: str = ""
-    objects: tuple[str, ...] = ()
-
-    @property
-    def requirements_met(self) -> bool:
-        """Whether every requirement is met; True if there are none."""
-        return all(result.met for result in self.requirements)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The `end` event of `train --json`."""
-        line: dict[str, Any] = {"event": "end", "run": str(self.folder), "status": self.status, "epochs": self.epochs}
-        if self.best_epoch:
-            line["best_epoch"] = self.best_epoch
-        if self.scores is not None:
-            line[self.split] = self.scores.to_dict()
-        if self.requirements:
-            line["requirements"] = [result.to_dict() for result in self.requirements]
-        if self.message:
-            line["message"] = self.message
-        return {**line, "seconds": round(self.seconds, 3)}
-
+__all__ = ["Level", "Outcome", "Reporter", "Reporters", "check_requirements", "train"]
 
 # -- reporters --------------------------------------------------------------------------------------------------------
 
@@ -186,6 +138,9 @@ def train(
     resumed, and KeyboardInterrupt is raised. A second one ends it at once. SIGUSR1 saves a checkpoint. In any other
     thread no signal is handled.
 
+    Of several processes (run.group) all call this, with the same arguments; rank 0 alone reads and writes the folder,
+    and passes what it reads to the others.
+
     Args:
         run: what build.build_run made. It is changed in place and has the evaluated weights at the end.
         folder: the run folder; None for the next number under runs/<recipe>/.
@@ -206,19 +161,26 @@ def train(
     started = time.perf_counter() if started is None else started
     parsed = [one if isinstance(one, Requirement) else parse_requirements([one])[0] for one in requirements]
     check_requirements(run, parsed)
-    if not resume:
-        folder = runfolder.create(run.config.recipe, None if folder is None else Path(folder))
-    elif folder is None:
+    if resume and folder is None:
         raise RunError("resume=True needs the run folder to resume")
-    elif not (Path(folder) / "config.yaml").is_file():
-        raise RunError(f"{folder}: there is no run in this folder (no config.yaml)")
-    folder = Path(folder)
+    if not run.group.is_single:
+        check_same_run(run)
+        share_state(run)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(runfolder.held(folder, new=not resume))
-        if resume:
-            check_resumable(folder, run.config)
+
+        def open_folder() -> Path:
+            if not resume:
+                path = runfolder.create(run.config.recipe, None if folder is None else Path(folder))
+            elif not ((path := Path(folder or "")) / "config.yaml").is_file():
+                raise RunError(f"{path}: there is no run in this folder (no config.yaml)")
+            stack.enter_context(runfolder.held(path, new=not resume))
+            if resume:
+                check_resumable(path, run.config)
+            return path
+
+        opened = run.group.from_rank_0(open_folder)
         handled = stack.enter_context(Signals()) if signals is None else signals
-        session = _Session(run, folder, Reporters(reporters), handled, started)
+        session = _Session(run, opened, Reporters(reporters), handled, started)
         session.begin(allow_changed_data=allow_changed_data)
         return session.train(parsed)
 
@@ -232,47 +194,66 @@ def check_requirements(run: Run, requirements: Sequence[Requirement]) -> None:
 
 
 class _Session:
-    """A run in its folder, which this process has locked."""
+    """A run in its folder, which this process, or rank 0 of several, has locked."""
 
     def __init__(self, run: Run, folder: Path, reporter: Reporter, signals: Signals, started: float) -> None:
         self.run, self.folder, self.reporter, self.signals = run, folder, reporter, signals
         self.started = started
         self.record: dict[str, Any] = {"recipe": run.config.recipe, "classes": list(run.classes)}
+        self.seconds_before, self.resumed_at = 0.0, ""
 
     def begin(self, *, allow_changed_data: bool) -> None:
         """Restore the newest checkpoint, if there is one, and write config.yaml and run.json.
 
         Raises: RunError if the run was trained on other images or class names than it has now.
         """
+        group = self.run.group
+        saved = group.from_rank_0(lambda: self._read_checkpoint(allow_changed_data=allow_changed_data))
+        if saved is not None:
+            with group.together():
+                checkpoint.restore(self.run, saved)
+        group.on_rank_0(lambda: self._write_start(saved))
+
+    def _read_checkpoint(self, *, allow_changed_data: bool) -> checkpoint.Checkpoint | None:
+        """The checkpoint to resume from; None if the run is new, or was stopped before its first."""
         run, folder = self.run, self.folder
-        environment = provenance.of_run(run)
-        if (folder / "config.yaml").is_file():  # otherwise the run is new
-            if (folder / "run.json").is_file():
-                self.record = runfolder.read_record(folder)
-            if message := provenance.check_recorded_root(folder, run.config, self.record, environment["data"]):
-                self.reporter.message(Level.NOTICE, message)
-            self._restore(environment, allow_changed_data=allow_changed_data)
+        self.environment = provenance.of_run(run)
+        if not (folder / "config.yaml").is_file():
+            return None
+        if (folder / "run.json").is_file():
+            self.record = runfolder.read_record(folder)
+        data = self.environment["data"]
+        if message := provenance.check_recorded_root(folder, run.config, self.record, data):
+            self.reporter.message(Level.NOTICE, message)
+        saved, warnings = checkpoint.newest(folder)
+        self._warn(warnings)
+        if saved is not None:
+            provenance.check_classes(folder, saved.header["classes"], run.classes)
+            self._warn(provenance.check_images(folder, self.record, data, allow_changed_data=allow_changed_data))
+        return saved
+
+    def _write_start(self, saved: checkpoint.Checkpoint | None) -> None:
+        """Write config.yaml and run.json, and report from where the run resumes, if it does."""
+        run, folder = self.run, self.folder
+        if saved is not None:
+            self._report_resumed(saved)
         self._warn(epochs.check_warmup(run.config))
         runfolder.cut_metrics(folder, run.progress.epoch)
         runfolder.clear_temporary(folder)
-        self.record |= {"status": Status.RUNNING, "environment": environment, "classes": list(run.classes)}
+        self.record |= {"status": Status.RUNNING, "environment": self.environment, "classes": list(run.classes)}
         self.record["commands"] = [*self.record.get("commands", []), sys.argv]
         self.record["started"] = self.record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        self.record.pop("job", None)
+        if not run.group.is_single and (job := job_name()) is not None:
+            self.record["job"] = job
         self.seconds_before, self.resumed_at = self.record.get("seconds", 0.0), self.position()
         runfolder.write_config(folder, run.config.to_dict())
         runfolder.write_record(folder, self.record)
 
-    def _restore(self, environment: dict[str, Any], *, allow_changed_data: bool) -> None:
-        saved, warnings = checkpoint.newest(self.folder)
-        self._warn(warnings)
-        if saved is None:  # stopped before its first checkpoint
-            return
-        provenance.check_classes(self.folder, saved.header["classes"], self.run.classes)
-        data = environment["data"]
-        self._warn(provenance.check_images(self.folder, self.record, data, allow_changed_data=allow_changed_data))
-        checkpoint.restore(self.run, saved)
+    def _report_resumed(self, saved: checkpoint.Checkpoint) -> None:
         self._warn(epochs.check_resumed(self.run, self.folder))
-        before = self.record.get("environment")
+        before, environment = self.record.get("environment"), self.environment
+        data = environment["data"]
         if isinstance(before, dict):
             if changed := provenance.differences(before, environment):
                 self._warn([f"{self.folder}: this run was trained with {'; '.join(changed)}"])
@@ -285,7 +266,7 @@ class _Session:
         run, folder = self.run, self.folder
         try:
             with as_training_error(lambda: f"epoch {run.progress.epoch + 1}"):
-                self.reporter.start(run, folder)
+                run.group.on_rank_0(lambda: self.reporter.start(run, folder))
                 status = self._fit()
             with as_training_error(lambda: "the final evaluation"):
                 split, scores, metrics = final_evaluation(run, folder, {one.metric for one in requirements})
@@ -329,9 +310,10 @@ class _Session:
             **results,
         )
         recorded = {key: value for key, value in outcome.to_dict().items() if key not in ("event", "run")}
-        runfolder.write_record(self.folder, self.record | recorded)
-        if report:
-            self.reporter.end(outcome)
+        if self.run.group.rank == 0:
+            runfolder.write_record(self.folder, self.record | recorded)
+            if report:
+                self.reporter.end(outcome)
         return outcome
 
     def _explained(self, error: OSError) -> TrainingError:
@@ -362,9 +344,11 @@ class _Session:
                     self._fit_and_save(pauses)
                 except NonFiniteError as error:
                     self._warn([nonfinite.apply_policy(run, error, self.folder)])
-                except WorkerError:  # a signal to the process group ends the worker processes too
-                    if signals.stop is not None and run.config.grad_accum_steps == 1:  # the run is between two steps
-                        checkpoint.save(run, self.folder, best=False)
+                except (WorkerError, PeerError):  # a signal to the process group ends the worker processes too
+                    if run.group.is_single and signals.stop is not None and run.config.grad_accum_steps == 1:
+                        checkpoint.save(run, self.folder, best=False)  # the run is between two steps
+                        signals.raise_if_stopped()
+                    elif not run.group.is_single:  # it is between two steps in some of the processes only
                         signals.raise_if_stopped()
                     raise
                 signals.raise_if_stopped()
@@ -374,23 +358,32 @@ class _Session:
 
     def _fit_and_save(self, pauses: Pauses) -> None:
         """Train until the last epoch, early stopping, a signal or a non-finite loss; save at every event."""
-        run, folder = self.run, self.folder
-        for event in fit_with_checkpoints(run, pauses, self.reporter.track):
-            epoch = event if isinstance(event, Epoch) else None
-            if epoch is not None:
-                runfolder.append_metrics(folder, epoch.to_dict())
-            with within_memory("saving a checkpoint"):
-                checkpoint.save(run, folder, best=epoch is not None and epoch.best)
-            nonfinite.keep_restorable(run, folder, planned=epoch is not None or pauses.planned)
-            if self.signals.save:
-                self.reporter.message(Level.NOTICE, f"saved {folder / runfolder.LAST} {self.position()}")
+        for event in fit_with_checkpoints(self.run, pauses, self.reporter.track):
+            drifted = isinstance(event, Epoch) and not self.run.group.is_single and not same_weights(self.run)
+            self.run.group.on_rank_0(functools.partial(self._save, event, planned=pauses.planned))
             pauses.saved()
-            if epoch is not None:
-                self.reporter.epoch(epoch)
-                self._warn(epochs.check_sign(run.config, folder, epoch))
-                if self._patience_is_over():
-                    return
+            if drifted:
+                self._warn(
+                    [f"the processes' weights differed after {self.position()}; all have those of process 0 now"]
+                )
+            if isinstance(event, Epoch) and self._patience_is_over():
+                return
             self.signals.raise_if_stopped()
+
+    def _save(self, event: Epoch | CheckpointEvent, *, planned: bool) -> None:
+        """Save the run, and report the epoch if it is the end of one."""
+        run, folder = self.run, self.folder
+        epoch = event if isinstance(event, Epoch) else None
+        if epoch is not None:
+            runfolder.append_metrics(folder, epoch.to_dict())
+        with within_memory("saving a checkpoint"):
+            checkpoint.save(run, folder, best=epoch is not None and epoch.best)
+        nonfinite.keep_restorable(run, folder, planned=epoch is not None or planned)
+        if self.signals.save:
+            self.reporter.message(Level.NOTICE, f"saved {folder / runfolder.LAST} {self.position()}")
+        if epoch is not None:
+            self.reporter.epoch(epoch)
+            self._warn(epochs.check_sign(run.config, folder, epoch))
 
     def _patience_is_over(self) -> bool:
         stopping = self.run.config.early_stopping

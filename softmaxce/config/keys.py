@@ -105,6 +105,8 @@ class Config:
         tta: test-time augmentation in the final metrics, eval and predict, not in the table of epochs. none; flip, an
             image and its mirror image; crops, an image and two shifted by a pixel; flip_crops, both. The logits are
             averaged.
+        sync_batchnorm: where several processes train together on CUDA, normalize by the whole batch's statistics, not
+            by those of each process's share.
         early_stopping: {patience, min_delta}; it needs a validation split.
         best_metric: the metric on the validation split that decides which epoch is the best.
         checkpoint_every: save a checkpoint within an epoch too, every '500 steps' or '10 minutes'; it changes no
@@ -136,6 +138,7 @@ class Config:
     model_ema_decay: Fraction | None = None
     model_ema_steps: PositiveInt = 1
     tta: Literal["none", "flip", "crops", "flip_crops"] = "none"
+    sync_batchnorm: bool = False
     early_stopping: EarlyStopping | None = None
     best_metric: Literal["accuracy", "loss"] = "accuracy"
     checkpoint_every: CheckpointInterval | None = None
@@ -217,7 +220,7 @@ KEYS = (
     *("seed", "device", "precision", "deterministic", "compile", "cuda_graph", "keep_memory", "epochs"),
     *("data", "model", "loss", "optimizer", "schedule"),
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
-    *("tta", "early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),
+    *("tta", "sync_batchnorm", "early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),
 )
 # What a data set has in its root.
 FILES = {

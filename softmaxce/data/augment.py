@@ -4,6 +4,10 @@ An augmentation is called with images [B, C, H, W], float in [0, 1], before norm
 One that has the parameters `indices` and `epoch` is also given, by name, which images of the split these are ([B]
 int64) and the number of the epoch, counted from 1. Random numbers come from torch's global generator of the device, so
 that a run's seed and a checkpoint's random state cover them.
+
+Where several processes train together, one that has the parameter `share` is given which part of the batch it gets, and
+draws for all of it (`share.per_image`): an image's augmentation then does not depend on the number of processes. Any
+other draws from a generator of its process's own.
 """
 
 import math
@@ -22,6 +26,7 @@ from ..argument_types import (
     TwoFactors,
     TwoFractions,
 )
+from .share import Share, per_image
 
 HASH_MULTIPLIER = 0x1E3779B97F4A7C15  # odd, without a pattern in its bits: multiplying by it mixes all bits
 
@@ -40,12 +45,13 @@ class RandomCrop:
         self.padding = padding
         self.padding_mode = padding_mode
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, share: Share | None = None) -> Tensor:
         """Images [B, C, H, W] -> the same shape."""
         batch, _, height, width = images.shape
         padded = functional.pad(images, (self.padding,) * 4, mode=self.padding_mode)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 2p+1, 2p+1, H, W], a view
-        top, left = torch.randint(2 * self.padding + 1, (2, batch), device=images.device)
+        places = 2 * self.padding + 1
+        top, left = per_image(lambda n: torch.randint(places, (2, n), device=images.device), images, share, 1)
         return windows[torch.arange(batch, device=images.device), :, top, left]
 
 
@@ -65,14 +71,16 @@ class RandomHorizontalFlip:
         self.p = p
         self.alternate = alternate
 
-    def __call__(self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None, share: Share | None = None
+    ) -> Tensor:
         """Images [B, C, H, W] -> the same shape; `alternate` needs indices [B] and the epoch, and else is random."""
         if self.alternate and indices is not None and epoch is not None:
             hashed = indices * HASH_MULTIPLIER  # modulo 2^64
             hashed = (hashed ^ (hashed >> 32)) * HASH_MULTIPLIER
             flips = ((hashed >> 40) + epoch) % 2 == 1
         else:
-            flips = torch.rand(len(images), device=images.device) < self.p
+            flips = per_image(lambda n: torch.rand(n, device=images.device), images, share) < self.p
         return torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
 
 
@@ -100,10 +108,10 @@ class RandomAffine:
         self.translate = translate
         self.scale = scale
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, share: Share | None = None) -> Tensor:
         """Images [B, C, H, W] -> the same shape."""
-        batch, _, height, width = images.shape
-        draw = torch.rand(4, batch, device=images.device)
+        _, _, height, width = images.shape
+        draw = per_image(lambda n: torch.rand(4, n, device=images.device), images, share, 1)
         angle = (2 * draw[0] - 1) * math.radians(self.degrees)
         shift_x = ((2 * draw[1] - 1) * self.translate[0] * width).round()  # whole pixels, as torchvision's
         shift_y = ((2 * draw[2] - 1) * self.translate[1] * height).round()
@@ -136,12 +144,12 @@ class Cutout:
     def __init__(self, size: PositiveInt = 8) -> None:
         self.size = size
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, share: Share | None = None) -> Tensor:
         """Images [B, C, H, W] -> the same shape."""
-        batch, _, height, width = images.shape
+        _, _, height, width = images.shape
         device = images.device
-        top = torch.randint(height, (batch, 1), device=device) - self.size // 2
-        left = torch.randint(width, (batch, 1), device=device) - self.size // 2
+        top = per_image(lambda n: torch.randint(height, (n, 1), device=device), images, share) - self.size // 2
+        left = per_image(lambda n: torch.randint(width, (n, 1), device=device), images, share) - self.size // 2
         rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
         inside_rows = (rows >= top) & (rows < top + self.size)  # [B, H]
         inside_columns = (columns >= left) & (columns < left + self.size)  # [B, W]
@@ -173,25 +181,25 @@ class ColorJitter:
         self.saturation = saturation
         self.hue = hue
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, share: Share | None = None) -> Tensor:
         """Images [B, C, H, W] -> the same shape."""
         if self.brightness:
-            images = (images * _factors(images, self.brightness)).clamp(0, 1)
+            images = (images * _factors(images, self.brightness, share)).clamp(0, 1)
         if self.contrast:
-            images = _blend(images, _gray(images).mean((2, 3), keepdim=True), _factors(images, self.contrast))
+            images = _blend(images, _gray(images).mean((2, 3), keepdim=True), _factors(images, self.contrast, share))
         if self.saturation and images.shape[1] == 3:
-            images = _blend(images, _gray(images), _factors(images, self.saturation))
+            images = _blend(images, _gray(images), _factors(images, self.saturation, share))
         if self.hue and images.shape[1] == 3:
             from torchvision.transforms.v2.functional import adjust_hue
 
-            turns = ((2 * torch.rand(len(images)) - 1) * self.hue).tolist()
+            turns = ((2 * per_image(torch.rand, images, share) - 1) * self.hue).tolist()
             images = torch.stack([adjust_hue(image, turn) for image, turn in zip(images, turns, strict=True)])
         return images
 
 
-def _factors(images: Tensor, strength: float) -> Tensor:
+def _factors(images: Tensor, strength: float, share: Share | None) -> Tensor:
     low, high = max(0.0, 1 - strength), 1 + strength
-    return low + (high - low) * torch.rand(len(images), 1, 1, 1, device=images.device)
+    return low + (high - low) * per_image(lambda n: torch.rand(n, 1, 1, 1, device=images.device), images, share)
 
 
 def _gray(images: Tensor) -> Tensor:

@@ -39,12 +39,19 @@ class Augmentation:
     @property
     def uses_indices(self) -> bool:
         """Whether the function has parameters `indices` and `epoch`, beside the images."""
+        return {"indices", "epoch"} <= self._parameters()
+
+    @property
+    def uses_share(self) -> bool:
+        """Whether the function has a parameter `share`: it draws random numbers for the whole batch."""
+        return "share" in self._parameters()
+
+    def _parameters(self) -> set[str]:
         function = self.function.forward if isinstance(self.function, nn.Module) else self.function
         try:
-            names = inspect.signature(function).parameters
+            return set(inspect.signature(function).parameters)
         except (TypeError, ValueError):  # a function written in C has no signature; it is called with images alone
-            return False
-        return "indices" in names and "epoch" in names
+            return set()
 
     def check(self, images: Tensor, result: Any) -> Tensor:
         """What the function returned for `images`. Raises: ConfigError if it is no batch of the same shape and type."""

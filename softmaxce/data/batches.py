@@ -17,9 +17,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from .. import streams
 from ..config.signatures import current_folder_last
 from ..errors import DataError, MemoryRanOutError, SoftmaxceError, WorkerError, in_one_line, ran_out_of_memory
+from ..runtime.process_group import SINGLE, ProcessGroup
 from ..runtime.processors import processors
+from ..runtime.random_state import own_random_numbers
 from .augmentation import Augmentation, named
 from .preprocessing import Preprocessing
+from .share import Share
 from .splits import InMemory, OnDisk, Split
 
 if TYPE_CHECKING:
@@ -43,6 +46,10 @@ class Batches:
         compiled: on the CPU and without augmentation, gather and normalize in one compiled pass over the bytes. The
             result has the same bits; loading the compiled code takes longer than it saves in a single pass over a
             small split.
+        group: the processes that train together: `epoch` gives this one's share of each batch, which is cut as for a
+            single process. A process without a share gets that of rank 0, and draws the same random numbers.
+        with_previous: the share begins with one image more, the one before it in the batch (before the first, the
+            last): mixup and CutMix mix each image with that.
     """
 
     def __init__(
@@ -55,11 +62,15 @@ class Batches:
         augment: Sequence[Augmentation | Callable[..., Tensor]] = (),
         shuffle_seed: int | None = None,
         compiled: bool = False,
+        group: ProcessGroup = SINGLE,
+        with_previous: bool = False,
     ) -> None:
         self.split = split
+        self.group = group
+        self.with_previous = with_previous
         self.batch_size = batch_size
         self.device = device
-        self.augment = [(each, each.uses_indices) for each in map(named, augment)]
+        self.augment = [(each, each.uses_indices, each.uses_share) for each in map(named, augment)]
         self.shuffle_seed = shuffle_seed
         self.mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
@@ -88,14 +99,18 @@ class Batches:
         """Batches in an epoch."""
         return -(-self.images_per_epoch // self.batch_size)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from batch `start` on.
+    def images_in(self, index: int) -> int:
+        """Images of batch `index`, of all processes."""
+        return min(self.batch_size, self.images_per_epoch - index * self.batch_size)
+
+    def epoch(self, number: int, start: int = 0, stride: int = 1) -> Iterator[Batch]:
+        """The batches of one epoch, from batch `start` on; with `stride`, every stride-th of them.
 
         The order depends on the epoch's number and the seed alone.
         """
         size = self.batch_size
-        if self.shuffle_seed is None and self.images is not None:
-            for first in range(start * size, self.num_images, size):
+        if self.shuffle_seed is None and self.images is not None and self.group.is_single:
+            for first in range(start * size, self.num_images, size * stride):
                 here = slice(first, first + size)
                 yield self._gather(here, number), self.labels[here]
             return
@@ -109,21 +124,33 @@ class Batches:
             return
         on_device = order.to(self.device)  # all in one copy: each copy would wait for the device
         labels = self.labels.index_select(0, on_device)
-        parts = zip(on_device.split(size), labels.split(size), strict=True)
+        batches = zip(on_device.split(size)[::stride], labels.split(size)[::stride], strict=True)
+        parts = (self._share(indices, ids, (number, start + i)) for i, (indices, ids) in enumerate(batches))
         if self.images is not None:
-            for indices, ids in parts:
-                yield self._gather(indices, number), ids
+            for indices, ids, share in parts:
+                yield self._gather(indices, number, share), ids
         else:
-            for (indices, ids), images in zip(parts, self._decoded(order), strict=True):
-                yield self.prepared(images.to(self.device, non_blocking=True), indices, number), ids
+            own = [self._share(chunk, chunk, ())[0] for chunk in order.split(size)[::stride]]
+            for (indices, ids, share), images in zip(parts, self._decoded(own), strict=True):
+                yield self.prepared(images.to(self.device, non_blocking=True), indices, number, share), ids
 
-    def _gather(self, indices: Tensor | slice, epoch: int) -> Tensor:
+    def _share(self, indices: Tensor, ids: Tensor, batch: tuple[int, ...]) -> tuple[Tensor, Tensor, Share | None]:
+        """This process's part of a batch: indices and labels, and which part it is; None of a single process."""
+        if self.group.is_single:
+            return indices, ids, None
+        count = len(indices)
+        own = self.group.share(count) or range(count // self.group.working(count))
+        positions = torch.arange(own.start - self.with_previous, own.stop, device=indices.device) % count
+        share = Share(count, positions, (self.shuffle_seed or 0, *batch, self.group.rank))
+        return indices.index_select(0, positions), ids.index_select(0, positions), share
+
+    def _gather(self, indices: Tensor | slice, epoch: int, share: Share | None = None) -> Tensor:
         """The images at `indices` of a split in memory, prepared."""
         assert self.images is not None
         if self.gatherer is not None:
             return self.gatherer.normalized(indices)
         if isinstance(indices, Tensor):
-            return self.prepared(self.images.index_select(0, indices), indices, epoch)
+            return self.prepared(self.images.index_select(0, indices), indices, epoch, share)
         return self.prepared(self.images[indices])
 
     def pixels(self) -> Iterator[Tensor]:
@@ -131,7 +158,7 @@ class Batches:
         if isinstance(self.split, InMemory):
             yield from self.split.images.cpu().split(self.batch_size)
         else:
-            yield from self._decoded(torch.arange(self.num_images))
+            yield from self._decoded(torch.arange(self.num_images).split(self.batch_size))
 
     def sample(self, count: int) -> Tensor:
         """Up to `count` of the split's images, evenly spread over it, normalized and not augmented."""
@@ -139,7 +166,7 @@ class Batches:
         if self.images is not None:
             images = self.images.index_select(0, indices.to(self.device))
         else:
-            images = torch.cat(list(self._decoded(indices))).to(self.device)
+            images = torch.cat(list(self._decoded(indices.split(self.batch_size)))).to(self.device)
         return self._normalized(images.float().div_(255))
 
     def try_augmentations(self) -> list[str]:
@@ -161,18 +188,18 @@ class Batches:
                 raise stacked
             images = torch.as_tensor(stacked, device=self.device)
         prepared, warnings = images.float().div_(255), []
-        for augmentation, _ in self.augment:
+        for augmentation, _, _ in self.augment:
             prepared, warning = augmentation.try_on(prepared)
             warnings.append(warning)
         return [warning for warning in warnings if warning]
 
-    def _decoded(self, order: Tensor) -> Iterator[Tensor]:
+    def _decoded(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         assert isinstance(self.split, OnDisk)
         with warnings.catch_warnings():  # of more processes than processors; _possible_workers has a limit of its own
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             loader = DataLoader(
                 _Files(self.split),
-                batch_sampler=[chunk.tolist() for chunk in order.split(self.batch_size)],
+                batch_sampler=[indices.tolist() for indices in batches],
                 num_workers=_possible_workers(self.split.workers),
                 collate_fn=_stacked,
                 pin_memory=self.device.type == "cuda",
@@ -192,24 +219,33 @@ class Batches:
                 f"(0 decodes in the training process) or data.batch_size ({str(error).splitlines()[0]})"
             ) from error
 
-    def prepared(self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None) -> Tensor:
+    def prepared(
+        self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None, share: Share | None = None
+    ) -> Tensor:
         """Bytes as the model sees them: augmented and normalized.
 
         Args:
             images: [B, C, H, W] uint8, on the device.
             indices: [B] int64, which images of the split these are; None if they are of none.
             epoch: its number, counted from 1; None outside an epoch.
+            share: which part of a batch these are; None if they are all of it.
         Returns: [B, C, H, W] float, channels last in memory.
         """
         if not self.augment:  # the same in two passes over the pixels; the rounding may differ in the last place
             normalized = torch.sub(images, self.mean_of_bytes).mul_(self.scale_of_bytes)
             return normalized.contiguous(memory_format=torch.channels_last)
         prepared = images.float().div_(255)
-        for augmentation, uses_indices in self.augment:
+        for place, (augmentation, uses_indices, uses_share) in enumerate(self.augment):
+            arguments: dict[str, Any] = {}
             if uses_indices and indices is not None:
-                augmented = augmentation.function(prepared, indices=indices, epoch=epoch)
+                arguments = {"indices": indices, "epoch": epoch}
+            if share is None:
+                augmented = augmentation.function(prepared, **arguments)
+            elif uses_share:
+                augmented = augmentation.function(prepared, **arguments, share=share)
             else:
-                augmented = augmentation.function(prepared)
+                with own_random_numbers((*share.key, place), self.device):
+                    augmented = augmentation.function(prepared, **arguments)
             prepared = augmentation.check(prepared, augmented)
         return self._normalized(prepared)
 

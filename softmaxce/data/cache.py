@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +98,26 @@ def write(key: str, images: NDArray[np.uint8], reasons: Mapping[int, str] | None
         with contextlib.suppress(OSError):  # removes an incomplete file; the error that left it so is raised
             Path(staged).unlink()
         raise
+
+
+@contextlib.contextmanager
+def one_process(key: str) -> Iterator[None]:
+    """Lets one process at a time decode the images of a key: those that waited find them in the cache."""
+    try:
+        import fcntl
+
+        directory = folder()
+        directory.mkdir(parents=True, exist_ok=True)
+        file = directory / f"{key}.lock"
+        stream = file.open("w")
+    except (ImportError, OSError):  # Windows, or a cache that cannot be written: each process decodes
+        yield
+        return
+    with stream:
+        with contextlib.suppress(OSError):  # a file system without locks: likewise
+            fcntl.lockf(stream, fcntl.LOCK_EX)
+        yield
+        file.unlink(missing_ok=True)
 
 
 def _make_room(directory: Path, size: int) -> None:

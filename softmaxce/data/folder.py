@@ -17,6 +17,7 @@ from .. import streams
 from ..argument_types import Fraction, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from ..runtime.memory import total_memory
+from ..runtime.process_group import local_world_size
 from ..runtime.processors import processors
 from ..waiting import Counting
 from . import cache as decoded_images
@@ -203,6 +204,19 @@ class _Listing:
         program = hashlib.sha256(Path(decoding.__file__).read_bytes()).hexdigest()
         decoding_options = (decode.size, shape, program, decoding.formats())
         key = decoded_images.key_of(files, *decoding_options)
+        if key is None or local_world_size() == 1:
+            return self._read_or_decode(files, decode, shape, key, decoding_options)
+        with decoded_images.one_process(key):  # of those that train together
+            return self._read_or_decode(files, decode, shape, key, decoding_options)
+
+    def _read_or_decode(
+        self,
+        files: list[str],
+        decode: Decode,
+        shape: tuple[int, int, int],
+        key: str | None,
+        decoding_options: tuple[object, ...],
+    ) -> _Decoded:
         cached = decoded_images.read(key, (len(files), *shape)) if key is not None else None
         if cached is not None:
             images, reasons = cached
@@ -320,5 +334,5 @@ def _none_decodable(files: Sequence[str], reason: str) -> DataError:
 
 
 def _memory_for_images() -> int:
-    """Bytes that decoded images may take: a quarter of the machine's memory, 8 GiB at most."""
-    return min((total_memory() or 8 << 30) // 4, 8 << 30)
+    """Bytes that decoded images may take: a quarter of the machine's memory, 8 GiB at most, shared by its processes."""
+    return min((total_memory() or 8 << 30) // 4, 8 << 30) // local_world_size()

@@ -32,19 +32,23 @@ def final_evaluation(run: Run, folder: Path, names: Collection[str]) -> tuple[st
     Returns: the split's name, its scores (None if there is no split to evaluate on), and the metrics by name.
     """
     if run.progress.best_epoch:
-        best = checkpoint.load(folder / BEST)
+        best = run.group.from_rank_0(lambda: checkpoint.load(folder / BEST))
         checkpoint.load_weights(run.evaluated, best)
         checkpoint.load_loss(run.loss, best)
     name, batches = ("test", run.test) if run.test is not None else ("validation", run.validation)
     if batches is None:
         return name, None, {}
-    logits, labels = predict(with_tta(run.evaluated, run.config.tta), batches, run.precision)
-    loss = loss_of(run.loss, logits, labels)
-    accuracy = (logits.argmax(1) == labels).sum().item() / len(labels)
-    metrics = {"loss": loss, "accuracy": accuracy}
-    if set(names) - set(metrics):
-        metrics = compute_metrics(logits.cpu(), labels.cpu(), loss, run.classes).by_name()
-    return name, Scores(loss, accuracy, len(labels)), metrics
+    logits, labels = predict(with_tta(run.evaluated, run.config.tta), batches, run.precision, run.group)
+
+    def measure() -> tuple[str, Scores | None, dict[str, float]]:
+        loss = loss_of(run.loss, logits, labels)
+        accuracy = (logits.argmax(1) == labels).sum().item() / len(labels)
+        metrics = {"loss": loss, "accuracy": accuracy}
+        if set(names) - set(metrics):
+            metrics = compute_metrics(logits.cpu(), labels.cpu(), loss, run.classes).by_name()
+        return name, Scores(loss, accuracy, len(labels)), metrics
+
+    return run.group.from_rank_0(measure)
 
 
 @dataclass(frozen=True)

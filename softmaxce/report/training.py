@@ -42,9 +42,19 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
     lines = [
         f"{config.source.name}, {shape}, {len(run.classes)} classes: {', '.join(counts)} images",
         f"{config.model.name} ({parameters:,} parameters), {names}",
-        f"device {describe_device(run.device)}, {run.precision}",
+        f"device {describe_device(run.device)}, {run.precision}{_processes(run)}",
     ]
     return lines if folder is None else [*lines, f"run folder: {folder}"]
+
+
+def _processes(run: Run) -> str:
+    group = run.group
+    if group.is_single:
+        return ""
+    size, working = run.config.data.batch_size, group.working(run.config.data.batch_size)
+    images = f"{size // working}" if size % working == 0 else f"{size // working} or {size // working + 1}"
+    idle = f"; {group.world_size - working} have no images, as each needs two" if working < group.world_size else ""
+    return f"; {group.world_size} processes, {images} images of each batch for each{idle}"
 
 
 # -- a terminal -------------------------------------------------------------------------------------------------------
@@ -104,8 +114,9 @@ class GrowingTable(Reporter):
         try:
             for batch in batches:
                 yield batch
-                done += len(batch[1])
-                self.images_done += len(batch[1])
+                images = len(batch[1]) * self.run.group.world_size
+                done += images
+                self.images_done += images
                 if (now := time.monotonic()) - drawn >= REFRESH:
                     loss = f"loss {self.run.tally.scores().loss:.4f}" if self.run.tally.images else ""
                     left = time_left(now - self.began, self.images_done, self.images * (self.epochs - epoch + 1) - done)
@@ -221,6 +232,7 @@ class JsonLines(Reporter):
             "classes": list(run.classes),
             "parameters": sum(p.numel() for p in run.model.parameters()),
             "device": str(run.device),
+            "processes": run.group.world_size,
             "config": run.config.to_dict(),
         }
         _emit(line)

@@ -133,6 +133,25 @@ def newest(root: Path = Path("runs"), recipe: str = "*") -> Path | None:
     return max(records, key=lambda file: file.stat().st_mtime).parent if records else None
 
 
+def begun_by(job: str, output: Path | None, recipe: str) -> Path | None:
+    """The folder of the run that the processes of a job had begun when they were killed; None if there is none.
+
+    Args:
+        job: what their launcher calls it; it is in run.json.
+        output: the run folder, where it was named.
+        recipe: else the run is under runs/<recipe>/.
+    """
+    folders = [output] if output is not None else [file.parent for file in Path("runs", recipe).glob("*/run.json")]
+    for folder in folders:
+        if (folder / "run.json").is_file():
+            record = read_record(folder)
+            if record.get("job") == job and record.get("status") == Status.RUNNING:
+                return folder
+        elif (folder / "config.yaml").is_file() and not (folder / LAST).exists():  # killed before run.json was written
+            return folder
+    return None
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """A run's run.json. Raises: RunError if the folder holds no run, or run.json is damaged."""
     from .record import check_record  # imports pydantic, which a config's mistakes are reported without

@@ -12,7 +12,7 @@ from .folder import LAST, NONFINITE, RESTORABLE
 
 def apply_policy(run: Run, error: NonFiniteError, folder: Path) -> str:
     """Do what the config's `on_nonfinite` says. Returns: a warning. Raises: TrainingError to stop."""
-    file = save_nonfinite(run, error, folder)
+    file = run.group.from_rank_0(lambda: save_nonfinite(run, error, folder))
     allowed, count = run.config.max_nonfinite, run.progress.nonfinite
     message = f"{error}. The batch is saved in {file}"
     if run.config.on_nonfinite == "stop":
@@ -24,7 +24,7 @@ def apply_policy(run: Run, error: NonFiniteError, folder: Path) -> str:
         raise TrainingError(f"{message}; that was number {count}, and max_nonfinite is {allowed}")
     action = "skipped"
     if run.config.on_nonfinite == "restore":
-        saved = _restorable(run, folder)
+        saved = run.group.from_rank_0(lambda: _restorable(run, folder))
         if saved is None:
             raise TrainingError(f"{message}; there is no checkpoint to restore yet, set checkpoint_every")
         checkpoint.restore_weights(run, saved)

@@ -37,6 +37,7 @@ PHRASES = {
     "device": "{}",
     "cpu": "{} instructions",
     "threads": "{} threads",
+    "processes": "{} processes",
     "precision": "{}",
 }
 
@@ -55,7 +56,8 @@ def of_run(run: Run) -> dict[str, Any]:
     commits = {"softmaxce_commit": softmaxce_commit(), "git_commit": git_commit(Path.cwd())}
     root = {"data_root": str(run.config.root.resolve())} if takes(run.config.source, "root") else {}
     code = {"code": of_code(run.config)}
-    return {**of_machine(run.device, run.precision), **commits, **code, **root, "data": data, "data_set": data_set}
+    machine = {**of_machine(run.device, run.precision), "processes": run.group.world_size}
+    return {**machine, **commits, **code, **root, "data": data, "data_set": data_set}
 
 
 def of_code(config: Config) -> dict[str, str]:
@@ -91,7 +93,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for key in differing_entries(before, now):
         if key in PHRASES:
             text = PHRASES[key].format(_shown(key, before[key]))
-            changes.append(f"{text[:-1] if text == '1 threads' else text}, now {_shown(key, now[key])}")
+            text = {"1 threads": "1 thread", "1 processes": "1 process"}.get(text, text)
+            changes.append(f"{text}, now {_shown(key, now[key])}")
         else:
             changes.append(f"another {key}")
     return changes

@@ -34,6 +34,7 @@ class _Record(_Strict):
     status: str = ""  # another version's may be none of Status
     started: str = ""
     message: str = ""
+    job: str | None = None
     classes: list[Any] = []
     commands: list[Any] = []
     earlier_environments: list[Any] = []

@@ -70,6 +70,7 @@ RULES = {
     "model_ema_decay": FIXED,
     "model_ema_steps": FIXED,
     "tta": FIXED,
+    "sync_batchnorm": FIXED,
     "early_stopping": FIXED,
     "best_metric": FIXED,
     "checkpoint_every": FREE,

@@ -11,13 +11,16 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, Problem
+from .process_group import SINGLE, ProcessGroup, local_world_size
 from .processors import processors
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, group: ProcessGroup = SINGLE) -> torch.device:
     """The device that a config or `--device` names; `auto` takes CUDA, then MPS, then the CPU.
+
+    Of several processes each takes another GPU of its machine, as long as there are some.
 
     Raises: ConfigError if this machine has no such device.
     """
@@ -27,6 +30,12 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
+    if not group.is_single and device.type != "cpu":
+        if device.index is not None or device.type != "cuda":
+            message = f"'{name}' is one device, and {group.world_size} processes train; use auto, cuda or cpu"
+            raise ConfigError([Problem("device", message)])
+        device = torch.device("cuda", group.local_rank % max(1, cuda))
+        torch.cuda.set_device(device)
     if device.type == "cuda" and (device.index or 0) >= cuda:
         available = f"{cuda} CUDA device{'s' if cuda != 1 else ''}"
         raise ConfigError([Problem("device", f"'{name}' is not there: torch finds {available}; use auto or cpu")])
@@ -75,7 +84,7 @@ def share_processors() -> None:
     """
     limits = [torch.get_num_threads()]
     if "OMP_NUM_THREADS" not in os.environ:
-        limits.append(processors())
+        limits.append(max(1, processors() // local_world_size()))
     openmp = ctypes.CDLL(getattr(torch._C, "__file__", None))  # finds the symbols of the OpenMP that torch has loaded
     with contextlib.suppress(AttributeError):  # this torch uses no OpenMP
         openmp.omp_set_dynamic(0)  # of the calling thread

@@ -17,7 +17,8 @@ def describe_device(device: torch.device) -> str:
     """The device for messages, with the GPU's name or the number of threads."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' if threads != 1 else ''})" if device.type == "cpu" else str(device)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

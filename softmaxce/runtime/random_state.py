@@ -1,7 +1,10 @@
 """Seeds, deterministic algorithms, and the state of every random generator for a checkpoint."""
 
+import contextlib
+import hashlib
 import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,35 @@ def set_deterministic(on: bool) -> None:
         torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.deterministic = on
     torch.backends.cudnn.benchmark = False
+
+
+@contextlib.contextmanager
+def own_random_numbers(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
+    """Random numbers drawn inside depend on the key alone; afterwards all generators are as before.
+
+    So each of several processes can draw numbers of its own, and as many as it likes, while the generators stay the
+    same in all of them.
+
+    Args:
+        key: what the numbers are for: the run's seed, epoch, batch, rank.
+        device: of the tensors drawn inside.
+    """
+    seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=6).digest())
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would look for every GPU too
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    if on_gpu is not None:
+        torch.cuda.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu, device)
 
 
 def random_state() -> dict[str, Any]:

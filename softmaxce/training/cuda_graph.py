@@ -288,13 +288,14 @@ def report_no_graph(why: str) -> None:
     logging.getLogger(__name__).warning("no CUDA graph: %s", why)
 
 
-def should_use_graph(config: Config, images: int, device: torch.device) -> bool:
+def should_use_graph(config: Config, images: int, device: torch.device, processes: int = 1) -> bool:
     """Whether training should try a CUDA graph; on CUDA, one line reports why not.
 
     Args:
         config: of the run.
         images: per epoch.
         device: of the training.
+        processes: that train together.
     Raises: ConfigError if the config requires a graph (cuda_graph: true) and it is not possible.
     """
     if config.cuda_graph is False:
@@ -302,6 +303,8 @@ def should_use_graph(config: Config, images: int, device: torch.device) -> bool:
     why = None
     if device.type != "cuda":
         why = f"it needs a CUDA device, and this is {device}"
+    elif processes > 1:
+        why = f"{processes} processes train together, and their steps are not captured"
     elif config.compile:
         why = "it is not supported with compile: true"
     elif config.on_nonfinite == "skip":

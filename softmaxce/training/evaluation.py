@@ -10,6 +10,7 @@ from ..errors import MemoryRanOutError, within_memory
 from ..losses.cuda import check_class_ids
 from ..losses.interface import reduction_of, to_scalar, unchanged
 from ..runtime.device import autocast
+from ..runtime.process_group import SINGLE, ProcessGroup
 from .cuda_graph import report_no_graph
 from .memory import find_fitting_batch_size
 from .run import Run
@@ -22,7 +23,7 @@ def evaluate_epoch(run: Run, batches: Batches, should_abort: Callable[[], bool] 
     If memory runs out, the run's CUDA graph is given up and the evaluation repeated.
     """
     try:
-        outputs = predict_until(should_abort, run.evaluated, batches, run.precision)
+        outputs = predict_until(should_abort, run.evaluated, batches, run.precision, run.group)
     except MemoryRanOutError:
         if run.static_step is None or run.config.cuda_graph is True:
             raise
@@ -32,24 +33,39 @@ def evaluate_epoch(run: Run, batches: Batches, should_abort: Callable[[], bool] 
     if outputs is None:
         return None
     logits, labels = outputs
-    num_correct = (logits.max(1).indices == labels).sum().item()  # as argmax, twice as fast
-    return Scores(loss_of(run.loss, logits, labels), num_correct / len(labels), len(labels))
+
+    def score() -> Scores:
+        num_correct = (logits.max(1).indices == labels).sum().item()  # as argmax, twice as fast
+        return Scores(loss_of(run.loss, logits, labels), num_correct / len(labels), len(labels))
+
+    return run.group.from_rank_0(score)
 
 
-def predict(model: nn.Module, batches: Batches, precision: str = "float32") -> tuple[Tensor, Tensor]:
-    """Logits [N, K] float32 and labels [N] of a whole split, in its order, on the batches' device."""
-    outputs = predict_until(lambda: False, model, batches, precision)
+def predict(
+    model: nn.Module, batches: Batches, precision: str = "float32", group: ProcessGroup = SINGLE
+) -> tuple[Tensor, Tensor]:
+    """Logits [N, K] float32 and labels [N] of a whole split, in its order, on the batches' device.
+
+    Of several processes each computes some of the batches, which are cut as for one, and gets the logits of all.
+    """
+    outputs = predict_until(lambda: False, model, batches, precision, group)
     assert outputs is not None
     return outputs
 
 
 def predict_until(
-    should_abort: Callable[[], bool], model: nn.Module, batches: Batches, precision: str
+    should_abort: Callable[[], bool],
+    model: nn.Module,
+    batches: Batches,
+    precision: str,
+    group: ProcessGroup = SINGLE,
 ) -> tuple[Tensor, Tensor] | None:
     """As `predict`; None if `should_abort`, called after each batch, returns True.
 
     Raises: MemoryRanOutError, with the batch size that fits.
     """
+    if not group.is_single:
+        return _predict_together(should_abort, model, batches, precision, group)
     evaluate = within_memory("evaluating")(_predict_until)
     try:
         return evaluate(should_abort, model, batches, precision)
@@ -83,6 +99,32 @@ def _predict_until(
                 break
     model.train(was_training)
     return None if should_abort() else (logits[: sum(map(len, labels))], torch.cat(labels))
+
+
+def _predict_together(
+    should_abort: Callable[[], bool], model: nn.Module, batches: Batches, precision: str, group: ProcessGroup
+) -> tuple[Tensor, Tensor] | None:
+    """This process's logits of every world_size-th batch, and those of the other processes for the rest."""
+    slots: dict[int, Tensor] = {}
+    aborted = False
+    with group.together(), within_memory("evaluating", "set a smaller data.eval_batch_size"):
+        was_training = model.training
+        model.eval()
+        with torch.inference_mode(), autocast(batches.device, precision):
+            own = batches.epoch(0, group.rank, group.world_size)
+            for index, (images, _) in zip(range(group.rank, len(batches), group.world_size), own, strict=True):
+                slots[index] = model(images)  # [B, K]
+                if aborted := should_abort():
+                    break
+        model.train(was_training)
+    widths = group.gather((aborted, next(iter(slots.values())).shape[1] if slots else 0))
+    if any(aborted for aborted, _ in widths):
+        return None
+    logits = torch.zeros(batches.num_images, max(width for _, width in widths), device=batches.device)
+    for index, part in slots.items():
+        logits[index * batches.batch_size :][: len(part)] = part
+    group.all_reduce(logits)  # a sum with zeros, which changes no number
+    return logits, batches.labels
 
 
 @torch.inference_mode()

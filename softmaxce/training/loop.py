@@ -13,6 +13,7 @@ from .evaluation import evaluate_epoch
 from .memory import smaller_steps
 from .nonfinite import NonFiniteError
 from .run import Epoch, Progress, Run
+from .shared_step import REQUESTS, SharedTrainingStep
 from .step import TrainingStep, try_graph
 from .tally import Scores
 
@@ -41,6 +42,12 @@ class CheckpointPolicy(Protocol):
     def should_abort_evaluation(self) -> bool:
         """Called after every batch of an evaluation: whether to save the run now, and then repeat the evaluation."""
 
+    def requests(self) -> list[float]:
+        """Of several processes only: as shared_step.Requests."""
+
+    def agree(self, totals: list[float]) -> None:
+        """Of several processes only: as shared_step.Requests."""
+
 
 class NeverCheckpoint:
     """No CheckpointEvents."""
@@ -52,6 +59,13 @@ class NeverCheckpoint:
     def should_abort_evaluation(self) -> bool:
         """False."""
         return False
+
+    def requests(self) -> list[float]:
+        """None."""
+        return [0.0] * REQUESTS
+
+    def agree(self, totals: list[float]) -> None:
+        """Nothing was requested."""
 
 
 Track = Callable[[Iterable[Batch], int, int], Iterable[Batch]]  # (batches, images done, epoch) -> the same batches
@@ -146,7 +160,7 @@ def _train_epoch(run: Run, number: int, policy: CheckpointPolicy, track: Track) 
         try_graph(run)
     if progress.batch == 0:
         run.tally.clear()
-    step = TrainingStep(run, number)
+    step = TrainingStep(run, number) if run.group.is_single else SharedTrainingStep(run, number, policy)
     start = progress.batch
     index = start - 1
     try:
@@ -172,6 +186,9 @@ def _train_epoch(run: Run, number: int, policy: CheckpointPolicy, track: Track) 
         progress.nonfinite += 1
         progress.batch = min(batches, (index // accumulated + 1) * accumulated)
         progress.seconds = time.perf_counter() - began
+        raise
+    except Exception as error:
+        step.report_failure(error)
         raise
     progress.seconds = time.perf_counter() - began
 

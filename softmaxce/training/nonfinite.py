@@ -27,6 +27,7 @@ class NonFiniteError(TrainingError):
     """A loss or a gradient is not finite.
 
     Attributes:
+        what: is not finite.
         epoch: counted from 1.
         batch: the batch in it, counted from 1.
         learning_rate: of the step that was left out.
@@ -40,6 +41,7 @@ class NonFiniteError(TrainingError):
     ) -> None:
         rate = "" if layer.startswith(IMAGES) else f" (learning rate {learning_rate:.3g})"
         super().__init__(f"{what} in epoch {epoch}, batch {batch}{rate}; the first value that is not finite: {layer}")
+        self.what = what
         self.epoch, self.batch, self.learning_rate, self.layer = epoch, batch, learning_rate, layer
         self.images, self.targets = images, targets
 
@@ -76,9 +78,10 @@ class NonFiniteMonitor:
         self.run, self.epoch = run, epoch
         self.scaled = run.scaler.is_enabled()  # the scaler checks the gradients itself, and leaves such steps out
         skipping = run.config.on_nonfinite == "skip"
-        self.deferred = run.static_step is not None or (run.device.type == "cuda" and not skipping)
+        on_gpu = run.device.type == "cuda" and run.group.is_single  # several processes look at each step's flags
+        self.deferred = run.static_step is not None or (on_gpu and not skipping)
         fused = bool(run.optimizer.defaults.get("fused"))
-        self.gated = run.device.type == "cuda" and not self.scaled and fused
+        self.gated = self.deferred and run.device.type == "cuda" and not self.scaled and fused
         self.parameters: list[Tensor] = list(run.parameters)
         self.finite_check = None if self.deferred or self.scaled else _finite_check(self.parameters)
         self.nonfinite: Tensor | None = None  # [] bool, on the device: a loss of the step in progress is not finite
@@ -92,7 +95,7 @@ class NonFiniteMonitor:
         if self.deferred:
             self.note(is_nonfinite(loss))
         elif not math.isfinite(value := loss.item()):
-            self._fail(f"the training loss is {value}")
+            self.fail(f"the training loss is {value}")
 
     def note(self, nonfinite: Tensor) -> None:
         """Keep whether a batch's loss is not finite, [] bool on the device, to be read later."""
@@ -113,7 +116,7 @@ class NonFiniteMonitor:
             norm = nn.utils.get_total_norm(gradients) if norm is None else norm
             finite = math.isfinite(norm.item()) or all(torch.isfinite(g).all().item() for g in gradients)
         if not finite:
-            self._fail("a gradient is not finite")
+            self.fail("a gradient is not finite")
 
     def after_update(self) -> None:
         """Keep the running statistics of a good step; read the answers of steps long enough ago. Raises: as finish."""
@@ -152,14 +155,17 @@ class NonFiniteMonitor:
             step.ready.synchronize()
         if step.nonfinite.item():
             self.batch = step.batch
-            self._fail("the training loss is not finite", step.learning_rate)
+            self.fail("the training loss is not finite", step.learning_rate)
 
-    def _fail(self, what: str, learning_rate: float | None = None) -> NoReturn:
+    def fail(self, what: str, learning_rate: float | None = None) -> NoReturn:
+        """Report the batch in progress. Raises: NonFiniteError, with the first value that is not finite."""
         assert self.batch is not None
         self.pending.clear()
         index, images, targets = self.batch
         run = self.run
-        layer = first_nonfinite(run.model, run.loss, run.device, run.precision, images, targets)
+        layer = "not looked for, as a process alone cannot repeat its forward pass (sync_batchnorm)"
+        if not run.config.sync_batchnorm or run.group.is_single:
+            layer = first_nonfinite(run.model, run.loss, run.device, run.precision, images, targets)
         if layer == IMAGES and (names := [each.name for each in run.config.augment]):
             layer += f"; look at data.augment: {', '.join(names)}"
         for buffer, good in zip(self._buffers(), self.good_buffers, strict=True):

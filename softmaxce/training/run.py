@@ -12,6 +12,7 @@ from ..data.batches import Batch, Batches
 from ..data.preprocessing import Preprocessing
 from ..optim.schedules import Schedule
 from ..runtime.device import choose_precision
+from ..runtime.process_group import SINGLE, ProcessGroup
 from .cuda_graph import StaticStep
 from .ema import ExponentialMovingAverage
 from .tally import RunningMetrics, Scores
@@ -71,6 +72,7 @@ class Run:
         use_graph: whether to make a CUDA graph for full batches.
         all_train_images: the fingerprint of the data set's training images before any were held out or left out; None
             where `train` has them all.
+        group: the processes that train the run together.
         static_step: the forward and backward pass for full batches as a CUDA graph, once it is made.
     """
 
@@ -93,6 +95,7 @@ class Run:
     tally: RunningMetrics = field(init=False)
     use_graph: bool = False
     all_train_images: str | None = None
+    group: ProcessGroup = SINGLE
     static_step: StaticStep | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:

@@ -124,6 +124,9 @@ class TrainingStep:
             run.average.update_parameters(run.model)
         self.monitor.after_update()
 
+    def report_failure(self, error: Exception) -> None:
+        """Called with an error that ends the epoch. Nobody waits for a single process."""
+
     def finish(self) -> None:
         """Wait for the checks of the steps that a GPU still computes. Raises: NonFiniteError, IndexError."""
         self.monitor.finish()

@@ -65,6 +65,12 @@ class RunningMetrics:
         if self._pending_logits > self.max_pending:
             self._add_up()
 
+    def add_sums(self, loss: float, num_correct: int, images: int) -> None:
+        """Add sums over images that were made elsewhere: of their losses in nats, and of correct predictions."""
+        self._loss.add_(loss)
+        self._num_correct.add_(num_correct)
+        self.images += images
+
     def _add_up(self) -> None:
         if not self._pending:
             return

@@ -1,0 +1,208 @@
+"""`softmaxce train --nproc`: starts the processes on this machine by torch's elastic agent, and ends as they do.
+
+The agent watches the processes; if one crashes, it ends the others and starts all again, `--max-restarts` times. An
+exit status that they agree on is returned by them, so that the agent takes it for success and restarts nothing. The
+agent runs in a thread, so that signals are handled here: they are forwarded to the processes; a second ends all.
+"""
+
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from softmaxce import streams
+from softmaxce.errors import FAILED, USAGE, ConfigError, OutputError, Problem
+from softmaxce.runtime.process_group import launched
+from softmaxce.runtime.processors import processors
+from softmaxce.runtime.signals import SAVE, STATUS
+
+from . import ending
+from .processes import LOST, Request, crash, train_in_group
+from .startup import fast_imports
+
+STOPPED = "SOFTMAXCE_STOPPED"  # environment variable: the exit status with which processes that start now end at once
+GRACE = 10.0  # seconds for the others, once a process has ended after a signal
+
+
+def number_of_processes(text: str) -> int:
+    """`--nproc`: a number, or `gpu` for as many as this machine has. Raises: ConfigError."""
+    if text == "gpu":
+        with fast_imports():
+            import torch
+
+        if not (count := torch.cuda.device_count()):
+            raise ConfigError([Problem("--nproc gpu", "torch finds no CUDA device; use a number")])
+        return count
+    if not text.isdigit() or not int(text):
+        raise ConfigError([Problem(f"--nproc {text}", "must be a number of processes, at least 1, or gpu")])
+    return int(text)
+
+
+def check_processes(processes: int, max_restarts: int, nproc: str | None, seeds: int | None) -> None:
+    """Refuse options that contradict each other. Raises: ConfigError."""
+    if launched() and nproc is not None:
+        raise ConfigError([Problem("--nproc", "torchrun has started the processes already; leave it out")])
+    if seeds is not None and (processes > 1 or launched()):
+        raise ConfigError([Problem("--seeds", "trains runs one after the other, each in one process; omit --nproc")])
+    if max_restarts and processes == 1:
+        message = "restarts the processes of --nproc 2 or more; one process is resumed with --resume auto"
+        raise ConfigError([Problem("--max-restarts", message)])
+
+
+def launch(request: Request, nproc: int, max_restarts: int) -> int:
+    """Train in `nproc` processes on this machine. Returns: the exit status."""
+    request.check()
+    with fast_imports():
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    _set_environment(nproc)
+    logs = tempfile.mkdtemp(prefix="softmaxce-")
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=max_restarts,
+        monitor_interval=0.1,
+        local_addr="localhost",
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
+    )
+    statuses: dict[int, Any] = {}
+    failures: dict[int, Any] = {}
+
+    def run() -> None:
+        try:
+            statuses.update(elastic_launch(settings, _worker)(request, os.getpid()))
+        except ChildFailedError as error:
+            failures.update(error.failures)
+
+    try:
+        stopped = _wait(threading.Thread(target=run))
+    finally:
+        shutil.rmtree(logs, ignore_errors=True)
+    if stopped is not None:
+        return STATUS[stopped]
+    if 0 in statuses:
+        return int(statuses[0])
+    return _explain(failures, nproc, request)
+
+
+def _set_environment(nproc: int) -> None:
+    """What the processes inherit."""
+    # With torch's default, restarted processes connect to the store of the one that is gone (pytorch#135712).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // nproc)))
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def _wait(thread: threading.Thread) -> signal.Signals | None:
+    """Run the agent in its thread, and forward signals to the processes. Returns: the signal that ended them."""
+    stopped: list[signal.Signals] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if number in STATUS:
+            if stopped:
+                _kill_all()
+                crash(STATUS[stopped[0]])
+            stopped.append(signal.Signals(number))
+            os.environ[STOPPED] = str(STATUS[stopped[0]])  # a process that the agent starts in this moment ends
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, number)
+
+    numbers = [*STATUS, *([SAVE] if SAVE is not None else [])]
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        with _blocked(STATUS):  # in the thread and the processes that it starts, until these can handle them
+            thread.start()
+        _join_thread(thread, stopped)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return stopped[0] if stopped else None
+
+
+@contextmanager
+def _blocked(numbers: Iterable[int]) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _join_thread(thread: threading.Thread, stopped: list[signal.Signals]) -> None:
+    """Wait for the agent. After a signal, a process that waits for one that has ended is killed."""
+    most, since = 0, time.monotonic()
+    while thread.is_alive():
+        thread.join(0.2)
+        running = len(multiprocessing.active_children())
+        if not stopped or running >= most:
+            most, since = max(running, 0 if stopped else most), time.monotonic()
+        elif time.monotonic() - since > GRACE:
+            _kill_all()
+
+
+def _kill_all() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def _explain(failures: dict[int, Any], nproc: int, request: Request) -> int:
+    """Print why a crash ended the processes, unless they did. Returns: the exit status."""
+    rank, failure = next(iter(failures.items()), (0, None))
+    code = failure.exitcode if failure is not None else LOST
+    if code in (FAILED, USAGE):  # the process has printed its error
+        return int(code)
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "ended unexpectedly"
+    resume = f"--resume {request.resume or 'auto'}"
+    ending.print_error(
+        f"process {rank} of {nproc} {how}; the same command with {resume} resumes from the last checkpoint"
+    )
+    return FAILED
+
+
+def _worker(request: Request, launcher: int) -> int:
+    """A process of the launcher's. Returns: the exit status that all processes agree on."""
+    os.setsid()  # the terminal's ctrl-C is for the launcher, which forwards it
+    if STOPPED in os.environ:
+        return int(os.environ[STOPPED])
+    streams.prepare()
+    for number in STATUS:  # blocked until `Signals` handles them, and handled by this again at the end
+        signal.signal(number, lambda number, frame: None)
+    status = FAILED
+    try:
+        status = train_in_group(request)
+        sys.stdout.flush()
+    except OutputError as error:
+        status = error.status
+    except BaseException:  # noqa: BLE001 - the agent would print it as its own
+        traceback.print_exc()
+        crash(FAILED)
+    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
+    return status
+
+
+def _end_with(launcher: int) -> None:
+    """The agent tells a process that has returned when to end; if it was killed, nobody does."""
+    while os.getppid() == launcher:
+        time.sleep(0.2)
+    os._exit(FAILED)

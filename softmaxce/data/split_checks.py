@@ -1,0 +1,41 @@
+"""What a split must be: images of one type and shape, and a class id for each."""
+
+import torch
+
+from ..errors import DataError
+from .splits import InMemory, OnDisk, Split
+
+
+def check_split(source: str, name: str, split: Split, num_classes: int) -> None:
+    """Refuse a split that cannot be trained or evaluated on; a user's own data set may return anything.
+
+    Args:
+        source: the data set's name, for messages.
+        name: the split's name.
+        split: what the data set returned.
+        num_classes: K.
+    Raises: DataError.
+    """
+    if not isinstance(split, InMemory | OnDisk):
+        kinds = "softmaxce.data.splits.InMemory or OnDisk"
+        raise DataError(f"{source}: the {name} split must be a {kinds}, got {type(split).__name__}")
+    if split.labels.ndim != 1 or split.labels.dtype != torch.int64:
+        got = f"{str(split.labels.dtype).removeprefix('torch.')} {list(split.labels.shape)}"
+        raise DataError(f"{source}: the {name} split's labels must be int64 class ids [N], got {got}")
+    if isinstance(split, InMemory) and (split.images.ndim != 4 or split.images.dtype != torch.uint8):
+        got = f"{str(split.images.dtype).removeprefix('torch.')} {list(split.images.shape)}"
+        raise DataError(f"{source}: the {name} split's images must be uint8 [N, C, H, W], got {got}")
+    images = len(split.images) if isinstance(split, InMemory) else len(split.files)
+    if images != len(split.labels):
+        raise DataError(f"{source}: the {name} split has {images} images and {len(split.labels)} labels")
+    if split.names is not None and len(split.names) != images:
+        raise DataError(f"{source}: the {name} split has {images} images and {len(split.names)} names")
+    if len(split) == 0:
+        raise DataError(f"{source}: the {name} split has no images")
+    low, high = split.labels.min().item(), split.labels.max().item()
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise DataError(
+            f"{source}: the {name} split has the label {wrong}; with {num_classes} classes labels go from 0 to "
+            f"{num_classes - 1}"
+        )

@@ -1,0 +1,100 @@
+"""`softmaxce train --nproc 2`: one run by two processes that are killed, interrupted and resumed. Four launches."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ..stress.kill_processes import COMMAND, workers
+from ..stress.survive import CONFIG, differences
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+class Launched:
+    """A launch in a folder, waited for until it trains."""
+
+    def __init__(self, folder: Path, name: str, *options: str) -> None:
+        self.errors = (folder / f"{name}.stderr").open("w+")
+        command = [COMMAND, "train", "--config", "stress.yaml", "--output", name, "--json", "--nproc", "2", *options]
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+        assert self.process.stdout is not None
+        self.lines = [self.process.stdout.readline()]
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, list[dict[str, object]], str]:
+        """The exit status, the events on stdout, and stderr."""
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout.readlines()
+        status = self.process.wait(120)
+        self.errors.seek(0)
+        said = self.errors.read()
+        self.errors.close()
+        return status, [json.loads(line) for line in self.lines if line.strip()], said
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the config, and `reference`: a run by two processes that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("launches")
+    (folder / "stress.yaml").write_text(CONFIG.format(epochs=2))
+    status, events, said = Launched(folder, "reference").end()
+    assert status == 0, said
+    (folder / "events").write_text(json.dumps(events))
+    return folder
+
+
+def test_of_two_processes_one_prints_and_the_record_says_how_many_there_were(folder: Path) -> None:
+    events = json.loads((folder / "events").read_text())
+    assert [event["event"] for event in events] == ["start", "epoch", "epoch", "end"]
+    assert events[0]["processes"] == 2
+    record = json.loads((folder / "reference" / "run.json").read_text())
+    assert (record["status"], record["environment"]["processes"]) == ("completed", 2)
+
+
+def test_a_run_of_which_a_process_is_killed_restarts_and_ends_with_the_same_bits(folder: Path) -> None:
+    launch = Launched(folder, "killed", "--max-restarts", "3")
+    time.sleep(0.5)
+    os.kill(workers(launch.process.pid)[1], signal.SIGKILL)
+    status, events, said = launch.end()
+    assert status == 0, said
+    assert "Traceback" not in said
+    assert [event["event"] for event in events].count("start") == 2
+    assert differences(folder, "killed") == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has gone")
+def test_a_run_whose_launcher_is_killed_and_that_is_interrupted_goes_on_with_one_process(folder: Path) -> None:
+    launch = Launched(folder, "stopped")
+    processes = workers(launch.process.pid)
+    launch.send(signal.SIGKILL)
+    launch.process.wait()
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{process}").exists() for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{process}").exists() for process in processes)
+
+    launch = Launched(folder, "stopped", "--resume", "auto")
+    launch.send(signal.SIGINT)
+    status, _, said = launch.end()
+    assert status == 130, said
+    assert said.count("stopping after this step") == 1
+    assert "interrupted after" in said
+    assert "Traceback" not in said
+    assert json.loads((folder / "stopped" / "run.json").read_text())["status"] == "interrupted"
+
+    command = [COMMAND, "train", "--resume", "stopped", "--json"]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes, now 1" in done.stderr
+    record = json.loads((folder / "stopped" / "run.json").read_text())
+    assert (record["status"], record["epochs"]) == ("completed", 2)
