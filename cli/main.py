@@ -6,15 +6,17 @@ import sys
 from types import FrameType
 from typing import Annotated, Any
 
-import typer
-from typer.core import TyperCommand, TyperGroup
+from .startup import fast_imports, import_without_settings, limit_openmp_spinning, silent_interrupts
 
-from softmaxce import streams
-from softmaxce.errors import FAILED, OutputError
-from softmaxce.runtime.signals import Terminated
+with silent_interrupts():
+    import typer
+    from typer.core import TyperCommand, TyperGroup
 
-from . import ending, usage
-from .startup import fast_imports, import_without_settings, limit_openmp_spinning
+    from softmaxce import streams
+    from softmaxce.errors import FAILED, OutputError
+    from softmaxce.runtime.signals import Terminated
+
+    from . import ending, usage
 
 # name -> file, function or sub-app, and its line in --help, which is the first line of its docstring.
 # The file is imported when the command is called.

@@ -66,6 +66,20 @@ def fast_imports() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def silent_interrupts() -> Iterator[None]:
+    """Let ctrl-C end the process by the signal's default action, which prints no traceback: nothing has begun yet."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
 def _deferred_signals() -> Iterator[None]:
     """Deliver ctrl-C and SIGTERM after the block; a second one ends the process at once, by its default action.
 

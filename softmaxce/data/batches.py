@@ -197,14 +197,16 @@ class Batches:
         assert isinstance(self.split, OnDisk)
         with warnings.catch_warnings():  # of more processes than processors; _possible_workers has a limit of its own
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            loader = DataLoader(
-                _Files(self.split),
-                batch_sampler=[indices.tolist() for indices in batches],
-                num_workers=_possible_workers(self.split.workers),
-                collate_fn=_stacked,
-                pin_memory=self.device.type == "cuda",
-                generator=torch.Generator(),  # so that the global one is left alone
-                worker_init_fn=_ignore_interrupts,
+            loader = iter(
+                DataLoader(
+                    _Files(self.split),
+                    batch_sampler=[indices.tolist() for indices in batches],
+                    num_workers=_possible_workers(self.split.workers),
+                    collate_fn=_stacked,
+                    pin_memory=self.device.type == "cuda",
+                    generator=torch.Generator(),  # so that the global one is left alone
+                    worker_init_fn=_ignore_interrupts,
+                )
             )
         try:
             for images in loader:

@@ -466,3 +466,19 @@ def test_a_signal_while_torch_is_imported_ends_the_command_after_the_import(
     )
     assert (done.returncode, done.stdout, done.stderr) == (status, "no exception within the import\n", "")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_before_the_command_is_imported_ends_it_without_a_traceback() -> None:
+    code = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+import softmaxce_cli.main
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")  # 130 to a shell
