@@ -106,8 +106,8 @@ def train_in_group(request: Request) -> int:
             group = _join(signals)
             _mute(group.rank > 0)
             return _train(request, requested, group, signals)
-        except PeerLostError:
-            time.sleep(1)  # the process that was lost is the one to report
+        except PeerLostError:  # the process that was lost is the one to report
+            time.sleep(1)
             crash(LOST)
         except typer.Exit as end:
             return end.exit_code

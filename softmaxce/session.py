@@ -167,22 +167,23 @@ def train(
         check_same_run(run)
         share_state(run)
     with contextlib.ExitStack() as stack:
-
-        def open_folder() -> Path:
-            if not resume:
-                path = runfolder.create(run.config.recipe, None if folder is None else Path(folder))
-            elif not ((path := Path(folder or "")) / "config.yaml").is_file():
-                raise RunError(f"{path}: there is no run in this folder (no config.yaml)")
-            stack.enter_context(runfolder.held(path, new=not resume))
-            if resume:
-                check_resumable(path, run.config)
-            return path
-
-        opened = run.group.from_rank_0(open_folder)
+        opened = run.group.from_rank_0(lambda: _open_folder(run, folder, resume, stack))
         handled = stack.enter_context(Signals()) if signals is None else signals
         session = _Session(run, opened, Reporters(reporters), handled, started)
         session.begin(allow_changed_data=allow_changed_data)
         return session.train(parsed)
+
+
+def _open_folder(run: Run, folder: str | Path | None, resume: bool, stack: contextlib.ExitStack) -> Path:
+    """Create the run folder, or check the one to resume, and lock it until `stack` is closed."""
+    if not resume:
+        path = runfolder.create(run.config.recipe, None if folder is None else Path(folder))
+    elif not ((path := Path(folder or "")) / "config.yaml").is_file():
+        raise RunError(f"{path}: there is no run in this folder (no config.yaml)")
+    stack.enter_context(runfolder.held(path, new=not resume))
+    if resume:
+        check_resumable(path, run.config)
+    return path
 
 
 def check_requirements(run: Run, requirements: Sequence[Requirement]) -> None:

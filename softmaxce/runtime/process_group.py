@@ -157,7 +157,9 @@ class ProcessGroup:
         try:
             with self._interruptible() if interruptible else contextlib.nullcontext():
                 yield
-        except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001 - raised again in all processes
+        except BaseException as caught:  # raised again in all processes
+            if not isinstance(caught, Exception | KeyboardInterrupt):
+                raise
             error = caught
         self._exchange(error, None)
 

@@ -187,7 +187,7 @@ def _train_epoch(run: Run, number: int, policy: CheckpointPolicy, track: Track) 
         progress.batch = min(batches, (index // accumulated + 1) * accumulated)
         progress.seconds = time.perf_counter() - began
         raise
-    except Exception as error:
+    except BaseException as error:
         step.report_failure(error)
         raise
     progress.seconds = time.perf_counter() - began

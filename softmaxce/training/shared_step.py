@@ -76,7 +76,9 @@ class SharedTrainingStep(TrainingStep):
                     self._add_share(images, targets, index - self._first)
                 else:  # whose layers wait for each other
                     self.backward(self.forward(images, targets)[1] * 0)
-        except Exception as error:  # noqa: BLE001 - raised by `update`, in all processes
+        except BaseException as error:  # raised by `update`, in all processes
+            if not isinstance(error, Exception):
+                raise
             self._error = error
 
     def _add_share(self, images: Tensor, targets: Tensor, number: int) -> None:
@@ -143,9 +145,9 @@ class SharedTrainingStep(TrainingStep):
         sums = self._reduction(own, most, failed=without, all_work=fewest == self.group.world_size)
         return sums, sums[-REQUESTS - 2] > 0
 
-    def report_failure(self, error: Exception) -> None:
+    def report_failure(self, error: BaseException) -> None:
         """End all processes with this one, whose error came up outside `update`. Raises: the error."""
-        if self.group.failed_together or isinstance(error, NonFiniteError):
+        if self.group.failed_together or not isinstance(error, Exception):
             return
         self._error = error
         self._finish_mean()

@@ -124,7 +124,7 @@ class TrainingStep:
             run.average.update_parameters(run.model)
         self.monitor.after_update()
 
-    def report_failure(self, error: Exception) -> None:
+    def report_failure(self, error: BaseException) -> None:
         """Called with an error that ends the epoch. Nobody waits for a single process."""
 
     def finish(self) -> None:
