@@ -99,47 +99,56 @@ def certify(
     images = reference.split(split)
     expected, labels = predict(reference.model, reference.batches(images), "float32")
     first = next(reference.batches(images).pixels()).numpy()
+    checked = exported if unquantized is None else unquantized
+    before = _probabilities(checked, reference, images)
+    _check(before, checked, first, reference.probabilities_of(expected), split)
+    actual = before if unquantized is None else _probabilities(exported, reference, images)
     sample = np.resize(first, (max(BATCHES), *first.shape[1:]))  # repeated, if there are fewer images
+    measure = _Measurement(labels, reference.classes, sample, actual)
+    float32 = measure.of_run("cpu, float32", reference, expected)
+    run = float32
+    if own.device.type != "cpu" or own.precision != "float32":
+        run = measure.of_run(f"{own.device}, {own.precision}", own, own.logits(images)[0])
+    return Certificate(
+        split=split,
+        images=len(labels),
+        exported=measure.of_graph("exported" if unquantized is None else "int8", exported, actual),
+        float32=float32,
+        run=run,
+        unquantized=None if unquantized is None else measure.of_graph("not quantized", unquantized, before),
+    )
 
-    def run_of(graph: ExportedGraph) -> Tensor:
-        return _probabilities(graph, reference, images)
 
-    before = run_of(exported if unquantized is None else unquantized)
-    _check(before, exported if unquantized is None else unquantized, first, reference.probabilities_of(expected), split)
-    actual = before if unquantized is None else run_of(exported)
+@dataclass(frozen=True)
+class _Measurement:
+    """What columns are made with: labels [N], class names, images to take times of, the exported file's [N, K]."""
 
-    def column(name: str, logits: Tensor, found: Tensor, seconds: dict[int, float]) -> Column:
-        metrics = compute_metrics(logits, labels, None, reference.classes)
+    labels: Tensor
+    classes: tuple[str, ...]
+    sample: NDArray[np.uint8]
+    actual: Tensor
+
+    def of_graph(self, name: str, graph: ExportedGraph, found: Tensor) -> Column:
+        seconds = _seconds(lambda batch: graph.timed(batch)[1], self.sample)
+        return self._column(name, found.clamp_min(SMALLEST).log(), found, seconds)
+
+    def of_run(self, name: str, model: TrainedModel, logits: Tensor) -> Column:
+        seconds = _seconds(lambda batch: _timed(model, batch), self.sample)
+        scaled = logits.cpu().double() / model.temperature
+        return self._column(name, scaled, model.probabilities_of(logits), seconds)
+
+    def _column(self, name: str, logits: Tensor, found: Tensor, seconds: dict[int, float]) -> Column:
+        metrics = compute_metrics(logits, self.labels, None, self.classes)
+        is_itself = found is self.actual
         return Column(
             name=name,
             accuracy=metrics.accuracy,
             nll=metrics.nll,
             ece=metrics.ece,
             seconds=seconds,
-            largest_difference=None if found is actual else _difference(actual, found),
-            different_answers=None if found is actual else int((actual.argmax(1) != found.argmax(1)).sum()),
+            largest_difference=None if is_itself else _difference(self.actual, found),
+            different_answers=None if is_itself else int((self.actual.argmax(1) != found.argmax(1)).sum()),
         )
-
-    def of_graph(name: str, graph: ExportedGraph, found: Tensor) -> Column:
-        seconds = _seconds(lambda batch: graph.timed(batch)[1], sample)
-        return column(name, found.clamp_min(SMALLEST).log(), found, seconds)
-
-    def of_run(model: TrainedModel, name: str, logits: Tensor) -> Column:
-        seconds = _seconds(lambda batch: _timed(model, batch), sample)
-        return column(name, logits.cpu().double() / model.temperature, model.probabilities_of(logits), seconds)
-
-    float32 = of_run(reference, "cpu, float32", expected)
-    run = float32
-    if own.device.type != "cpu" or own.precision != "float32":
-        run = of_run(own, f"{own.device}, {own.precision}", own.logits(images)[0])
-    return Certificate(
-        split=split,
-        images=len(labels),
-        exported=of_graph("exported" if unquantized is None else "int8", exported, actual),
-        float32=float32,
-        run=run,
-        unquantized=None if unquantized is None else of_graph("not quantized", unquantized, before),
-    )
 
 
 def _check(actual: Tensor, graph: ExportedGraph, first: NDArray[np.uint8], expected: Tensor, split: str) -> None:

@@ -152,7 +152,7 @@ class Body:
     async def discard(self) -> None:
         """Read the rest, and forget it: a connection that is closed with unread data loses what was answered."""
         now = asyncio.get_running_loop().time()
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):  # a client that goes on for longer gets a closed connection
             async with asyncio.timeout(LINGER if now < self._deadline else SILENCE):
                 while not self.complete:
                     async with asyncio.timeout(SILENCE):

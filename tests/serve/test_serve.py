@@ -244,11 +244,11 @@ REFUSED: dict[str, tuple[str, Any, dict[str, str], int, str]] = {
     "a damaged image": ("/predict", CUT, {}, 400, "send an image file"),
     "67 megapixels": ("/predict", png((8192, 8192)), {}, 400, "8192x8192 pixels are more than 25,000,000"),
     "67 megapixels to explain": ("/explain", png((8192, 8192), "1"), {}, 400, "pixels are more than 25,000,000"),
-    "100 MB": ("/predict", bytes(100_000_000), {}, 413, "more than 20 MB; send smaller"),
-    "100 MB of unknown length": ("/predict", zeros(100), {}, 413, "more than 20 MB"),
-    "100 MB to another address": (
+    "30 MB": ("/predict", bytes(30_000_000), {}, 413, "more than 20 MB; send smaller"),
+    "30 MB of unknown length": ("/predict", zeros(30), {}, 413, "more than 20 MB"),
+    "30 MB to another address": (
         "/nope",
-        bytes(100_000_000),
+        bytes(30_000_000),
         {},
         404,
         "there is no such address; there are /, /predict",
@@ -266,13 +266,14 @@ REFUSED: dict[str, tuple[str, Any, dict[str, str], int, str]] = {
 }
 
 
+@pytest.mark.parametrize("model", ["exported"], indirect=True)
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_bad_request_is_refused_with_what_to_do_and_takes_no_memory(server: Server, kind: str) -> None:
     path, body, headers, status, message = REFUSED[kind]
     server.ask("/predict", png((2000, 2000)))
     before = server.memory()
     for _ in range(2):
-        answered, reply, content = server.ask(path, body if not isinstance(body, Iterator) else zeros(100), **headers)
+        answered, reply, content = server.ask(path, body if not isinstance(body, Iterator) else zeros(30), **headers)
         assert answered == status
         assert reply["Content-Type"] == "application/json"
         (error,) = json.loads(content).values()
@@ -282,6 +283,7 @@ def test_a_bad_request_is_refused_with_what_to_do_and_takes_no_memory(server: Se
     assert server.ask("/health")[0] == 200
 
 
+@pytest.mark.parametrize("model", ["exported"], indirect=True)
 @pytest.mark.parametrize("part", ["headers", "body"])
 def test_a_request_of_a_byte_at_a_time_is_refused_while_others_are_answered(server: Server, part: str) -> None:
     content = png((8, 8))
@@ -305,6 +307,7 @@ def test_a_request_of_a_byte_at_a_time_is_refused_while_others_are_answered(serv
     assert b"did not arrive within 1.5 s" in answer
 
 
+@pytest.mark.parametrize("model", ["exported"], indirect=True)
 def test_what_is_no_http_is_refused_in_json(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(b"\x16\x03\x01 a browser's first bytes of TLS\r\n\r\n")
