@@ -16,7 +16,7 @@ from .options import (
     Temperature,
     TrustCode,
     Tta,
-    check_folder,
+    check_folder_or_table,
     run_or_newest,
 )
 from .startup import fast_imports
@@ -34,8 +34,9 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            callback=check_folder,
-            help="Another folder of images, one sub-folder per class; with --split, or where it has no class folders, "
+            callback=check_folder_or_table,
+            help="A table of images and labels, or another folder of images, one sub-folder per class; "
+            "with --split, or where it has no class folders, "
             "the root of the run's data set, if it has moved.",
         ),
     ] = None,

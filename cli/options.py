@@ -37,6 +37,11 @@ def check_folder(value: Path | None) -> Path | None:
     return value
 
 
+def check_folder_or_table(value: Path | None) -> Path | None:
+    """--data as it was given. Raises: ConfigError if there is no such folder, and no such file."""
+    return value if value is not None and value.is_file() else check_folder(value)
+
+
 def run_or_newest(run: Path | None, command: str) -> Path:
     """The run that a command was given, or else the newest under runs/, which holds a run or a checkpoint.
 

@@ -18,7 +18,7 @@ from .data.fingerprint import fingerprint
 from .data.mixup import mixing
 from .data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Preprocessing, mean_and_std
 from .data.split_checks import check_split
-from .data.splits import Dataset, Side, Split, split_by_name, stratified
+from .data.splits import Dataset, Side, Split, split_by_group, split_by_name, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.interface import Loss
 from .optim import unwrapped
@@ -208,9 +208,8 @@ def hold_out(source: Dataset, config: Config) -> Dataset:
         train, validation = train.take(rest), train.take(selected)
     limit = config.data.train_limit
     if limit is not None and limit < len(train):
-        _, selected = _cut(
-            train, limit, generator, config.seed, "data.train_limit", () if by_shuffle else ("selected",)
-        )
+        kept: tuple[Side, ...] = () if by_shuffle else ("selected",)
+        _, selected = _cut(train, limit, generator, config.seed, "data.train_limit", kept)
         train = train.take(selected)
     if config.early_stopping is not None and validation is None:
         raise ConfigError([Problem("", NEEDS_VALIDATION)])
@@ -222,6 +221,8 @@ def _cut(
 ) -> tuple[Tensor, Tensor]:
     """The indices of a split's two parts; `size` is a count, or, for images with names, a fraction."""
     try:
+        if split.groups is not None and key == "data.validation":
+            return split_by_group(split.groups, split.labels, size, f"{key} {seed}")
         if split.names is not None:
             return split_by_name(split.names, split.labels, size, f"{key} {seed}", keep)
         return stratified(split.labels, int(size), generator, keep)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Checker:
 
     def _beside(self, root: str | None) -> tuple[Path, ...]:
         """The data's folder beside the config, if that is where `root` may be: it is relative, and the file's own."""
-        by_option = any(path in self.options for path in (("data",), ("data", "root")))
+        by_option = any(path in self.options for path in (("data",), ("data", "root"), ("data", "file")))
         if self.document.folder is None or root is None or by_option or Path(root).expanduser().is_absolute():
             return ()
         return ((self.document.folder / root).resolve(),)
@@ -108,6 +108,7 @@ class Checker:
             # seed is the config's own key, not a data set's; root and download stand among the common keys
             component = {key: value for key, value in raw.items() if key == "name" or key not in keys}
             source = self._component("data", component, path, other_keys=sorted(keys))
+        own, source = self._at_table(own, source)
         augment = own.get("augment", [])
         return {
             "data": Data(**own) if is_sound else None,
@@ -117,6 +118,16 @@ class Checker:
                 for i, item in enumerate(augment if isinstance(augment, list) else [])
             ),
         }
+
+    @staticmethod
+    def _at_table(own: dict[str, Any], source: Component | None) -> tuple[dict[str, Any], Component | None]:
+        """An image_list without a root has its table's folder as its root, and then the table's name is its file."""
+        file = source.arguments.get("file") if source and source.name == "image_list" else None
+        if source is None or not isinstance(file, str) or own.get("root") is not None:
+            return own, source
+        table = Path(file)
+        named = replace(source, arguments={**source.arguments, "file": table.name})
+        return {**own, "root": str(table.parent)}, named
 
     def _check_validation(self, value: Any) -> None:
         """Answer the values of data.validation for which the general message is too general."""
@@ -150,7 +161,7 @@ class Checker:
             and source
             and data.validation is None
             and source.name in registry.DATASETS
-            and source.name != "image_folder"
+            and source.name not in ("image_folder", "image_list")
         )
 
     def _component(

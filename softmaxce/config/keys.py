@@ -167,7 +167,10 @@ class Config:
 
     def is_in(self, root: Path) -> bool:
         """Whether a folder holds the data set, by the existence of its files; of others than ours, of the folder."""
-        return os.path.exists(root / FILES.get(self.source.name, ""))  # noqa: PTH110 - False for a name too long
+        name = FILES.get(self.source.name, "")
+        if self.source.name == "image_list":
+            name = os.path.expanduser(self.source.arguments["file"])  # noqa: PTH111 - as below
+        return os.path.exists(root / name)  # noqa: PTH110 - False for a name too long
 
     def to_dict(self) -> dict[str, Any]:
         """As a file writes it, with every default written out."""

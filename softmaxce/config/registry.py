@@ -51,6 +51,7 @@ DATASETS = {
     "cifar100": "softmaxce.data.datasets:cifar100",
     "svhn": "softmaxce.data.datasets:svhn",
     "image_folder": "softmaxce.data.folder:image_folder",
+    "image_list": "softmaxce.data.image_list:image_list",
     "synthetic": "softmaxce.data.datasets:synthetic",
 }
 

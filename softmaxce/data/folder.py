@@ -24,7 +24,7 @@ from . import cache as decoded_images
 from . import decode as decoding
 from .decode import Decode, FileAccessError, decoding_threads
 from .folder_layout import images_below, refuse_single_class, split_of, splits_in, sub_folders, warn_of_unread
-from .splits import Dataset, InMemory, OnDisk, Split, split_by_name, stratified
+from .splits import Dataset, InMemory, OnDisk, Split, split_by_group, split_by_name, stratified
 
 SHOWN = 10  # files named in one message
 
@@ -69,21 +69,23 @@ def image_folder(
     parts = splits_in(top)
     classes = tuple(folder.name for folder in sub_folders(parts.get("train", top)))
     refuse_single_class(top, parts.get("train"))
-    listing = _Listing(classes, size, channels, skip_bad, in_memory, workers, cache, named=split_by == "name")
+    listing = Listing(classes, size, channels, skip_bad, in_memory, workers, cache, named=split_by == "name")
     if not parts:
         train, shape = listing.read(top, None)
         if not test_fraction:
             return Dataset(train, None, classes)
-        rest, tested = _test_split(train, test_fraction)
+        rest, tested = train_and_test(train, test_fraction)
         return Dataset(train.take(rest), train.take(tested), classes)
     train, shape = listing.read(parts["train"], None)
     others = {name: listing.read(folder, shape)[0] for name, folder in parts.items() if name != "train"}
     return Dataset(train, others.get("test"), classes, others.get("validation"))
 
 
-def _test_split(whole: Split, fraction: float) -> tuple[Tensor, Tensor]:
+def train_and_test(whole: Split, fraction: float) -> tuple[Tensor, Tensor]:
     """The indices of a single folder's training and test images. Raises: DataError if a part would be empty."""
     try:
+        if whole.groups is not None:
+            return split_by_group(whole.groups, whole.labels, fraction, "test")
         if whole.names is not None:
             return split_by_name(whole.names, whole.labels, fraction, "test")
         count = max(1, round(fraction * len(whole)))
@@ -107,13 +109,13 @@ def read_folder(root: str, classes: tuple[str, ...], shape: tuple[int, int, int]
     tests = [folder for folder in sub_folders(top) if split_of(folder.name) == "test" and folder.name not in classes]
     top = tests[0] if tests else top
     channels, height, width = shape
-    listing = _Listing(classes, [height, width], 1 if channels == 1 else 3, False, None, 2)
+    listing = Listing(classes, [height, width], 1 if channels == 1 else 3, False, None, 2)
     return listing.read(top, shape)[0]
 
 
 @dataclass(frozen=True)
-class _Listing:
-    """Reads folders of class folders."""
+class Listing:
+    """Reads folders of class folders, or listed files."""
 
     classes: tuple[str, ...]
     size: int | list[int] | None
@@ -130,6 +132,18 @@ class _Listing:
         If `named`, the images' names are their paths below the folder, CLASS/FILE, with slashes.
         """
         files, labels = self._files(folder)
+        names = tuple(Path(file).relative_to(folder).as_posix() for file in files) if self.named else None
+        return self.read_files(files, labels, names, shape)
+
+    def read_files(
+        self,
+        files: list[str],
+        labels: list[int],
+        names: tuple[str, ...] | None,
+        shape: tuple[int, int, int] | None,
+        groups: tuple[str, ...] | None = None,
+    ) -> tuple[Split, tuple[int, int, int]]:
+        """The split of the files, and the (C, H, W) of its images; `shape` as in `read`."""
         if shape is not None:
             size: tuple[int, int] | None = shape[1:]
         elif isinstance(self.size, int):
@@ -150,10 +164,9 @@ class _Listing:
         in_memory = self.in_memory
         if in_memory is None:
             in_memory = len(files) * self.channels * size[0] * size[1] <= _memory_for_images()
-        names = tuple(Path(file).relative_to(folder).as_posix() for file in files) if self.named else None
         if in_memory:
-            return self._in_memory(files, labels, names, decode, shape), shape
-        split = OnDisk(tuple(files), torch.tensor(labels), shape, decode, self.workers, names)
+            return self._in_memory(files, labels, names, decode, shape, groups), shape
+        split = OnDisk(tuple(files), torch.tensor(labels), shape, decode, self.workers, names, groups)
         return self._decodable(split) if self.skip_bad else split, shape
 
     def _files(self, folder: Path) -> tuple[list[str], list[int]]:
@@ -186,10 +199,11 @@ class _Listing:
         names: tuple[str, ...] | None,
         decode: Decode,
         shape: tuple[int, int, int],
+        groups: tuple[str, ...] | None = None,
     ) -> InMemory:
         """The images of the files that can be decoded; the others are reported."""
         images, bad = self._cached(files, decode, shape) if self.cache else self._decoded(files, decode, shape)
-        whole = InMemory(torch.from_numpy(images), torch.tensor(labels), names, tuple(files))
+        whole = InMemory(torch.from_numpy(images), torch.tensor(labels), names, tuple(files), groups)
         if not bad:
             return whole
         self._report(bad, files)

@@ -28,8 +28,9 @@ def check_split(source: str, name: str, split: Split, num_classes: int) -> None:
     images = len(split.images) if isinstance(split, InMemory) else len(split.files)
     if images != len(split.labels):
         raise DataError(f"{source}: the {name} split has {images} images and {len(split.labels)} labels")
-    if split.names is not None and len(split.names) != images:
-        raise DataError(f"{source}: the {name} split has {images} images and {len(split.names)} names")
+    for kind, entries in (("names", split.names), ("groups", split.groups)):
+        if entries is not None and len(entries) != images:
+            raise DataError(f"{source}: the {name} split has {images} images and {len(entries)} {kind}")
     if len(split) == 0:
         raise DataError(f"{source}: the {name} split has no images")
     low, high = split.labels.min().item(), split.labels.max().item()

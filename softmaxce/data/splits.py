@@ -3,6 +3,7 @@
 import math
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -22,12 +23,15 @@ class InMemory:
         names: N names that stay the same when other images are added or removed; None if there are none. A split with
             names is divided by them (`split_by_name`), one without by a shuffle (`stratified`).
         files: N paths that the images were read from; None if they come from no files of their own.
+        groups: N names of groups, such as patients or videos; data.validation keeps each on one side. None if there
+            are none.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...] | None = None
     files: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,8 +44,8 @@ class InMemory:
 
     def take(self, indices: Tensor) -> "InMemory":
         """The images at `indices` ([M] int64), in that order."""
-        names, files = _at(self.names, indices), _at(self.files, indices)
-        return InMemory(self.images[indices], self.labels[indices], names, files)
+        names, files, groups = (_at(each, indices) for each in (self.names, self.files, self.groups))
+        return InMemory(self.images[indices], self.labels[indices], names, files, groups)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class OnDisk:
         decode: path -> [C, H, W] uint8; it must be picklable, as worker processes call it.
         workers: processes that decode beside the training process.
         names: as in InMemory.
+        groups: as in InMemory.
     """
 
     files: tuple[str, ...]
@@ -63,6 +68,7 @@ class OnDisk:
     decode: Callable[[str], Tensor]
     workers: int = 2
     names: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -70,8 +76,8 @@ class OnDisk:
     def take(self, indices: Tensor) -> "OnDisk":
         """The images at `indices` ([M] int64), in that order."""
         files = tuple(self.files[i] for i in indices.tolist())
-        names = _at(self.names, indices)
-        return OnDisk(files, self.labels[indices], self.shape, self.decode, self.workers, names)
+        names, groups = _at(self.names, indices), _at(self.groups, indices)
+        return OnDisk(files, self.labels[indices], self.shape, self.decode, self.workers, names, groups)
 
 
 Split = InMemory | OnDisk
@@ -176,6 +182,60 @@ def split_by_name(
     if not selected.any():
         raise ValueError("no class has two images, one for each part")
     return (~selected).nonzero().flatten(), selected.nonzero().flatten()
+
+
+def split_by_group(groups: Sequence[str], labels: Tensor, size: float, salt: str) -> tuple[Tensor, Tensor]:
+    """Split indices in two by a hash of each image's group, so that no group is on both sides.
+
+    Args:
+        groups: N names, of the patient or the video that each image is of.
+        labels: [N] int64 class ids.
+        size: a fraction in (0, 1) of each class, or a count over all classes, 0 < count < N.
+        salt: hashed with the name: another salt gives another split.
+    Returns: (rest, selected), int64 indices, each sorted. The order of the images does not matter.
+    Raises: ValueError if a part would be empty.
+
+    Stratified as far as whole groups allow, the rarest class first, as Sechidis et al. 2011 do with labels: of the
+    groups whose rarest class it is, in the order of their hashes, each is selected that brings the number of the
+    class's selected images nearer to its part. Every class has images in the rest, and, if it has more than one group,
+    in the selected part too, as far as the groups allow both.
+    """
+    if isinstance(size, int) and not 0 < size < len(labels):
+        raise ValueError(f"cannot choose {size} of {len(labels)} images; choose between 1 and {len(labels) - 1}")
+    left = Counter(labels.tolist())  # images of each class in the rest
+    wanted = {label: count * (size / len(labels) if isinstance(size, int) else size) for label, count in left.items()}
+    classes: dict[str, Counter[int]] = {}
+    for group, label in zip(groups, labels.tolist(), strict=True):
+        classes.setdefault(group, Counter())[label] += 1
+    totals = dict(left)
+    rarest_first = sorted(totals, key=lambda label: (totals[label], label))
+    rank = {label: position for position, label in enumerate(rarest_first)}
+    having: dict[int, list[str]] = {label: [] for label in totals}  # the groups with images of a class, by their hashes
+    for group in sorted(classes, key=lambda group: (_hash(group, salt), group)):
+        for label in classes[group]:
+            having[label].append(group)
+    selected: set[str] = set()
+
+    def select(group: str) -> None:
+        selected.add(group)
+        left.subtract(classes[group])
+
+    def may_go(group: str) -> bool:
+        return group not in selected and all(left[label] > count for label, count in classes[group].items())
+
+    for label in rarest_first:
+        for group in having[label]:
+            missing = wanted[label] - (totals[label] - left[label])
+            is_rarest = min(classes[group], key=rank.__getitem__) == label
+            if is_rarest and classes[group][label] < 2 * missing and may_go(group):
+                select(group)
+        candidates = [group for group in having[label] if may_go(group)] if left[label] == totals[label] else []
+        if candidates:
+            select(min(candidates, key=lambda group: classes[group][label]))
+    if not selected:
+        raise ValueError("no class has two groups, one for each part")
+    chosen = torch.tensor([group in selected for group in groups])
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
 def _hash(name: str, salt: str) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..data.splits import Split
+from ..errors import DataError
 from ..runs import checkpoint, provenance
 from ..runs.folder import BEST
 from ..training.evaluation import loss_of, predict
@@ -133,7 +134,8 @@ def evaluate(
         path: a run folder, a checkpoint, or an exported ONNX file.
         split: test, validation or train: the split that the run used; None for the
             first of these that the run has. Its images must be those of the training.
-        data: another folder: of images, one sub-folder per class; or the root folder of the run's data set, if it has
+        data: a table of images and labels; or another folder: of images, one sub-folder per class; or the
+            root folder of the run's data set, if it has
             none of the classes' names or `split` is given.
         device: as in TrainedModel.open, like temperature, batch_size, tta and trust_code.
         temperature: what the logits are divided by.
@@ -143,7 +145,9 @@ def evaluate(
         allow_changed_data: evaluate the run's own split although its images are not those of the training.
     Raises: RunError, ConfigError, DataError.
     """
-    has_classes = data is not None and _has_class_folders(data, classes_and_shape(path)[0])
+    if data is not None and data.is_file() and split is not None:
+        raise DataError(f"--data {data}: all images of a table are evaluated; leave out --split")
+    has_classes = data is not None and (data.is_file() or _has_class_folders(data, classes_and_shape(path)[0]))
     other_images = data if has_classes and split is None else None
     model = model_type(path).open(
         path,

@@ -172,10 +172,10 @@ class ExportedModel:
         return split
 
     def folder_split(self, folder: Path) -> "Split":
-        """A folder's images, one sub-folder per class, in the shape that the model takes. Raises: DataError."""
-        from ..data.folder import read_folder
+        """The images of a folder, one sub-folder per class, or of a table, in the model's shape. Raises: DataError."""
+        from .run_data import read_other
 
-        return read_folder(str(folder), self.classes, self.metadata.shape)
+        return read_other(folder, self.classes, self.metadata.shape, self.config)
 
     def logits(self, split: "str | Split") -> "tuple[Tensor, Tensor]":
         """The logarithms of the probabilities of a split, in its order, which are logits at temperature 1; and labels.

@@ -20,7 +20,6 @@ from ..config.keys import Config, refuse_users_code
 from ..config.objects import changed_objects, with_objects
 from ..config.reader import as_recorded, from_dict
 from ..data.batches import Batches
-from ..data.folder import read_folder
 from ..data.paths import Unreadable
 from ..data.prefetch import PrefetchingDecoder, decode_to
 from ..data.preprocessing import Preprocessing
@@ -40,7 +39,7 @@ from ..runtime.random_state import set_deterministic
 from ..training.evaluation import loss_of, predict
 from .metrics import Metrics, compute_metrics
 from .predict import AHEAD, ImageLike, Prediction, Predictor
-from .run_data import check_shape, choose_split, read_dataset
+from .run_data import check_shape, choose_split, read_dataset, read_other
 from .temperature import temperature_of
 from .tta import with_tta
 
@@ -189,8 +188,8 @@ class TrainedModel:
         return split
 
     def folder_split(self, folder: Path) -> Split:
-        """A folder's images, one sub-folder per class, in the shape that the model takes. Raises: DataError."""
-        return read_folder(str(folder), self.classes, self.preprocessing.shape)
+        """The images of a folder, one sub-folder per class, or of a table, in the model's shape. Raises: DataError."""
+        return read_other(folder, self.classes, self.preprocessing.shape, self.config)
 
     def batches(self, split: Split) -> Batches:
         """A split's batches, preprocessed as the training images were. Raises: DataError if the shape is another."""

@@ -78,7 +78,8 @@ RULES = {
     "max_nonfinite": LATER,
 }
 # Arguments of our own data sets that affect how images are read, not which.
-DATA_SET_RULES = {"image_folder": {"data.workers": FREE, "data.cache": FREE, "data.in_memory": FREE}}
+READING = {"data.workers": FREE, "data.cache": FREE, "data.in_memory": FREE}
+DATA_SET_RULES = {"image_folder": READING, "image_list": {**READING, "data.file": FREE}}
 
 
 def rule_of(key: str, data_set: str = "") -> Rule:
