@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ... import streams
-from ...errors import SoftmaxceError, in_one_line
+from ...errors import SoftmaxceError, in_one_line, ran_out_of_memory
 from ...runs.folder import BEST, LAST, METRICS, SPLITS, Status, read_metrics
 from ...session import Outcome, Reporter
 from ...training.run import Epoch, Run
@@ -151,7 +151,8 @@ class BackgroundLogger(Reporter):
                 call()
                 self._done += 1
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a logger may raise anything; `_report` prints it
-            self._failure = _reason(error)
+            memory = "memory ran out: " if ran_out_of_memory(error) else ""
+            self._failure = f"{memory}{_reason(error)}"
 
     def _open(self, run: LoggedRun, epochs: Sequence[Mapping[str, Any]]) -> None:
         self._logger = self._make()
