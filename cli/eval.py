@@ -58,7 +58,7 @@ def evaluate(
     save_predictions: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.csv", help="Also write a row per image: label, prediction, loss, all probabilities."
+            metavar="FILE", help="Also write a row per image to FILE.csv or FILE.parquet: label, prediction, loss, ..."
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,

@@ -1,8 +1,9 @@
 """`softmaxce export`: a trained model as one file for other programs, with its certificate."""
 
 import enum
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +25,7 @@ class Format(enum.StrEnum):
 
     onnx = "onnx"
     torch_export = "torch_export"
+    hub = "hub"
 
 
 def export(
@@ -32,11 +34,15 @@ def export(
         typer.Argument(metavar="RUN", help="A run folder or a checkpoint; default: the newest run under runs/."),
     ] = None,
     format: Annotated[
-        Format, typer.Option(help="onnx runs in ONNX Runtime and many others; torch_export in PyTorch alone.")
+        Format,
+        typer.Option(
+            help="onnx runs in ONNX Runtime and many others; torch_export in PyTorch alone; hub is a folder for the "
+            "Hugging Face Hub, with weights, ONNX file and model card."
+        ),
     ] = Format.onnx,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The file; default: model.onnx, model.int8.onnx or model.pt2 in the run."),
+        typer.Option(metavar="FILE", help="The file or folder; default: model.onnx, model.pt2, ... in the run folder."),
     ] = None,
     tta: Annotated[
         Tta | None,
@@ -47,7 +53,7 @@ def export(
         typer.Option(help="int8: smaller, calibrated on training images; what it costs is measured, not promised."),
     ] = Quantize.none,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a file that exists and is no exported model; refused otherwise.")
+        bool, typer.Option("--force", help="Replace a file that is no exported model, or the files in a hub folder.")
     ] = False,
     data: DataRoot = None,
     trust_code: TrustCode = False,
@@ -67,19 +73,24 @@ def export(
         from softmaxce.inference.export import export as export_run
         from softmaxce.report import console, json_values
         from softmaxce.report import export as report
+        from softmaxce.report.hub import export_hub
 
-    exported = export_run(
-        run,
-        format.value,
-        output,
-        tta=None if tta is None else tta.value,
-        quantize=quantize.value,
-        force=force,
-        data_root=data,
-        trust_code=trust_code,
-        allow_changed_data=allow_changed_data,
-    )
+    options: dict[str, Any] = {
+        "tta": None if tta is None else tta.value,
+        "quantize": quantize.value,
+        "force": force,
+        "data_root": data,
+        "trust_code": trust_code,
+        "allow_changed_data": allow_changed_data,
+    }
+    folder = None
+    if format is Format.hub:
+        exported, folder = export_hub(run, output, **options)
+    else:
+        exported = export_run(run, "onnx" if format is Format.onnx else "torch_export", output, **options)
     if json:
         streams.json_text(json_values.dumps(exported.to_dict()))
-    else:
-        report.print_export(exported, console.stdout())
+        return
+    report.print_export(exported, console.stdout())
+    if folder is not None:
+        streams.line(f"next: add a license to {folder / 'README.md'}, then: hf upload NAME {shlex.quote(str(folder))}")

@@ -85,6 +85,7 @@ def check_points(points: Sequence[Point], plans: Sequence[Plan], requirements: S
     """
     with fast_imports():
         from softmaxce.build import SourceReader, build_run
+        from softmaxce.runs import initial_weights
         from softmaxce.session import check_requirements
 
     read = SourceReader()
@@ -93,7 +94,10 @@ def check_points(points: Sequence[Point], plans: Sequence[Plan], requirements: S
     for point, plan in to_build:
         problems: Sequence[Problem] = ()
         try:
-            check_requirements(build_run(plan.config, read), requirements)
+            run = build_run(plan.config, read)
+            check_requirements(run, requirements)
+            if not plan.resume:
+                initial_weights.load(run, lambda text: None)
         except ConfigError as error:
             problems = error.problems
         except (DataError, MemoryRanOutError) as error:

@@ -4,15 +4,18 @@ The command's function is long because each option is an argument.
 """
 
 import enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from softmaxce import streams
 from softmaxce.config import reader as configs
 from softmaxce.config.reader import Override
 from softmaxce.errors import FAILED
 from softmaxce.inference import requirements
+from softmaxce.report.loggers.names import check_loggers
 from softmaxce.runtime.process_group import launched
 
 from .launcher import check_processes, launch, number_of_processes
@@ -30,13 +33,15 @@ from .options import (
 )
 from .processes import Request, train_in_group
 from .startup import fast_imports
-from .training import OutputOptions, check_tensorboard, require_config, train_one
+from .training import OutputOptions, require_config, train_one
 
 
 class LogName(enum.StrEnum):
-    """Formats that epochs can also be logged in."""
+    """Programs that a run can also be logged to."""
 
     tensorboard = "tensorboard"
+    mlflow = "mlflow"
+    wandb = "wandb"
 
 
 def train(
@@ -54,6 +59,10 @@ def train(
         int | None, typer.Option(min=2, metavar="N", help="Train N runs, with the config's seed and those after it.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.")] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="Start with the weights of another run, or of a checkpoint."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="The run folder (with --seeds, a folder for all of them); default: runs/<recipe>/<number>."),
@@ -78,7 +87,7 @@ def train(
     ] = 0,
     log: Annotated[
         list[LogName] | None,
-        typer.Option(metavar="tensorboard", help="Also write TensorBoard event files into the run folder."),
+        typer.Option(metavar="tensorboard|mlflow|wandb", help="Also log the run to TensorBoard, MLflow or W&B."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, run one batch, print a summary; train nothing.")
@@ -94,10 +103,11 @@ def train(
     overrides += [configs.parse_override(f"{key}={text}", option) for key, text, option in short]
     flags = (("device", device), ("seed", seed), ("epochs", epochs))
     overrides += [Override((name,), value, f"--{name}") for name, value in flags if value is not None]
+    if from_ is not None:
+        overrides.append(Override(("model", "weights_from"), from_, "--from"))
     required = requirements.parse(require or [])
-    if log:
-        check_tensorboard()
-    options = OutputOptions(json, quiet, verbose, report, tensorboard=bool(log))
+    loggers = check_loggers([name.value for name in log or []], "--log")
+    options = OutputOptions(json, quiet, verbose, report, loggers)
     processes = number_of_processes(nproc) if nproc is not None else 1
     check_processes(processes, max_restarts, nproc, seeds)
     if seeds is not None:
@@ -119,10 +129,12 @@ def train(
         with fast_imports():
             from softmaxce.build import build_run
             from softmaxce.report.summary import print_summary
+            from softmaxce.runs import initial_weights
             from softmaxce.session import check_requirements
 
         run = build_run(plan.config)
         check_requirements(run, required)
+        initial_weights.load(run, partial(streams.line, err=True))
         print_summary(run, as_json=json)
         return
     if not train_one(plan, required, options).requirements_met:

@@ -1,7 +1,6 @@
 """What train and sweep share: where a run is trained, what is printed of it, and one training session."""
 
 import contextlib
-import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ class OutputOptions:
     quiet: bool = False
     verbose: bool = False
     report: bool = False
-    tensorboard: bool = False
+    log: Sequence[str] = ()
 
 
 class ImagesOnDisk:
@@ -65,8 +64,9 @@ def make_plan(
     if resume in (None, "auto"):
         requested = configs.load(require_config(config), overrides)
         if resume is None:
-            from softmaxce.runs.plan import Plan
+            from softmaxce.runs.plan import Plan, check_weights_from
 
+            check_weights_from(requested)
             return Plan(requested, output)
         return plan_auto(requested, output, ImagesOnDisk(), allow_changed_data=allow_changed_data)
     folder = Path(resume)
@@ -82,9 +82,11 @@ def make_plan(
 
 def plan_auto(config: Config, output: Path | None, images: ImagesOnDisk, *, allow_changed_data: bool) -> "Plan":
     """What `--resume auto` does for one config; why a run is not resumed goes to stderr."""
-    from softmaxce.runs.plan import resume_or_start
+    from softmaxce.runs.plan import check_weights_from, resume_or_start
 
     plan, messages = resume_or_start(config, output, images, allow_changed_data=allow_changed_data)
+    if not plan.resume:
+        check_weights_from(config)
     for message in messages:
         streams.line(message, err=True)
     return plan
@@ -96,13 +98,6 @@ def require_config(config: str | None) -> str:
         message = "is required: a YAML file or a recipe's name, for example: softmaxce train digits"
         raise ConfigError([Problem("CONFIG", message)])
     return config
-
-
-def check_tensorboard() -> None:
-    """Refuse `--log tensorboard` where the optional extra is missing. Raises: ConfigError."""
-    if importlib.util.find_spec("tensorboard") is None:
-        message = "TensorBoard is not installed; get it with: pip install 'softmaxce[tensorboard]'"
-        raise ConfigError([Problem("--log tensorboard", message)])
 
 
 def train_one(
@@ -127,6 +122,7 @@ def train_one(
         with fast_imports():
             from softmaxce import session
             from softmaxce.build import build_run
+            from softmaxce.report.loggers.background import background_loggers
 
         started = time.perf_counter()
         run = build_run(plan.config, group=group)
@@ -134,22 +130,25 @@ def train_one(
         if output.verbose and group.rank == 0:
             _print_details(run)
         group.on_rank_0(plan.check_still_new)
-        outcome = session.train(
-            run,
-            plan.folder,
-            resume=plan.resume,
-            requirements=requirements,
-            reporters=_reporters(output) if group.rank == 0 else (),
-            allow_changed_data=plan.allow_changed_data,
-            signals=signals,
-            started=started,
-        )
-        if output.report and group.rank == 0:
-            from softmaxce.report.html.write import write_report
+        with background_loggers(output.log if group.rank == 0 else ()) as loggers:
+            outcome = session.train(
+                run,
+                plan.folder,
+                resume=plan.resume,
+                requirements=requirements,
+                reporters=[*loggers, *_reporters(output)] if group.rank == 0 else (),
+                allow_changed_data=plan.allow_changed_data,
+                signals=signals,
+                started=started,
+            )
+            if output.report and group.rank == 0:
+                from softmaxce.report.html.write import write_report
 
-            # the code that the config names was just trained with
-            written = write_report(outcome.folder, device=str(run.device), trust_code=True)
-            streams.line(f"report: {written.page}", err=True)
+                # the code that the config names was just trained with
+                written = write_report(outcome.folder, device=str(run.device), trust_code=True)
+                streams.line(f"report: {written.page}", err=True)
+                for logger in loggers:
+                    logger.add_files([written.page.resolve()])
     return outcome
 
 
@@ -157,12 +156,7 @@ def _reporters(output: OutputOptions) -> "list[Reporter]":
     from softmaxce.report.step_summary import StepSummary
     from softmaxce.report.training import Messages, console_reporter
 
-    reporters = [Messages(quiet=output.quiet), console_reporter(as_json=output.json, quiet=output.quiet), StepSummary()]
-    if output.tensorboard:
-        from softmaxce.report.events import TensorBoard
-
-        reporters.insert(0, TensorBoard())
-    return reporters
+    return [Messages(quiet=output.quiet), console_reporter(as_json=output.json, quiet=output.quiet), StepSummary()]
 
 
 def _print_details(run: "Run") -> None:

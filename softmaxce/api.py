@@ -8,13 +8,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from . import build, session
+from . import build, session, streams
 from .config.from_python import ConfigLike, load_config
 from .config.keys import Config, refuse_users_code
 from .config.objects import object_name, objects_of, with_objects
@@ -25,9 +26,12 @@ from .inference.requirements import Requirement
 from .inference.trained_model import TrainedModel
 from .inference.tta import with_tta
 from .losses.interface import Loss
+from .report.loggers.background import background_loggers
+from .report.loggers.names import check_loggers
 from .report.notebook import NotebookTable, in_notebook
 from .report.step_summary import StepSummary
 from .report.training import Messages, console_reporter
+from .runs import initial_weights
 from .runs.plan import Plan, resume_or_start, resume_run
 from .runs.provenance import ImagesNow
 from .runtime.signals import Signals
@@ -57,7 +61,9 @@ def build_run(
         dataset: in place of the config's, with its splits and class names.
     Raises: ConfigError with every mistake; DataError if images are missing or cannot be used.
     """
-    return build.build_run(_config(config, overrides, model, loss, dataset))
+    run = build.build_run(_config(config, overrides, model, loss, dataset))
+    initial_weights.load(run, partial(streams.line, err=True))
+    return run
 
 
 def train(
@@ -68,6 +74,7 @@ def train(
     resume: str | PathLike[str] | Literal["auto"] | None = None,
     require: Sequence[Requirement | str] = (),
     reporters: Sequence[Reporter] | None = None,
+    log: Sequence[str] = (),
     quiet: bool = False,
     model: nn.Module | None = None,
     loss: Loss | None = None,
@@ -91,6 +98,7 @@ def train(
             runs/<recipe>/, or start it. None starts a new run.
         require: final metrics to reach, such as "accuracy>=0.99"; see Outcome.requirements_met.
         reporters: observers in place of the table and the messages.
+        log: where the run is logged too: tensorboard, mlflow, wandb.
         quiet: print only the result.
         model: in place of the config's: images [B, C, H, W] float -> logits [B, K]. It is trained in place.
         loss: in place of the config's: (logits [B, K], targets [B] or [B, K]) -> a scalar or [B].
@@ -99,7 +107,8 @@ def train(
         allow_changed_data: resume although the images are not those that the run was trained with.
     Raises: errors.SoftmaxceError: ConfigError, DataError, RunError or TrainingError; KeyboardInterrupt.
     """
-    with Signals() as signals:
+    names = check_loggers([log] if isinstance(log, str) else log, "log")
+    with Signals() as signals, background_loggers(names) as loggers:
         started = time.perf_counter()
         objects = {"model": model, "loss": loss, "dataset": dataset}
         reporter = Reporters(_reporters(quiet) if reporters is None else reporters)
@@ -112,7 +121,7 @@ def train(
             plan.folder,
             resume=plan.resume,
             requirements=require,
-            reporters=[reporter],
+            reporters=[*loggers, reporter],
             allow_changed_data=plan.allow_changed_data,
             signals=signals,
             started=started,

@@ -90,7 +90,8 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
         preprocessing = preprocessing_for(config, source.train)
     class_counts = torch.bincount(source.train.labels, minlength=len(source.classes)).tolist()
     refuse_absent_classes(config, source.classes, class_counts)
-    model = build_model(config, preprocessing, len(source.classes), device)
+    weights_follow = config.weights_from is not None
+    model = build_model(config, preprocessing, len(source.classes), device, weights_follow=weights_follow)
     loss = build_loss(config, class_counts, device)
     refuse_unfit(loss, config.loss, len(source.classes), device, bool(config.mixup_alpha or config.cutmix_alpha))
 

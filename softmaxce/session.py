@@ -31,7 +31,7 @@ from .inference.evaluate import final_evaluation
 from .inference.outcome import Outcome
 from .inference.requirements import Requirement, check_classes, judge
 from .inference.requirements import parse as parse_requirements
-from .runs import checkpoint, epochs, nonfinite, provenance
+from .runs import checkpoint, epochs, initial_weights, nonfinite, provenance
 from .runs import folder as runfolder
 from .runs.folder import Status
 from .runs.plan import resume_command
@@ -134,9 +134,8 @@ def train(
 ) -> Outcome:
     """Train a run in its folder, save it as it trains, and evaluate the best weights at the end.
 
-    In the main thread the first ctrl-C or SIGTERM ends the run after the step in progress: it is saved, can be
-    resumed, and KeyboardInterrupt is raised. A second one ends it at once. SIGUSR1 saves a checkpoint. In any other
-    thread no signal is handled.
+    In the main thread the first ctrl-C or SIGTERM ends the run after the step in progress: it is saved, and
+    KeyboardInterrupt is raised; a second one ends it at once. SIGUSR1 saves a checkpoint. Other threads handle none.
 
     Of several processes (run.group) all call this, with the same arguments; rank 0 alone reads and writes the folder,
     and passes what it reads to the others.
@@ -163,6 +162,8 @@ def train(
     check_requirements(run, parsed)
     if resume and folder is None:
         raise RunError("resume=True needs the run folder to resume")
+    report = functools.partial(Reporters(reporters).message, Level.NOTICE)
+    initial = run.group.from_rank_0(lambda: initial_weights.load(run, report, Path(folder or "") if resume else None))
     if not run.group.is_single:
         check_same_run(run)
         share_state(run)
@@ -170,7 +171,7 @@ def train(
         opened = run.group.from_rank_0(lambda: _open_folder(run, folder, resume, stack))
         handled = stack.enter_context(Signals()) if signals is None else signals
         session = _Session(run, opened, Reporters(reporters), handled, started)
-        session.begin(allow_changed_data=allow_changed_data)
+        session.begin(initial, allow_changed_data=allow_changed_data)
         return session.train(parsed)
 
 
@@ -203,7 +204,7 @@ class _Session:
         self.record: dict[str, Any] = {"recipe": run.config.recipe, "classes": list(run.classes)}
         self.seconds_before, self.resumed_at = 0.0, ""
 
-    def begin(self, *, allow_changed_data: bool) -> None:
+    def begin(self, initial: dict[str, Any], *, allow_changed_data: bool) -> None:
         """Restore the newest checkpoint, if there is one, and write config.yaml and run.json.
 
         Raises: RunError if the run was trained on other images or class names than it has now.
@@ -213,7 +214,7 @@ class _Session:
         if saved is not None:
             with group.together():
                 checkpoint.restore(self.run, saved)
-        group.on_rank_0(lambda: self._write_start(saved))
+        group.on_rank_0(lambda: self._write_start(saved, initial))
 
     def _read_checkpoint(self, *, allow_changed_data: bool) -> checkpoint.Checkpoint | None:
         """The checkpoint to resume from; None if the run is new, or was stopped before its first."""
@@ -233,7 +234,7 @@ class _Session:
             self._warn(provenance.check_images(folder, self.record, data, allow_changed_data=allow_changed_data))
         return saved
 
-    def _write_start(self, saved: checkpoint.Checkpoint | None) -> None:
+    def _write_start(self, saved: checkpoint.Checkpoint | None, initial: dict[str, Any]) -> None:
         """Write config.yaml and run.json, and report from where the run resumes, if it does."""
         run, folder = self.run, self.folder
         if saved is not None:
@@ -241,7 +242,11 @@ class _Session:
         self._warn(epochs.check_warmup(run.config))
         runfolder.cut_metrics(folder, run.progress.epoch)
         runfolder.clear_temporary(folder)
-        self.record |= {"status": Status.RUNNING, "environment": self.environment, "classes": list(run.classes)}
+        self.record |= initial | {
+            "status": Status.RUNNING,
+            "environment": self.environment,
+            "classes": list(run.classes),
+        }
         self.record["commands"] = [*self.record.get("commands", []), sys.argv]
         self.record["started"] = self.record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
         self.record.pop("job", None)

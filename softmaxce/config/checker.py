@@ -37,7 +37,9 @@ class Checker:
         """The config. Raises: ConfigError with every mistake, in reading order."""
         own = self._section(Config, self.data, (), KEYS, "a config")
         values = {key: own[key] for key in KEYS if key in own and key not in ("early_stopping", *REGISTRIES)}
-        for key in ("model", "loss", "optimizer", "schedule"):
+        if "model" in own:
+            values.update(self._model(own["model"]))
+        for key in ("loss", "optimizer", "schedule"):
             if key in own or key in DEFAULT_COMPONENTS:
                 values[key] = self._component(key, own.get(key, DEFAULT_COMPONENTS.get(key)), (key,))
         if "data" in own:
@@ -72,6 +74,13 @@ class Checker:
             return name
         beside = self.document.folder / file
         return f"{beside}{colon}{rest}" if beside.is_file() else name
+
+    def _run_beside(self, run: str) -> str:
+        """A run's path, beside the config if it is there and not in the current folder."""
+        if self.document.folder is None or ("model", "weights_from") in self.options or Path(run).exists():
+            return run
+        beside = self.document.folder / run
+        return str(beside) if beside.exists() else run
 
     # -- sections
 
@@ -128,6 +137,19 @@ class Checker:
         table = Path(file)
         named = replace(source, arguments={**source.arguments, "file": table.name})
         return {**own, "root": str(table.parent)}, named
+
+    def _model(self, raw: Any) -> dict[str, Any]:
+        """The model, and the run whose weights it starts with."""
+        key = "weights_from"
+        own = {name: value for name, value in raw.items() if name != key} if isinstance(raw, dict) else raw
+        values = {"model": self._component("model", own, ("model",), other_keys=[key])}
+        run = raw.get(key) if isinstance(raw, dict) else None
+        if run in (None, "none"):
+            return values
+        if not isinstance(run, str) or not run:
+            self._problem(("model", key), f"{key} must be a run folder or a checkpoint, got {show(run)}", of_value=True)
+            return values
+        return {**values, key: self._run_beside(run)}
 
     def _check_validation(self, value: Any) -> None:
         """Answer the values of data.validation for which the general message is too general."""

@@ -74,8 +74,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Config:
-    """A complete config. Every field is a key of the file, except source, augment, recipe, recorded, elsewhere and
-    options (dotted key -> the option that set it, for messages); the defaults are the file's.
+    """A complete config. Every field is a key of the file, except weights_from (a key of `model`), source, augment,
+    recipe, recorded, elsewhere and options (dotted key -> the option that set it, for messages); the defaults are the
+    file's.
 
     Attributes:
         seed: of the weights, the shuffling, the augmentation and the validation split.
@@ -91,7 +92,7 @@ class Config:
         deterministic: refuse operations whose result can differ in the last bit from run to run; slower on a GPU.
         epochs: the number of passes over the training images.
         data: the data set and how it is batched.
-        model: the network.
+        model: the network. `weights_from: RUN` beside its arguments starts with the weights of another run.
         loss: the objective that is minimized.
         optimizer: one of torch's, with torch's argument names, or muon.
         schedule: the learning-rate schedule, applied at every step.
@@ -124,6 +125,7 @@ class Config:
     schedule: Component
     source: Component
     augment: tuple[Component, ...] = ()
+    weights_from: str | None = None
     seed: Seed = 0
     device: str = "auto"
     precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
@@ -179,6 +181,8 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, Component):
                 value = value.to_dict()
+                if name == "model" and self.weights_from is not None:
+                    value["weights_from"] = self.weights_from
             elif isinstance(value, EarlyStopping):
                 value = vars(value)
             elif isinstance(value, Data):

@@ -9,6 +9,11 @@ from .keys import KEYS, Config, Data, EarlyStopping, Normalize, signature_of_sec
 from .registry import OWN_CODE, REGISTRIES, Registry
 from .signatures import Argument, Signature, read_signature
 
+WEIGHTS_FROM = {
+    "type": ["string", "null"],
+    "description": "start with the weights of another run: its folder or a checkpoint",
+}
+
 
 def schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a config file: every key, every registered name, every argument."""
@@ -16,6 +21,9 @@ def schema() -> dict[str, Any]:
     properties = root["properties"]
     for key in ("model", "loss", "optimizer", "schedule"):
         properties[key] |= _component(REGISTRIES[key])
+    for choice in properties["model"]["anyOf"]:
+        if "properties" in choice:
+            choice["properties"]["weights_from"] = {"$ref": "#/$defs/model.weights_from"}
     data, definitions = _data()
     properties["data"] |= data
     properties["early_stopping"] |= {"anyOf": [_section(signature_of_section(EarlyStopping)), {"enum": [None, "none"]}]}
@@ -28,7 +36,7 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "softmaxce config",
         **root,
-        "$defs": {**families, **definitions},
+        "$defs": {**families, **definitions, "model.weights_from": WEIGHTS_FROM},
     }
 
 

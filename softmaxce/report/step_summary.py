@@ -1,7 +1,6 @@
 """Markdown tables for a GitHub Actions job summary, appended to the file that $GITHUB_STEP_SUMMARY names."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from .. import streams
 from ..inference.evaluate import EvaluationResult
 from ..inference.requirements import RequirementResult
 from ..session import Outcome, Reporter
+from .markdown import escape
 
 
 class StepSummary(Reporter):
@@ -47,18 +47,13 @@ def _append(title: str, rows: Mapping[str, str], requirements: Sequence[Requirem
     name = os.environ.get("GITHUB_STEP_SUMMARY")
     if not name:
         return
-    lines = [f"### {_escape(title)}", "", "| | |", "| --- | --- |"]
-    lines += [f"| {_escape(key)} | {_escape(value)} |" for key, value in rows.items()]
+    lines = [f"### {escape(title)}", "", "| | |", "| --- | --- |"]
+    lines += [f"| {escape(key)} | {escape(value)} |" for key, value in rows.items()]
     for result in requirements:
         mark = "✅ met" if result.met else "❌ not met"
-        lines.append(f"| {_escape(str(result.requirement))} | {mark}: {result.value:.6g} |")
+        lines.append(f"| {escape(str(result.requirement))} | {mark}: {result.value:.6g} |")
     try:
         with Path(name).open("a", encoding="utf-8") as stream:
             stream.write("\n".join(lines) + "\n\n")
     except OSError as error:
         streams.warning(f"GITHUB_STEP_SUMMARY={name}: cannot be written: {error.strerror}")
-
-
-def _escape(text: str) -> str:
-    """Text as Markdown that shows it literally, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|~!&])", r"\\\1", streams.escaped(" ".join(text.split())))

@@ -12,6 +12,7 @@
         restorable.safetensors  with on_nonfinite: restore, the last checkpoint that no signal caused
         .lock                   locked by the process that trains
         calibration.json        the softmax temperature, once `softmaxce calibrate` has fitted it
+        tensorboard/, wandb/    what `train --log` wrote; mlflow.json and wandb.json hold the ids of the run's logs
         model.onnx              what `softmaxce export` wrote, with its certificate model.onnx.json
 
 A folder that holds a run is never overwritten; every file is replaced atomically, but metrics.jsonl, which grows.

@@ -8,8 +8,9 @@ from pathlib import Path
 from ..config import reader as configs
 from ..config.keys import Config, users_code
 from ..config.objects import objects_of
-from ..errors import RunError
+from ..errors import ConfigError, Problem, RunError
 from .folder import read_record
+from .header import find_checkpoint, read_header
 from .resume import Images, at_recorded_root, check_resumable, find_run
 
 
@@ -72,6 +73,20 @@ def resume_or_start(
     if folder is not None and (folder / "config.yaml").is_file():
         return resume_run(folder, config, allow_changed_data=allow_changed_data), messages
     return Plan(config, output, auto=True), messages
+
+
+def weights_from_option(config: Config) -> str:
+    """What named the weights that a run starts with: `--from`, or the key."""
+    return config.options.get("model.weights_from", "model.weights_from")
+
+
+def check_weights_from(config: Config) -> None:
+    """Refuse weights to start with that are no checkpoint's, before torch is imported. Raises: ConfigError."""
+    if config.weights_from is not None:
+        try:
+            read_header(find_checkpoint(Path(config.weights_from)))
+        except RunError as error:
+            raise ConfigError([Problem(weights_from_option(config), error.command_text)]) from None
 
 
 def resume_command(config: Config, folder: Path) -> str:

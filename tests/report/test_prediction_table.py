@@ -1,9 +1,11 @@
 """The rows of `eval --save-predictions`, against eval's own JSON and the probabilities that predict prints."""
 
 import csv
+import importlib.util
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from softmaxce.inference.trained_model import TrainedModel
+from softmaxce.report import prediction_table
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = """\
 epochs: 1
@@ -65,37 +70,76 @@ def test_each_image_has_a_row_with_evals_metrics_and_predicts_probabilities(app:
         assert int(row["correct"]) == (row["prediction"] == row["label"])
 
 
+def test_parquet_holds_the_rows_of_csv_and_the_docs_lines_find_the_worst_images_in_both(
+    app: typer.Typer, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pandas, parquet = pytest.importorskip("pandas"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(prediction_table, "VALUES", 12)  # four images of three classes
+    for name in ("test.csv", "test.parquet"):
+        done = CliRunner().invoke(app, ["eval", str(run), "--save-predictions", name, "--json"])
+        assert done.exit_code == 0, done.output
+    plain, typed = pandas.read_csv("test.csv"), pandas.read_parquet("test.parquet")
+    assert parquet.ParquetFile("test.parquet").num_row_groups == -(-len(plain) // 4) > 1
+    for name in ("label", "prediction"):
+        plain[name] = plain[name].str.removeprefix("'")
+    plain["correct"] = plain["correct"].astype(bool)
+    pandas.testing.assert_frame_equal(typed, plain, check_exact=True)
+    lines = [line for line in (ROOT / "docs/cli.md").read_text().splitlines() if line.startswith("pandas.read_")]
+    for line, name in zip(lines, ("read_csv", "read_parquet"), strict=True):
+        assert name in line
+        worst = eval(line, {"pandas": pandas})
+        assert list(worst.index) == list(np.argsort(-plain["loss"], kind="stable")[:10])
+        assert list(worst["path"]) == list(plain["path"][worst.index])
+
+
 def test_an_earlier_table_is_replaced_and_nothing_else(app: typer.Typer, run: Path) -> None:
     line = ["eval", str(run), "--save-predictions"]
-    for _ in range(2):
-        assert CliRunner().invoke(app, [*line, "table.csv"]).exit_code == 0
+    tables = ["table.csv", *(["table.parquet"] if importlib.util.find_spec("pyarrow") else [])]
+    for table in [*tables, *tables]:
+        assert CliRunner().invoke(app, [*line, table]).exit_code == 0
     assert list(Path().glob("*.tmp")) == []
     Path("other.csv").write_text("somebody's")
+    Path("other.parquet").write_text("somebody's")
     Path("link.csv").symlink_to("/dev/null")
     for file, reason in {
         "other.csv": "exists and is not a table of predictions of softmaxce; choose another file",
         "link.csv": "is not a regular file",
         "images": "is a folder",
-        "table.parquet": "is written as CSV",
+        "table.txt": "is written as CSV or Parquet",
+        "other.parquet": "exists and is not a table of predictions" if tables[1:] else "softmaxce[parquet]",
         "config.yaml/table.csv": "Not a directory",
     }.items():
         done = CliRunner().invoke(app, [*line, file])
         assert done.exit_code == 2
         (message,) = done.stderr.splitlines()
         assert reason in message
-    assert Path("other.csv").read_text() == "somebody's"
+    assert Path("other.csv").read_text() == Path("other.parquet").read_text() == "somebody's"
 
 
-def test_a_table_that_cannot_be_written_whole_is_not_there(app: typer.Typer, run: Path) -> None:
+def test_without_pyarrow_one_line_says_what_to_install(
+    app: typer.Typer, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as Python marks a module that is not there
+    done = CliRunner().invoke(app, ["eval", str(run), "--save-predictions", "a.parquet"])
+    assert done.exit_code == 2
+    line = "--save-predictions a.parquet: needs pyarrow; install with: pip install 'softmaxce[parquet]'"
+    assert done.stderr == f"error: {line}\n"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_that_cannot_be_written_whole_is_not_there(app: typer.Typer, run: Path, kind: str) -> None:
     import resource
 
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    line = ["eval", str(run), "--save-predictions", "table.csv"]
+    line = ["eval", str(run), "--save-predictions", f"table.{kind}"]
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # Python ignores SIGXFSZ: writing fails with EFBIG
     try:
         done = CliRunner().invoke(app, line)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert done.exit_code == 2
-    assert "table.csv: cannot be written" in done.stderr
+    assert f"table.{kind}: cannot be written" in done.stderr
     assert [name for name in os.listdir() if name.startswith("table")] == []  # noqa: PTH208

@@ -1,0 +1,1 @@
+"""Training runs in other programs' logs: TensorBoard, MLflow, Weights & Biases. Each library is an optional extra."""
