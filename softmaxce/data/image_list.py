@@ -55,12 +55,7 @@ def image_list(
         root: the folder.
     Raises: DataError if the table or an image is missing or cannot be used.
     """
-    table = Path(root, Path(file).expanduser())
-    if not os.path.lexists(table):
-        hint = ""
-        if Path(file).is_file():
-            hint = f"; it is relative to data.root: write {os.path.relpath(file, root)}"
-        raise DataError(f"data.file: there is no table '{table}'{hint}")
+    table = _existing_table(file, root)
     images = _listed_images(table, [Path(root)], Columns(path, label, split, group))
     parts: dict[str, list[_Image]] = {"train": images}
     if split is not None:
@@ -80,6 +75,16 @@ def image_list(
         return Dataset(train, others.get("test"), classes, others.get("validation"))
     rest, tested = train_and_test(train, test_fraction)
     return Dataset(train.take(rest), train.take(tested), classes)
+
+
+def _existing_table(file: str, root: str) -> Path:
+    table = Path(root, Path(file).expanduser())
+    if not os.path.lexists(table):
+        hint = ""
+        if Path(file).is_file():
+            hint = f"; it is relative to data.root: write {os.path.relpath(file, root)}"
+        raise DataError(f"data.file: there is no table '{table}'{hint}")
+    return table
 
 
 def read_list(
