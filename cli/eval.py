@@ -58,7 +58,8 @@ def evaluate(
     save_predictions: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Also write a row per image to FILE.csv or FILE.parquet: label, prediction, loss, ..."
+            metavar="FILE",
+            help="Also write a row per image to FILE.csv or FILE.parquet: label, prediction, loss and probabilities",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,

@@ -501,6 +501,7 @@ def test_help_imports_no_command(tmp_path: Path) -> None:
         "softmaxce.runtime.signals",
         "softmaxce.streams",
         "softmaxce_cli",
+        "softmaxce_cli.ending",
         "softmaxce_cli.main",
         "softmaxce_cli.startup",
         "softmaxce_cli.usage",

@@ -87,7 +87,7 @@ def test_a_run_whose_launcher_is_killed_and_that_is_interrupted_goes_on_with_one
     launch.send(signal.SIGINT)
     status, _, said = launch.end()
     assert status == 130, said
-    assert said.count("stopping after this step") == 1
+    assert said.count("stopping after this step") <= 1  # 0 if the signal came before the first step
     assert "interrupted after" in said
     assert "Traceback" not in said
     assert json.loads((folder / "stopped" / "run.json").read_text())["status"] == "interrupted"
