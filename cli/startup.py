@@ -38,8 +38,8 @@ def limit_openmp_spinning() -> None:
     """Let the threads of GNU's OpenMP, which PyTorch ships, sleep soon after a parallel region.
 
     By default they spin for milliseconds, which delays every other thread that waits for the core, including this
-    process's own. It takes effect only before torch is imported; the user's $OMP_WAIT_POLICY and $GOMP_SPINCOUNT have
-    precedence.
+    process's own. 10,000 favors cores that are not shared (docs/benchmarks.md, "Shared cores"). It takes effect only
+    before torch is imported; the user's $OMP_WAIT_POLICY and $GOMP_SPINCOUNT have precedence.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
