@@ -1,20 +1,17 @@
 """`softmaxce calibrate`: fit a run's softmax temperature, so that its probabilities match its accuracy."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from softmaxce import streams
 
-from .options import AllowChangedData, DataRoot, Device, TrustCode, run_or_newest
+from .options import AllowChangedData, DataRoot, Device, RunFolder, TrustCode, run_or_newest
 from .startup import fast_imports
 
 
 def calibrate(
-    run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run folder; default: the newest run under runs/.")
-    ] = None,
+    run: RunFolder = None,
     data: DataRoot = None,
     device: Device = None,
     trust_code: TrustCode = False,

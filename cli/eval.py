@@ -13,6 +13,7 @@ from .options import (
     AllowChangedData,
     Device,
     FirstSplit,
+    RunOrExportedModel,
     Temperature,
     TrustCode,
     Tta,
@@ -23,13 +24,7 @@ from .startup import fast_imports
 
 
 def evaluate(
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="RUN",
-            help="A run folder, a checkpoint or an exported model; default: the newest run under runs/.",
-        ),
-    ] = None,
+    run: RunOrExportedModel = None,
     split: FirstSplit = None,
     data: Annotated[
         Path | None,
@@ -59,7 +54,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Also write a row per image to FILE.csv or FILE.parquet: label, prediction, loss and probabilities",
+            help="Also write a row per image to FILE.csv or FILE.parquet: label, prediction, loss, probabilities.",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")] = False,

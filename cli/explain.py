@@ -16,6 +16,7 @@ from .options import (
     AllowChangedData,
     DataRoot,
     Force,
+    RunOrCheckpoint,
     Split,
     SplitName,
     Temperature,
@@ -33,10 +34,7 @@ if TYPE_CHECKING:
 
 
 def explain(
-    run: Annotated[
-        Path | None,
-        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; default: the newest run under runs/."),
-    ] = None,
+    run: RunOrCheckpoint = None,
     image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="An image file.")] = None,
     index: Annotated[
         int | None, typer.Option(min=0, help="Instead of IMAGE: an image of the run's own data; default: 0.")

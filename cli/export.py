@@ -9,7 +9,7 @@ import typer
 
 from softmaxce import streams
 
-from .options import AllowChangedData, DataRoot, TrustCode, Tta, run_or_newest
+from .options import AllowChangedData, DataRoot, RunOrCheckpoint, TrustCode, Tta, run_or_newest
 from .startup import fast_imports
 
 
@@ -29,10 +29,7 @@ class Format(enum.StrEnum):
 
 
 def export(
-    run: Annotated[
-        Path | None,
-        typer.Argument(metavar="RUN", help="A run folder or a checkpoint; default: the newest run under runs/."),
-    ] = None,
+    run: RunOrCheckpoint = None,
     format: Annotated[
         Format,
         typer.Option(

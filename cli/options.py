@@ -129,6 +129,12 @@ FirstSplit = Annotated[
         show_default=False,
     ),
 ]
+_NEWEST = "default: the newest run under runs/."
+RunFolder = Annotated[Path | None, typer.Argument(metavar="RUN", help=f"A run folder; {_NEWEST}")]
+RunOrCheckpoint = Annotated[Path | None, typer.Argument(metavar="RUN", help=f"A run folder or a checkpoint; {_NEWEST}")]
+RunOrExportedModel = Annotated[
+    Path | None, typer.Argument(metavar="RUN", help=f"A run folder, a checkpoint or an exported model; {_NEWEST}")
+]
 ConfigArgument = Annotated[
     str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe's name (softmaxce config list).")
 ]

@@ -24,7 +24,7 @@ from softmaxce.config.keys import Config
 from softmaxce.config.reader import Override
 from softmaxce.errors import DONE, FAILED, ConfigError, OutputError, Problem
 from softmaxce.inference.requirements import Requirement
-from softmaxce.runtime.process_group import PeerLostError, ProcessGroup, job_name, launched
+from softmaxce.runtime.process_group import PeerLostError, ProcessGroup, job_name, launched, local_rank
 from softmaxce.runtime.signals import STATUS, Signals
 
 from . import ending
@@ -96,7 +96,7 @@ def train_in_group(request: Request) -> int:
     A process that crashes, or loses another one, ends here.
     """
     stderr = sys.stderr
-    _mute(int(os.environ.get("LOCAL_RANK", "0")) > 0)  # a mistake in the config is printed once on each machine
+    _mute(local_rank() > 0)  # a mistake in the config is printed once on each machine
     with Signals() as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
         group = None
@@ -129,7 +129,7 @@ def train_in_group(request: Request) -> int:
 def _join(signals: Signals) -> ProcessGroup:
     variable = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
     if (
-        int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+        os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
         and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     ):
         message = f"needs the environment variable {variable}=1, or restarted processes look for those that are gone"

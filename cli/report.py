@@ -8,14 +8,12 @@ import typer
 from softmaxce import streams
 from softmaxce.files import check_page
 
-from .options import AllowChangedData, DataRoot, Device, FirstSplit, Force, TrustCode, run_or_newest
+from .options import AllowChangedData, DataRoot, Device, FirstSplit, Force, RunFolder, TrustCode, run_or_newest
 from .startup import fast_imports
 
 
 def report(
-    run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run folder; default: the newest run under runs/.")
-    ] = None,
+    run: RunFolder = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="The page; default: report.html in the run folder.")
     ] = None,

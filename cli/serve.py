@@ -1,26 +1,19 @@
 """`softmaxce serve`: a trained model that answers HTTP requests, with a page to try it."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from softmaxce import streams
 
-from .options import Device, Temperature, TrustCode, run_or_newest
+from .options import Device, RunOrExportedModel, Temperature, TrustCode, run_or_newest
 from .startup import fast_imports
 
 PACKAGES = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def serve(
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="RUN",
-            help="A run folder, a checkpoint or an exported model; default: the newest run under runs/.",
-        ),
-    ] = None,
+    run: RunOrExportedModel = None,
     host: Annotated[
         str, typer.Option(metavar="NAME", help="The address to listen on; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
@@ -56,7 +49,7 @@ def serve(
 
     require_packages(PACKAGES, "serve", "serve")
     run = run_or_newest(run, "serve")
-    classes_and_shape(run)
+    classes_and_shape(run)  # a folder without a run is refused before torch is imported
     with fast_imports():
         from softmaxce.serve import server
         from softmaxce.serve.classifier import open_classifier

@@ -134,9 +134,8 @@ def evaluate(
         path: a run folder, a checkpoint, or an exported ONNX file.
         split: test, validation or train: the split that the run used; None for the
             first of these that the run has. Its images must be those of the training.
-        data: a table of images and labels; or another folder: of images, one sub-folder per class; or the
-            root folder of the run's data set, if it has
-            none of the classes' names or `split` is given.
+        data: a table of images and labels; or another folder: of images, one sub-folder per class; or the root folder
+            of the run's data set, if it has none of the classes' names or `split` is given.
         device: as in TrainedModel.open, like temperature, batch_size, tta and trust_code.
         temperature: what the logits are divided by.
         batch_size: images at once.

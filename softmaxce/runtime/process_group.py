@@ -9,13 +9,15 @@ step, which carries a flag for it.
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import FAILED, SoftmaxceError, in_one_line, ran_out_of_memory
-from .signals import Signals, interruption
+from .. import streams
+from ..errors import FAILED, ConfigError, Problem, SoftmaxceError, TrainingError, in_one_line, ran_out_of_memory
+from .signals import Signals, default_actions, interruption
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +26,7 @@ T = TypeVar("T")
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # which torchrun sets; WORLD_SIZE alone means nothing
 TIMEOUT = timedelta(hours=12)  # of a process that is alive and silent: another one may still decode its images
+LATE = 5.0  # seconds until a process says that it waits for the others to start
 END_TIMEOUT = timedelta(seconds=8)  # for all processes to confirm that they end by an error that they all met
 
 
@@ -254,6 +257,23 @@ class ProcessGroup:
 SINGLE = ProcessGroup()
 
 
+def _address() -> str:
+    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+
+
+@contextlib.contextmanager
+def _message_if_late(rank: int, world_size: int) -> Iterator[None]:
+    """Say for whom the block waits, if it takes long."""
+    text = f"waiting at {_address()} for the other processes; this is rank {rank} of {world_size}, by its environment"
+    timer = threading.Timer(LATE, streams.line, [text], {"err": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:
     """A collective: where it fails, another process has gone."""
@@ -269,29 +289,53 @@ def job_name() -> str | None:
 
 
 def launched() -> bool:
-    """Whether a launcher has started this process as one of several."""
-    return all(name in os.environ for name in VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
+    """Whether a launcher has started this process as one of several. Raises: as _number."""
+    return all(name in os.environ for name in VARIABLES) and _number("WORLD_SIZE") > 1
 
 
 def local_world_size() -> int:
     """The number of processes of this group on this machine, which share its memory and its processors."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else 1
+    return max(1, _number("LOCAL_WORLD_SIZE", "1")) if launched() else 1
+
+
+def local_rank() -> int:
+    """The rank among the processes of this machine; 0 of a single one. Raises: as _number."""
+    return _number("LOCAL_RANK", "0")
+
+
+def _number(name: str, default: str = "") -> int:
+    """The number in one of the launcher's environment variables. Raises: ConfigError if it is not one."""
+    text = os.environ.get(name, default)
+    if not (text.isascii() and text.isdecimal()):
+        message = f"'{text}' in the environment is not a number; a launcher of several processes sets it, else unset it"
+        raise ConfigError([Problem(name, message)])
+    return int(text)
 
 
 def join(signals: Signals) -> ProcessGroup:
-    """Join the group that the launcher describes. Waits for its other processes.
+    """Join the group that the launcher describes. Waits for its other processes; a signal meanwhile ends this one.
 
     NCCL where each process of this machine has a GPU of its own; gloo on the CPU and where processes share one.
+
+    Raises: ConfigError if the launcher's environment variables are not sound; TrainingError if the others are not met.
     """
     import torch
     import torch.distributed as dist
 
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    group = ProcessGroup(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), local_world_size())
+    rank, world_size = _number("RANK"), _number("WORLD_SIZE")
+    if rank >= world_size:
+        raise ConfigError([Problem("RANK", f"{rank} in the environment must be less than WORLD_SIZE, {world_size}")])
+    _number("MASTER_PORT")
+    group = ProcessGroup(rank, world_size, _number("LOCAL_RANK", str(rank)), local_world_size())
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     has_nccl = gpus >= group.local_world_size and dist.is_nccl_available()
-    with _peers():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo", timeout=TIMEOUT)
-        group._end_group = dist.new_group(timeout=END_TIMEOUT, backend="gloo")
+    try:
+        with default_actions(), _message_if_late(rank, world_size):
+            dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo", timeout=TIMEOUT)
+            group._end_group = dist.new_group(timeout=END_TIMEOUT, backend="gloo")
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"could not connect to the other processes at {_address()}: {in_one_line(error)}"
+        ) from error
     signals.shared, group.signals = True, signals
     return group

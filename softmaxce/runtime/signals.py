@@ -107,6 +107,19 @@ class Signals:
             self.on_stop()
 
 
+@contextlib.contextmanager
+def default_actions() -> Iterator[None]:
+    """Inside, ctrl-C and SIGTERM end the process at once: in a long call of C++ code, Python's handlers do not run."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in STATUS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def interruption(status: int) -> KeyboardInterrupt:
     """The exception that ends a command with this status."""
     return Terminated() if status == TERMINATED else KeyboardInterrupt()

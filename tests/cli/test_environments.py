@@ -6,13 +6,15 @@ In each, commands end within a time limit, with the right status and without a t
 import os
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ..helpers import SMALL
+from ..helpers import SMALL, Softmaxce
 
 COMMAND = shlex.quote(str(Path(sys.executable).parent / "softmaxce"))
 LIMIT = 120  # seconds; a hang is for ever, and a machine may be busy
@@ -160,3 +162,38 @@ def test_the_next_line_can_be_pasted_into_a_shell(name: str, here: Path) -> None
     done = shell(f"{COMMAND} train {shlex.quote(name + '.yaml')}", here)
     (line,) = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("next: ")]
     assert shlex.split(line) == ["next:", "softmaxce", "eval", f"runs/{name}/1"]
+
+
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["abc", "", "-3", "1e3", "\u0663"])
+def test_a_launchers_variable_that_is_not_a_number_is_one_line_with_its_name(
+    name: str, value: str, softmaxce: Softmaxce, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, text in (LAUNCHED | {name: value}).items():
+        monkeypatch.setenv(key, text)
+    done = softmaxce("train", "--config", str(small))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {name}: '{value}' in the environment is not a number; "
+        "a launcher of several processes sets it, else unset it\n"
+    )
+
+
+def test_a_process_whose_others_never_start_says_so_and_ends_by_sigterm(small: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    command = [str(Path(sys.executable).parent / "softmaxce"), "train", "--config", small.name]
+    variables = os.environ | LAUNCHED | {"MASTER_PORT": port}
+    process = subprocess.Popen(command, cwd=small.parent, env=variables, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == (
+        f"waiting at localhost:{port} for the other processes; this is rank 0 of 2, by its environment\n"
+    )
+    process.terminate()
+    assert process.wait(10) == -signal.SIGTERM  # 143 to a shell
+    process.stderr.close()
+    assert not (small.parent / "runs").exists()
