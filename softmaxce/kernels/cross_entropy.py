@@ -13,11 +13,12 @@ The arithmetic is that of losses/reference.py, as loops for a processor. For eac
    weighted or soft) and T its sum: for a one-hot label -log S_y and S - L. The gradient is written once and rounded
    once, and no second array of its size is made.
 
-cross_entropy_long_rows.py does this row by row, cross_entropy_short_rows.py for many rows of a few classes at once.
+cross_entropy_long_rows.py does this row by row; cross_entropy_medium_rows.py and cross_entropy_short_rows.py do each
+step for a block of rows, along the rows or across them.
 
 16-bit logits are widened to float32 as they are read. A long sum is made of short ones, which are added in float64;
 so are the losses, and those of float64 logits with compensation (Ogita, Rump & Oishi 2005, Sum2).
-Numba compiles the kernel when it is first needed, for each dtype, for short rows and for long ones, and caches the
+Numba compiles the kernel when it is first needed, for each dtype and for short, medium and long rows, and caches the
 machine code on disk: only a machine's first run waits for it.
 """
 
@@ -31,6 +32,7 @@ import torch
 from numba import carray, njit  # type: ignore[attr-defined]
 
 from .cross_entropy_long_rows import one_row
+from .cross_entropy_medium_rows import MANY_CLASSES, medium_rows
 from .cross_entropy_short_rows import FEW_CLASSES, short_rows
 from .cross_entropy_terms import (
     CONTRACT,
@@ -50,7 +52,6 @@ from .numba_runtime import compile_kernel, next_chunk, pointer_to
 from .numbers import KINDS, f32, f64, i64
 
 __all__ = [
-    "FEW_CLASSES",
     "GRADIENT",
     "LOSSES",
     "MEAN",
@@ -112,8 +113,8 @@ def validate_ids_and_count(job: Any, ids: Any, weight: Any) -> bool:
     return True
 
 
-def kernel_for(a_logit: Any, a_number: Any, short: bool) -> Callable[[Any], None]:
-    """The kernel for logits of one type that are computed in another, and for rows of few classes or of many."""
+def kernel_for(a_logit: Any, a_number: Any, short: bool, medium: bool) -> Callable[[Any], None]:
+    """The kernel for logits of one type that are computed in another, and for short, medium or else long rows."""
 
     def kernel(job_: Any) -> None:
         job = carray(job_, 1)[0]
@@ -131,7 +132,7 @@ def kernel_for(a_logit: Any, a_number: Any, short: bool) -> Callable[[Any], None
             return
         scale = job.scale / job.divisor if job.options & MEAN else job.scale
         step = Step(num_classes, job.ignore_index, job.options, job.uniform_mass, job.target_mass, scale)
-        e = np.empty(0 if short else num_classes, dtype=weight.dtype)
+        e = np.empty(0 if short or medium else num_classes, dtype=weight.dtype)
         while True:
             chunk = next_chunk(job_)
             if chunk >= job.num_chunks:
@@ -139,8 +140,12 @@ def kernel_for(a_logit: Any, a_number: Any, short: bool) -> Callable[[Any], None
                     job.next_chunk = 0
                 return
             first, last = num_rows * chunk // job.num_chunks, num_rows * (chunk + 1) // job.num_chunks
-            if short:  # a constant of the compilation
+            if short:  # a constant of the compilation, as `medium` is
                 sums[chunk] = short_rows(logits, job.stride, ids, weight, upstream, losses, gradient, first, last, step)
+            elif medium:
+                sums[chunk] = medium_rows(
+                    logits, job.stride, ids, weight, upstream, losses, gradient, first, last, step
+                )
             else:
                 total, lost = 0.0, 0.0
                 for row in range(first, last):
@@ -151,8 +156,16 @@ def kernel_for(a_logit: Any, a_number: Any, short: bool) -> Callable[[Any], None
     return kernel
 
 
+def compiled_kernel(dtype: torch.dtype, num_classes: int, soft: bool) -> Callable[[int], None]:
+    """The kernel for logits of this dtype and for class ids or, if `soft`, probabilities.
+
+    Returns: a C function of a job's address.
+    """
+    short = num_classes < FEW_CLASSES and not soft
+    return _compiled_kernel(dtype, short, not short and num_classes < MANY_CLASSES and not soft)
+
+
 @cache
-def compiled_kernel(dtype: torch.dtype, short: bool) -> Callable[[int], None]:
-    """The kernel for logits of this dtype, in rows of few classes or of many, as a C function of a job's address."""
+def _compiled_kernel(dtype: torch.dtype, short: bool, medium: bool) -> Callable[[int], None]:
     number = f64(0) if dtype == torch.float64 else f32(0)
-    return compile_kernel(kernel_for(KINDS[dtype](0), number, short), CrossEntropyJob, CONTRACT)
+    return compile_kernel(kernel_for(KINDS[dtype](0), number, short, medium), CrossEntropyJob, CONTRACT)

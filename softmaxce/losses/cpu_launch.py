@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..kernels.cross_entropy import (
-    FEW_CLASSES,
     MEAN,
     SMOOTH,
     SOFT,
@@ -62,8 +61,7 @@ class CrossEntropyKernel:
         if labels is not None and weight is None:
             weight = _constant(1, num_classes, dtype)
         self.options = options
-        short = num_classes < FEW_CLASSES and not options & SOFT
-        self.function = compiled_kernel(logits.dtype, short)
+        self.function = compiled_kernel(logits.dtype, num_classes, bool(options & SOFT))
         self.tensors = target, labels, weight  # an address is valid only while its tensor lives
         target_ = address(target, *((torch.int64, num_rows) if labels is not target else (dtype, logits.numel())))
         weight_ = 0 if weight is None else address(weight, dtype, num_classes)

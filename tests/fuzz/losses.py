@@ -111,7 +111,7 @@ def case_of(rng: random.Random) -> Case:
     generator = torch.Generator().manual_seed(rng.randrange(2**40))
     dtype = rng.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16))
     rows = rng.choice((1, 1, 2, 3, 17, 130, 300))
-    classes = rng.choice((1, 2, 3, 10, 31, 32, 33, 100, 700))
+    classes = rng.choice((1, 2, 3, 10, 31, 32, 33, 100, 700, 1100))
     shape: tuple[int, ...] = (rows, classes)
     if rng.random() < 0.15:
         shape = rng.choice(((classes,), (min(rows, 17), classes, 2), (2, classes, 1, 3)))
