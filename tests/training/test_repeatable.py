@@ -19,7 +19,7 @@ from softmaxce.training.run import Run
 
 from ..helpers import Softmaxce, config
 
-STEPS = 50
+STEPS = 20
 SHAPES = {"digits": (1, 8), **dict.fromkeys(("mnist", "mnist_fast", "fashion_mnist"), (1, 28))}  # else (3, 32)
 
 
@@ -67,7 +67,7 @@ def same_bits(one: list[Any], other: list[Any]) -> bool:
 @pytest.mark.parametrize("recipe", sorted(recipes.recipes()))
 def test_the_first_steps_of_a_recipe_are_bit_reproducible(recipe: str) -> None:
     requested = with_synthetic_images(recipe)
-    steps = STEPS if recipe in SHAPES else 10  # the large networks take a second for each
+    steps = STEPS if recipe in SHAPES else 4  # the large networks take a second for each
     one = first_steps(build_run(requested), steps)
     torch.rand(7)
     assert len(set(one[:steps])) == steps  # it trained
