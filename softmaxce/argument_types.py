@@ -26,4 +26,6 @@ Betas = Annotated[Sequence[Fraction], Len(2, 2), doc("two numbers in [0, 1)")]  
 TwoFractions = Annotated[Sequence[Probability], Len(2, 2), doc("two numbers in [0, 1]")]
 TwoFactors = Annotated[Sequence[PositiveFloat], Len(2, 2), doc("two positive numbers")]
 TEMPERATURES = (1e-6, 1e6)  # beyond, logits divided by it may overflow or become one number
+Fit = Literal["crop", "pad", "stretch"]  # of images into a size of other proportions
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Reduction = Literal["mean", "sum", "none"]  # of a loss, as in PyTorch

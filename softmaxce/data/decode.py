@@ -21,6 +21,8 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
 from ..files import open_file
 from ..runtime.processors import processors
+from .resizing import DEFAULT as DEFAULT_RESIZING
+from .resizing import Resizing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +61,8 @@ class Decode:
     """Decodes a file to [C, H, W] uint8. Raises: DataError, with the file and the reason."""
 
     channels: int
-    size: tuple[int, int] | None  # None: as it is
+    size: tuple[int, int] | None  # (H, W); None: as it is
+    resizing: Resizing = DEFAULT_RESIZING
 
     def __call__(self, file: str) -> "Tensor":
         """Decode one file."""
@@ -107,10 +110,8 @@ class Decode:
         return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
 
     def _fitted(self, image: Image.Image) -> Image.Image:
-        """The image resized by its shorter side and center-cropped to `size`."""
-        if self.size is None or (image.height, image.width) == self.size:
-            return image
-        return ImageOps.fit(image, (self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+        """The image brought to `size`."""
+        return image if self.size is None else self.resizing(image, self.size)
 
 
 @contextlib.contextmanager

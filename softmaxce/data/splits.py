@@ -25,6 +25,7 @@ class InMemory:
         files: N paths that the images were read from; None if they come from no files of their own.
         groups: N names of groups, such as patients or videos; data.validation keeps each on one side. None if there
             are none.
+        decode: how the files were decoded; None if that is not known.
     """
 
     images: Tensor
@@ -32,6 +33,7 @@ class InMemory:
     names: tuple[str, ...] | None = None
     files: tuple[str, ...] | None = None
     groups: tuple[str, ...] | None = None
+    decode: Callable[[str], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,7 +47,7 @@ class InMemory:
     def take(self, indices: Tensor) -> "InMemory":
         """The images at `indices` ([M] int64), in that order."""
         names, files, groups = (_at(each, indices) for each in (self.names, self.files, self.groups))
-        return InMemory(self.images[indices], self.labels[indices], names, files, groups)
+        return InMemory(self.images[indices], self.labels[indices], names, files, groups, self.decode)
 
 
 @dataclass(frozen=True)
