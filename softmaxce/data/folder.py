@@ -11,10 +11,11 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from .. import streams
-from ..argument_types import Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
+from ..argument_types import AtLeastOne, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from ..runtime.memory import total_memory
 from ..runtime.process_group import local_world_size
@@ -27,7 +28,7 @@ from .decode import Decode, FileAccessError, decoding_threads
 from .folder_layout import images_below, refuse_single_class, split_of, splits_in, sub_folders, warn_of_unread
 from .resizing import DEFAULT as DEFAULT_RESIZING
 from .resizing import Resizing
-from .splits import Dataset, InMemory, OnDisk, Split, split_by_group, split_by_name, stratified
+from .splits import Dataset, InMemory, OnDisk, Reading, Split, split_by_group, split_by_name, stratified
 
 SHOWN = 10  # files named in one message
 
@@ -45,6 +46,7 @@ def image_folder(
     split_by: Literal["name", "shuffle"] = "name",
     fit: Fit = "crop",
     interpolation: Interpolation = "bilinear",
+    cache_size: AtLeastOne | None = 2.0,
     *,
     root: str,
 ) -> Dataset:
@@ -66,6 +68,8 @@ def image_folder(
         fit: crop resizes by the shorter side and cuts out the center, pad by the longer side and adds black on both
             sides, stretch does not keep the proportions. Predictions do the same.
         interpolation: bilinear or bicubic, both antialiased, or nearest.
+        cache_size: for an augmentation that cuts from whole images, these are shrunk to so many times `size`, by the
+            number of pixels: 2 is 4 times as many. null takes the original pixels, read from the files in each epoch.
         root: the folder. train may be called training, test testing, and val, valid, validation or dev is the
             validation split; in any case, also with set or _set after it.
     Raises: DataError if there are no images, only one class, a class is missing in training, or a file cannot be
@@ -78,7 +82,16 @@ def image_folder(
     classes = tuple(folder.name for folder in sub_folders(parts.get("train", top)))
     refuse_single_class(top, parts.get("train"))
     listing = Listing(
-        classes, size, channels, skip_bad, in_memory, workers, cache, split_by == "name", Resizing(fit, interpolation)
+        classes,
+        size,
+        channels,
+        skip_bad,
+        in_memory,
+        workers,
+        cache,
+        split_by == "name",
+        Resizing(fit, interpolation),
+        cache_size,
     )
     if not parts:
         train, shape = listing.read(top, None)
@@ -136,6 +149,7 @@ class Listing:
     cache: bool = False
     named: bool = False
     resizing: Resizing = DEFAULT_RESIZING
+    cache_size: float | None = None
 
     def read(self, folder: Path, shape: tuple[int, int, int] | None) -> tuple[Split, tuple[int, int, int]]:
         """A folder's split, and the (C, H, W) of its images; `shape` is the required one, if there is one.
@@ -169,8 +183,9 @@ class Listing:
         if size is None:
             reference, size = _first_size(files, Decode(self.channels, None))
         shape = (self.channels, *size)
+        most = None if self.cache_size is None else round(self.cache_size**2 * size[0] * size[1])
         decode = (
-            Decode(self.channels, size, self.resizing)
+            Decode(self.channels, size, self.resizing, most)
             if self.size is not None
             else _Unresized(self.channels, None, self.resizing, shape=shape, reference=reference)
         )
@@ -216,11 +231,24 @@ class Listing:
     ) -> InMemory:
         """The images of the files that can be decoded; the others are reported."""
         images, bad = self._cached(files, decode, shape) if self.cache else self._decoded(files, decode, shape)
-        whole = InMemory(torch.from_numpy(images), torch.tensor(labels), names, tuple(files), groups, decode)
+        whole = InMemory(
+            torch.from_numpy(images),
+            torch.tensor(labels),
+            names,
+            tuple(files),
+            groups,
+            self._reading(decode, files, shape),
+        )
         if not bad:
             return whole
         self._report(bad, files)
         return whole.take(torch.tensor([index for index in range(len(files)) if index not in bad]))
+
+    def _reading(self, decode: Decode, files: Sequence[str], shape: tuple[int, int, int]) -> Reading:
+        """How the files were read, and whether their whole images fit in memory too."""
+        most = None if decode.whole_pixels is None else decode.whole_pixels + shape[1] * shape[2]
+        fits = most is not None and (self.in_memory or len(files) * self.channels * most <= _memory_for_images())
+        return Reading(decode, self.workers, self.cache, fits)
 
     def _cached(self, files: list[str], decode: Decode, shape: tuple[int, int, int]) -> _Decoded:
         """As _decoded, from the cache if the files are unchanged since.
@@ -255,10 +283,7 @@ class Listing:
             try:
                 decoded_images.write(key, images, reasons)
             except OSError as error:
-                streams.warning(
-                    f"{decoded_images.folder()}: the cache of decoded images cannot be written "
-                    f"({error.strerror or error}); set SOFTMAXCE_CACHE to another folder, or data.cache: false"
-                )
+                streams.warning(decoded_images.cannot_be_written(error))
         return images, bad
 
     def _decoded(self, files: list[str], decode: Decode, shape: tuple[int, int, int]) -> _Decoded:
@@ -334,13 +359,21 @@ class _Unresized(Decode):
     def array(self, file: str) -> NDArray[np.uint8]:
         """Decode one file to [C, H, W]."""
         array = super().array(file)
-        if array.shape != self.shape:
-            height, width = array.shape[1:]
+        self._check(file, array.shape[1], array.shape[2])
+        return array
+
+    def whole(self, file: str) -> Image.Image:
+        """Decode one file to an image of mode L or RGB."""
+        image = super().whole(file)
+        self._check(file, image.height, image.width)
+        return image
+
+    def _check(self, file: str, height: int, width: int) -> None:
+        if (height, width) != self.shape[1:]:
             raise _SizeError(
                 f"{file} is {height}x{width} pixels and {self.reference} is {self.shape[1]}x{self.shape[2]}; "
                 "set data.size (32, for example) to resize all of them"
             )
-        return array
 
 
 def _first_size(files: Sequence[str], decode: Decode) -> tuple[str, tuple[int, int]]:

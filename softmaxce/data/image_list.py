@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import streams
-from ..argument_types import Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
+from ..argument_types import AtLeastOne, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from .decode import is_image
 from .folder import Listing, train_and_test
@@ -33,6 +33,7 @@ def image_list(
     cache: bool = True,
     fit: Fit = "crop",
     interpolation: Interpolation = "bilinear",
+    cache_size: AtLeastOne | None = 2.0,
     *,
     file: str,
     root: str,
@@ -56,6 +57,7 @@ def image_list(
         cache: keep decoded images in the user's cache folder.
         fit: how images get the size: crop, pad or stretch, as of image_folder.
         interpolation: bilinear, bicubic or nearest.
+        cache_size: how large whole images are kept, as of image_folder.
         file: the table, relative to data.root; without data.root, that is the table's own folder.
         root: the folder.
     Raises: DataError if the table or an image is missing or cannot be used.
@@ -74,7 +76,15 @@ def image_list(
             f"{table}: there is only one class, '{classes[0]}', in the training images; a classifier needs at least two"
         )
     listing = Listing(
-        classes, size, channels, skip_bad, in_memory, workers, cache, resizing=Resizing(fit, interpolation)
+        classes,
+        size,
+        channels,
+        skip_bad,
+        in_memory,
+        workers,
+        cache,
+        resizing=Resizing(fit, interpolation),
+        cache_size=cache_size,
     )
     train, shape = _read(listing, parts.pop("train"), None)
     others = {name: _read(listing, part, shape)[0] for name, part in parts.items() if part}

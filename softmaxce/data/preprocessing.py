@@ -9,7 +9,7 @@ from torch import Tensor
 from .decode import Decode
 from .resizing import DEFAULT as DEFAULT_RESIZING
 from .resizing import Resizing
-from .splits import InMemory, Split
+from .splits import InMemory, OnDisk, Split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATISTICS_FROM = 5000  # images of a split on disk that are used for its mean and standard deviation
@@ -34,7 +34,8 @@ class Preprocessing:
 
 def resizing_of(split: Split) -> Resizing:
     """How the files of a split are resized; as files usually are, where it has none that we decode."""
-    return split.decode.resizing if isinstance(split.decode, Decode) else DEFAULT_RESIZING
+    decode = split.decode if isinstance(split, OnDisk) else split.reading and split.reading.decode
+    return decode.resizing if isinstance(decode, Decode) else DEFAULT_RESIZING
 
 
 def mean_and_std(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,5 +1,6 @@
 """How an image of any size is brought to a model's size. Needs no torch."""
 
+import math
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps
@@ -40,6 +41,15 @@ class Resizing:
 
 
 DEFAULT = Resizing()
+
+
+def within(size: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """The largest size of the same proportions with so many pixels at most; the size itself if it has no more."""
+    factor = math.sqrt(pixels / (size[0] * size[1]))
+    if factor >= 1:
+        return size
+    first, second = (min(pixels, max(1, int(side * factor))) for side in size)
+    return first, second
 
 
 def _padded(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ConfigError, in_one_line, ran_out_of_memory
+from ..errors import in_one_line, ran_out_of_memory
 from ..runtime.processors import processors
 from .augmentation import Augmentation
 from .whole_images import WholeImages
 
 AHEAD = 2  # batches beyond those that the threads work on
+SMALL = 96 * 96  # pixels of a view, below which most of the work holds Python's lock, and threads slow each other down
 
 
 def image_keys(seed: int, epoch: int, indices: Sequence[int], place: int) -> list[int]:
@@ -90,10 +91,11 @@ class View:
 
         waiting = iter(batches)
         queue: deque[Future[Tensor]] = deque()
-        pool = ThreadPoolExecutor(processors())
+        threads = processors() if self.shape[1] * self.shape[2] >= SMALL else 1
+        pool = ThreadPoolExecutor(threads)
         try:
             while True:
-                while len(queue) < processors() + AHEAD and (indices := next(waiting, None)) is not None:
+                while len(queue) < threads + AHEAD and (indices := next(waiting, None)) is not None:
                     queue.append(pool.submit(cut, indices.tolist()))
                 if not queue:
                     return
@@ -107,6 +109,3 @@ def refuse_later(augmentations: Sequence[Augmentation]) -> None:
     for each in augmentations[1:]:
         if each.takes_whole:
             raise each.error("cuts from whole images, so it must be the first in data.augment")
-
-
-__all__ = ["ConfigError", "View", "image_keys", "refuse_later"]

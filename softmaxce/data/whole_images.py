@@ -17,7 +17,7 @@ from ..runtime.process_group import local_world_size
 from ..waiting import Counting
 from . import cache, decode, resizing
 from .decode import Decode, decoding_threads
-from .splits import InMemory
+from .splits import OnDisk, Split
 
 
 class WholeImages(Protocol):
@@ -72,16 +72,18 @@ def image_of(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def in_memory(split: InMemory) -> WholeImages | None:
-    """The whole images of a split; None if they do not fit in memory beside the others.
+def whole_images(split: Split) -> WholeImages | OnDisk:
+    """The whole images of a split; where they do not fit in memory, its files, to be read in every epoch.
 
     Raises: DataError if a file cannot be decoded, because it has changed since.
     """
+    if isinstance(split, OnDisk):
+        return split
     reading = split.reading
     if split.files is None or reading is None or reading.decode.size is None:
         return OneSize(split.images.numpy())
     if not reading.whole_in_memory:
-        return None
+        return OnDisk(split.files, split.labels, split.shape, reading.decode, reading.workers)
     return _cached(split.files, reading.decode) if reading.cache else _decoded(split.files, reading.decode)
 
 
