@@ -65,16 +65,16 @@ def predict(
         raise ConfigError([Problem("--json and --csv", "cannot be combined")])
     from softmaxce.data.paths import Unreadable, image_files
     from softmaxce.data.prefetch import PrefetchingDecoder, decode_to
-    from softmaxce.inference.opening import classes_and_shape, model_type
+    from softmaxce.inference.opening import classes_and_images, model_type
 
     run, paths = _run_and_paths(words, null=null)
     if embeddings is not None:
         _check_embeddings(embeddings, run)
-    _, shape = classes_and_shape(run)
+    _, shape, resizing = classes_and_images(run)
     ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
     files = image_files(paths, sys.stdin, null=null)
-    with PrefetchingDecoder(files, decode_to(shape), ahead) as decoded:  # decodes while torch is imported
+    with PrefetchingDecoder(files, decode_to(shape, resizing), ahead) as decoded:  # decodes while torch is imported
         with fast_imports():
             opened = model_type(run)
             from softmaxce.report.predictions import writer

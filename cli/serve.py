@@ -45,11 +45,11 @@ def serve(
     SIGTERM, after the requests that have begun.
     """
     from softmaxce.inference.onnx_session import require_packages
-    from softmaxce.inference.opening import classes_and_shape
+    from softmaxce.inference.opening import classes_and_images
 
     require_packages(PACKAGES, "serve", "serve")
     run = run_or_newest(run, "serve")
-    classes_and_shape(run)  # a folder without a run is refused before torch is imported
+    classes_and_images(run)  # a folder without a run is refused before torch is imported
     with fast_imports():
         from softmaxce.serve import server
         from softmaxce.serve.classifier import open_classifier

@@ -16,7 +16,7 @@ from .data.augmentation import build_augmentations
 from .data.batches import Batches
 from .data.fingerprint import fingerprint
 from .data.mixup import mixing
-from .data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Preprocessing, mean_and_std
+from .data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Preprocessing, mean_and_std, resizing_of
 from .data.split_checks import check_split
 from .data.splits import Dataset, Side, Split, split_by_group, split_by_name, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
@@ -232,7 +232,7 @@ def _cut(
 
 
 def preprocessing_for(config: Config, train: Split) -> Preprocessing:
-    """The preprocessing of images: the config's normalization, or the mean and deviation of the training images."""
+    """The preprocessing of images: their resizing; the config's normalization, or the training images' own."""
     channels = train.shape[0]
     normalize = config.data.normalize
     if isinstance(normalize, dict):
@@ -248,7 +248,7 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
     if len(mean) != channels or len(std) != channels:
         message = f"needs one mean and one std for each of {channels} channels, got {len(mean)} and {len(std)}"
         raise ConfigError([Problem("data.normalize", message)])
-    return Preprocessing(train.shape, mean, std)
+    return Preprocessing(train.shape, mean, std, resizing_of(train))
 
 
 # -- model, loss, optimizer -------------------------------------------------------------------------------------------

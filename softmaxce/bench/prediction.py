@@ -38,7 +38,10 @@ def measure(run: TrainedModel, files: Sequence[str], rounds: int) -> Rates:
         rounds: turns of each, at least 2.
     Raises: DataError if the model takes neither gray nor color images.
     """
-    decode, ahead = decode_to(run.preprocessing.shape), AHEAD * run.config.data.eval_batch_size
+    decode, ahead = (
+        decode_to(run.preprocessing.shape, run.preprocessing.resizing),
+        AHEAD * run.config.data.eval_batch_size,
+    )
 
     def decoding() -> float:
         start = time.perf_counter()

@@ -119,14 +119,15 @@ class Checker:
             source = self._component("data", component, path, other_keys=sorted(keys))
         own, source = self._at_table(own, source)
         augment = own.get("augment", [])
-        return {
-            "data": Data(**own) if is_sound else None,
-            "source": source,
-            "augment": tuple(
-                self._component("augment", item, (*path, "augment", i), "augmentation")
-                for i, item in enumerate(augment if isinstance(augment, list) else [])
-            ),
-        }
+        augmentations = tuple(
+            self._component("augment", item, (*path, "augment", i), "augmentation")
+            for i, item in enumerate(augment if isinstance(augment, list) else [])
+        )
+        for i, each in enumerate(augmentations):
+            if i and each and each.name in registry.FROM_WHOLE:
+                message = f"{each.name} cuts from whole images, so it must be the first in data.augment"
+                self._problem((*path, "augment", i), message)
+        return {"data": Data(**own) if is_sound else None, "source": source, "augment": augmentations}
 
     @staticmethod
     def _at_table(own: dict[str, Any], source: Component | None) -> tuple[dict[str, Any], Component | None]:

@@ -63,7 +63,12 @@ AUGMENTATIONS = {
     "color_jitter": "softmaxce.data.augment:ColorJitter",
     "rand_augment": "softmaxce.data.augment:RandAugment",
     "trivial_augment": "softmaxce.data.augment:TrivialAugment",
+    "random_resized_crop": "softmaxce.data.keyed_augment:RandomResizedCrop",
+    "random_erasing": "softmaxce.data.keyed_augment:RandomErasing",
+    "auto_augment": "softmaxce.data.keyed_augment:AutoAugment",
+    "aug_mix": "softmaxce.data.keyed_augment:AugMix",
 }
+FROM_WHOLE = ("random_resized_crop",)  # augmentations that cut from whole images
 
 OPTIMIZERS = {
     "sgd": "torch.optim.sgd:SGD",

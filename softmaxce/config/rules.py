@@ -4,7 +4,7 @@ The ranges of softmaxce's own arguments are the types in their signatures. torch
 the range when they are built; and some arguments of theirs and of ours do not go together.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,6 +44,13 @@ class Rule:
 FUSED = Rule(
     ("fused", "foreach"), lambda fused, foreach: not (fused and foreach), "fused and foreach exclude each other"
 )
+
+
+def is_range(values: Sequence[float]) -> bool:
+    """Whether these are the smallest and the largest of positive numbers."""
+    return 0 < values[0] <= values[1]
+
+
 RULES: dict[str, tuple[Rule, ...]] = {
     "torch.optim.sgd:SGD": (
         Rule(
@@ -68,6 +75,14 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "softmaxce.data.augment:RandomAffine": (
         Rule(("scale",), lambda scale: scale[0] <= scale[1], "scale must be [smallest, largest], got {scale}"),
+    ),
+    "softmaxce.data.keyed_augment:RandomResizedCrop": (
+        Rule(("scale",), is_range, "scale must be [smallest, largest], above 0, got {scale}"),
+        Rule(("ratio",), is_range, "ratio must be [smallest, largest], got {ratio}"),
+    ),
+    "softmaxce.data.keyed_augment:RandomErasing": (
+        Rule(("scale",), is_range, "scale must be [smallest, largest], above 0, got {scale}"),
+        Rule(("ratio",), is_range, "ratio must be [smallest, largest], got {ratio}"),
     ),
 }
 

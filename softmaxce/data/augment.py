@@ -232,7 +232,7 @@ class RandAugment:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> the same shape."""
-        return _one_by_one(self.transform, images)
+        return one_by_one(self.transform, images)
 
 
 class TrivialAugment:
@@ -245,10 +245,10 @@ class TrivialAugment:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] -> the same shape."""
-        return _one_by_one(self.transform, images)
+        return one_by_one(self.transform, images)
 
 
-def _one_by_one(transform: Any, images: Tensor) -> Tensor:
+def one_by_one(transform: Any, images: Tensor) -> Tensor:
     """One call per image, as torchvision draws once per call; on bytes, as in the papers."""
     if images.shape[1] not in (1, 3):  # some of the operations would fail, but not every batch draws them
         raise ValueError(f"torchvision's operations take images of 1 or 3 channels, got {images.shape[1]}")

@@ -1,8 +1,8 @@
 """An augmentation as batches call it: its result is checked, and its errors name it."""
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,31 +21,43 @@ class Augmentation:
     """A callable from a config, and how messages name it.
 
     Attributes:
-        function: images [B, C, H, W] float in [0, 1] -> the same shape; see augment.py.
+        function: images [B, C, H, W] float in [0, 1] -> the same shape; see augment.py. Or an object with a method
+            from_whole, which makes an image of that shape from a whole one; see keyed_augment.py.
         name: as the config writes it.
         location: where the config names it.
     """
 
-    function: Callable[..., Tensor]
+    function: Any
     name: str
     location: str = ""
 
     def __post_init__(self) -> None:
         if inspect.isclass(self.function):
             raise self.error(f"is a class; pass an object of it, {self.function.__name__}(...)")
-        if not callable(self.function):
+        if not callable(self.function) and not self.takes_whole:
             raise self.error(f"must be callable with images [B, C, H, W], got {type(self.function).__name__}")
 
     @property
     def uses_indices(self) -> bool:
         """Whether the function has parameters `indices` and `epoch`, beside the images."""
-        return {"indices", "epoch"} <= self._parameters()
+        return {"indices", "epoch"} <= self._parameters
 
     @property
     def uses_share(self) -> bool:
         """Whether the function has a parameter `share`: it draws random numbers for the whole batch."""
-        return "share" in self._parameters()
+        return "share" in self._parameters
 
+    @property
+    def uses_keys(self) -> bool:
+        """Whether the function has a parameter `keys`: a seed for each image's random numbers."""
+        return "keys" in self._parameters
+
+    @property
+    def takes_whole(self) -> bool:
+        """Whether it cuts the view of an image from the whole image; see keyed_augment.py."""
+        return callable(getattr(self.function, "from_whole", None))
+
+    @cached_property
     def _parameters(self) -> set[str]:
         function = self.function.forward if isinstance(self.function, nn.Module) else self.function
         try:
@@ -75,7 +87,11 @@ class Augmentation:
         Raises: ConfigError if it raises anything, or its result has another shape or type or is not finite.
         """
         device = images.device
-        arguments = {"indices": torch.arange(len(images), device=device), "epoch": 1} if self.uses_indices else {}
+        arguments: dict[str, Any] = {}
+        if self.uses_indices:
+            arguments = {"indices": torch.arange(len(images), device=device), "epoch": 1}
+        if self.uses_keys:
+            arguments["keys"] = list(range(len(images)))
         try:
             returned = self.function(images.clone(), **arguments)
         except Exception as error:  # the user's augmentation may raise anything

@@ -16,20 +16,31 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .. import streams
 from ..config.signatures import current_folder_last
-from ..errors import DataError, MemoryRanOutError, SoftmaxceError, WorkerError, in_one_line, ran_out_of_memory
+from ..errors import (
+    ConfigError,
+    DataError,
+    MemoryRanOutError,
+    SoftmaxceError,
+    WorkerError,
+    in_one_line,
+    ran_out_of_memory,
+)
 from ..runtime.process_group import SINGLE, ProcessGroup
 from ..runtime.processors import processors
 from ..runtime.random_state import own_random_numbers
 from .augmentation import Augmentation, named
+from .decode import Decode
 from .preprocessing import Preprocessing
 from .share import Share
 from .splits import InMemory, OnDisk, Split
+from .views import View, image_keys, refuse_later
+from .whole_images import WholeImages, image_of, whole_images
 
 if TYPE_CHECKING:
     from ..kernels.gather_normalize import BatchGatherer
 
 
-Failure = DataError | MemoryRanOutError
+Failure = DataError | ConfigError | MemoryRanOutError
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] float, normalized; labels [B] int64
 
 
@@ -70,15 +81,21 @@ class Batches:
         self.with_previous = with_previous
         self.batch_size = batch_size
         self.device = device
-        self.augment = [(each, each.uses_indices, each.uses_share) for each in map(named, augment)]
+        augmentations = [named(each) for each in augment]
+        refuse_later(augmentations)
+        self.view: View | None = None
+        if augmentations and augmentations[0].takes_whole:
+            self.view = View(augmentations[0], split.shape, shuffle_seed or 0)
+        self.augment = augmentations[1:] if self.view else augmentations
         self.shuffle_seed = shuffle_seed
         self.mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
         self.mean_of_bytes, self.scale_of_bytes = self.mean * 255, 1 / (self.std * 255)
         self.labels = split.labels.to(device)
         self.images = split.images.to(device) if isinstance(split, InMemory) else None
+        self.whole: WholeImages | OnDisk | None = whole_images(split) if self.view else None
         self.gatherer = None
-        if compiled and self.images is not None and not self.augment:
+        if compiled and self.images is not None and not self.augment and self.view is None:
             self.gatherer = _gatherer(self.images, self.mean_of_bytes, self.scale_of_bytes)
 
     @property
@@ -126,12 +143,13 @@ class Batches:
         labels = self.labels.index_select(0, on_device)
         batches = zip(on_device.split(size)[::stride], labels.split(size)[::stride], strict=True)
         parts = (self._share(indices, ids, (number, start + i)) for i, (indices, ids) in enumerate(batches))
-        if self.images is not None:
+        if self.images is not None and self.view is None:
             for indices, ids, share in parts:
                 yield self._gather(indices, number, share), ids
         else:
             own = [self._share(chunk, chunk, ())[0] for chunk in order.split(size)[::stride]]
-            for (indices, ids, share), images in zip(parts, self._decoded(own), strict=True):
+            views = self._decoded(own) if self.view is None else self._views(own, number)
+            for (indices, ids, share), images in zip(parts, views, strict=True):
                 yield self.prepared(images.to(self.device, non_blocking=True), indices, number, share), ids
 
     def _share(self, indices: Tensor, ids: Tensor, batch: tuple[int, ...]) -> tuple[Tensor, Tensor, Share | None]:
@@ -152,6 +170,16 @@ class Batches:
         if isinstance(indices, Tensor):
             return self.prepared(self.images.index_select(0, indices), indices, epoch, share)
         return self.prepared(self.images[indices])
+
+    def _views(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
+        """The views of the images of each batch, [B, C, H, W] uint8, on the CPU."""
+        assert self.view is not None
+        assert self.whole is not None
+        if not isinstance(self.whole, OnDisk):
+            return self.view.batches(self.whole, batches, epoch)
+        indices = [batch.tolist() for batch in batches]
+        requests = [list(zip(each, self.view.keys(epoch, each), strict=True)) for each in indices]
+        return self._loaded(_Files(self.whole, self.view), requests)
 
     def pixels(self) -> Iterator[Tensor]:
         """The split's images as they are stored, in its order: [B, C, H, W] uint8, not normalized; on the CPU."""
@@ -178,7 +206,9 @@ class Batches:
         Raises: ConfigError with the augmentation, if what it returns cannot be trained on; as training.
         """
         indices = torch.arange(min(4, self.num_images))
-        if self.images is not None:
+        if self.view is not None:
+            images = next(self._views([indices], 1)).to(self.device)
+        elif self.images is not None:
             images = self.images[: len(indices)]
         else:
             assert isinstance(self.split, OnDisk)
@@ -188,20 +218,24 @@ class Batches:
                 raise stacked
             images = torch.as_tensor(stacked, device=self.device)
         prepared, warnings = images.float().div_(255), []
-        for augmentation, _, _ in self.augment:
+        for augmentation in self.augment:
             prepared, warning = augmentation.try_on(prepared)
             warnings.append(warning)
         return [warning for warning in warnings if warning]
 
     def _decoded(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         assert isinstance(self.split, OnDisk)
+        return self._loaded(_Files(self.split), [indices.tolist() for indices in batches])
+
+    def _loaded(self, files: "_Files", requests: Sequence[Sequence[Any]]) -> Iterator[Tensor]:
+        """Batches of files, decoded in processes of their own. Raises: what `files` returns instead of an image."""
         with warnings.catch_warnings():  # of more processes than processors; _possible_workers has a limit of its own
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             loader = iter(
                 DataLoader(
-                    _Files(self.split),
-                    batch_sampler=[indices.tolist() for indices in batches],
-                    num_workers=_possible_workers(self.split.workers),
+                    files,
+                    batch_sampler=requests,  # type: ignore[arg-type]
+                    num_workers=_possible_workers(files.split.workers),
                     collate_fn=_stacked,
                     pin_memory=self.device.type == "cuda",
                     generator=torch.Generator(),  # so that the global one is left alone
@@ -237,13 +271,17 @@ class Batches:
             normalized = torch.sub(images, self.mean_of_bytes).mul_(self.scale_of_bytes)
             return normalized.contiguous(memory_format=torch.channels_last)
         prepared = images.float().div_(255)
-        for place, (augmentation, uses_indices, uses_share) in enumerate(self.augment):
+        for place, augmentation in enumerate(self.augment):
             arguments: dict[str, Any] = {}
-            if uses_indices and indices is not None:
+            if augmentation.uses_indices and indices is not None:
                 arguments = {"indices": indices, "epoch": epoch}
+            if augmentation.uses_keys:
+                which = range(len(images)) if indices is None else indices.tolist()
+                position = place + 1 if self.view else place
+                arguments["keys"] = image_keys(self.shuffle_seed or 0, epoch or 0, which, position)
             if share is None:
                 augmented = augmentation.function(prepared, **arguments)
-            elif uses_share:
+            elif augmentation.uses_share:
                 augmented = augmentation.function(prepared, **arguments, share=share)
             else:
                 with own_random_numbers((*share.key, place), self.device):
@@ -272,21 +310,30 @@ def _gatherer(images: Tensor, mean: Tensor, scale: Tensor) -> "BatchGatherer | N
 
 
 class _Files(Dataset[Tensor | Failure]):
-    """A split on disk for torch's DataLoader. Errors are returned: raised in a worker, they gain its traceback."""
+    """A split on disk for torch's DataLoader. Errors are returned: raised in a worker, they gain its traceback.
 
-    def __init__(self, split: OnDisk) -> None:
+    An item is an index; with a view, an index and the key of the image's random numbers.
+    """
+
+    def __init__(self, split: OnDisk, view: View | None = None) -> None:
         self.split = split
+        self.view = view
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _files_of, (pickle.dumps(self.split),)
+        return _files_of, (pickle.dumps((self.split, self.view)),)
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> Tensor | Failure:
+    def __getitem__(self, item: int | tuple[int, int]) -> Tensor | Failure:
+        index, key = (item, 0) if isinstance(item, int) else item
+        decode, file = self.split.decode, self.split.files[index]
         try:
-            return self.split.decode(self.split.files[index])
-        except (DataError, MemoryRanOutError) as error:
+            if self.view is None:
+                return decode(file)
+            whole = decode.whole(file) if isinstance(decode, Decode) else image_of(decode(file).numpy())
+            return torch.from_numpy(self.view.of(whole, key))
+        except (DataError, ConfigError, MemoryRanOutError) as error:
             return error
         except Exception as error:  # noqa: BLE001 - the user's own data set has a decode of its own
             if ran_out_of_memory(error):
@@ -294,10 +341,10 @@ class _Files(Dataset[Tensor | Failure]):
             return DataError(f"{self.split.files[index]}: {in_one_line(error)}")
 
 
-def _files_of(pickled_split: bytes) -> _Files:
+def _files_of(pickled: bytes) -> _Files:
     """In a worker process that was not forked: the user's `decode` is looked up as the config's names are."""
     with current_folder_last():
-        return _Files(pickle.loads(pickled_split))
+        return _Files(*pickle.loads(pickled))
 
 
 def _ignore_interrupts(worker: int) -> None:

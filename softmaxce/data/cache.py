@@ -50,15 +50,20 @@ def key_of(files: Sequence[str], *decoding: object) -> str | None:
     return digest.hexdigest()
 
 
-def read(key: str, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], dict[int, str]] | None:
+def read(key: str, shape: tuple[int, ...] | None) -> tuple[NDArray[np.uint8], dict[int, str]] | None:
     """The images [N, C, H, W] cached under a key, and why some could not be decoded, by index.
 
+    Args:
+        key: from key_of.
+        shape: of the images; None for all bytes that were written, where no reasons were.
     Returns: None if there are none, or the checksum is wrong.
     """
     file = folder() / (key + SUFFIX)
     try:
         with file.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size < DIGEST + int(np.prod(shape)):
+            size = os.fstat(stream.fileno()).st_size - DIGEST
+            shape = (max(size, 0),) if shape is None else shape
+            if size < int(np.prod(shape)):
                 return None
             checksum, images = stream.read(DIGEST), np.empty(shape, np.uint8)
             complete = stream.readinto(images.data.cast("B")) == images.nbytes
@@ -77,7 +82,7 @@ def write(key: str, images: NDArray[np.uint8], reasons: Mapping[int, str] | None
 
     Args:
         key: from key_of.
-        images: [N, C, H, W].
+        images: [N, C, H, W], or any bytes.
         reasons: why some files could not be decoded, by index. They follow the pixels, as JSON, if there are any.
     Raises: OSError if that fails. Images larger than LIMIT, or than the free space of the disk allows, are not cached.
     """
@@ -98,6 +103,14 @@ def write(key: str, images: NDArray[np.uint8], reasons: Mapping[int, str] | None
         with contextlib.suppress(OSError):  # removes an incomplete file; the error that left it so is raised
             Path(staged).unlink()
         raise
+
+
+def cannot_be_written(error: OSError) -> str:
+    """The warning where `write` failed."""
+    return (
+        f"{folder()}: the cache of decoded images cannot be written ({error.strerror or error}); set "
+        "SOFTMAXCE_CACHE to another folder, or data.cache: false"
+    )
 
 
 @contextlib.contextmanager

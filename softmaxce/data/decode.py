@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,13 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
 from ..files import open_file
 from ..runtime.processors import processors
+from .resizing import DEFAULT as DEFAULT_RESIZING
+from .resizing import FILTERS, Resizing, within
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 SMALL_FILE = 4 << 10  # bytes
 
 # Common formats of photographs. Pillow has some forty more: EPS runs an interpreter, icons unpack to any size.
@@ -59,7 +62,9 @@ class Decode:
     """Decodes a file to [C, H, W] uint8. Raises: DataError, with the file and the reason."""
 
     channels: int
-    size: tuple[int, int] | None  # None: as it is
+    size: tuple[int, int] | None  # (H, W); None: as it is
+    resizing: Resizing = DEFAULT_RESIZING
+    whole_pixels: int | None = None  # of a whole image, at most; None for all that it has
 
     def __call__(self, file: str) -> "Tensor":
         """Decode one file."""
@@ -69,7 +74,11 @@ class Decode:
 
     def array(self, file: str) -> NDArray[np.uint8]:
         """Decode one file to [C, H, W]."""
-        return self._array(lambda: open_image(file), file, lambda: _is_empty(file), MAX_PIXELS)
+        return self._decoded(lambda: open_image(file), file, lambda: _is_empty(file), MAX_PIXELS, self.pixels)
+
+    def whole(self, file: str) -> Image.Image:
+        """Decode one file to an image of mode L or RGB that is not cropped, with `whole_pixels` pixels at most."""
+        return self._decoded(lambda: open_image(file), file, lambda: _is_empty(file), MAX_PIXELS, self._whole)
 
     def array_of(self, content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
         """Decode what a file holds to [C, H, W].
@@ -79,22 +88,23 @@ class Decode:
             name: for the message.
             max_pixels: more are refused before they are decoded.
         """
-        return self._array(
-            lambda: Image.open(BytesIO(content), formats=formats()), name, lambda: not content, max_pixels
+        return self._decoded(
+            lambda: Image.open(BytesIO(content), formats=formats()), name, lambda: not content, max_pixels, self.pixels
         )
 
-    def _array(
+    def _decoded(
         self,
         open_it: Callable[[], AbstractContextManager[Image.Image]],
         name: str,
         is_empty: Callable[[], bool],
         max_pixels: int,
-    ) -> NDArray[np.uint8]:
+        convert: Callable[[Image.Image], T],
+    ) -> T:
         try:
             with open_it() as image:
                 if image.width * image.height > max_pixels:
                     raise ValueError(f"its {image.width}x{image.height} pixels are more than {max_pixels:,}")
-                return self.pixels(image)
+                return convert(image)
         except DAMAGED as error:
             if ran_out_of_memory(error):
                 raise MemoryRanOutError(f"{name}: memory ran out while decoding it; data.size needs less") from None
@@ -106,11 +116,15 @@ class Decode:
         pixels = np.asarray(self._fitted(_as_rgb_or_gray(image, self.channels)))
         return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
 
+    def _whole(self, image: Image.Image) -> Image.Image:
+        upright = _as_rgb_or_gray(image, self.channels)
+        upright.load()  # before the file is closed
+        size = upright.size if self.whole_pixels is None else within(upright.size, self.whole_pixels)
+        return upright if size == upright.size else upright.resize(size, FILTERS[self.resizing.interpolation])
+
     def _fitted(self, image: Image.Image) -> Image.Image:
-        """The image resized by its shorter side and center-cropped to `size`."""
-        if self.size is None or (image.height, image.width) == self.size:
-            return image
-        return ImageOps.fit(image, (self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+        """The image brought to `size`."""
+        return image if self.size is None else self.resizing(image, self.size)
 
 
 @contextlib.contextmanager

@@ -4,17 +4,18 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from .. import streams
-from ..argument_types import Fraction, NonNegativeInt, PositiveInt
+from ..argument_types import AtLeastOne, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from ..runtime.memory import total_memory
 from ..runtime.process_group import local_world_size
@@ -22,9 +23,12 @@ from ..runtime.processors import processors
 from ..waiting import Counting
 from . import cache as decoded_images
 from . import decode as decoding
+from . import resizing as resize
 from .decode import Decode, FileAccessError, decoding_threads
 from .folder_layout import images_below, refuse_single_class, split_of, splits_in, sub_folders, warn_of_unread
-from .splits import Dataset, InMemory, OnDisk, Split, split_by_group, split_by_name, stratified
+from .resizing import DEFAULT as DEFAULT_RESIZING
+from .resizing import Resizing
+from .splits import Dataset, InMemory, OnDisk, Reading, Split, split_by_group, split_by_name, stratified
 
 SHOWN = 10  # files named in one message
 
@@ -40,14 +44,17 @@ def image_folder(
     workers: NonNegativeInt = 2,
     cache: bool = True,
     split_by: Literal["name", "shuffle"] = "name",
+    fit: Fit = "crop",
+    interpolation: Interpolation = "bilinear",
+    cache_size: AtLeastOne | None = 2.0,
     *,
     root: str,
 ) -> Dataset:
     """Your own images: root/train/CLASS/*, root/test/CLASS/*, or root/CLASS/* to be split.
 
     Args:
-        size: height and width in pixels: images are resized by the shorter side and center-cropped; null takes the
-            images as they are, which must then be of one size.
+        size: height and width in pixels, to which images are resized; null takes the images as they are, which must
+            then be of one size.
         channels: 3 for color, 1 for gray.
         test_fraction: of each class of a single folder, for the test split; the same images whatever the seed.
         skip_bad: leave out, with a warning, what cannot be decoded; else it is an error. Where images do not fit in
@@ -58,6 +65,11 @@ def image_folder(
         split_by: name, by a hash of CLASS/FILE: images keep their side (test, validation, training) when others are
             added or removed, but for one of the class at most; a class of one image stays in training. shuffle, as
             versions without this key did and their runs still do: one image more, and any image may change sides.
+        fit: crop resizes by the shorter side and cuts out the center, pad by the longer side and adds black on both
+            sides, stretch does not keep the proportions. Predictions do the same.
+        interpolation: bilinear or bicubic, both antialiased, or nearest.
+        cache_size: for an augmentation that cuts from whole images, these are shrunk to so many times `size`, by the
+            number of pixels: 2 is 4 times as many. null takes the original pixels, read from the files in each epoch.
         root: the folder. train may be called training, test testing, and val, valid, validation or dev is the
             validation split; in any case, also with set or _set after it.
     Raises: DataError if there are no images, only one class, a class is missing in training, or a file cannot be
@@ -69,7 +81,18 @@ def image_folder(
     parts = splits_in(top)
     classes = tuple(folder.name for folder in sub_folders(parts.get("train", top)))
     refuse_single_class(top, parts.get("train"))
-    listing = Listing(classes, size, channels, skip_bad, in_memory, workers, cache, named=split_by == "name")
+    listing = Listing(
+        classes,
+        size,
+        channels,
+        skip_bad,
+        in_memory,
+        workers,
+        cache,
+        split_by == "name",
+        Resizing(fit, interpolation),
+        cache_size,
+    )
     if not parts:
         train, shape = listing.read(top, None)
         if not test_fraction:
@@ -96,8 +119,8 @@ def train_and_test(whole: Split, fraction: float) -> tuple[Tensor, Tensor]:
         ) from None
 
 
-def read_folder(root: str, classes: tuple[str, ...], shape: tuple[int, int, int]) -> Split:
-    """Another folder's images, as a model trained on `classes` and `shape` (C, H, W) takes them.
+def read_folder(root: str, classes: tuple[str, ...], shape: tuple[int, int, int], resizing: Resizing) -> Split:
+    """Another folder's images, as a model trained on `classes` and `shape` (C, H, W), resized so, takes them.
 
     The folder holds class folders, or a `test` folder that does; classes it lacks are fine.
 
@@ -109,7 +132,7 @@ def read_folder(root: str, classes: tuple[str, ...], shape: tuple[int, int, int]
     tests = [folder for folder in sub_folders(top) if split_of(folder.name) == "test" and folder.name not in classes]
     top = tests[0] if tests else top
     channels, height, width = shape
-    listing = Listing(classes, [height, width], 1 if channels == 1 else 3, False, None, 2)
+    listing = Listing(classes, [height, width], 1 if channels == 1 else 3, False, None, 2, resizing=resizing)
     return listing.read(top, shape)[0]
 
 
@@ -125,6 +148,8 @@ class Listing:
     workers: int
     cache: bool = False
     named: bool = False
+    resizing: Resizing = DEFAULT_RESIZING
+    cache_size: float | None = None
 
     def read(self, folder: Path, shape: tuple[int, int, int] | None) -> tuple[Split, tuple[int, int, int]]:
         """A folder's split, and the (C, H, W) of its images; `shape` is the required one, if there is one.
@@ -158,8 +183,11 @@ class Listing:
         if size is None:
             reference, size = _first_size(files, Decode(self.channels, None))
         shape = (self.channels, *size)
+        most = None if self.cache_size is None else round(self.cache_size**2 * size[0] * size[1])
         decode = (
-            Decode(self.channels, size) if self.size is not None else _Unresized(self.channels, None, shape, reference)
+            Decode(self.channels, size, self.resizing, most)
+            if self.size is not None
+            else _Unresized(self.channels, None, self.resizing, shape=shape, reference=reference)
         )
         in_memory = self.in_memory
         if in_memory is None:
@@ -203,11 +231,24 @@ class Listing:
     ) -> InMemory:
         """The images of the files that can be decoded; the others are reported."""
         images, bad = self._cached(files, decode, shape) if self.cache else self._decoded(files, decode, shape)
-        whole = InMemory(torch.from_numpy(images), torch.tensor(labels), names, tuple(files), groups)
+        whole = InMemory(
+            torch.from_numpy(images),
+            torch.tensor(labels),
+            names,
+            tuple(files),
+            groups,
+            self._reading(decode, files, shape),
+        )
         if not bad:
             return whole
         self._report(bad, files)
         return whole.take(torch.tensor([index for index in range(len(files)) if index not in bad]))
+
+    def _reading(self, decode: Decode, files: Sequence[str], shape: tuple[int, int, int]) -> Reading:
+        """How the files were read, and whether their whole images fit in memory too."""
+        most = None if decode.whole_pixels is None else decode.whole_pixels + shape[1] * shape[2]
+        fits = most is not None and (self.in_memory or len(files) * self.channels * most <= _memory_for_images())
+        return Reading(decode, self.workers, self.cache, fits)
 
     def _cached(self, files: list[str], decode: Decode, shape: tuple[int, int, int]) -> _Decoded:
         """As _decoded, from the cache if the files are unchanged since.
@@ -215,8 +256,8 @@ class Listing:
         Files that cannot be decoded are cached with the reason, so that one of them does not make every command decode
         all others again. Nothing is cached if one could not be opened or read, which another attempt may change.
         """
-        program = hashlib.sha256(Path(decoding.__file__).read_bytes()).hexdigest()
-        decoding_options = (decode.size, shape, program, decoding.formats())
+        program = [hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest() for module in (decoding, resize)]
+        decoding_options = (decode.size, decode.resizing, shape, program, decoding.formats())
         key = decoded_images.key_of(files, *decoding_options)
         if key is None or local_world_size() == 1:
             return self._read_or_decode(files, decode, shape, key, decoding_options)
@@ -242,10 +283,7 @@ class Listing:
             try:
                 decoded_images.write(key, images, reasons)
             except OSError as error:
-                streams.warning(
-                    f"{decoded_images.folder()}: the cache of decoded images cannot be written "
-                    f"({error.strerror or error}); set SOFTMAXCE_CACHE to another folder, or data.cache: false"
-                )
+                streams.warning(decoded_images.cannot_be_written(error))
         return images, bad
 
     def _decoded(self, files: list[str], decode: Decode, shape: tuple[int, int, int]) -> _Decoded:
@@ -315,19 +353,27 @@ class _SizeError(DataError):
 class _Unresized(Decode):
     """Decodes files that are all of one size. Raises: DataError, also if an image is not as large as `reference`."""
 
-    shape: tuple[int, int, int]
-    reference: str
+    shape: tuple[int, int, int] = field(kw_only=True)
+    reference: str = field(kw_only=True)
 
     def array(self, file: str) -> NDArray[np.uint8]:
         """Decode one file to [C, H, W]."""
         array = super().array(file)
-        if array.shape != self.shape:
-            height, width = array.shape[1:]
+        self._check(file, array.shape[1], array.shape[2])
+        return array
+
+    def whole(self, file: str) -> Image.Image:
+        """Decode one file to an image of mode L or RGB."""
+        image = super().whole(file)
+        self._check(file, image.height, image.width)
+        return image
+
+    def _check(self, file: str, height: int, width: int) -> None:
+        if (height, width) != self.shape[1:]:
             raise _SizeError(
                 f"{file} is {height}x{width} pixels and {self.reference} is {self.shape[1]}x{self.shape[2]}; "
                 "set data.size (32, for example) to resize all of them"
             )
-        return array
 
 
 def _first_size(files: Sequence[str], decode: Decode) -> tuple[str, tuple[int, int]]:

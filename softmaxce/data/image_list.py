@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from .. import streams
-from ..argument_types import Fraction, NonNegativeInt, PositiveInt
+from ..argument_types import AtLeastOne, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from .decode import is_image
 from .folder import Listing, train_and_test
 from .folder_layout import SPLIT_NAMES, split_of
+from .resizing import Resizing
 from .splits import Dataset, Split
 from .table import Columns, Row, read_table
 
@@ -30,6 +31,9 @@ def image_list(
     in_memory: bool | None = None,
     workers: NonNegativeInt = 2,
     cache: bool = True,
+    fit: Fit = "crop",
+    interpolation: Interpolation = "bilinear",
+    cache_size: AtLeastOne | None = 2.0,
     *,
     file: str,
     root: str,
@@ -51,6 +55,9 @@ def image_list(
         in_memory: keep all images decoded in memory; null decides by the machine's memory.
         workers: processes that decode images that do not fit in memory.
         cache: keep decoded images in the user's cache folder.
+        fit: how images get the size: crop, pad or stretch, as of image_folder.
+        interpolation: bilinear, bicubic or nearest.
+        cache_size: how large whole images are kept, as of image_folder.
         file: the table, relative to data.root; without data.root, that is the table's own folder.
         root: the folder.
     Raises: DataError if the table or an image is missing or cannot be used.
@@ -68,7 +75,17 @@ def image_list(
         raise DataError(
             f"{table}: there is only one class, '{classes[0]}', in the training images; a classifier needs at least two"
         )
-    listing = Listing(classes, size, channels, skip_bad, in_memory, workers, cache)
+    listing = Listing(
+        classes,
+        size,
+        channels,
+        skip_bad,
+        in_memory,
+        workers,
+        cache,
+        resizing=Resizing(fit, interpolation),
+        cache_size=cache_size,
+    )
     train, shape = _read(listing, parts.pop("train"), None)
     others = {name: _read(listing, part, shape)[0] for name, part in parts.items() if part}
     if split is not None or not test_fraction:
@@ -88,16 +105,21 @@ def _existing_table(file: str, root: str) -> Path:
 
 
 def read_list(
-    table: Path, classes: tuple[str, ...], shape: tuple[int, int, int], columns: Columns, root: Path
+    table: Path,
+    classes: tuple[str, ...],
+    shape: tuple[int, int, int],
+    resizing: Resizing,
+    columns: Columns,
+    root: Path,
 ) -> Split:
-    """Another table's images, as a model trained on `classes` and `shape` (C, H, W) takes them.
+    """Another table's images, as a model trained on `classes` and `shape` (C, H, W), resized so, takes them.
 
     Its paths are relative to its folder or, if the first image is not there, to `root`. With a column of splits, these
     are the rows of the test split, if there are any. Raises: DataError.
     """
     images = _listed_images(table, [table.parent, root], columns)
     images = [image for image in images if image.split == "test"] or images
-    listing = Listing(classes, list(shape[1:]), 1 if shape[0] == 1 else 3, False, None, 2)
+    listing = Listing(classes, list(shape[1:]), 1 if shape[0] == 1 else 3, False, None, 2, resizing=resizing)
     return _read(listing, images, shape)[0]
 
 

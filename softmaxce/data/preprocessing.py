@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .splits import InMemory, Split
+from .decode import Decode
+from .resizing import DEFAULT as DEFAULT_RESIZING
+from .resizing import Resizing
+from .splits import InMemory, OnDisk, Split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATISTICS_FROM = 5000  # images of a split on disk that are used for its mean and standard deviation
@@ -14,17 +17,25 @@ STATISTICS_FROM = 5000  # images of a split on disk that are used for its mean a
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The shape and the normalization of a model's images; saved with the weights.
+    """The shape, resizing and normalization of a model's images; saved with the weights.
 
     Attributes:
         shape: (C, H, W).
         mean: C numbers, of pixels in [0, 1].
         std: C numbers, likewise.
+        resizing: how images of another size are brought to it.
     """
 
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resizing: Resizing = DEFAULT_RESIZING
+
+
+def resizing_of(split: Split) -> Resizing:
+    """How the files of a split are resized; as files usually are, where it has none that we decode."""
+    decode = split.decode if isinstance(split, OnDisk) else split.reading and split.reading.decode
+    return decode.resizing if isinstance(decode, Decode) else DEFAULT_RESIZING
 
 
 def mean_and_std(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -12,6 +12,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .decode import Decode
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files were read into memory.
+
+    Attributes:
+        decode: path -> [C, H, W] uint8.
+        workers: processes that decode, if the files are read in every epoch.
+        cache: whether decoded images are cached.
+        whole_in_memory: whether whole images may be kept in memory too, for augmentations that cut from them.
+    """
+
+    decode: Decode
+    workers: int = 2
+    cache: bool = False
+    whole_in_memory: bool = False
+
 
 @dataclass(frozen=True)
 class InMemory:
@@ -25,6 +44,7 @@ class InMemory:
         files: N paths that the images were read from; None if they come from no files of their own.
         groups: N names of groups, such as patients or videos; data.validation keeps each on one side. None if there
             are none.
+        reading: how the files were read; None if that is not known.
     """
 
     images: Tensor
@@ -32,6 +52,7 @@ class InMemory:
     names: tuple[str, ...] | None = None
     files: tuple[str, ...] | None = None
     groups: tuple[str, ...] | None = None
+    reading: Reading | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,7 +66,7 @@ class InMemory:
     def take(self, indices: Tensor) -> "InMemory":
         """The images at `indices` ([M] int64), in that order."""
         names, files, groups = (_at(each, indices) for each in (self.names, self.files, self.groups))
-        return InMemory(self.images[indices], self.labels[indices], names, files, groups)
+        return InMemory(self.images[indices], self.labels[indices], names, files, groups, self.reading)
 
 
 @dataclass(frozen=True)

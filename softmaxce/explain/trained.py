@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.decode import Decode
+from ..data.prefetch import decode_to
 from ..data.splits import InMemory, Split
 from ..errors import DataError, RunError, in_one_line, ran_out_of_memory
 from ..inference.trained_model import TrainedModel
@@ -23,8 +23,7 @@ def read_image(model: TrainedModel, file: Path) -> Tensor:
     """A file's image in the model's shape, [C, H, W] uint8. Raises: DataError."""
     if not file.is_file():
         raise DataError(f"{file}: there is no such file")
-    channels, height, width = model.preprocessing.shape
-    return Decode(channels, (height, width))(str(file))
+    return decode_to(model.preprocessing.shape, model.preprocessing.resizing)(str(file))
 
 
 def split_image(model: TrainedModel, split: str, index: int) -> tuple[Tensor, int]:

@@ -221,6 +221,7 @@ def _metadata(model: TrainedModel, format: Format) -> ExportMetadata:
         shape=model.preprocessing.shape,
         mean=model.preprocessing.mean,
         std=model.preprocessing.std,
+        resizing=model.preprocessing.resizing,
         tta=model.tta,
         temperature=model.temperature,
         run="/".join(model.checkpoint.resolve().parent.parts[-2:]),

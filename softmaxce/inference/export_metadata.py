@@ -7,15 +7,17 @@ read without torch, onnx and ONNX Runtime.
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from ..argument_types import TEMPERATURES
+from ..data.resizing import DEFAULT as DEFAULT_RESIZING
+from ..data.resizing import Resizing
 from ..errors import RunError
 from ..files import open_file, parse_json
-from ..runs.header import check_header
+from ..runs.header import check_header, resizing_of
 from ..runtime.memory import total_memory
 
 FORMAT = 1
@@ -46,6 +48,7 @@ class ExportMetadata:
         images: the fingerprints of the splits it was trained with, by split.
         versions: of softmaxce and the libraries that wrote the file.
         quantization: none or int8.
+        resizing: how images are brought to the shape.
     """
 
     classes: tuple[str, ...]
@@ -64,6 +67,7 @@ class ExportMetadata:
     images: Mapping[str, str]
     versions: Mapping[str, str]
     quantization: str = "none"
+    resizing: Resizing = DEFAULT_RESIZING
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data, with what a program in any language needs to prepare images for the graph."""
@@ -79,7 +83,8 @@ class ExportMetadata:
                 "range": [0, 255],
             },
             "output": {"name": OUTPUT, "type": "float32", "shape": ["N", len(self.classes)]},
-            "decode": decoding_steps(self.shape),
+            "decode": decoding_steps(self.shape, self.resizing),
+            "resizing": asdict(self.resizing),
             "inside": {
                 "normalization": {"mean": list(self.mean), "std": list(self.std)},
                 "tta": self.tta,
@@ -105,16 +110,23 @@ class ExportMetadata:
         return {key: json.dumps(value) for key, value in self.to_dict().items()}
 
 
-def decoding_steps(shape: tuple[int, int, int]) -> list[str]:
+def decoding_steps(shape: tuple[int, int, int], resizing: Resizing) -> list[str]:
     """How an image file becomes the graph's input of shape (C, H, W): what data.decode does, in order."""
     channels, height, width = shape
+    method = f"({width}, {height}), Resampling.{resizing.interpolation.upper()}"
+    resize = {
+        "crop": f"scale and center-crop: ImageOps.fit(image, {method})",
+        "pad": f"scale and pad with black: ImageOps.pad(image, {method})",
+        "stretch": f"scale: image.resize({method})",
+    }
+    antialiased = "" if resizing.interpolation == "nearest" else ", antialiased"
     convert = {1: "convert it to L (gray): ITU-R 601 luma", 3: "convert it to RGB"}
     return [
         "turn it upright by its EXIF orientation; of several pages or frames, take the first",
         "16-bit integers: shift right by 8; 32-bit integers, 0 to 65535, and floating-point, 0 to 1: scale to 0 to 255",
         "an alpha channel or a palette's transparent color: compose it over white",
         *([convert[channels]] if channels in convert else []),
-        f"scale and center-crop, antialiased bilinear: ImageOps.fit(image, ({width}, {height}), Resampling.BILINEAR)",
+        resize[resizing.fit].replace(":", f", {resizing.interpolation}{antialiased}:", 1),
         "arrange the bytes as [channels, height, width]; do not normalize, the graph does",
     ]
 
@@ -139,7 +151,7 @@ def read_metadata(file: Path) -> ExportMetadata:
     return from_dict(data, file)
 
 
-KEYS = (MARK, "classes", "input", "inside", "run", "class_counts", "config", "images", "versions")
+KEYS = (MARK, "classes", "input", "inside", "run", "class_counts", "config", "images", "versions", "resizing")
 
 
 def from_dict(data: Mapping[str, Any], file: Path) -> ExportMetadata:
@@ -160,6 +172,8 @@ def from_dict(data: Mapping[str, Any], file: Path) -> ExportMetadata:
         "class_counts": entry.list("class_counts"),
         "preprocessing": {"shape": shape, **entry.mapping("inside", "normalization")},
     }
+    if "resizing" in data:  # the first version had none
+        header["preprocessing"]["resizing"] = entry.mapping("resizing")
     check_header(header, file)
     if tta not in TTA:
         entry.refuse("inside.tta")
@@ -184,6 +198,7 @@ def from_dict(data: Mapping[str, Any], file: Path) -> ExportMetadata:
         images=entry.texts("images"),
         versions=entry.texts("versions"),
         quantization=str(entry.mapping("inside").get("quantization", "none")),  # the first version had none
+        resizing=resizing_of(header),
     )
 
 

@@ -133,7 +133,7 @@ class ExportedModel:
 
     def predict(self, images: ImageLike | Iterable[ImageLike], top: int | None = None) -> list[Prediction]:
         """Classify image files, PIL images or arrays, as TrainedModel.predict does. Raises: DataError."""
-        return self.predictor.of_images(images, self.metadata.shape, top)
+        return self.predictor.of_images(images, self.metadata.shape, self.metadata.resizing, top)
 
     def predict_decoded(self, decoded: Iterable[Decoded], top: int | None = None) -> Iterator[Prediction | Unreadable]:
         """Classify decoded files, as TrainedModel.predict_decoded does."""
@@ -175,7 +175,7 @@ class ExportedModel:
         """The images of a folder, one sub-folder per class, or of a table, in the model's shape. Raises: DataError."""
         from .run_data import read_other
 
-        return read_other(folder, self.classes, self.metadata.shape, self.config)
+        return read_other(folder, self.classes, self.metadata.shape, self.metadata.resizing, self.config)
 
     def logits(self, split: "str | Split") -> "tuple[Tensor, Tensor]":
         """The logarithms of the probabilities of a split, in its order, which are logits at temperature 1; and labels.

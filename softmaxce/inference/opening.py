@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.resizing import Resizing
 from ..errors import RunError
-from ..runs.header import find_checkpoint, read_header
+from ..runs.header import find_checkpoint, read_header, resizing_of
 from .export_metadata import read_metadata
 
 if TYPE_CHECKING:
@@ -32,11 +33,14 @@ def model_type(path: Path) -> "type[TrainedModel] | type[ExportedModel]":
     return TrainedModel
 
 
-def classes_and_shape(path: Path) -> tuple[list[str], tuple[int, int, int]]:
-    """The class names and the images' shape (C, H, W) of a model, from its file's header alone. Raises: RunError."""
+def classes_and_images(path: Path) -> tuple[list[str], tuple[int, int, int], Resizing]:
+    """The class names, the images' shape (C, H, W) and their resizing of a model, from its file's header alone.
+
+    Raises: RunError.
+    """
     if is_exported(path):
         metadata = read_metadata(path)
-        return list(metadata.classes), metadata.shape
+        return list(metadata.classes), metadata.shape, metadata.resizing
     header = read_header(find_checkpoint(path))
     channels, height, width = header["preprocessing"]["shape"]
-    return header["classes"], (channels, height, width)
+    return header["classes"], (channels, height, width), resizing_of(header)

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..data.decode import Decode
 from ..data.paths import Unreadable
 from ..data.prefetch import Decoded, decode_to
+from ..data.resizing import Resizing
 from ..errors import DataError
 
 AHEAD = 2  # batches that are decoded while another is in the model
@@ -77,13 +79,18 @@ class Predictor:
         ]
 
     def of_images(
-        self, images: ImageLike | Iterable[ImageLike], shape: tuple[int, int, int], top: int | None = None
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        shape: tuple[int, int, int],
+        resizing: Resizing,
+        top: int | None = None,
     ) -> list[Prediction]:
-        """Of images in any form, brought to `shape` (C, H, W). Raises: DataError, as pixels_of."""
+        """Of images in any form, brought to `shape` (C, H, W). Raises: DataError, as decode_to and pixels_of."""
+        decode = decode_to(shape, resizing)
         items = iter([images] if isinstance(images, IMAGE_TYPES) else images)
         predictions: list[Prediction] = []
         while chunk := list(islice(items, self.batch_size)):
-            pixels = np.stack([pixels_of(item, shape) for item in chunk])
+            pixels = np.stack([pixels_of(item, decode) for item in chunk])
             paths = [str(item) if isinstance(item, str | PathLike) else "" for item in chunk]
             predictions += self.of_pixels(pixels, paths, top)
         return predictions
@@ -101,15 +108,14 @@ class Predictor:
                 yield item if isinstance(item, Unreadable) else next(predictions)
 
 
-def pixels_of(image: ImageLike, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """An image as [C, H, W] uint8, brought to a model's shape as image files are: converted, resized, center-cropped.
+def pixels_of(image: ImageLike, decode: Decode) -> NDArray[np.uint8]:
+    """An image as [C, H, W] uint8, brought to a model's shape as image files are: converted and resized.
 
     Args:
         image: a file, a PIL image, or a uint8 array [H, W] or [H, W, C] with C of 1, 3 or 4.
-        shape: (C, H, W) of the model's images.
-    Raises: DataError if the file cannot be read, the array has another shape or type, or C is neither 1 nor 3.
+        decode: how the model's image files are decoded.
+    Raises: DataError if the file cannot be read, or the array has another shape or type.
     """
-    decode = decode_to(shape)
     if isinstance(image, Image.Image):
         return decode.pixels(image.copy())
     if isinstance(image, np.ndarray):

@@ -10,6 +10,7 @@ from ..config.keys import Config
 from ..data.fingerprint import fingerprints
 from ..data.folder import read_folder
 from ..data.image_list import read_list
+from ..data.resizing import Resizing
 from ..data.splits import Dataset, Split
 from ..data.table import Columns
 from ..errors import DataError, within_memory
@@ -39,21 +40,24 @@ def read_dataset(config: Config, classes: tuple[str, ...], file: Path, record: M
     return dataset
 
 
-def read_other(path: Path, classes: tuple[str, ...], shape: tuple[int, int, int], config: Config) -> Split:
+def read_other(
+    path: Path, classes: tuple[str, ...], shape: tuple[int, int, int], resizing: Resizing, config: Config
+) -> Split:
     """Other images than the run's, in the shape (C, H, W) that its model takes.
 
     Args:
         path: a folder with one sub-folder per class; or a table, with the columns of the run's own or the usual ones.
         classes: that the model was trained on.
         shape: of its images.
+        resizing: how others are brought to it.
         config: of the run.
     Raises: DataError.
     """
     if not path.is_file():
-        return read_folder(str(path), classes, shape)
+        return read_folder(str(path), classes, shape, resizing)
     arguments = config.source.arguments if config.source.name == "image_list" else {}
     columns = Columns(arguments.get("path"), arguments.get("label"), arguments.get("split"))
-    return read_list(path, classes, shape, columns, config.root)
+    return read_list(path, classes, shape, resizing, columns, config.root)
 
 
 def choose_split(dataset: Dataset, name: str) -> Split:

@@ -29,7 +29,7 @@ from ..losses.interface import Loss
 from ..runs import checkpoint as checkpoints
 from ..runs.checkpoint import Checkpoint
 from ..runs.folder import read_record
-from ..runs.header import find_checkpoint
+from ..runs.header import find_checkpoint, resizing_of
 from ..runs.provenance import check_split
 from ..runs.resume import at_recorded_root
 from ..runs.validation import check_weights
@@ -54,7 +54,7 @@ class TrainedModel:
         config: what it was trained with, but for the values that `open` replaced; `device` is as recorded.
         classes: K names.
         class_counts: the training images of each class.
-        preprocessing: the shape and normalization of its images.
+        preprocessing: the shape, resizing and normalization of its images.
         device: where it computes.
         model: images [B, C, H, W] float, normalized -> logits [B, K]; with the config's test-time augmentation.
         temperature: what logits are divided by before softmax.
@@ -189,7 +189,7 @@ class TrainedModel:
 
     def folder_split(self, folder: Path) -> Split:
         """The images of a folder, one sub-folder per class, or of a table, in the model's shape. Raises: DataError."""
-        return read_other(folder, self.classes, self.preprocessing.shape, self.config)
+        return read_other(folder, self.classes, self.preprocessing.shape, self.preprocessing.resizing, self.config)
 
     def batches(self, split: Split) -> Batches:
         """A split's batches, preprocessed as the training images were. Raises: DataError if the shape is another."""
@@ -255,7 +255,7 @@ class TrainedModel:
             batch = images if images.ndim == 4 else images.unsqueeze(0)
             check_tensor(batch)
             return self.predictor.of_pixels(batch.cpu().numpy(), None, top)
-        return self.predictor.of_images(images, self.preprocessing.shape, top)
+        return self.predictor.of_images(images, self.preprocessing.shape, self.preprocessing.resizing, top)
 
     def predict_files(
         self, files: Iterable[str | Unreadable], top: int | None = None
@@ -268,7 +268,7 @@ class TrainedModel:
         Returns: an Unreadable in place of each file that cannot be decoded.
         Raises: DataError if the model takes neither gray nor color images.
         """
-        decode = decode_to(self.preprocessing.shape)
+        decode = decode_to(self.preprocessing.shape, self.preprocessing.resizing)
         with PrefetchingDecoder(files, decode, AHEAD * self.config.data.eval_batch_size) as decoded:
             yield from self.predict_decoded(decoded, top)
 
@@ -343,7 +343,7 @@ def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     stored = checkpoint.header["preprocessing"]
     channels, height, width = stored["shape"]
     mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
-    return Preprocessing((channels, height, width), mean, std)
+    return Preprocessing((channels, height, width), mean, std, resizing_of(checkpoint.header))
 
 
 def _build_model(

@@ -10,6 +10,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from ..argument_types import NonNegativeInt, PositiveFloat, PositiveInt
+from ..data.resizing import DEFAULT as DEFAULT_RESIZING
+from ..data.resizing import Resizing
 from ..errors import RunError
 from ..files import open_file, parse_json
 from ..runtime.memory import total_memory
@@ -27,6 +29,7 @@ class _Preprocessing:
     shape: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
     mean: list[Finite]
     std: list[PositiveFloat]
+    resizing: Resizing = DEFAULT_RESIZING  # earlier versions had no other
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,11 @@ def _check_size(file: Path) -> None:
             raise ValueError(f"its header has {size:,} bytes, more than {MAX_HEADER:,}")
         if os.fstat(stream.fileno()).st_size > (total_memory() or 1 << 40):
             raise ValueError("it is larger than this machine's memory")
+
+
+def resizing_of(header: Mapping[str, Any]) -> Resizing:
+    """How a model's images are brought to its shape, by a header that was checked."""
+    return Resizing(**header["preprocessing"].get("resizing", {}))
 
 
 def check_header(header: Mapping[str, Any], file: Path) -> None:

@@ -47,7 +47,7 @@ class Application:
     def __init__(self, classifier: Classifier, limits: Limits, hosts: frozenset[str] | None = None) -> None:
         self.classifier = classifier
         self.limits = limits
-        self._decode = decode_to(classifier.shape)
+        self._decode = decode_to(classifier.shape, classifier.resizing)
         self._threads = ThreadPoolExecutor(min(DECODERS, processors()), "decode")
         self._page = serve_page(classifier.name, classifier.predictor.classes, is_dark=classifier.is_dark)
         routes = [

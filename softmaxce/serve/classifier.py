@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.resizing import Resizing
 from ..inference.exported_model import ExportedModel
 from ..inference.opening import is_exported
 from ..inference.predict import Predictor
@@ -34,6 +35,7 @@ class Classifier:
     Args:
         name: of the model, for people.
         shape: (C, H, W) of its images.
+        resizing: how images are brought to it.
         is_dark: whether its images are dark on average.
         predictor: pixels -> probabilities.
         explain: an image [C, H, W] and a title -> the explanation of its loss.
@@ -44,6 +46,7 @@ class Classifier:
         self,
         name: str,
         shape: tuple[int, int, int],
+        resizing: Resizing,
         is_dark: bool,
         predictor: Predictor,
         explain: "Callable[[Pixels, str], Explanation]",
@@ -51,6 +54,7 @@ class Classifier:
     ) -> None:
         self.name = name
         self.shape = shape
+        self.resizing = resizing
         self.is_dark = is_dark
         self.predictor = predictor
         self._explain = explain
@@ -157,10 +161,9 @@ def _of_run(model: "TrainedModel", on_cpu: "TrainedModel") -> Classifier:
         return replace(explanation, notes=tuple(notes))
 
     run = "/".join(model.checkpoint.resolve().parent.parts[-2:])
-    preprocessing = model.preprocessing
-    return Classifier(
-        f"{run} (epoch {model.epoch})", preprocessing.shape, _is_dark(preprocessing.mean), model.predictor, explain
-    )
+    images = model.preprocessing
+    name = f"{run} (epoch {model.epoch})"
+    return Classifier(name, images.shape, images.resizing, _is_dark(images.mean), model.predictor, explain)
 
 
 def _of_exported(model: ExportedModel) -> Classifier:
@@ -177,7 +180,7 @@ def _of_exported(model: ExportedModel) -> Classifier:
         return replace(explanation, title=title, image=torch.tensor(pixels), notes=(NO_LABEL, LOGARITHMS))
 
     name = f"{metadata.run} (epoch {metadata.epoch})"
-    return Classifier(name, metadata.shape, _is_dark(metadata.mean), model.predictor, explain)
+    return Classifier(name, metadata.shape, metadata.resizing, _is_dark(metadata.mean), model.predictor, explain)
 
 
 def _is_dark(mean: tuple[float, ...]) -> bool:

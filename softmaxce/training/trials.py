@@ -20,7 +20,7 @@ def try_augmentations(train: Batches) -> None:
 
     Raises: ConfigError, with the augmentation, if one raises anything or its result is unsuitable.
     """
-    if not train.augment:
+    if not train.augment and train.view is None:
         return
     before = random_state()
     for warning in train.try_augmentations():

@@ -100,7 +100,14 @@ def test_a_file_that_is_not_as_it_was_is_noticed(change: Callable[[Path], object
 
 
 def test_another_size_and_other_channels_are_other_images(photos: Path) -> None:
-    for options in ({}, {"size": 4}, {"size": [4, 3]}, {"channels": 1}, {"size": 4, "channels": 1}):
+    for options in (
+        {},
+        {"size": 4},
+        {"size": [4, 3]},
+        {"channels": 1},
+        {"size": 4, "channels": 1},
+        {"size": [4, 3], "fit": "pad"},
+    ):
         for _ in range(2):
             assert images(photos, **options).equal(images(photos, **options, cache=False))
 

@@ -23,6 +23,7 @@ from softmaxce.data.batches import Batches
 from softmaxce.data.decode import Decode
 from softmaxce.data.folder import image_folder, read_folder
 from softmaxce.data.preprocessing import Preprocessing
+from softmaxce.data.resizing import DEFAULT
 from softmaxce.data.splits import InMemory, OnDisk
 from softmaxce.errors import DataError
 from softmaxce.runtime.processors import processors
@@ -561,11 +562,11 @@ def test_a_folder_that_cannot_be_used_says_what_is_wrong(
 
 
 def test_another_folder_is_read_as_the_model_was_trained(shapes: Path) -> None:
-    split = in_memory(read_folder(str(shapes), ("circle", "other", "square"), (1, 4, 4)))
+    split = in_memory(read_folder(str(shapes), ("circle", "other", "square"), (1, 4, 4), DEFAULT))
     assert split.shape == (1, 4, 4)
     assert split.labels.unique().tolist() == [0, 2]
 
 
 def test_another_folder_with_unknown_classes_is_refused(shapes: Path) -> None:
     with pytest.raises(DataError, match="the classes square are not among those trained on"):
-        read_folder(str(shapes), ("circle", "triangle"), (3, 8, 8))
+        read_folder(str(shapes), ("circle", "triangle"), (3, 8, 8), DEFAULT)

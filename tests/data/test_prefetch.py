@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 from softmaxce.data.decode import SMALL_FILE, Decode
 from softmaxce.data.paths import Unreadable
 from softmaxce.data.prefetch import PrefetchingDecoder, decode_to
+from softmaxce.data.resizing import DEFAULT
 
 DECODE = Decode(3, (24, 24))
 
@@ -36,7 +37,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 class Noted(Decode):
     """Decodes, and records the files that were requested."""
 
-    requested: list[str]
+    requested: list[str] = field(default_factory=list)
 
     def array(self, file: str) -> NDArray[np.uint8]:
         self.requested.append(file)
@@ -82,7 +83,7 @@ def test_no_more_files_are_read_ahead_than_requested(files: list[str], most: int
 
 
 def test_decoding_starts_before_the_first_image_is_requested(files: list[str]) -> None:
-    decode = Noted(3, (24, 24), [])
+    decode = Noted(3, (24, 24))
     with PrefetchingDecoder(files, decode, len(files)):
         while len(decode.requested) < len(files):
             time.sleep(0.001)
@@ -90,7 +91,7 @@ def test_decoding_starts_before_the_first_image_is_requested(files: list[str]) -
 
 
 def test_a_closed_decoder_starts_no_further_files(files: list[str]) -> None:
-    decode = Noted(3, (24, 24), [])
+    decode = Noted(3, (24, 24))
     with PrefetchingDecoder(files * 20, decode, len(files) * 20):
         pass
     requested = len(decode.requested)
@@ -99,7 +100,7 @@ def test_a_closed_decoder_starts_no_further_files(files: list[str]) -> None:
 
 
 def test_no_files_are_no_images() -> None:
-    with PrefetchingDecoder([], decode_to((1, 8, 8)), 16) as ahead:
+    with PrefetchingDecoder([], decode_to((1, 8, 8), DEFAULT), 16) as ahead:
         assert list(ahead) == []
 
 

@@ -1,6 +1,7 @@
 """`softmaxce export`, and eval and predict of its files, against the run and a client without softmaxce."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -11,11 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -26,6 +29,8 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from softmaxce.argument_types import Fit, Interpolation
+from softmaxce.data.resizing import Resizing
 from softmaxce.data.splits import InMemory
 from softmaxce.errors import FAILED
 from softmaxce.inference.certificate import LIMIT, certify
@@ -60,7 +65,9 @@ def digits(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 PHOTOS = """\
 epochs: 2
-data: {name: image_folder, root: ROOT, size: [12, 10], batch_size: 16, validation: 0.25, test_fraction: 0}
+data:
+  {name: image_folder, root: ROOT, size: [12, 10], fit: pad, interpolation: bicubic, batch_size: 16, validation: 0.25,
+   test_fraction: 0}
 model: {name: cnn, channels: [4, 8]}
 optimizer: {name: adam, lr: 0.01}
 tta: flip
@@ -69,7 +76,7 @@ tta: flip
 
 @pytest.fixture(scope="module")
 def photos(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a folder of color images, with test-time augmentation, a temperature and no test split; exported."""
+    """A run on a folder of padded images, with test-time augmentation, a temperature and no test split; exported."""
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(5)
     for name, color in COLORS.items():
@@ -509,6 +516,13 @@ def site(ort_web: Path, tmp_path: Path) -> Iterator[tuple[Path, str]]:
     shutil.copytree(ROOT / "docs" / "web", folder)
     for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
         shutil.copy(ort_web / name, folder)
+    with served(folder) as address:
+        yield folder, address
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server of a folder's files."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *words: object) -> None:
@@ -516,8 +530,23 @@ def site(ort_web: Path, tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
         Thread(target=server.serve_forever).start()
-        yield folder, f"http://127.0.0.1:{server.server_port}/"
+        yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
+
+
+def test_the_page_resizes_as_pillow_does_to_the_last_bit(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    with served(ROOT / "docs" / "web") as address, Browser(tmp_path / "profile") as page:
+        page.open(f"{address}pixels.js")
+        for fit, interpolation in product(get_args(Fit), get_args(Interpolation)):
+            for (height, width), shape in (((8, 8), (40, 100)), ((12, 10), (300, 7)), ((32, 32), (5, 6))):
+                plane = random.integers(0, 256, shape, dtype=np.uint8)
+                resizing = Resizing(fit, interpolation)
+                values = f"Uint8Array.from({plane.ravel().tolist()})"
+                arguments = f"{values}, {shape[1]}, {shape[0]}, {width}, {height}, {json.dumps(asdict(resizing))}"
+                answer = page.evaluate(f"import('./pixels.js').then(module => [...module.resized({arguments})])")
+                expected = np.asarray(resizing(Image.fromarray(plane), (height, width)))
+                assert answer == expected.ravel().tolist(), (resizing, height, width)
 
 
 @pytest.mark.parametrize("kind", ["color", "gray"])

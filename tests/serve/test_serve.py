@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
+from softmaxce.data.resizing import DEFAULT
 from softmaxce.inference.predict import Predictor
 from softmaxce.serve.classifier import Classifier
 
@@ -210,7 +211,7 @@ def test_images_that_wait_while_the_model_runs_are_one_batch() -> None:
 
     predictor = Predictor(probabilities, ("a", "b"), batch_size=4)
     explain: Any = None
-    with Classifier("model", (1, 1, 2), True, predictor, explain) as classifier:
+    with Classifier("model", (1, 1, 2), DEFAULT, True, predictor, explain) as classifier:
         images = [np.array([[[i, 100 - i]]], dtype=np.uint8) for i in range(8)]
         futures = [classifier.probabilities(images[0])]
         assert begun.wait(30)

@@ -1,0 +1,62 @@
+"""How an image of any size is brought to a model's size. Needs no torch."""
+
+import math
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+from ..argument_types import Fit, Interpolation
+
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,  # antialiased, as bicubic
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """The part of a run's preprocessing that brings images to its size: the same in training and for predictions.
+
+    Attributes:
+        fit: crop, resized by the shorter side and center-cropped; pad, resized by the longer side, with black on both
+            sides; stretch, resized without regard to the proportions.
+        interpolation: bilinear or bicubic, both antialiased, or nearest.
+    """
+
+    fit: Fit = "crop"
+    interpolation: Interpolation = "bilinear"
+
+    def __call__(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The image at `size` (H, W); itself if it has that already."""
+        height, width = size
+        if image.size == (width, height):
+            return image
+        method = FILTERS[self.interpolation]
+        if self.fit == "pad":
+            return _padded(image, (width, height), method)
+        if self.fit == "stretch":
+            return image.resize((width, height), method)
+        return ImageOps.fit(image, (width, height), method)
+
+
+DEFAULT = Resizing()
+
+
+def within(size: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """The largest size of the same proportions with so many pixels at most; the size itself if it has no more."""
+    factor = math.sqrt(pixels / (size[0] * size[1]))
+    if factor >= 1:
+        return size
+    first, second = (min(pixels, max(1, int(side * factor))) for side in size)
+    return first, second
+
+
+def _padded(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    """ImageOps.pad, but for a line so thin that nothing would be left of it: one row or column of it stays."""
+    width, height = size
+    if round(image.height / image.width * width) == 0:
+        image = image.resize((width, 1), method)
+    elif round(image.width / image.height * height) == 0:
+        image = image.resize((1, height), method)
+    return ImageOps.pad(image, size, method)

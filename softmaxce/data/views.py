@@ -1,0 +1,111 @@
+"""Views: training images that an augmentation cuts from whole images, by random numbers of the image's own."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..errors import in_one_line, ran_out_of_memory
+from ..runtime.processors import processors
+from .augmentation import Augmentation
+from .whole_images import WholeImages
+
+AHEAD = 2  # batches beyond those that the threads work on
+SMALL = 96 * 96  # pixels of a view, below which most of the work holds Python's lock, and threads slow each other down
+
+
+def image_keys(seed: int, epoch: int, indices: Sequence[int], place: int) -> list[int]:
+    """A seed of each image's own, below 2^63, for its random numbers.
+
+    Args:
+        seed: the run's.
+        epoch: its number.
+        indices: which images of the split these are.
+        place: of the augmentation in the config's list.
+    """
+    texts = (f"{seed} {epoch} {index} {place}" for index in indices)
+    return [int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> 1 for text in texts]
+
+
+@dataclass(frozen=True)
+class View:
+    """How a whole image becomes one of the model's shape.
+
+    Attributes:
+        augmentation: with a method from_whole(image, (H, W), generator) -> image.
+        shape: (C, H, W), with C of 1 or 3.
+        seed: the run's.
+    """
+
+    augmentation: Augmentation
+    shape: tuple[int, int, int]
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.shape[0] not in (1, 3):
+            raise self.augmentation.error(f"takes images of 1 or 3 channels, got {self.shape[0]}")
+
+    def keys(self, epoch: int, indices: Sequence[int]) -> list[int]:
+        """What `of` takes, for these images of the split."""
+        return image_keys(self.seed, epoch, indices, 0)
+
+    def of(self, whole: Image.Image, key: int) -> NDArray[np.uint8]:
+        """The view of an image, [C, H, W]. Raises: ConfigError if the augmentation fails, or returns no such image."""
+        channels, height, width = self.shape
+        generator = torch.Generator().manual_seed(key)
+        try:
+            image = self.augmentation.function.from_whole(whole, (height, width), generator)
+        except Exception as error:  # the user's augmentation may raise anything
+            if ran_out_of_memory(error):
+                raise
+            message = f"failed on an image of {whole.width}x{whole.height} pixels: {in_one_line(error)}"
+            raise self.augmentation.error(message) from error
+        if not isinstance(image, Image.Image) or image.size != (width, height) or image.mode != whole.mode:
+            got = f"{type(image).__module__}.{type(image).__qualname__}"
+            if isinstance(image, Image.Image):
+                got = f"{image.mode}, {image.width}x{image.height}"
+            expected = f"a PIL image of mode {whole.mode} with {width}x{height} pixels"
+            raise self.augmentation.error(f"must return {expected}; it returned {got}")
+        pixels = np.asarray(image)
+        return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+
+    def batches(self, whole: WholeImages, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
+        """The views of each batch, [B, C, H, W] uint8, cut in threads ahead of their use.
+
+        Args:
+            whole: the split's whole images.
+            batches: the indices of each, [B] int64.
+            epoch: its number.
+        """
+
+        def cut(indices: list[int]) -> Tensor:
+            keys = self.keys(epoch, indices)
+            return torch.from_numpy(np.stack([self.of(whole[i], key) for i, key in zip(indices, keys, strict=True)]))
+
+        waiting = iter(batches)
+        queue: deque[Future[Tensor]] = deque()
+        threads = processors() if self.shape[1] * self.shape[2] >= SMALL else 1
+        pool = ThreadPoolExecutor(threads)
+        try:
+            while True:
+                while len(queue) < threads + AHEAD and (indices := next(waiting, None)) is not None:
+                    queue.append(pool.submit(cut, indices.tolist()))
+                if not queue:
+                    return
+                yield queue.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def refuse_later(augmentations: Sequence[Augmentation]) -> None:
+    """Raises: ConfigError if another than the first augmentation takes whole images."""
+    for each in augmentations[1:]:
+        if each.takes_whole:
+            raise each.error("cuts from whole images, so it must be the first in data.augment")
