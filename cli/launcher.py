@@ -55,7 +55,9 @@ def check_processes(processes: int, max_restarts: int, nproc: str | None, seeds:
     if launched() and nproc is not None:
         raise ConfigError([Problem("--nproc", "torchrun has started the processes already; leave it out")])
     if seeds is not None and (processes > 1 or launched()):
-        raise ConfigError([Problem("--seeds", "trains runs one after the other, each in one process; omit --nproc")])
+        raise ConfigError(
+            [Problem("--seeds", "trains each run in one process; omit --nproc, or train several at a time with --jobs")]
+        )
     if max_restarts and processes == 1:
         message = "restarts the processes of --nproc 2 or more; one process is resumed with --resume auto"
         raise ConfigError([Problem("--max-restarts", message)])

@@ -146,6 +146,10 @@ BatchSize = Annotated[str | None, typer.Option("--batch-size", metavar="N", help
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Short for --set model=NAME.")]
 
 Device = Annotated[str | None, typer.Option(callback=check_device, help="auto, cpu, cuda, cuda:N or mps.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Train N runs at a time, each in a process with its part of the machine."),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option(

@@ -83,7 +83,7 @@ class Request:
 def refuse_if_launched(location: str) -> None:
     """Refuse what starts several runs, as a process of a group. Raises: ConfigError."""
     if launched():
-        message = "starts runs one after the other, each in one process; leave out torchrun"
+        message = "starts runs, each in one process; leave out torchrun"
         raise ConfigError([Problem(location, message)])
 
 

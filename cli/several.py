@@ -1,6 +1,5 @@
-"""Several runs one after the other, for `train --seeds` and `sweep`: started, resumed, or already finished."""
+"""Several runs, for `train --seeds` and `sweep`: planned, trained one after the other, or already finished."""
 
-import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,7 @@ def check_points(points: Sequence[Point], plans: Sequence[Plan], requirements: S
         from softmaxce.session import check_requirements
 
     read = SourceReader()
-    to_build = [(point, plan) for point, plan in zip(points, plans, strict=True) if _finished_folder(plan) is None]
+    to_build = [(point, plan) for point, plan in zip(points, plans, strict=True) if finished_folder(plan) is None]
     labels: dict[Problem, list[str]] = {}
     for point, plan in to_build:
         problems: Sequence[Problem] = ()
@@ -118,7 +117,7 @@ def _located(problem: Problem, labels: Sequence[str], number: int) -> Problem:
 
 def _check_images_if_finished(plan: Plan, images: ImagesOnDisk) -> None:
     """Refuse to count a finished run on other images. An unfinished one is checked when it is resumed."""
-    folder = _finished_folder(plan)
+    folder = finished_folder(plan)
     if folder is None:
         return
     now = images(plan.config).fingerprints
@@ -137,31 +136,49 @@ def train_each(
     A finished run is checked against the requirements by its run.json, or evaluated again if that lacks a metric.
     """
     finished = []
-    for number, (point, plan) in enumerate(zip(points, plans, strict=True), 1):
-        head = f"[{number}/{len(points)}] {point.label}"
-        folder = _finished_folder(plan)
+    for index, (point, plan) in enumerate(zip(points, plans, strict=True)):
+        head = head_of(points, index)
+        folder = finished_folder(plan)
         if folder is None:
             streams.line(head, err=True)
-        else:
-            streams.line(f"{head}: already finished in {folder}", err=True)
-            record = runfolder.read_record(folder)
-            run = FinishedRun(point, folder, record, True)
-            if all(requirement.metric in run.metrics for requirement in requirements):
-                results = judge(requirements, run.metrics)
-                _print_results(results, to_stderr=output.json)
-                finished.append(FinishedRun(point, folder, record, all(result.met for result in results)))
-                continue
+        elif (run := finished_run(head, point, folder, requirements, output)) is not None:
+            finished.append(run)
+            continue
         try:
             outcome = train_one(plan, requirements, output)
         except TrainingError as error:
             streams.line(f"{head}: failed: {error.command_text}", err=True)
             continue
         except KeyboardInterrupt:
-            streams.line("resume all of them with the same command and --resume auto", err=True)
+            say_how_to_resume()
             raise
         record = runfolder.read_record(outcome.folder)
         finished.append(FinishedRun(point, outcome.folder, record, outcome.requirements_met))
     return finished
+
+
+def head_of(points: Sequence[Point], index: int) -> str:
+    """What a line about a run begins with."""
+    return f"[{index + 1}/{len(points)}] {points[index].label}"
+
+
+def say_how_to_resume() -> None:
+    """Print what resumes runs that a signal has stopped."""
+    streams.line("resume all of them with the same command and --resume auto", err=True)
+
+
+def finished_run(
+    head: str, point: Point, folder: Path, requirements: Sequence[Requirement], output: OutputOptions
+) -> FinishedRun | None:
+    """Report a run that is finished already; None if its run.json lacks a metric, so that it is evaluated again."""
+    streams.line(f"{head}: already finished in {folder}", err=True)
+    record = runfolder.read_record(folder)
+    run = FinishedRun(point, folder, record, True)
+    if not all(requirement.metric in run.metrics for requirement in requirements):
+        return None
+    results = judge(requirements, run.metrics)
+    _print_results(results, to_stderr=output.json)
+    return FinishedRun(point, folder, record, all(result.met for result in results))
 
 
 def _print_results(results: "Sequence[RequirementResult]", *, to_stderr: bool) -> None:
@@ -180,33 +197,7 @@ def check_all_passed(points: Sequence[Point], runs: Sequence[FinishedRun]) -> No
         raise typer.Exit(FAILED)
 
 
-def train_seeds(
-    points: Sequence[Point],
-    output: Path | None,
-    resume: bool,
-    requirements: list[Requirement],
-    options: OutputOptions,
-    *,
-    allow_changed_data: bool = False,
-) -> None:
-    """Train one config with several seeds, and print the statistics of their final metrics."""
-    plans = make_plans(points, output, resume, allow_changed_data=allow_changed_data)
-    runs = train_each(points, plans, requirements, options)
-    split = final_split(runs)
-    rows = [(run.point.label, run.folder, run.record[split]) for run in runs if split in run.record]
-    if len(rows) > 1:
-        with fast_imports():
-            from softmaxce.report import console, seeds
-
-        metrics = seeds.summarize(split, rows)
-        if options.json:
-            streams.json_text(jsonlib.dumps(metrics.to_dict()))
-        else:
-            seeds.print_seeds(metrics, console.stdout())
-    check_all_passed(points, runs)
-
-
-def _finished_folder(plan: Plan) -> Path | None:
+def finished_folder(plan: Plan) -> Path | None:
     """The plan's run folder, if the run in it is finished and has as many epochs as the config."""
     if not plan.resume or plan.folder is None or not (plan.folder / "run.json").is_file():
         return None

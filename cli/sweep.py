@@ -16,6 +16,7 @@ from .options import (
     ConfigArgument,
     ConfigOption,
     Device,
+    Jobs,
     LearningRate,
     Model,
     one_config,
@@ -40,6 +41,7 @@ def sweep(
     output: Annotated[
         Path | None, typer.Option(help="A folder for all run folders; default: runs/<recipe>/<number> each.")
     ] = None,
+    jobs: Jobs = None,
     resume: Annotated[
         str | None, typer.Option(metavar="auto", help="auto: resume the runs that exist; start the others.")
     ] = None,
@@ -58,10 +60,12 @@ def sweep(
     """
     from softmaxce.config.sweep import grid
 
-    from .several import check_all_passed, check_options, check_points, final_split, make_plans, train_each
+    from .jobs import check_jobs, start_server, train_all
+    from .several import check_all_passed, check_options, check_points, final_split, make_plans
     from .training import OutputOptions, require_config
 
     check_options(resume, dry_run=False)
+    check_jobs(jobs)
     flags = (("device", device), ("epochs", epochs))
     refuse_if_launched("sweep")
     overrides = [Override((name,), value, f"--{name}") for name, value in flags if value is not None]
@@ -73,8 +77,10 @@ def sweep(
         )
     points = grid(require_config(one_config(name, config)), sets, overrides)
     plans = make_plans(points, output, resume == "auto", allow_changed_data=allow_changed_data)
+    if jobs is not None:
+        start_server()
     check_points(points, plans, required)
-    finished = train_each(points, plans, required, OutputOptions(json=json, quiet=quiet))
+    finished = train_all(points, plans, required, OutputOptions(json=json, quiet=quiet), jobs)
     if len(finished) > 1:
         with fast_imports():
             from softmaxce.inference.compare import compare

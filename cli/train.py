@@ -18,6 +18,7 @@ from softmaxce.inference import requirements
 from softmaxce.report.loggers.names import check_loggers
 from softmaxce.runtime.process_group import launched
 
+from .jobs import check_jobs
 from .launcher import check_processes, launch, number_of_processes
 from .options import (
     AllowChangedData,
@@ -25,6 +26,7 @@ from .options import (
     ConfigArgument,
     ConfigOption,
     Device,
+    Jobs,
     LearningRate,
     Model,
     TrustCode,
@@ -58,6 +60,7 @@ def train(
     seeds: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Train N runs, with the config's seed and those after it.")
     ] = None,
+    jobs: Jobs = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.")] = None,
     from_: Annotated[
         str | None,
@@ -110,14 +113,18 @@ def train(
     options = OutputOptions(json, quiet, verbose, report, loggers)
     processes = number_of_processes(nproc) if nproc is not None else 1
     check_processes(processes, max_restarts, nproc, seeds)
+    check_jobs(jobs, several=seeds is not None)
     if seeds is not None:
         from softmaxce.config.sweep import seeds as with_seeds
 
-        from .several import check_options, train_seeds
+        from .seeds import train_seeds
+        from .several import check_options
 
         check_options(resume, dry_run)
         points = with_seeds(require_config(config), seeds, overrides)
-        train_seeds(points, output, resume == "auto", required, options, allow_changed_data=allow_changed_data)
+        train_seeds(
+            points, output, resume == "auto", required, options, jobs=jobs, allow_changed_data=allow_changed_data
+        )
         return
     request = Request(config, overrides, output, resume, allow_changed_data, trust_code, required, options)
     if not dry_run and processes > 1:

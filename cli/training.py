@@ -106,6 +106,7 @@ def train_one(
     output: OutputOptions,
     group: ProcessGroup = SINGLE,
     signals: Signals | None = None,
+    reporters: "Sequence[Reporter] | None" = None,
 ) -> "Outcome":
     """Build a run, train it, and write its report if requested. Raises: as build_run and session.train.
 
@@ -115,6 +116,7 @@ def train_one(
         output: what is printed and written.
         group: the processes that train it together, each of which calls this.
         signals: the group's, which are handled already.
+        reporters: of the run; None for those that suit the terminal.
     """
     with contextlib.ExitStack() as stack:
         if signals is None:  # from here on, so that SIGUSR1 does not end a process that is still building
@@ -130,13 +132,14 @@ def train_one(
         if output.verbose and group.rank == 0:
             _print_details(run)
         group.on_rank_0(plan.check_still_new)
+        shown = _reporters(output) if reporters is None else reporters
         with background_loggers(output.log if group.rank == 0 else ()) as loggers:
             outcome = session.train(
                 run,
                 plan.folder,
                 resume=plan.resume,
                 requirements=requirements,
-                reporters=[*loggers, *_reporters(output)] if group.rank == 0 else (),
+                reporters=[*loggers, *shown] if group.rank == 0 else (),
                 allow_changed_data=plan.allow_changed_data,
                 signals=signals,
                 started=started,

@@ -84,6 +84,10 @@ class RunError(SoftmaxceError):
     """A run folder or a checkpoint cannot be used as requested."""
 
 
+class RunInUseError(RunError):
+    """Another process trains in the run folder."""
+
+
 class TrainingError(SoftmaxceError):
     """Training could not continue, because the loss is not finite, for example."""
 

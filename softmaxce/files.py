@@ -13,11 +13,11 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import RunError
+from .errors import RunError, RunInUseError
 
 TEMPORARY = ".tmp"
 LOCK = ".lock"
@@ -301,7 +301,8 @@ def locked(folder: Path) -> Iterator[str]:
     """Lock a folder for this process. The system releases the lock when the process ends, however it ends.
 
     Yields: a warning if its file system has no locks; else an empty text.
-    Raises: RunError, with the process that has the lock, if it is locked already; or if its lock is no plain file.
+    Raises: RunInUseError, with the process that has the lock, if it is locked already; RunError if its lock is no plain
+        file.
     """
     try:
         import fcntl
@@ -313,9 +314,8 @@ def locked(folder: Path) -> Iterator[str]:
             # Not flock: worker processes would inherit that lock, and keep it after their parent was killed.
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            text = (stream.read(400) or b"").decode(errors="replace")
-            holder = text.strip() if HOLDER.fullmatch(text) else "another process"
-            raise RunError(f"{folder}: is being trained by {holder}; wait for it, or end it, and try again") from None
+            message = f"{folder}: is being trained by {_holder(stream)}; wait for it, or end it, and try again"
+            raise RunInUseError(message) from None
         except OSError as error:
             if error.errno not in (*UNSUPPORTED, errno.ENOLCK):
                 raise
@@ -325,6 +325,26 @@ def locked(folder: Path) -> Iterator[str]:
             stream.truncate(0)
             stream.write(f"process {os.getpid()} on {os.uname().nodename}\n".encode())
         yield ""
+
+
+def lock_holder(folder: Path) -> str | None:
+    """The process that has locked a folder, `process 7 on host`; None if none has, or the system has no such locks."""
+    try:
+        import fcntl
+
+        with os.fdopen(os.open(folder / LOCK, os.O_RDONLY | NOFOLLOW | NONBLOCK), "rb", buffering=0) as stream:
+            try:
+                fcntl.lockf(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: others may look at the same time
+            except (BlockingIOError, PermissionError):  # it is locked: the answer
+                return _holder(stream)
+    except (ImportError, OSError):  # Windows; no lock yet; a file system without locks
+        return None
+    return None
+
+
+def _holder(stream: BinaryIO | FileIO) -> str:
+    text = (stream.read(400) or b"").decode(errors="replace")
+    return text.strip() if HOLDER.fullmatch(text) else "another process"
 
 
 def _open_lock(file: Path) -> int:

@@ -29,7 +29,7 @@ from typing import Any
 
 from .. import streams
 from ..config import yamlfile
-from ..errors import RunError, in_users_code
+from ..errors import RunError, RunInUseError, in_users_code
 from ..files import LOCK, TEMPORARY, append, locked, open_file, parse_json, read_file, read_json, replace_file
 
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -111,13 +111,14 @@ def held(folder: Path, *, new: bool) -> Iterator[None]:
     Args:
         folder: the run folder.
         new: `create` has just made it, so it must still be empty.
-    Raises: RunError if another process has locked it, or has started a run in it since `create`.
+    Raises: RunInUseError if another process has locked it, or has started a run in it since `create`.
     """
     with locked(folder) as problem:
         if problem:
             streams.warning(problem)
         if new and _is_taken(folder):
-            raise RunError(f"{folder}: another run has just been started in this folder; choose another --output")
+            message = f"{folder}: another run has just been started in this folder; choose another --output"
+            raise RunInUseError(message)
         yield
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config import reader as configs
 from ..config.keys import Config, users_code
 from ..config.objects import objects_of
-from ..errors import ConfigError, Problem, RunError
+from ..errors import ConfigError, Problem, RunError, RunInUseError
 from .folder import read_record
 from .header import find_checkpoint, read_header
 from .resume import Images, at_recorded_root, check_resumable, find_run
@@ -33,9 +33,10 @@ class Plan:
     auto: bool = False
 
     def check_still_new(self) -> None:
-        """Refuse to start a run that another process has started since it was planned. Raises: RunError."""
+        """Refuse to start a run that another process has started since it was planned. Raises: RunInUseError."""
         if self.auto and not self.resume and self.folder is not None and (self.folder / "config.yaml").is_file():
-            raise RunError(f"{self.folder}: another process has just started this run; the same command resumes it")
+            message = f"{self.folder}: another process has just started this run; the same command resumes it"
+            raise RunInUseError(message)
 
 
 def resume_run(folder: Path, config: Config | None = None, *, allow_changed_data: bool = False) -> Plan:

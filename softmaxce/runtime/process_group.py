@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # which torchrun sets; WORLD_SIZE alone means nothing
+JOBS = "SOFTMAXCE_JOBS"  # set in the processes of `--jobs`: how many runs are trained at a time
 TIMEOUT = timedelta(hours=12)  # of a process that is alive and silent: another one may still decode its images
 LATE = 5.0  # seconds until a process says that it waits for the others to start
 END_TIMEOUT = timedelta(seconds=8)  # for all processes to confirm that they end by an error that they all met
@@ -294,8 +295,8 @@ def launched() -> bool:
 
 
 def local_world_size() -> int:
-    """The number of processes of this group on this machine, which share its memory and its processors."""
-    return max(1, _number("LOCAL_WORLD_SIZE", "1")) if launched() else 1
+    """The number of processes on this machine that share its memory and processors: of this group, or of `--jobs`."""
+    return max(1, _number("LOCAL_WORLD_SIZE" if launched() else JOBS, "1"))
 
 
 def local_rank() -> int:
