@@ -5,7 +5,7 @@ A config is checked against them before torch is imported; `softmaxce list` and 
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Len, Lt, Predicate, doc
 
@@ -31,3 +31,18 @@ TEMPERATURES = (1e-6, 1e6)  # beyond, logits divided by it may overflow or becom
 Fit = Literal["crop", "pad", "stretch"]  # of images into a size of other proportions
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Reduction = Literal["mean", "sum", "none"]  # of a loss, as in PyTorch
+Metric = Literal[  # of a classifier on a split
+    "accuracy",
+    "loss",
+    "top5_accuracy",
+    "nll",
+    "brier",
+    "ece",
+    "macro_f1",
+    "balanced_accuracy",
+    "worst_class_recall",
+    "macro_roc_auc",
+    "macro_average_precision",
+]
+METRICS: tuple[str, ...] = get_args(Metric)
+LOWER_IS_BETTER = ("loss", "nll", "brier", "ece")

@@ -27,12 +27,12 @@ from .runtime.allocator import keep_freed_memory
 from .runtime.device import choose_device, share_processors
 from .runtime.process_group import SINGLE, ProcessGroup
 from .runtime.random_state import seed_everything, set_deterministic
+from .training import trials
 from .training.compiled import compile_model
 from .training.cuda_graph import should_use_graph
 from .training.ema import ExponentialMovingAverage
 from .training.run import Run
 from .training.step import steps_per_epoch
-from .training.trials import refuse_absent_classes, refuse_single_images, refuse_unfit, try_augmentations
 
 FEWER_IMAGES = "a folder's images need less with data.size, and can stay on the disk: data.in_memory: false"
 
@@ -89,11 +89,13 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
         del data_set
         preprocessing = preprocessing_for(config, source.train)
     class_counts = torch.bincount(source.train.labels, minlength=len(source.classes)).tolist()
-    refuse_absent_classes(config, source.classes, class_counts)
+    trials.refuse_absent_classes(config, source.classes, class_counts)
+    held_out = source.validation or source.test
+    trials.refuse_undefined_metrics(config, len(source.classes), None if held_out is None else held_out.labels)
     weights_follow = config.weights_from is not None
     model = build_model(config, preprocessing, len(source.classes), device, weights_follow=weights_follow)
     loss = build_loss(config, class_counts, device)
-    refuse_unfit(loss, config.loss, len(source.classes), device, bool(config.mixup_alpha or config.cutmix_alpha))
+    trials.refuse_unfit(loss, config.loss, len(source.classes), device, bool(config.mixup_alpha or config.cutmix_alpha))
 
     shares_mixed = not group.is_single and bool(config.mixup_alpha or config.cutmix_alpha)
 
@@ -112,8 +114,8 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
         group=group,
         with_previous=shares_mixed,
     )
-    try_augmentations(train)
-    refuse_single_images(model, config, train)
+    trials.try_augmentations(train)
+    trials.refuse_single_images(model, config, train)
     prepare_model(model, train)
     schedule = build_schedule(config, len(train))
     if hasattr(schedule, "observe") and source.validation is None:

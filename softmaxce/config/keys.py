@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from annotated_types import doc
 from pydantic import Field
 
-from ..argument_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from ..argument_types import Fraction, Metric, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from ..errors import RunError
 from .components import Component
 from .signatures import REQUIRED, Argument, Signature
@@ -109,7 +109,10 @@ class Config:
         sync_batchnorm: where several processes train together on CUDA, normalize by the whole batch's statistics, not
             by those of each process's share.
         early_stopping: {patience, min_delta}; it needs a validation split.
-        best_metric: the metric on the validation split that decides which epoch is the best.
+        best_metric: the metric on the validation split that decides which epoch is the best, and early stopping. The
+            smallest loss, nll, brier or ece is the best, and the largest of any other.
+        metrics: metrics to compute after each epoch beside loss and accuracy, such as [macro_f1]; they are shown with
+            the epochs and the final result. best_metric, and the metric of reduce_on_plateau, are among them anyway.
         checkpoint_every: save a checkpoint within an epoch too, every '500 steps' or '10 minutes'; it changes no
             metric.
         on_nonfinite: what to do if a loss or gradient is not finite. stop; skip that step; or restore the weights of
@@ -142,7 +145,8 @@ class Config:
     tta: Literal["none", "flip", "crops", "flip_crops"] = "none"
     sync_batchnorm: bool = False
     early_stopping: EarlyStopping | None = None
-    best_metric: Literal["accuracy", "loss"] = "accuracy"
+    best_metric: Metric = "accuracy"
+    metrics: list[Metric] = field(default_factory=list)
     checkpoint_every: CheckpointInterval | None = None
     on_nonfinite: Literal["stop", "skip", "restore"] = "stop"
     max_nonfinite: PositiveInt = 10
@@ -173,6 +177,13 @@ class Config:
         if self.source.name == "image_list":
             name = os.path.expanduser(self.source.arguments["file"])  # noqa: PTH111 - as below
         return os.path.exists(root / name)  # noqa: PTH110 - False for a name too long
+
+    @property
+    def epoch_metrics(self) -> tuple[str, ...]:
+        """The metrics beside loss and accuracy that are computed after each epoch."""
+        observed = self.schedule.arguments.get("metric") if self.schedule.name == "reduce_on_plateau" else "loss"
+        names = dict.fromkeys([*self.metrics, self.best_metric, str(observed)])
+        return tuple(name for name in names if name not in ("loss", "accuracy"))
 
     def to_dict(self) -> dict[str, Any]:
         """As a file writes it, with every default written out."""
@@ -227,7 +238,8 @@ KEYS = (
     *("seed", "device", "precision", "deterministic", "compile", "cuda_graph", "keep_memory", "epochs"),
     *("data", "model", "loss", "optimizer", "schedule"),
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
-    *("tta", "sync_batchnorm", "early_stopping", "best_metric", "checkpoint_every", "on_nonfinite", "max_nonfinite"),
+    *("tta", "sync_batchnorm", "early_stopping", "best_metric", "metrics", "checkpoint_every", "on_nonfinite"),
+    "max_nonfinite",
 )
 # What a data set has in its root.
 FILES = {

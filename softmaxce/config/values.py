@@ -21,6 +21,7 @@ def convert(value: Any, type_: Any) -> Any:
 
     Raises: ValueError, `must be ..., got ...`, if it does not fit or contains a NaN.
     """
+    choices = _choices(type_)
     if not _contains_nan(value):
         alike = "none" if value is None else None if value == "none" else value
         for candidate in (value, _whole_floats_as_ints(value), alike):
@@ -32,7 +33,8 @@ def convert(value: Any, type_: Any) -> Any:
                 value, bool
             ):  # pydantic takes true for Literal[1]; JSON Schema not
                 return result
-    likely = suggestion(value, _choices(type_)) if isinstance(value, str) else ""
+    words = [word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str)]
+    likely = next((hint for word in words if word not in choices and (hint := suggestion(word, choices))), "")
     raise ValueError(f"must be {describe(type_)}, got {show(value)}{likely}")
 
 
@@ -56,7 +58,7 @@ def _whole_floats_as_ints(value: Any) -> Any:
 
 
 def _choices(type_: Any) -> list[str]:
-    members = get_args(type_) if get_origin(type_) is Union else (type_,)
+    members = get_args(type_) if get_origin(type_) in (Union, list) else (type_,)
     return [word for m in members if get_origin(m) is Literal for word in get_args(m) if isinstance(word, str)]
 
 
@@ -76,6 +78,8 @@ def describe(type_: Any) -> str:
         return _describe_annotated(args[0], args[1:])
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(a if isinstance(a, str) else show(a) for a in args)
+    if origin is list and get_origin(args[0]) is Literal:
+        return f"a list, each {describe(args[0])}"
     if origin is list:
         return f"a list of {_plural(describe(args[0]))}" if args[0] is not Any else "a list"
     if origin in (Union, UnionType):

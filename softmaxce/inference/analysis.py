@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..data.splits import InMemory, Split
 from ..runs import folder as runfolder
-from .metrics import Metrics, ReliabilityBin, reliability
+from ..training.metrics import ReliabilityBin, reliability
+from .metrics import Metrics
 from .run_data import default_split
 from .temperature import fit_temperature
 from .trained_model import TrainedModel

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import DataError, RunError
 from ..files import replace_file, writable
 from ..runs.folder import CALIBRATION
-from .metrics import expected_calibration_error
+from ..training.metrics import expected_calibration_error
 from .temperature import fit_temperature, nll_at
 from .trained_model import TrainedModel
 

@@ -54,7 +54,7 @@ class RunMetrics:
 
     @property
     def validation(self) -> dict[str, float] | None:
-        """Loss and accuracy on the validation split at the end of `epoch`; None if they were not recorded."""
+        """The metrics on the validation split at the end of `epoch`; None if they were not recorded."""
         return next((line.get("validation") for line in self.epochs if line["epoch"] == self.epoch), None)
 
 

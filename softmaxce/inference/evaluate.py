@@ -29,7 +29,7 @@ def final_evaluation(run: Run, folder: Path, names: Collection[str]) -> tuple[st
     Args:
         run: a run that has been trained. Its weights and its loss become those of the best epoch.
         folder: the run folder, with best.safetensors.
-        names: the metrics that are needed; if others than loss and accuracy are among them, all are computed.
+        names: the metrics that are needed beside the config's; if any is none of loss and accuracy, all are computed.
     Returns: the split's name, its scores (None if there is no split to evaluate on), and the metrics by name.
     """
     if run.progress.best_epoch:
@@ -45,9 +45,10 @@ def final_evaluation(run: Run, folder: Path, names: Collection[str]) -> tuple[st
         loss = loss_of(run.loss, logits, labels)
         accuracy = (logits.argmax(1) == labels).sum().item() / len(labels)
         metrics = {"loss": loss, "accuracy": accuracy}
-        if set(names) - set(metrics):
+        of_epochs = run.config.epoch_metrics
+        if {*names, *of_epochs} - set(metrics):
             metrics = compute_metrics(logits.cpu(), labels.cpu(), loss, run.classes).by_name()
-        return name, Scores(loss, accuracy, len(labels)), metrics
+        return name, Scores(loss, accuracy, len(labels), {other: metrics[other] for other in of_epochs}), metrics
 
     return run.group.from_rank_0(measure)
 

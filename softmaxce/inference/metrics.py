@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .requirements import CLASS_METRICS, METRICS
+from ..argument_types import METRICS
+from ..training.metrics import METRICS as COMPUTED
+from ..training.metrics import Predictions, compute
+from .requirements import CLASS_METRICS
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,17 @@ class Metrics:
         nll: mean negative log-likelihood, nats per image: the loss without smoothing or weights.
         brier: mean squared distance between probabilities and one-hot label, in [0, 2] (Brier 1950, eq. 2).
         ece: expected calibration error, in [0, 1] (Guo et al. 2017, eq. 3; 15 equal bins).
+        macro_f1: the mean F1 of the classes that have an image or a prediction, in [0, 1].
+        balanced_accuracy: the mean recall of the classes that have images, in [0, 1].
+        worst_class_recall: the smallest recall of these classes, in [0, 1].
+        macro_roc_auc: the mean area under the ROC curves of these classes, each against the rest, in [0, 1]; NaN if
+            all images are of one class.
+        macro_average_precision: the mean average precision of these classes, likewise.
         classes: one row per class.
         confusion: [K][K], row: the label, column: the prediction.
         images: how many images.
+
+    The macro metrics and balanced_accuracy are scikit-learn's.
     """
 
     loss: float | None
@@ -44,6 +53,11 @@ class Metrics:
     nll: float
     brier: float
     ece: float
+    macro_f1: float
+    balanced_accuracy: float
+    worst_class_recall: float
+    macro_roc_auc: float
+    macro_average_precision: float
     classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     images: int
@@ -65,83 +79,21 @@ def compute_metrics(logits: Tensor, labels: Tensor, loss: float | None, names: t
         loss: the run's own loss on them, nats per image; None if it is not known.
         names: the K classes' names.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix
 
-    log_probabilities = torch.log_softmax(logits.double(), 1)
-    probabilities = log_probabilities.exp().numpy()
-    true_classes = labels.numpy()
-    predicted = logits.argmax(1).numpy()
-    class_ids = np.arange(len(names))
-    table = precision_recall_fscore_support(true_classes, predicted, labels=class_ids, zero_division=0.0)
+    predictions = Predictions(logits, labels)
+    values: dict[str, float | None] = {**compute(COMPUTED, predictions)}
+    if len(names) <= 5:
+        values["top5_accuracy"] = None
     rows = tuple(
-        ClassMetrics(name, float(p), float(r), float(f), int(s)) for name, p, r, f, s in zip(names, *table, strict=True)
+        ClassMetrics(name, float(p), float(r), float(f), int(s))
+        for name, p, r, f, s in zip(names, *predictions.by_class, strict=True)
     )
-    confusion = confusion_matrix(true_classes, predicted, labels=class_ids)
-    top5 = None
-    if len(names) > 5:
-        top5 = float((logits.topk(5, 1).indices == labels.unsqueeze(1)).any(1).double().mean())
+    confusion = confusion_matrix(predictions.true_classes, predictions.predicted, labels=np.arange(len(names)))
     return Metrics(
         loss=loss,
-        accuracy=float((predicted == true_classes).mean()),
-        top5_accuracy=top5,
-        nll=float(-log_probabilities[torch.arange(len(labels)), labels].mean()) + 0.0,  # not -0
-        brier=float(((probabilities - np.eye(len(names))[true_classes]) ** 2).sum(1).mean()),
-        ece=expected_calibration_error(probabilities, true_classes),
+        **values,  # type: ignore[arg-type]
         classes=rows,
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),
-        images=len(true_classes),
+        images=len(labels),
     )
-
-
-def expected_calibration_error(probabilities: NDArray[np.float64], labels: NDArray[np.int64], bins: int = 15) -> float:
-    """The mean distance between confidence and accuracy, weighted over equal bins of confidence.
-
-    Args:
-        probabilities: [N, K], rows sum to 1.
-        labels: [N] class ids.
-        bins: how many equal intervals (a, b] cover (0, 1].
-    Returns: in [0, 1].
-
-    Guo et al. 2017, "On calibration of modern neural networks", eq. 3.
-    """
-    gaps = [bin.num_correct - bin.confidence * bin.images for bin in reliability(probabilities, labels, bins)]
-    return float(np.abs(gaps).sum() / len(labels))
-
-
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """The images whose confidence (their largest probability) lies in one interval (a, b].
-
-    Attributes:
-        images: how many.
-        num_correct: how many of them are classified correctly.
-        confidence: their mean confidence, in [0, 1]; the interval's middle where there are none.
-    """
-
-    images: int
-    num_correct: int
-    confidence: float
-
-
-def reliability(probabilities: NDArray[np.float64], labels: NDArray[np.int64], bins: int = 15) -> list[ReliabilityBin]:
-    """Confidence and accuracy over equal intervals of confidence: the data of a reliability diagram.
-
-    Args:
-        probabilities: [N, K], rows sum to 1.
-        labels: [N] class ids.
-        bins: how many equal intervals (a, b] cover (0, 1].
-    Returns: one bin per interval, in increasing confidence.
-
-    DeGroot & Fienberg 1983; Guo et al. 2017, eq. 1 and 2.
-    """
-    confidence = probabilities.max(1)
-    correct = probabilities.argmax(1) == labels
-    # A NaN belongs to no interval; in the first it makes the calibration error NaN.
-    index = np.clip(np.ceil(np.nan_to_num(confidence) * bins).astype(int) - 1, 0, bins - 1)
-    images = np.bincount(index, minlength=bins)
-    sums = np.bincount(index, confidence, minlength=bins)
-    num_correct = np.bincount(index, correct, minlength=bins)
-    return [
-        ReliabilityBin(int(n), int(c), float(s / n) if n else (i + 0.5) / bins)
-        for i, (n, c, s) in enumerate(zip(images, num_correct, sums, strict=True))
-    ]

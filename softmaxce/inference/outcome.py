@@ -19,7 +19,7 @@ class Outcome:
         epochs: completed epochs, earlier parts of the run included.
         seconds: of all parts of the run; evaluating a finished run again adds none.
         best_epoch: the epoch with the best validation metric, counted from 1; 0 without a validation split.
-        best_metric: the metric that selected it, `loss` or `accuracy`.
+        best_metric: the metric that selected it.
         best_value: its value on the validation split.
         split: the split that `scores` were measured on.
         scores: the final evaluation; None if there was none.

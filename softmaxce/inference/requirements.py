@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..argument_types import METRICS
 from ..errors import ConfigError, Problem, suggestion
 
-METRICS = ("loss", "accuracy", "top5_accuracy", "nll", "brier", "ece")
 CLASS_METRICS = ("precision", "recall", "f1")
-FRACTIONS = ("accuracy", "top5_accuracy", "ece")  # as those of a class
+NOT_FRACTIONS = ("loss", "nll", "brier")  # the others, as those of a class, lie in [0, 1]
 LARGEST_FRACTION = 1.5  # a larger limit was meant in percent; a smaller one above 1 was not: 1.01 is no 1.01%
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -70,7 +70,7 @@ def parse(texts: Sequence[str]) -> list[Requirement]:
             known = [*METRICS, *(f"{name}.CLASS" for name in CLASS_METRICS)]
             hint = suggestion(metric, METRICS) or f"; the metrics are {', '.join(known)}"
             problems.append(Problem(option, f"there is no metric '{metric}'{hint}"))
-        elif match[4] or (limit > 1 and (metric in FRACTIONS or dot)):
+        elif match[4] or (limit > 1 and metric not in NOT_FRACTIONS):
             problems.append(Problem(option, _not_a_fraction(metric, match[2], limit, percent=bool(match[4]))))
         else:
             requirements.append(Requirement(metric, match[2], limit))
@@ -81,7 +81,7 @@ def parse(texts: Sequence[str]) -> list[Requirement]:
 
 def _not_a_fraction(metric: str, comparison: str, limit: float, *, percent: bool) -> str:
     """What is wrong with a limit in percent, or above 1 where the metric is a fraction, and what to write."""
-    range_ = "is a number, not a percentage" if metric in ("loss", "nll", "brier") else "lies in [0, 1]"
+    range_ = "is a number, not a percentage" if metric in NOT_FRACTIONS else "lies in [0, 1]"
     meant_in_percent = 0 <= limit <= 100 and (percent or limit > LARGEST_FRACTION)
     return f"{metric} {range_}" + (f"; write {metric}{comparison}{limit / 100:g}" if meant_in_percent else "")
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ..argument_types import Fraction, NonNegativeFloat, NonNegativeInt, Probability
+from ..argument_types import LOWER_IS_BETTER, Fraction, Metric, NonNegativeFloat, NonNegativeInt, Probability
 from .schedules import with_warmup
 
 
@@ -16,7 +16,7 @@ class ReduceOnPlateau:
     Args:
         steps: in the whole run.
         steps_per_epoch: in one epoch.
-        metric: loss or accuracy, on the validation split.
+        metric: of the validation split: loss, accuracy or another that `best_metric` can name.
         factor: of each reduction.
         patience: epochs without improvement that are tolerated.
         threshold: the smallest change that counts as an improvement.
@@ -32,7 +32,7 @@ class ReduceOnPlateau:
         *,
         steps: int,
         steps_per_epoch: int,
-        metric: Literal["loss", "accuracy"] = "loss",
+        metric: Metric = "loss",
         factor: Fraction = 0.1,
         patience: NonNegativeInt = 10,
         threshold: NonNegativeFloat = 1e-4,
@@ -46,7 +46,7 @@ class ReduceOnPlateau:
         self._factor = torch.optim.SGD([torch.zeros(1)], lr=1.0)  # its learning rate is the factor
         self._scheduler = ReduceLROnPlateau(
             self._factor,
-            "max" if metric == "accuracy" else "min",
+            "min" if metric in LOWER_IS_BETTER else "max",
             factor,
             patience,
             threshold,

@@ -24,16 +24,17 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def print_ranking(comparison: Comparison, labels: Sequence[str], metric: str, console: Console) -> None:
-    """Print the runs of a sweep, which are in the order of a metric on the validation split: `loss` or `accuracy`."""
+    """Print the runs of a sweep, which are in the order of a metric on the validation split."""
     console.print(f"ranked by validation {metric}")
     table = plain_table()
     table.add_column("")
     table.add_column("", overflow="fold")
-    for name in ("loss", "accuracy"):
+    names = dict.fromkeys(("loss", "accuracy", metric))
+    for name in names:
         table.add_column(f"validation {name}", justify="right", style="bold" if name == metric else None)
     for number, (label, run) in enumerate(zip(labels, comparison.runs, strict=True), 1):
         scores = run.validation or {}
-        cells = [f"{scores[name]:.4f}" if name in scores else "–" for name in ("loss", "accuracy")]
+        cells = [f"{scores[name]:.4f}" if name in scores else "–" for name in names]
         table.add_row(str(number), label, *cells)
     print_table(table, console)
     console.print()

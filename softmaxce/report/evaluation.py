@@ -16,12 +16,17 @@ from . import json_values
 from .console import plain_table, print_table
 
 MEANINGS = {
-    "loss": "nats per image: the loss the model was trained with",
+    "loss": "nats per image: the loss that was minimized",
     "accuracy": "top-1: the largest logit is the label's",
     "top5_accuracy": "the label is among the five largest",
-    "nll": "negative log-likelihood, nats per image; 0 is best",
-    "brier": "squared distance to the one-hot label; 0 is best, 2 worst",
+    "nll": "negative log-likelihood, nats; 0 is best",
+    "brier": "squared distance to one-hot; 0 best, 2 worst",
     "ece": "expected calibration error (15 bins); 0 is best",
+    "macro_f1": "mean F1 of the classes",
+    "balanced_accuracy": "mean recall of the classes",
+    "worst_class_recall": "smallest recall of a class",
+    "macro_roc_auc": "mean area under ROC curves, class against rest",
+    "macro_average_precision": "mean average precision, class against rest",
 }
 WIDEST_MATRIX = 80  # columns
 MISCLASSIFIED = 10  # images printed; --json has all
@@ -38,7 +43,8 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
     if result.tta != "none":
         console.print(f"test-time augmentation: {result.tta}", style="dim")
     if result.temperature != 1:
-        note = f"nll, brier and ece at temperature {result.temperature:.4f}; loss at temperature 1, as in training"
+        names = "nll, brier, ece, macro_roc_auc and macro_average_precision"
+        note = f"{names} at temperature {result.temperature:.4f}; loss at temperature 1, as in training"
         console.print(note, style="dim")
     console.print()
     print_table(_class_table(metrics), console)

@@ -57,8 +57,9 @@ class NotebookTable(Reporter):
         row += [f"{epoch.train.loss:.4f}", f"{epoch.train.accuracy:.4f}"]
         if held_out:
             name = "validation" if epoch.validation else "test"
-            self.names += [f"{name} loss", f"{name} accuracy"]
-            row += [f"{held_out.loss:.4f}", f"{held_out.accuracy:.4f}"]
+            scores = held_out.to_dict()
+            self.names += [f"{name} {metric}" for metric in scores]
+            row += [f"{value:.4f}" for value in scores.values()]
         self.names += ["images/s", "seconds", ""]
         self.rows.append(
             [*row, f"{epoch.images_per_second:,.0f}", f"{epoch.seconds:.1f}", "best" if epoch.best else ""]

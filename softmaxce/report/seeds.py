@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..argument_types import METRICS
 from ..inference.compare import summary_statistics
 from .console import plain_table, print_table
 
@@ -19,7 +20,7 @@ class SeedMetrics:
 
     Attributes:
         split: the split they were measured on.
-        rows: (label, run folder, {loss, accuracy}) of each run.
+        rows: (label, run folder, {loss, accuracy, ...}) of each run.
         statistics: metric -> (mean, sample standard deviation, smallest, largest).
     """
 
@@ -35,8 +36,11 @@ class SeedMetrics:
 
 
 def summarize(split: str, rows: Sequence[tuple[str, Path, dict[str, float]]]) -> SeedMetrics:
-    """The statistics of two rows or more."""
-    statistics = {name: summary_statistics([row[name] for _, _, row in rows]) for name in ("loss", "accuracy")}
+    """The statistics of two rows or more: of the metrics that all of them have."""
+    names = [
+        name for name in rows[0][2] if name in METRICS and all(isinstance(row.get(name), float) for *_, row in rows)
+    ]
+    statistics = {name: summary_statistics([row[name] for *_, row in rows]) for name in names}
     return SeedMetrics(split, tuple(rows), statistics)
 
 

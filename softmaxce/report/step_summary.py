@@ -8,6 +8,7 @@ from .. import streams
 from ..inference.evaluate import EvaluationResult
 from ..inference.requirements import RequirementResult
 from ..session import Outcome, Reporter
+from .evaluation import MEANINGS
 from .markdown import escape
 
 
@@ -27,6 +28,7 @@ def of_training(outcome: Outcome) -> None:
     if outcome.scores is not None:
         rows[f"{outcome.split} loss"] = f"{outcome.scores.loss:.4f}"
         rows[f"{outcome.split} accuracy"] = f"{outcome.scores.accuracy:.4f} ({outcome.scores.images:,} images)"
+        rows |= {f"{outcome.split} {name}": f"{value:.4f}" for name, value in outcome.scores.others.items()}
     rows["time"] = f"{outcome.seconds:.1f} s"
     if outcome.message:
         rows["message"] = outcome.message
@@ -36,9 +38,8 @@ def of_training(outcome: Outcome) -> None:
 def of_evaluation(evaluated: EvaluationResult, requirements: Sequence[RequirementResult]) -> None:
     """Append the result of `softmaxce eval`."""
     metrics = evaluated.metrics
-    names = ("loss", "accuracy", "top5_accuracy", "nll", "brier", "ece")
     rows = {"images": f"{metrics.images:,} ({evaluated.split})"}
-    rows |= {name: f"{value:.4f}" for name in names if (value := getattr(metrics, name)) is not None}
+    rows |= {name: f"{value:.4f}" for name in MEANINGS if (value := getattr(metrics, name)) is not None}
     _append(f"softmaxce eval: {evaluated.checkpoint}", rows, requirements)
 
 

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..runs.folder import SPLITS, Status
 from ..runtime.environment import describe_device
 from ..session import Level, Outcome, Reporter
 from ..training.run import Epoch, Run
+from ..training.tally import Scores
 from . import console
 from .json_values import dumps
 
@@ -62,16 +63,23 @@ def _processes(run: Run) -> str:
 REFRESH = 0.5  # seconds between two updates of the bar: drawing it takes about as long as a small model's step
 WIDTHS = (7, 8, 10, 9, 9, 8, 8, 6, 4)  # of the columns of GrowingTable
 DROPPED = (6, 1, 7, 3, 2, 8, 4)  # columns that a narrow terminal does without, in this order
+METRICS_AT = 6  # the column before which those of other metrics are inserted
 
 
-def columns_that_fit(width: int) -> list[int]:
-    """The indices of the columns of GrowingTable that a terminal has room for."""
+def columns_that_fit(width: int, others: Sequence[str] = ()) -> list[int]:
+    """The indices of the columns of GrowingTable that a terminal has room for; all of the metrics in `others`."""
     columns = list(range(len(WIDTHS)))
+    width -= sum(len(name) + 1 for name in others)
     for index in DROPPED:
         if sum(WIDTHS[i] + 1 for i in columns) - 1 <= width:
             break
         columns.remove(index)
     return columns
+
+
+def scores_text(scores: Scores) -> str:
+    """`loss 0.1234 accuracy 0.9876`, and the other metrics likewise."""
+    return " ".join(f"{name} {value:.4f}" for name, value in scores.to_dict().items())
 
 
 class GrowingTable(Reporter):
@@ -91,6 +99,7 @@ class GrowingTable(Reporter):
         )
         self.best_metric = "accuracy"
         self.columns: list[int] = []  # those that are shown; decided with the first row
+        self.others: tuple[str, ...] = ()  # the metrics that have a column beside them
 
     def expect(self, run: Run) -> None:
         """Set the totals of the progress bar, and the metric whose column is bold."""
@@ -133,9 +142,11 @@ class GrowingTable(Reporter):
         name = "val" if epoch.validation else "test"
         headers = ("epoch", "lr", "train loss", "train acc", f"{name} loss", f"{name} acc", "images/s", "sec", "")
         if not self.columns:
-            self.columns = columns_that_fit(self.console.width)
-            self._print([Text(header, style="bold") for header in headers])
-            self._print([Text("─" * width, style="dim") for width in WIDTHS])
+            self.others = tuple(held_out.others) if held_out else ()
+            self.columns = columns_that_fit(self.console.width, self.others)
+            others = [Text(name, style="bold") for name in self.others]
+            self._print([Text(header, style="bold") for header in headers], others)
+            self._print([Text("─" * w, style="dim") for w in WIDTHS], [Text("─" * len(n), "dim") for n in self.others])
         row = [
             Text(f"{epoch.number}/{self.epochs}"),
             Text(f"{epoch.learning_rate:.2e}", style="dim"),
@@ -147,15 +158,21 @@ class GrowingTable(Reporter):
             Text(f"{epoch.seconds:.1f}", style="dim"),
             Text("best" if epoch.best else "", style="green"),
         ]
-        self._print(row)
+        values = held_out.others if held_out else {}
+        self._print(row, [Text(f"{values[name]:.4f}", style=self._emphasis(name)) for name in self.others])
 
     def _emphasis(self, metric: str) -> str:
         """Bold for the metric that decides which epoch is the best."""
         return "bold" if metric == self.best_metric else ""
 
-    def _print(self, cells: list[Text]) -> None:
+    def _print(self, cells: list[Text], others: list[Text]) -> None:
         """Print a row; each is printed as soon as it is known, so that the widths are fixed."""
-        line = Text(" ").join(Text(" " * (WIDTHS[i] - cells[i].cell_len)) + cells[i] for i in self.columns)
+        padded = {i: Text(" " * (WIDTHS[i] - cells[i].cell_len)) + cells[i] for i in self.columns}
+        before, after = ([padded[i] for i in padded if (i < METRICS_AT) is side] for side in (True, False))
+        middle = [
+            Text(" " * (len(name) - cell.cell_len)) + cell for name, cell in zip(self.others, others, strict=True)
+        ]
+        line = Text(" ").join([*before, *middle, *after])
         line.rstrip()
         self.console.print(line, soft_wrap=True)
 
@@ -197,7 +214,7 @@ class PlainLines(Reporter):
         parts = [f"epoch {epoch.number}/{self.epochs}", f"lr {epoch.learning_rate:.3g}"]
         for name in SPLITS:
             if (scores := getattr(epoch, name)) is not None:
-                parts.append(f"{name} loss {scores.loss:.4f} accuracy {scores.accuracy:.4f}")
+                parts.append(f"{name} {scores_text(scores)}")
         parts += [f"{epoch.images_per_second:.0f} images/s", f"{epoch.seconds:.2f} s"]
         streams.line("  ".join(parts + ["best"] * epoch.best))
 
@@ -279,10 +296,7 @@ def summary(outcome: Outcome) -> list[str]:
             f"validation {outcome.best_metric} {outcome.best_value:.4f}"
         )
     if outcome.scores is not None:
-        scores = outcome.scores
-        lines.append(
-            f"{outcome.split} loss {scores.loss:.4f} accuracy {scores.accuracy:.4f} ({scores.images:,} images)"
-        )
+        lines.append(f"{outcome.split} {scores_text(outcome.scores)} ({outcome.scores.images:,} images)")
     lines += map(str, outcome.requirements)
     if outcome.status.finished:
         lines.append(f"run folder: {outcome.folder} ({outcome.seconds:.1f} s)")

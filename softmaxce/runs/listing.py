@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..argument_types import LOWER_IS_BETTER
 from ..config import yamlfile
 from ..errors import ConfigError, RunError
 from . import folder as runfolder
@@ -104,21 +105,23 @@ def best_first(folders: Sequence[Path]) -> tuple[list[Path], str]:
     """Run folders by a metric of their best epoch on the validation split, the best first.
 
     The metric is the runs' best_metric. It is accuracy where they have several, or it is the loss and they have
-    different losses, whose values cannot be compared. Those without a value are last, in order.
+    different losses, whose values cannot be compared. Those without a value, or with NaN, are last, in order.
 
     Returns: the folders, and the metric.
     Raises: RunError, ConfigError if a run cannot be read.
     """
     configs = [yamlfile.read(folder / "config.yaml").data for folder in folders]
-    choices = {config.get("best_metric", "accuracy") for config in configs}
+    choices = {str(config.get("best_metric", "accuracy")) for config in configs}
     losses = [flat({"loss": config.get("loss")}) for config in configs]
-    metric = "loss" if choices == {"loss"} and all(loss == losses[0] for loss in losses) else "accuracy"
-    sign = 1 if metric == "loss" else -1
+    metric = choices.pop() if len(choices) == 1 else "accuracy"
+    if metric == "loss" and any(loss != losses[0] for loss in losses):
+        metric = "accuracy"
+    sign = 1 if metric in LOWER_IS_BETTER else -1
 
     def rank(folder: Path) -> float:
         scores = _best_validation(runfolder.read_record(folder), runfolder.read_metrics(folder))
-        value = scores[metric] if scores else math.nan
-        return math.inf if math.isnan(value) else sign * value
+        value = (scores or {}).get(metric)
+        return sign * value if isinstance(value, float) and not math.isnan(value) else math.inf
 
     return sorted(folders, key=rank), metric
 
@@ -140,7 +143,7 @@ def differing(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _best_validation(record: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Loss and accuracy of the best epoch on the validation split, by run.json or, before the end, metrics.jsonl."""
+    """The best epoch's metrics on the validation split, by run.json or, before the end, metrics.jsonl."""
     best = next((line for line in lines if line["epoch"] == record.get("best_epoch")), None)
     if best is None:
         best = next((line for line in reversed(lines) if line.get("best")), {})

@@ -73,6 +73,7 @@ RULES = {
     "sync_batchnorm": FIXED,
     "early_stopping": FIXED,
     "best_metric": FIXED,
+    "metrics": FREE,  # what is shown
     "checkpoint_every": FREE,
     "on_nonfinite": LATER,
     "max_nonfinite": LATER,

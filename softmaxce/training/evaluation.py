@@ -13,12 +13,13 @@ from ..runtime.device import autocast
 from ..runtime.process_group import SINGLE, ProcessGroup
 from .cuda_graph import report_no_graph
 from .memory import find_fitting_batch_size
+from .metrics import Predictions, compute
 from .run import Run
 from .tally import Scores
 
 
 def evaluate_epoch(run: Run, batches: Batches, should_abort: Callable[[], bool] = lambda: False) -> Scores | None:
-    """The loss and the accuracy of the run's model on a split, in the run's precision; None if aborted.
+    """The loss and the config's metrics of the run's model on a split, in the run's precision; None if aborted.
 
     If memory runs out, the run's CUDA graph is given up and the evaluation repeated.
     """
@@ -36,7 +37,8 @@ def evaluate_epoch(run: Run, batches: Batches, should_abort: Callable[[], bool] 
 
     def score() -> Scores:
         num_correct = (logits.max(1).indices == labels).sum().item()  # as argmax, twice as fast
-        return Scores(loss_of(run.loss, logits, labels), num_correct / len(labels), len(labels))
+        others = compute(names, Predictions(logits, labels)) if (names := run.config.epoch_metrics) else {}
+        return Scores(loss_of(run.loss, logits, labels), num_correct / len(labels), len(labels), others)
 
     return run.group.from_rank_0(score)
 

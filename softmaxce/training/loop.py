@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..argument_types import LOWER_IS_BETTER
 from ..config.keys import Config
 from ..data.batches import Batch
 from ..errors import MemoryRanOutError, TrainingError, within_memory
@@ -198,8 +199,8 @@ def _update_best(progress: Progress, validation: Scores, config: Config) -> bool
 
     What is not finite improves on nothing.
     """
-    sign = 1 if config.best_metric == "accuracy" else -1
-    value = getattr(validation, config.best_metric)
+    sign = -1 if config.best_metric in LOWER_IS_BETTER else 1
+    value = validation.to_dict()[config.best_metric]
     if not math.isfinite(value):
         progress.epochs_without_improvement += 1
         return False

@@ -1,7 +1,8 @@
 """Running metrics of an epoch: sums that stay on the device until they are read."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,15 +18,17 @@ class Scores:
         loss: nats per image; NaN if there are no images.
         accuracy: the fraction of images whose largest logit is their label's, in [0, 1]; NaN if there are no images.
         images: how many.
+        others: the metrics that the config asks for beside them, by name.
     """
 
     loss: float
     accuracy: float
     images: int
+    others: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, float]:
         """Its entries in a JSON line."""
-        return {"loss": self.loss, "accuracy": self.accuracy}
+        return {"loss": self.loss, "accuracy": self.accuracy, **self.others}
 
 
 class RunningMetrics:

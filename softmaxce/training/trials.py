@@ -53,6 +53,26 @@ def refuse_single_images(model: nn.Module, config: Config, train: Batches) -> No
     restore_random_state(before)
 
 
+def refuse_undefined_metrics(config: Config, num_classes: int, labels: Tensor | None) -> None:
+    """Refuse a metric that the epochs' evaluation cannot have.
+
+    Args:
+        config: it names the metrics.
+        num_classes: K.
+        labels: [N] of the split that each epoch is evaluated on; None without one.
+    Raises: ConfigError.
+    """
+    named: dict[str, Sequence[str]] = {"best_metric": [config.best_metric], "metrics": config.metrics}
+    named["schedule.metric"] = config.epoch_metrics  # last: those that no other key names
+    for key, names in named.items():
+        for name in names:
+            if name == "top5_accuracy" and num_classes <= 5:
+                raise ConfigError([Problem(key, f"with {num_classes} classes there is no top-5 accuracy")])
+            if name in ("macro_roc_auc", "macro_average_precision") and labels is not None and len(labels.unique()) < 2:
+                message = f"{name} needs images of two classes or more to validate on; there are images of one"
+                raise ConfigError([Problem(key, message)])
+
+
 def refuse_absent_classes(config: Config, classes: Sequence[str], class_counts: list[int]) -> None:
     """Refuse `weight: balanced` where a class has no training image. Raises: ConfigError, with the classes' names."""
     absent = [name for name, count in zip(classes, class_counts, strict=True) if not count]

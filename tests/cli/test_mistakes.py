@@ -123,6 +123,7 @@ MISTAKES = {
         "batch_size: 32", "augment: [{name: random_crop, pad: 4}]", "5:33: random_crop takes no 'pad'; did you mean 'padding'?"
     ),
     "augment no list": edit("batch_size: 32", "augment: random_crop", "5:12: augment must be a list, got 'random_crop'"),
+    "a metric misspelt": edit("seed: 0", "metrics: [macro_f]", "1:10: metrics must be a list, each one of accuracy, loss, top5_accuracy, nll, brier, ece, macro_f1, balanced_accuracy, worst_class_recall, macro_roc_auc, macro_average_precision, got ['macro_f']; did you mean 'macro_f1'?"),
     "early stopping a number": edit("seed: 0", "early_stopping: 5", "1:17: write it as {patience: 5}, got 5"),
     "early stopping without validation": edit(
         "seed: 0", "early_stopping: {patience: 3}", "1:1: early_stopping needs a validation split; set data.validation"

@@ -56,11 +56,13 @@ def test_each_seed_gives_the_bits_of_its_own_run(app: typer.Typer, here: Path) -
 
 
 def test_mean_deviation_and_range_are_those_of_the_runs(app: typer.Typer, here: Path) -> None:
-    *others, last = events(run(app, "train", "-c", "c.yaml", "--seeds", "3", "--json").stdout)
+    *others, last = events(
+        run(app, "train", "-c", "c.yaml", "--seeds", "3", "--set", "metrics=[macro_f1]", "--json").stdout
+    )
     ends = [event["test"] for event in others if event["event"] == "end"]
     assert len(ends) == 3
     assert (last["event"], last["split"]) == ("seeds", "test")
-    for name in ("loss", "accuracy"):
+    for name in ("loss", "accuracy", "macro_f1"):
         values = [end[name] for end in ends]
         assert last[name]["mean"] == pytest.approx(sum(values) / 3)
         assert last[name]["deviation"] == pytest.approx(statistics.stdev(values))
@@ -110,8 +112,9 @@ def test_an_interrupted_set_of_seeds_is_resumed_where_it_stopped(app: typer.Type
     ("options", "metric"),
     [(["best_metric=loss", "optimizer.lr=0.3,0.001,0.05"], "loss"),
      (["optimizer.lr=0.3,0.001,0.05"], "accuracy"),
+     (["best_metric=worst_class_recall", "optimizer.lr=0.3,0.001,0.05"], "worst_class_recall"),
      (["best_metric=loss", "loss.label_smoothing=0,0.3", "optimizer.lr=0.001,0.05"], "accuracy")],
-    ids=["loss", "accuracy", "losses that cannot be compared"],
+    ids=["loss", "accuracy", "another", "losses that cannot be compared"],
 )  # fmt: skip
 def test_a_sweep_ranks_by_its_best_metric_and_prints_it(
     app: typer.Typer, here: Path, options: list[str], metric: str
@@ -125,11 +128,12 @@ def test_a_sweep_ranks_by_its_best_metric_and_prints_it(
         (best,) = [epoch["validation"] for epoch in epochs if epoch["epoch"] == row["epoch"]]
         assert row["validation"] == best
         values.append(best[metric])
-    assert values == sorted(values, reverse=metric == "accuracy")
+    assert values == sorted(values, reverse=metric != "loss")
     printed = run(app, *line, "--resume", "auto", "-q").stdout.splitlines()
     start = printed.index(f"ranked by validation {metric}")
     rows = printed[start + 3 : start + 3 + len(values)]
-    assert [row.split()[2 if metric == "loss" else 3] for row in rows] == [f"{value:.4f}" for value in values]
+    column = {"loss": 2, "accuracy": 3}.get(metric, 4)
+    assert [row.split()[column] for row in rows] == [f"{value:.4f}" for value in values]
 
 
 def test_a_sweep_is_every_combination_and_ends_with_the_comparison(app: typer.Typer, here: Path) -> None:

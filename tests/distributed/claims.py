@@ -30,8 +30,9 @@ from softmaxce.runs.same_run import same_weights
 from softmaxce.runtime.process_group import ProcessGroup, join
 from softmaxce.runtime.random_state import random_state
 from softmaxce.runtime.signals import Signals
-from softmaxce.training.evaluation import predict
+from softmaxce.training.evaluation import evaluate_epoch, predict
 from softmaxce.training.loop import fit
+from softmaxce.training.metrics import METRICS
 from softmaxce.training.run import Run
 
 from ..helpers import config as small
@@ -250,12 +251,13 @@ def draws(images: Tensor) -> Tensor:
 
 
 def evaluated(group: ProcessGroup) -> Any:
-    config = small(data__test=203, data__eval_batch_size=16, model={"name": "cnn", "channels": [4]})
+    config = small(data__test=203, data__eval_batch_size=16, model={"name": "cnn", "channels": [4]}, metrics=[*METRICS])
     run, alone = build_run(config, group=group), build_run(config)
     assert run.test is not None
     assert alone.test is not None
     ours, theirs = predict(run.model, run.test, group=group), predict(alone.model, alone.test)
-    return [torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)]
+    scores = evaluate_epoch(run, run.test), evaluate_epoch(alone, alone.test)
+    return [*(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), scores[0] == scores[1]]
 
 
 def ended_by(group: ProcessGroup, train: Callable[[], object]) -> tuple[str, int, str]:

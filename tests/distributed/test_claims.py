@@ -72,8 +72,8 @@ def test_an_unused_parameter_has_no_gradient_and_a_constant_buffer_stays(two: Re
         assert about == {"unused": [1.0, 1.0, 1.0], "gradient": True, "mask": pytest.approx(0.1, abs=1e-8)}
 
 
-def test_logits_of_an_evaluation_are_those_of_one_process_to_the_bit(two: Results, four: Results) -> None:
-    assert all(result["evaluated"] == [True, True] for result in (*two, *four))
+def test_logits_and_metrics_of_an_evaluation_are_those_of_one_process_to_the_bit(two: Results, four: Results) -> None:
+    assert all(result["evaluated"] == [True, True, True] for result in (*two, *four))
 
 
 def test_an_error_in_one_process_ends_all_of_them_by_one_line_that_names_it(two: Results, four: Results) -> None:

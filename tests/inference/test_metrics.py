@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from softmaxce.inference.metrics import compute_metrics, expected_calibration_error
+from softmaxce.inference.metrics import compute_metrics
+from softmaxce.training.metrics import expected_calibration_error
 from softmaxce.training.tally import RunningMetrics
 
 NAMES = tuple("abcdefg")
@@ -79,3 +82,58 @@ def test_a_tally_that_waits_has_the_sums_of_one_that_does_not(soft: bool) -> Non
             tally.add(logits.sum(), logits, labels if soft else labels.argmax(1))
     assert waiting.loss.equal(prompt.loss)
     assert waiting.num_correct.equal(prompt.num_correct)
+
+
+@st.composite
+def outputs(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits with ties, and labels of some of the classes only."""
+    classes, images = draw(st.integers(2, 6)), draw(st.integers(1, 30))
+    present = draw(st.lists(st.integers(0, classes - 1), min_size=1, unique=True))
+    labels = draw(st.lists(st.sampled_from(present), min_size=images, max_size=images))
+    rows = st.lists(st.integers(-3, 3), min_size=classes, max_size=classes)
+    logits = draw(st.lists(rows, min_size=images, max_size=images))
+    return torch.tensor(logits, dtype=torch.float32), torch.tensor(labels)
+
+
+@settings(max_examples=60)
+@given(outputs())
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.filterwarnings("ignore:A single label was found")
+def test_the_metrics_of_unequal_classes_are_scikit_learns_also_where_classes_are_absent(
+    both: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    logits, labels = both
+    names = tuple("abcdef"[: logits.shape[1]])
+    metrics = compute_metrics(logits, labels, None, names)
+    true, predicted = labels.numpy(), logits.argmax(1).numpy()
+    probabilities = torch.log_softmax(logits.double(), 1).exp().numpy()  # as the metrics: their ties are these
+    f1 = sklearn_metrics.f1_score(true, predicted, average="macro", zero_division=0)
+    assert metrics.macro_f1 == pytest.approx(f1, rel=1e-12)
+    balanced = sklearn_metrics.balanced_accuracy_score(true, predicted)
+    assert metrics.balanced_accuracy == pytest.approx(balanced, rel=1e-12)
+    present = np.unique(true)
+    recalls = sklearn_metrics.recall_score(true, predicted, labels=present, average=None)
+    assert metrics.worst_class_recall == pytest.approx(recalls.min(), rel=1e-12)
+    if len(present) == 1:
+        assert np.isnan([metrics.macro_roc_auc, metrics.macro_average_precision]).all()
+        return
+    columns, one_hot = probabilities[:, present], true[:, None] == present
+    for value, score in (
+        (metrics.macro_roc_auc, sklearn_metrics.roc_auc_score),
+        (metrics.macro_average_precision, sklearn_metrics.average_precision_score),
+    ):
+        assert value == pytest.approx(score(one_hot, columns, average="macro"), rel=1e-12)
+
+
+def test_with_all_classes_present_the_area_is_scikit_learns_multiclass_one(
+    predictions: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    logits, labels = predictions
+    probabilities = torch.softmax(logits.double(), 1).numpy()
+    expected = sklearn_metrics.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    assert compute_metrics(logits, labels, None, NAMES).macro_roc_auc == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_nan_in_a_logit_raises_nothing_and_makes_the_rankings_nan() -> None:
+    metrics = compute_metrics(torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]), torch.tensor([1, 0]), None, ("a", "b"))
+    assert np.isnan([metrics.nll, metrics.macro_roc_auc, metrics.macro_average_precision]).all()

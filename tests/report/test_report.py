@@ -20,12 +20,12 @@ from scipy.special import softmax
 from typer.testing import CliRunner
 
 from softmaxce.inference.analysis import RunAnalysis, analyze
-from softmaxce.inference.metrics import reliability
 from softmaxce.inference.trained_model import TrainedModel
 from softmaxce.report.html.common import percent
 from softmaxce.report.html.figures import PICTURES, Drawing, Picture, render, render_all
 from softmaxce.report.html.report_page import html
 from softmaxce.report.html.write import write_report
+from softmaxce.training.metrics import reliability
 
 from ..browser import Browser
 from ..helpers import Softmaxce

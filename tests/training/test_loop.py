@@ -1,5 +1,6 @@
 """The training loop: its arithmetic, its repeatability, and what a run may not do."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 import yaml
 from torch import nn
 
+from softmaxce.argument_types import METRICS
 from softmaxce.build import build_run
 from softmaxce.errors import ConfigError, DataError, TrainingError
+from softmaxce.inference.metrics import compute_metrics
 from softmaxce.losses import cuda
 from softmaxce.runs.checkpoint import load, restore, save
 from softmaxce.runs.folder import LAST
@@ -154,6 +157,39 @@ def test_without_a_validation_split_the_test_set_selects_nothing() -> None:
 def test_early_stopping_counts_epochs_without_improvement() -> None:
     run = build_run(config(epochs=6, optimizer={"name": "sgd", "lr": 1e-12}, early_stopping={"patience": 2}))
     assert [epoch.epochs_without_improvement for epoch in fit(run)] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if name not in ("loss", "accuracy")])
+def test_any_metric_of_eval_selects_the_best_epoch_and_stops_a_run_early(name: str) -> None:
+    changes = {"data__noise": 2.0, "data__train": 48, "optimizer": {"name": "sgd", "lr": 0.02}}
+    run = build_run(config(epochs=5, best_metric=name, early_stopping={"patience": 2}, **changes))
+    assert run.validation is not None
+    best, waited = -math.inf, 0
+    for epoch in fit(run):
+        logits, labels = predict(run.evaluated, run.validation)
+        measured = compute_metrics(logits, labels, None, run.classes).by_name()[name]
+        assert epoch.validation is not None
+        assert epoch.validation.to_dict()[name] == measured
+        value = -measured if name in ("nll", "brier", "ece") else measured
+        best, waited = (value, 0) if value > best else (best, waited + 1)
+        assert (epoch.best, epoch.epochs_without_improvement) == (waited == 0, waited)
+    assert run.progress.best_value == abs(best)
+
+
+def test_metrics_that_are_not_asked_for_are_not_computed() -> None:
+    run = build_run(config())
+    assert run.validation is not None
+    scores = evaluate_epoch(run, run.validation)
+    assert scores is not None
+    assert scores.to_dict().keys() == {"loss", "accuracy"}
+
+
+@pytest.mark.parametrize("key", ["best_metric", "metrics", "schedule.metric"])
+def test_a_metric_that_the_validation_split_cannot_have_is_refused_with_its_key(key: str) -> None:
+    plateau = {"schedule": {"name": "reduce_on_plateau", "metric": "top5_accuracy"}}
+    changes = {"best_metric": {"best_metric": "top5_accuracy"}, "metrics": {"metrics": ["top5_accuracy"]}}
+    with pytest.raises(ConfigError, match=rf"{key}: with 3 classes there is no top-5 accuracy"):
+        build_run(config(data__classes=3, **changes.get(key, plateau)))
 
 
 def test_a_diverging_run_fails_with_the_epoch_and_the_learning_rate() -> None:

@@ -23,7 +23,7 @@ PLATEAU = {"name": "reduce_on_plateau", "factor": 0.5, "patience": 0, "threshold
 
 @given(
     st.lists(st.floats(0, 3) | st.just(math.nan), max_size=20),
-    st.sampled_from(["loss", "accuracy"]),
+    st.sampled_from(["loss", "accuracy", "macro_f1", "nll"]),
     st.integers(0, 2),
     st.integers(0, 2),
     st.integers(0, 20),
@@ -37,7 +37,13 @@ def test_the_factor_is_that_of_torchs_reduce_lr_on_plateau_also_when_resumed(
 
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.25)
     torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer, "max" if metric == "accuracy" else "min", 0.5, patience, cooldown=cooldown, min_lr=0.025, eps=0
+        optimizer,
+        "max" if metric in ("accuracy", "macro_f1") else "min",
+        0.5,
+        patience,
+        cooldown=cooldown,
+        min_lr=0.025,
+        eps=0,
     )
     ours = make()
     for index, value in enumerate(values):
