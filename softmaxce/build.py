@@ -21,7 +21,6 @@ from .data.split_checks import check_split
 from .data.splits import Dataset, Side, Split, split_by_group, split_by_name, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.interface import Loss
-from .optim import unwrapped
 from .optim.schedules import Schedule
 from .runtime.allocator import keep_freed_memory
 from .runtime.device import choose_device, share_processors
@@ -31,6 +30,8 @@ from .training import trials
 from .training.compiled import compile_model
 from .training.cuda_graph import should_use_graph
 from .training.ema import ExponentialMovingAverage
+from .training.freezing import freeze_for_good
+from .training.optimizer import add_loss_parameters, build_optimizer
 from .training.run import Run
 from .training.step import steps_per_epoch
 
@@ -124,6 +125,7 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
     average = None
     if config.model_ema_decay is not None:
         average = ExponentialMovingAverage(model, config.model_ema_decay)
+    freeze_for_good(config, model)
     optimizer = build_optimizer(config, model)
     add_loss_parameters(optimizer, config, model, loss)
     if config.sync_batchnorm and not group.is_single:  # its parameters stay those of the optimizer
@@ -253,7 +255,7 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
     return Preprocessing(train.shape, mean, std, resizing_of(train))
 
 
-# -- model, loss, optimizer -------------------------------------------------------------------------------------------
+# -- model and schedule ------------------------------------------------------------------------------------------------
 
 
 @within_memory("building the model", "use a smaller model or smaller images, or a machine with more memory")
@@ -327,51 +329,6 @@ def build_schedule(config: Config, batches: int) -> Schedule:
     steps = steps_per_epoch(batches, config.grad_accum_steps)
     schedule: Schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
     return schedule
-
-
-def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer a config names, over the trainable parameters; fused if possible, unless the config decides."""
-    component = config.optimizer
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise ConfigError([Problem("model", "has no parameters to train")])
-    arguments = dict(component.arguments)
-    # With a loss scaler, torch's fused steps on the CPU apply gradients that are not finite (observed with 2.15).
-    device = parameters[0].device.type
-    can_fuse = device == "cuda" or (device == "cpu" and config.precision != "fp16")
-    can_fuse = can_fuse and not arguments.get("differentiable")
-    if "fused" in arguments and arguments["fused"] is arguments.get("foreach") is None and can_fuse:
-        arguments["fused"] = True
-    with unwrapped.construction():
-        optimizer = build(replace(component, arguments=arguments), {"params": parameters, "model": model})
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        message = f"{component.name} must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        raise ConfigError([Problem(component.location, message)])
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])  # what the schedule's factor multiplies
-    return optimizer
-
-
-def add_loss_parameters(optimizer: torch.optim.Optimizer, config: Config, model: nn.Module, loss: Loss) -> None:
-    """Add the loss's own parameters, if it has any, to the optimizer: in a group of their own, without weight decay.
-
-    Raises: ConfigError if the optimizer does not accept them.
-    """
-    of_model = set(model.parameters())
-    parameters = list(loss.parameters()) if isinstance(loss, nn.Module) else []
-    parameters = [parameter for parameter in parameters if parameter.requires_grad and parameter not in of_model]
-    if not parameters:
-        return
-    try:
-        with unwrapped.construction():
-            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
-    except Exception as error:  # the user's optimizer may raise anything
-        if ran_out_of_memory(error):
-            raise
-        message = f"{config.optimizer.name} does not accept the parameters of the loss: {in_one_line(error)}"
-        raise ConfigError([Problem(config.optimizer.location, message)]) from error
-    group = optimizer.param_groups[-1]
-    group.setdefault("initial_lr", group["lr"])
 
 
 # -- loss -------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import ConfigError, Problem, suggestion
 from . import registry
@@ -17,6 +17,7 @@ from .keys import (
     Config,
     Data,
     EarlyStopping,
+    FineTuning,
     Normalize,
     signature_of_section,
 )
@@ -24,6 +25,8 @@ from .overrides import Override, Path_, apply
 from .registry import REGISTRIES
 from .values import show
 from .yamlfile import Document
+
+T = TypeVar("T")
 
 
 class Checker:
@@ -36,7 +39,9 @@ class Checker:
     def config(self, recipe: str) -> Config:
         """The config. Raises: ConfigError with every mistake, in reading order."""
         own = self._section(Config, self.data, (), KEYS, "a config")
-        values = {key: own[key] for key in KEYS if key in own and key not in ("early_stopping", *REGISTRIES)}
+        values = {
+            key: own[key] for key in KEYS if key in own and key not in ("early_stopping", "fine_tuning", *REGISTRIES)
+        }
         if "model" in own:
             values.update(self._model(own["model"]))
         for key in ("loss", "optimizer", "schedule"):
@@ -45,7 +50,9 @@ class Checker:
         if "data" in own:
             values.update(self._data(own["data"]))
         if own.get("early_stopping") not in (None, "none"):
-            values["early_stopping"] = self._early_stopping(own["early_stopping"])
+            values["early_stopping"] = self._optional("early_stopping", EarlyStopping, own, "{patience: 5}")
+        if own.get("fine_tuning") not in (None, "none"):
+            values["fine_tuning"] = self._fine_tuning(own)
         self._check_device(own.get("device", "auto"))
         if values.get("early_stopping") and self._has_no_validation(values):
             self._problem(("early_stopping",), NEEDS_VALIDATION)
@@ -162,14 +169,28 @@ class Checker:
             message = "validation must be a count of at least 1 or a fraction between 0 and 1; leave it out for none"
             self._problem(path, message, of_value=True)
 
-    def _early_stopping(self, raw: Any) -> EarlyStopping | None:
-        path = ("early_stopping",)
+    def _optional(self, key: str, section: type[T], data: Mapping[str, Any], example: str) -> T | None:
+        """A section that a config may leave out; None if something is wrong with it."""
+        raw = data[key]
         if not isinstance(raw, dict):
-            self._problem(path, f"write it as {{patience: 5}}, got {show(raw)}", of_value=True)
+            self._problem((key,), f"write it as {example}, got {show(raw)}", of_value=True)
             return None
         problems_before = len(self.problems)
-        values = self._section(EarlyStopping, raw, path, None, "early_stopping")
-        return EarlyStopping(**values) if len(self.problems) == problems_before else None
+        values = self._section(section, raw, (key,), None, key)
+        return section(**values) if len(self.problems) == problems_before else None
+
+    def _fine_tuning(self, data: Mapping[str, Any]) -> FineTuning | None:
+        path, epochs = ("fine_tuning", "unfreeze_epoch"), data.get("epochs")
+        tuning = self._optional("fine_tuning", FineTuning, data, "{freeze: backbone, unfreeze_epoch: 3}")
+        unfreeze = tuning.unfreeze_epoch if tuning is not None else None
+        if tuning is not None and unfreeze is not None and tuning.freeze == "none":
+            self._problem(path, "nothing is frozen; add freeze: backbone, or leave unfreeze_epoch out")
+        elif unfreeze is not None and isinstance(epochs, int) and unfreeze > epochs:
+            message = (
+                f"the run has {epochs} epochs, so that nothing would be unfrozen; leave unfreeze_epoch out for that"
+            )
+            self._problem(path, message, of_value=True)
+        return tuning
 
     def _check_device(self, device: Any) -> None:
         if isinstance(device, str) and (message := device_problem(device)):

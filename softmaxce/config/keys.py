@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from annotated_types import doc
+from annotated_types import Ge, Gt, Le, doc
 from pydantic import Field
 
 from ..argument_types import Fraction, Metric, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
@@ -33,6 +33,25 @@ class EarlyStopping:
 
     patience: PositiveInt
     min_delta: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a pretrained model is trained further. Its last layer, the head, is treated differently from the rest.
+
+    Attributes:
+        freeze: backbone trains the head alone: the other layers keep their weights and are in evaluation mode, with the
+            statistics of their batch normalization and without dropout.
+        unfreeze_epoch: the first epoch, counted from 1, in which all layers are trained again; null never.
+        head_lr: the learning rate of the head; null is that of the optimizer. The schedule applies to both.
+        layer_decay: each block has the learning rate of the next one times this; the head has the optimizer's. 0.65 to
+            0.9 is usual.
+    """
+
+    freeze: Literal["none", "backbone"] = "none"
+    unfreeze_epoch: Annotated[int, Ge(2)] | None = None
+    head_lr: PositiveFloat | None = None
+    layer_decay: Annotated[float, Gt(0), Le(1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +115,8 @@ class Config:
         loss: the objective that is minimized.
         optimizer: one of torch's, with torch's argument names, or muon.
         schedule: the learning-rate schedule, applied at every step.
+        fine_tuning: {freeze, unfreeze_epoch, head_lr, layer_decay}, for a model with pretrained weights.
+        no_decay: auto applies no weight decay to biases and normalization layers; none decays all parameters alike.
         clip_grad_norm: clip the gradient to this norm.
         grad_accum_steps: batches per optimizer step; the gradient is that of one large batch: each batch is
             weighted by what the loss's mean divides by.
@@ -136,6 +157,8 @@ class Config:
     compile: bool = False
     cuda_graph: Literal["auto"] | bool = "auto"
     keep_memory: bool = True
+    fine_tuning: FineTuning | None = None
+    no_decay: Literal["none", "auto"] = "none"
     clip_grad_norm: PositiveFloat | None = None
     grad_accum_steps: PositiveInt = 1
     mixup_alpha: NonNegativeFloat = 0.0
@@ -194,7 +217,7 @@ class Config:
                 value = value.to_dict()
                 if name == "model" and self.weights_from is not None:
                     value["weights_from"] = self.weights_from
-            elif isinstance(value, EarlyStopping):
+            elif isinstance(value, EarlyStopping | FineTuning):
                 value = vars(value)
             elif isinstance(value, Data):
                 value = {**self.source.to_dict(), **{k: v for k, v in vars(value).items() if k != "name"}}
@@ -236,7 +259,7 @@ def refuse_users_code(config: Config, location: str, *, training: bool = True) -
 # The keys of a file, in the order in which they are written.
 KEYS = (
     *("seed", "device", "precision", "deterministic", "compile", "cuda_graph", "keep_memory", "epochs"),
-    *("data", "model", "loss", "optimizer", "schedule"),
+    *("data", "model", "loss", "optimizer", "schedule", "fine_tuning", "no_decay"),
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
     *("tta", "sync_batchnorm", "early_stopping", "best_metric", "metrics", "checkpoint_every", "on_nonfinite"),
     "max_nonfinite",
@@ -263,7 +286,11 @@ def signature_of_section(section: type, names: Sequence[str] | None = None) -> S
             default = entry.default if entry.default is not MISSING else REQUIRED
             if entry.default_factory is not MISSING:
                 default = entry.default_factory()
-            type_ = Any if hints[entry.name] in (Component, Data, EarlyStopping | None) else hints[entry.name]
+            type_ = (
+                Any
+                if hints[entry.name] in (Component, Data, EarlyStopping | None, FineTuning | None)
+                else hints[entry.name]
+            )
             if entry.name in DEFAULT_COMPONENTS:
                 default = DEFAULT_COMPONENTS[entry.name]
             arguments.append(Argument(entry.name, type_, default))

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from .keys import KEYS, Config, Data, EarlyStopping, Normalize, signature_of_section
+from .keys import KEYS, Config, Data, EarlyStopping, FineTuning, Normalize, signature_of_section
 from .registry import OWN_CODE, REGISTRIES, Registry
 from .signatures import Argument, Signature, read_signature
 
@@ -26,7 +26,8 @@ def schema() -> dict[str, Any]:
             choice["properties"]["weights_from"] = {"$ref": "#/$defs/model.weights_from"}
     data, definitions = _data()
     properties["data"] |= data
-    properties["early_stopping"] |= {"anyOf": [_section(signature_of_section(EarlyStopping)), {"enum": [None, "none"]}]}
+    for key, section in (("early_stopping", EarlyStopping), ("fine_tuning", FineTuning)):
+        properties[key] |= {"anyOf": [_section(signature_of_section(section), section), {"enum": [None, "none"]}]}
     families = {
         family.prefix: {"enum": [f"{family.prefix}:{name}" for name in family.names()]}
         for registry in REGISTRIES.values()

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import streams
-from ..argument_types import PositiveInt
+from ..argument_types import Fraction, PositiveInt
 from ..errors import DataError
+from .layers import last_layer
 
 
 def torchvision_model(
@@ -22,6 +23,8 @@ def torchvision_model(
     weights: str | None = None,
     freeze: Literal["none", "backbone"] = "none",
     input_size: PositiveInt | None = None,
+    dropout: Fraction | None = None,
+    drop_path: Fraction | None = None,
     *,
     in_channels: int,
     num_classes: int,
@@ -32,15 +35,18 @@ def torchvision_model(
     Args:
         architecture: what torchvision.models calls it.
         weights: DEFAULT, or the name of one of its pretrained weights; None starts from scratch.
-        freeze: backbone trains the head alone and keeps batch normalization's statistics.
+        freeze: as fine_tuning.freeze, for the whole run.
         input_size: images are resized to this height and width, in pixels, on the device.
+        dropout: the probability of its dropout layers; null keeps the architecture's own.
+        drop_path: the probability with which the last residual block is left out (stochastic depth); it rises from 0 at
+            the first. null keeps the architecture's own.
         in_channels: C; gray images are repeated to the three channels the model takes.
         num_classes: K.
         pretrained_weights: download them if they are not on this machine; take them from this machine only; or none,
             the same model without them, because a checkpoint's weights follow.
     Returns: images [B, C, H, W] -> logits [B, K].
     Raises:
-        ValueError: if there are no such weights.
+        ValueError: if there are no such weights, or the architecture drops nothing.
         DataError: if they are not on this machine and cannot be downloaded.
     """
     from torchvision.models import get_model
@@ -55,12 +61,16 @@ def torchvision_model(
         if architecture in ("inception_v3", "googlenet"):  # no auxiliary heads, so that forward returns logits alone
             options = {"aux_logits": False, "init_weights": False}
         model = get_model(architecture, num_classes=num_classes, **options)
-        head = _head(model)[1]
+        head = last_layer(model)[1]
     else:
         model = _pretrained(architecture, weights, pretrained_weights)
         if hasattr(model, "aux_logits"):
             model.aux_logits = False  # the auxiliary heads are trained for the old classes
         head = _replace_head(model, num_classes)
+    if dropout is not None:
+        _set_dropout(model, dropout, architecture)
+    if drop_path is not None:
+        _set_drop_path(model, drop_path, architecture)
     return Adapted(model, head, freeze == "backbone", in_channels, input_size)
 
 
@@ -157,15 +167,8 @@ def _weights_only() -> Iterator[None]:
             os.environ[variable] = before
 
 
-def _head(model: nn.Module) -> tuple[str, nn.Module]:
-    """The last layer that makes logits (a Linear, or squeezenet's 1x1 convolution), and its name."""
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and "aux" not in n.lower()]
-    layers = layers or [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]  # type: ignore[misc]
-    return layers[-1]
-
-
 def _replace_head(model: nn.Module, num_classes: int) -> nn.Module:
-    name, old = _head(model)
+    name, old = last_layer(model)
     new: nn.Module
     if isinstance(old, nn.Linear):
         new = nn.Linear(old.in_features, num_classes)
@@ -175,3 +178,23 @@ def _replace_head(model: nn.Module, num_classes: int) -> nn.Module:
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, new)
     return new
+
+
+def _set_dropout(model: nn.Module, probability: float, architecture: str) -> None:
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    if not layers:
+        raise ValueError(f"{architecture} has no dropout layers")
+    for layer in layers:
+        layer.p = probability
+
+
+def _set_drop_path(model: nn.Module, probability: float, architecture: str) -> None:
+    """Scale the blocks' probabilities, which rise linearly with the depth, to end at another one."""
+    from torchvision.ops import StochasticDepth
+
+    layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    last = max((layer.p for layer in layers), default=0.0)
+    if not last:
+        raise ValueError(f"{architecture} has no stochastic depth")
+    for layer in layers:
+        layer.p *= probability / last

@@ -80,11 +80,15 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        group = self.param_groups[0]
-        for weight in group["params"]:
-            if weight.grad is not None:
-                self._step_of(weight, weight.grad, group)
-        self.adamw.state, self.adamw.param_groups = self.state, self.param_groups[1:]  # load_state_dict replaces them
+        rest = []
+        for group in self.param_groups:
+            if "ns_steps" not in group:
+                rest.append(group)
+                continue
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._step_of(weight, weight.grad, group)
+        self.adamw.state, self.adamw.param_groups = self.state, rest  # load_state_dict replaces them
         unwrapped.stepper(self.adamw)()
         return loss
 

@@ -63,6 +63,8 @@ RULES = {
     "loss": FIXED,
     "optimizer": FIXED,
     "schedule": FIXED,
+    "fine_tuning": FIXED,
+    "no_decay": FIXED,
     "clip_grad_norm": FIXED,
     "grad_accum_steps": FIXED,
     "mixup_alpha": FIXED,

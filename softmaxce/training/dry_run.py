@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ..errors import as_training_error, within_memory
 from ..losses.interface import reduction_of
 from ..models.max_pool import MaxPool2x2
+from .freezing import prepare_epoch
+from .optimizer import describe_groups
 from .run import Run
 from .step import TrainingStep
 
@@ -17,7 +19,8 @@ from .step import TrainingStep
 def dry_run(run: Run) -> dict[str, Any]:
     """Take one training step and measure it.
 
-    Returns: `layers` (rows of name, type, output shape, parameters), `loss` (nats per image), and memory in bytes:
+    Returns: `layers` (rows of name, type, output shape, parameters), `groups` (of the optimizer: the parameters' names
+        and number, learning rate, weight decay), `loss` (nats per image), and memory in bytes:
         `parameters`, `gradients`, `optimizer` (its state), `activations` (what the forward pass saves for the backward
         pass).
     Raises: TrainingError, whatever the parts of the run raise, as session.train does.
@@ -43,7 +46,7 @@ def dry_run(run: Run) -> dict[str, Any]:
         return tensor
 
     weights = {p.untyped_storage().data_ptr() for p in run.parameters}
-    run.model.train()
+    prepare_epoch(run, run.config.epochs)  # in which the most is trained
     step = TrainingStep(run)
     with torch.autograd.graph.saved_tensors_hooks(record_size, lambda tensor: tensor):
         _, loss = step.forward(images, targets)
@@ -59,6 +62,7 @@ def dry_run(run: Run) -> dict[str, Any]:
         "batch": list(images.shape),
         "loss": loss.item() / (len(images) if reduction_of(run.loss) == "sum" else 1),
         "layers": [_layer(name, modules[name], shape) for name, shape in shapes.items()],
+        "groups": describe_groups(run.optimizer, run.model),
         "num_parameters": sum(p.numel() for p in of_model),
         "num_trained": sum(p.numel() for p in of_model if p.requires_grad),
         "num_trained_of_loss": sum(p.numel() for p in parameters[len(of_model) :] if p.requires_grad),

@@ -11,6 +11,7 @@ from ..config.keys import Config
 from ..data.batches import Batch
 from ..errors import MemoryRanOutError, TrainingError, within_memory
 from .evaluation import evaluate_epoch
+from .freezing import prepare_epoch
 from .memory import smaller_steps
 from .nonfinite import NonFiniteError
 from .run import Epoch, Progress, Run
@@ -156,7 +157,7 @@ def _train_epoch(run: Run, number: int, policy: CheckpointPolicy, track: Track) 
     """Train on the epoch's batches from `run.progress.batch` on; `run.tally` has the metrics."""
     progress, batches, accumulated = run.progress, len(run.train), run.config.grad_accum_steps
     began = time.perf_counter() - progress.seconds
-    run.model.train()
+    prepare_epoch(run, number)
     if run.use_graph and run.static_step is None:
         try_graph(run)
     if progress.batch == 0:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from ..errors import MemoryRanOutError, ran_out_of_memory, within_memory
+from .freezing import prepare_epoch
 from .run import Run
 from .step import TrainingStep
 
@@ -50,7 +51,7 @@ def try_step(run: Run, size: int) -> None:
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
     run.optimizer.zero_grad()
-    run.model.train()
+    prepare_epoch(run, run.progress.epoch + 1)
     images = run.train.prepared(torch.zeros(size, *run.preprocessing.shape, dtype=torch.uint8, device=run.device))
     targets = torch.zeros(size, dtype=torch.int64, device=run.device)
     if run.mix is not None:

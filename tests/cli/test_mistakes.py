@@ -124,6 +124,10 @@ MISTAKES = {
     ),
     "augment no list": edit("batch_size: 32", "augment: random_crop", "5:12: augment must be a list, got 'random_crop'"),
     "a metric misspelt": edit("seed: 0", "metrics: [macro_f]", "1:10: metrics must be a list, each one of accuracy, loss, top5_accuracy, nll, brier, ece, macro_f1, balanced_accuracy, worst_class_recall, macro_roc_auc, macro_average_precision, got ['macro_f']; did you mean 'macro_f1'?"),
+    "unfreezing what is not frozen": edit("seed: 0", "fine_tuning: {unfreeze_epoch: 2}", "1:15: nothing is frozen; add freeze: backbone"),
+    "unfreezing after the end": edit("seed: 0", "fine_tuning: {freeze: backbone, unfreeze_epoch: 3}", "1:49: the run has 2 epochs, so"),
+    "fine tuning a word": edit("seed: 0", "fine_tuning: backbone", "1:14: write it as {freeze: backbone, unfreeze_epoch: 3}, got 'backbone'"),
+    "layer decay at the top": edit("seed: 0", "layer_decay: 0.7", "1:1: a config takes no 'layer_decay'; here it is fine_tuning.layer_decay"),
     "early stopping a number": edit("seed: 0", "early_stopping: 5", "1:17: write it as {patience: 5}, got 5"),
     "early stopping without validation": edit(
         "seed: 0", "early_stopping: {patience: 3}", "1:1: early_stopping needs a validation split; set data.validation"

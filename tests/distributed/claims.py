@@ -133,6 +133,11 @@ def plain(group: ProcessGroup) -> Any:
     return as_one_process(group, lenet(epochs=4), 60)
 
 
+def fine_tuned(group: ProcessGroup) -> Any:
+    tuning = {"freeze": "backbone", "unfreeze_epoch": 2, "layer_decay": 0.8}
+    return as_one_process(group, lenet(epochs=4, fine_tuning=tuning, no_decay="auto"), 60)
+
+
 def weighted(group: ProcessGroup) -> Any:
     return as_one_process(group, lenet(loss={"name": "softmax_cross_entropy", "weight": [*range(1, 11)]}), 12)
 
@@ -350,7 +355,7 @@ def decoded(group: ProcessGroup) -> Any:
 
 CLAIMS: dict[int, tuple[Callable[[ProcessGroup], Any], ...]] = {
     2: (
-        *(plain, weighted, ignored, summed, accumulated, per_image, augmented, uneven, unused_parameter),
+        *(plain, fine_tuned, weighted, ignored, summed, accumulated, per_image, augmented, uneven, unused_parameter),
         *(images_of_an_epoch, everything_random, evaluated, one_raises, one_is_nan, other_images, other_config),
         *(other_version, one_cannot_build, decoded, with_ddp),
     ),

@@ -84,7 +84,7 @@ def test_the_data_sets_rules_name_arguments_that_they_take() -> None:
 
 FREE = [
     *("keep_memory=false", "checkpoint_every=1 steps", "cuda_graph=false", "data.eval_batch_size=7"),
-    *("data.download=true", "device=cpu", "data.root=elsewhere"),
+    *("data.download=true", "device=cpu", "data.root=elsewhere", "metrics=[macro_f1]"),
 ]
 
 
