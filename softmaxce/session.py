@@ -274,6 +274,7 @@ class _Session:
             with as_training_error(lambda: f"epoch {run.progress.epoch + 1}"):
                 run.group.on_rank_0(lambda: self.reporter.start(run, folder))
                 status = self._fit()
+                self._warn(epochs.check_best(run, folder))
             with as_training_error(lambda: "the final evaluation"):
                 split, scores, metrics = final_evaluation(run, folder, {one.metric for one in requirements})
         except MemoryRanOutError as error:

@@ -1,5 +1,6 @@
-"""Warnings about a run's epochs: their number beside the schedule, a negative loss; and the refusal of too few."""
+"""Warnings about a run's epochs: their number, a negative loss, none that is the best; and the refusal of too few."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,15 @@ def check_sign(config: Config, folder: Path, epoch: Epoch) -> list[str]:
     test = "softmaxce.check_loss(loss)" if config.loss.is_object else f"softmaxce check-loss {config.loss.name}"
     loss = f"the training loss of epoch {epoch.number} is negative, {epoch.train.loss:.4g}; cross-entropy never is"
     return [f"{loss}: a minus or a log_softmax may be missing; check it with {test}"]
+
+
+def check_best(run: Run, folder: Path) -> list[str]:
+    """A warning at the end of a run with a validation split in which no epoch could be the best."""
+    metric = run.config.best_metric
+    values = [line["validation"][metric] for line in read_metrics(folder) if "validation" in line]
+    if run.progress.best_epoch or not values or any(map(math.isfinite, values)):
+        return []
+    return [f"no epoch is the best, as none has a finite validation {metric}; the last one is tested"]
 
 
 def check_resumed(run: Run, folder: Path) -> list[str]:

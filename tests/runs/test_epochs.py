@@ -82,6 +82,20 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(bad: float) -> N
     assert (progress.best_epoch, progress.best_value, progress.epochs_without_improvement) == (4, 1.0, 1)
 
 
+def test_a_run_without_a_finite_validation_loss_says_that_no_epoch_is_the_best(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch.nn import functional\n"
+        "def loss(logits, targets):\n"
+        "    value = functional.cross_entropy(logits, targets)\n"
+        "    return value if logits.requires_grad else value * float('nan')\n"
+    )
+    for metric, expected in (
+        ("loss", ["no epoch is the best, as none has a finite validation loss; the last one is tested"]),
+        ("accuracy", []),
+    ):
+        assert train(tmp_path / metric, loss=f"{tmp_path / 'own.py'}:loss", best_metric=metric, epochs=2) == expected
+
+
 def test_metrics_of_a_model_whose_logits_are_nan_are_nan_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
