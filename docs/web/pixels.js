@@ -13,7 +13,7 @@ const FILTERS = {
  * @param {Blob} file an image of a format that the browser reads
  * @param {[number, number, number]} shape channels (1 or 3), height and width
  * @param {{fit: string, interpolation: string}} resizing as in the metadata: crop, pad or stretch; bilinear, bicubic or
- *   nearest
+ *   nearest. The browser decodes all pixels of a file, also where `decode` is reduced: they differ slightly then.
  * @returns {Promise<Uint8Array>} the bytes [channels, height, width]
  */
 export async function toPixels(file, [channels, height, width], resizing) {

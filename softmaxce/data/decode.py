@@ -1,6 +1,7 @@
 """One image file as pixels, whatever its format and mode. Needs no torch."""
 
 import contextlib
+import hashlib
 import importlib.util
 import os
 import struct
@@ -21,6 +22,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
 from ..files import open_file
 from ..runtime.processors import processors
+from . import resizing
 from .resizing import DEFAULT as DEFAULT_RESIZING
 from .resizing import FILTERS, Resizing, within
 
@@ -74,7 +76,7 @@ class Decode:
 
     def array(self, file: str) -> NDArray[np.uint8]:
         """Decode one file to [C, H, W]."""
-        return self._decoded(lambda: open_image(file), file, lambda: _is_empty(file), MAX_PIXELS, self.pixels)
+        return self._decoded(lambda: open_image(file), file, lambda: _is_empty(file), MAX_PIXELS, self._pixels)
 
     def whole(self, file: str) -> Image.Image:
         """Decode one file to an image of mode L or RGB that is not cropped, with `whole_pixels` pixels at most."""
@@ -89,7 +91,7 @@ class Decode:
             max_pixels: more are refused before they are decoded.
         """
         return self._decoded(
-            lambda: Image.open(BytesIO(content), formats=formats()), name, lambda: not content, max_pixels, self.pixels
+            lambda: Image.open(BytesIO(content), formats=formats()), name, lambda: not content, max_pixels, self._pixels
         )
 
     def _decoded(
@@ -111,12 +113,20 @@ class Decode:
             refused = isinstance(error, OSError) and error.errno is not None  # Pillow's own errors have no number
             raise (FileAccessError if refused else DataError)(f"{name}: {_reason(error, name, is_empty)}") from None
 
+    def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        if self.size is not None:
+            self.resizing.reduce(image, self.size)
+        return self.pixels(image)
+
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """An opened image as [C, H, W] uint8; the image itself is turned upright by its EXIF tag."""
         pixels = np.asarray(self._fitted(_as_rgb_or_gray(image, self.channels)))
         return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
 
     def _whole(self, image: Image.Image) -> Image.Image:
+        size = image.size if self.whole_pixels is None else within(image.size, self.whole_pixels)
+        if size != image.size:
+            self.resizing.reduce(image, size)
         upright = _as_rgb_or_gray(image, self.channels)
         upright.load()  # before the file is closed
         size = upright.size if self.whole_pixels is None else within(upright.size, self.whole_pixels)
@@ -223,6 +233,13 @@ def is_unread_image(file: str | Path) -> bool:
 def _extensions() -> frozenset[str]:
     read = formats()
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in read)
+
+
+@cache
+def program() -> str:
+    """A hash of the code that decodes and resizes, on which cached pixels depend."""
+    files = (Path(__file__), Path(str(resizing.__file__)))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @cache

@@ -1,6 +1,5 @@
 """The user's own images: a folder with one sub-folder per class, of any size and mode."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import streams
-from ..argument_types import AtLeastOne, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
+from ..argument_types import AtLeastOne, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from ..runtime.memory import total_memory
 from ..runtime.process_group import local_world_size
@@ -23,7 +22,6 @@ from ..runtime.processors import processors
 from ..waiting import Counting
 from . import cache as decoded_images
 from . import decode as decoding
-from . import resizing as resize
 from .decode import Decode, FileAccessError, decoding_threads
 from .folder_layout import images_below, refuse_single_class, split_of, splits_in, sub_folders, warn_of_unread
 from .resizing import DEFAULT as DEFAULT_RESIZING
@@ -47,6 +45,7 @@ def image_folder(
     fit: Fit = "crop",
     interpolation: Interpolation = "bilinear",
     cache_size: AtLeastOne | None = 2.0,
+    decode: Decoding = "full",
     *,
     root: str,
 ) -> Dataset:
@@ -70,6 +69,8 @@ def image_folder(
         interpolation: bilinear or bicubic, both antialiased, or nearest.
         cache_size: for an augmentation that cuts from whole images, these are shrunk to so many times `size`, by the
             number of pixels: 2 is 4 times as many. null takes the original pixels, read from the files in each epoch.
+        decode: full; or reduced, which decodes a JPEG file at 1/2, 1/4 or 1/8 of its size, the least that is twice
+            `size`: several times faster for large photographs, with slightly other pixels. Predictions do the same.
         root: the folder. train may be called training, test testing, and val, valid, validation or dev is the
             validation split; in any case, also with set or _set after it.
     Raises: DataError if there are no images, only one class, a class is missing in training, or a file cannot be
@@ -90,7 +91,7 @@ def image_folder(
         workers,
         cache,
         split_by == "name",
-        Resizing(fit, interpolation),
+        Resizing(fit, interpolation, decode),
         cache_size,
     )
     if not parts:
@@ -256,8 +257,7 @@ class Listing:
         Files that cannot be decoded are cached with the reason, so that one of them does not make every command decode
         all others again. Nothing is cached if one could not be opened or read, which another attempt may change.
         """
-        program = [hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest() for module in (decoding, resize)]
-        decoding_options = (decode.size, decode.resizing, shape, program, decoding.formats())
+        decoding_options = (decode.size, decode.resizing, shape, decoding.program(), decoding.formats())
         key = decoded_images.key_of(files, *decoding_options)
         if key is None or local_world_size() == 1:
             return self._read_or_decode(files, decode, shape, key, decoding_options)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import streams
-from ..argument_types import AtLeastOne, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
+from ..argument_types import AtLeastOne, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from .decode import is_image
 from .folder import Listing, train_and_test
@@ -34,6 +34,7 @@ def image_list(
     fit: Fit = "crop",
     interpolation: Interpolation = "bilinear",
     cache_size: AtLeastOne | None = 2.0,
+    decode: Decoding = "full",
     *,
     file: str,
     root: str,
@@ -58,6 +59,7 @@ def image_list(
         fit: how images get the size: crop, pad or stretch, as of image_folder.
         interpolation: bilinear, bicubic or nearest.
         cache_size: how large whole images are kept, as of image_folder.
+        decode: full or reduced, as of image_folder.
         file: the table, relative to data.root; without data.root, that is the table's own folder.
         root: the folder.
     Raises: DataError if the table or an image is missing or cannot be used.
@@ -83,7 +85,7 @@ def image_list(
         in_memory,
         workers,
         cache,
-        resizing=Resizing(fit, interpolation),
+        resizing=Resizing(fit, interpolation, decode),
         cache_size=cache_size,
     )
     train, shape = _read(listing, parts.pop("train"), None)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from ..argument_types import Fit, Interpolation
+from ..argument_types import Decoding, Fit, Interpolation
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,  # antialiased, as bicubic
@@ -22,13 +22,21 @@ class Resizing:
         fit: crop, resized by the shorter side and center-cropped; pad, resized by the longer side, with black on both
             sides; stretch, resized without regard to the proportions.
         interpolation: bilinear or bicubic, both antialiased, or nearest.
+        decode: full; or reduced, a JPEG file at 1/2, 1/4 or 1/8 of its size, as long as that is twice the size or more.
     """
 
     fit: Fit = "crop"
     interpolation: Interpolation = "bilinear"
+    decode: Decoding = "full"
+
+    def reduce(self, image: Image.Image, size: tuple[int, int]) -> None:
+        """Let an opened file that is to be resized to `size`, in either order, decode fewer pixels, where it can."""
+        if self.decode == "reduced":
+            side = 2 * max(size)  # of both sides, as the file may have to be turned by its EXIF tag
+            image.draft(None, (side, side))
 
     def __call__(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """The image at `size` (H, W); itself if it has that already."""
+        """The image at `size` (H, W); itself if it has that already. Files are prepared by `reduce` before."""
         height, width = size
         if image.size == (width, height):
             return image

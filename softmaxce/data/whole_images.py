@@ -1,11 +1,9 @@
 """Whole images, neither cropped nor at the model's size, for augmentations that cut their views from them."""
 
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +13,7 @@ from PIL import Image
 from .. import streams
 from ..runtime.process_group import local_world_size
 from ..waiting import Counting
-from . import cache, decode, resizing
+from . import cache, decode
 from .decode import Decode, decoding_threads
 from .splits import OnDisk, Split
 
@@ -89,8 +87,7 @@ def whole_images(split: Split) -> WholeImages | OnDisk:
 
 def _cached(files: Sequence[str], how: Decode) -> ManySizes:
     """As _decoded, from the cache if the files are unchanged since."""
-    program = [hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest() for module in (decode, resizing)]
-    options = ("whole images", how, program, decode.formats())
+    options = ("whole images", how, decode.program(), decode.formats())
     key = cache.key_of(files, *options)
     if key is None or local_world_size() == 1:
         return _read_or_decode(files, how, key, options)

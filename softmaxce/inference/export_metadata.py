@@ -121,7 +121,10 @@ def decoding_steps(shape: tuple[int, int, int], resizing: Resizing) -> list[str]
     }
     antialiased = "" if resizing.interpolation == "nearest" else ", antialiased"
     convert = {1: "convert it to L (gray): ITU-R 601 luma", 3: "convert it to RGB"}
+    side = 2 * max(height, width)
+    reduced = f"a JPEG file: decode it at 1/2, 1/4 or 1/8 of its size where it can: image.draft(None, ({side}, {side}))"
     return [
+        *([reduced] if resizing.decode == "reduced" else []),
         "turn it upright by its EXIF orientation; of several pages or frames, take the first",
         "16-bit integers: shift right by 8; 32-bit integers, 0 to 65535, and floating-point, 0 to 1: scale to 0 to 255",
         "an alpha channel or a palette's transparent color: compose it over white",

@@ -1,5 +1,6 @@
 """How images of any size get a model's size: as Pillow does it, and everywhere alike."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps
 
 from softmaxce import train
 from softmaxce.argument_types import Fit, Interpolation
+from softmaxce.data.decode import Decode
 from softmaxce.data.prefetch import decode_to
 from softmaxce.data.resizing import FILTERS, Resizing
 from softmaxce.data.splits import InMemory, OnDisk
@@ -42,11 +44,10 @@ def test_a_run_pads_images_in_the_same_way_wherever_it_sees_them(tmp_path: Path)
     for name in ("left", "right"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(6):
-            Image.fromarray(random.integers(0, 256, (10, 40, 3), dtype=np.uint8)).save(
-                tmp_path / "images" / name / f"{i}.png"
-            )
+            pixels = random.integers(0, 256, (80, 320, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / (f"{i}.png" if i % 2 else f"{i}.jpg"))
     data = {"name": "image_folder", "root": str(tmp_path / "images"), "size": 16, "test_fraction": 0.5}
-    data |= {"fit": "pad", "interpolation": "bicubic"}
+    data |= {"fit": "pad", "interpolation": "bicubic", "decode": "reduced"}
     config = {"epochs": 1, "data": data, "model": "linear", "optimizer": {"name": "sgd", "lr": 0.1}}
     run = train(config, output=tmp_path / "run", quiet=True).folder
     model = TrainedModel.open(run)
@@ -54,7 +55,7 @@ def test_a_run_pads_images_in_the_same_way_wherever_it_sees_them(tmp_path: Path)
     assert isinstance(split, InMemory)
     assert split.files
     shape, resizing = model.preprocessing.shape, model.preprocessing.resizing
-    assert resizing == Resizing("pad", "bicubic") == classes_and_images(run)[2]
+    assert resizing == Resizing("pad", "bicubic", "reduced") == classes_and_images(run)[2]
     folder = model.folder_split(tmp_path / "images")
     assert isinstance(folder, InMemory)
     assert folder.files
@@ -64,18 +65,50 @@ def test_a_run_pads_images_in_the_same_way_wherever_it_sees_them(tmp_path: Path)
     assert isinstance(on_disk, OnDisk)
     probabilities = model.probabilities_of(model.logits("test")[0])
     for pixels, file, row in zip(split.images, split.files, probabilities, strict=True):
-        expected = ImageOps.pad(Image.open(file), (16, 16), Image.Resampling.BICUBIC)
+        opened = Image.open(file)
+        opened.draft(None, (32, 32))
+        expected = ImageOps.pad(opened, (16, 16), Image.Resampling.BICUBIC)
         assert np.array_equal(pixels.permute(1, 2, 0), expected)
         assert pixels.equal(folder.images[folder.files.index(file)])
         assert pixels.equal(on_disk.decode(file))
         assert pixels.equal(decode_to(shape, resizing)(file))
         assert pixels.equal(read_image(model, Path(file)))
-        for image in (file, Image.open(file), np.asarray(Image.open(file))):
+        images = (Image.open(file), np.asarray(Image.open(file)))  # which are decoded already
+        for image in (file, *(images if file.endswith(".png") else ())):
             (prediction,) = model.predict(image)
             assert dict(zip(prediction.classes, prediction.probabilities, strict=True)) == pytest.approx(
                 dict(zip(model.classes, row.tolist(), strict=True)), abs=1e-6
             )
     assert open_classifier(run).resizing == resizing
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "turned.jpg", "several.mpo", "gray.jpg", "photo.png"])
+def test_a_reduced_file_has_the_pixels_of_the_full_one_but_for_a_few_levels(name: str, tmp_path: Path) -> None:
+    """And it is what Pillow's draft mode gives, at twice the size."""
+    coarse = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+    image = image.convert("L") if name == "gray.jpg" else image
+    exif = Image.Exif()
+    exif[0x112] = 6 if name == "turned.jpg" else 1  # a quarter turn
+    file = str(tmp_path / name)
+    if name == "several.mpo":
+        image.save(file, save_all=True, append_images=[image.rotate(180)])
+    else:
+        image.save(file, exif=exif)
+    full = Decode(3, (32, 48), whole_pixels=4 * 32 * 48)
+    reduced = replace(full, resizing=Resizing(decode="reduced"))
+    difference = np.abs(full.array(file).astype(int) - reduced.array(file))
+    assert difference.mean() < 1
+    assert difference.any() == (name != "photo.png")
+    drafted = Image.open(file)
+    drafted.draft(None, (96, 96))
+    assert drafted.size == ((640, 480) if name == "photo.png" else (160, 120))  # a quarter: 80 x 60 is less than twice
+    upright = ImageOps.exif_transpose(drafted).convert("RGB")
+    expected = np.asarray(ImageOps.fit(upright, (48, 32), Image.Resampling.BILINEAR))
+    assert np.array_equal(reduced.array(file).transpose(1, 2, 0), expected)
+    assert np.array_equal(reduced.array_of(Path(file).read_bytes(), name).transpose(1, 2, 0), expected)
+    assert reduced.whole(file).size == full.whole(file).size
+    assert np.abs(np.asarray(full.whole(file)).astype(int) - np.asarray(reduced.whole(file))).mean() < 1
 
 
 def test_a_fit_that_does_not_exist_is_one_line_with_those_that_do() -> None:

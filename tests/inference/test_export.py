@@ -500,6 +500,27 @@ def test_ten_lines_without_softmaxce_give_predicts_probabilities_on_100_odd_imag
         assert client == {e["class"]: pytest.approx(e["probability"], abs=1e-5) for e in line["top"]}, line["path"]
 
 
+def test_the_lines_reduce_jpeg_files_as_predict_does_if_the_file_says_so(photos: Path, tmp_path: Path) -> None:
+    (page,) = re.findall(r"```python\n(# classify\.py\n.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
+    (tmp_path / "classify.py").write_text(page)
+    image = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(image)
+    answers = []
+    for decode in ("full", "reduced"):
+        model = tmp_path / f"{decode}.onnx"
+        changed(
+            photos / "photos.onnx", model, {"resizing": {"fit": "pad", "interpolation": "bicubic", "decode": decode}}
+        )
+        (prediction,) = ExportedModel.open(model).predict(image)
+        command = [sys.executable, "classify.py", str(model), str(image)]
+        shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        answers.append({name: float(probability) for probability, name in map(str.split, shown.splitlines())})
+        assert answers[-1] == pytest.approx(
+            dict(zip(prediction.classes, prediction.probabilities, strict=True)), abs=1e-6
+        )
+    assert answers[0] != pytest.approx(answers[1], abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def ort_web() -> Path:
     """The files of onnxruntime-web, where they are."""
