@@ -205,7 +205,7 @@ class Checker:
             and source
             and data.validation is None
             and source.name in registry.DATASETS
-            and source.name not in ("image_folder", "image_list")
+            and source.name not in ("image_folder", "image_list", "shards")
         )
 
     def _component(

@@ -52,6 +52,7 @@ DATASETS = {
     "svhn": "softmaxce.data.datasets:svhn",
     "image_folder": "softmaxce.data.folder:image_folder",
     "image_list": "softmaxce.data.image_list:image_list",
+    "shards": "softmaxce.data.shards:shards",
     "synthetic": "softmaxce.data.datasets:synthetic",
 }
 

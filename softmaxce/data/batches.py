@@ -30,6 +30,7 @@ from ..runtime.processors import processors
 from ..runtime.random_state import own_random_numbers
 from .augmentation import Augmentation, named
 from .decode import Decode
+from .order import epoch_order
 from .preprocessing import Preprocessing
 from .share import Share
 from .splits import InMemory, OnDisk, Split
@@ -135,7 +136,7 @@ class Batches:
             order = torch.arange(self.num_images)
         else:
             generator = torch.Generator().manual_seed((self.shuffle_seed * 1_000_003 + number) % 2**63)
-            order = torch.randperm(self.num_images, generator=generator)
+            order = epoch_order(self.split, generator)
         order = order[start * size : self.images_per_epoch]
         if not len(order):
             return

@@ -17,10 +17,13 @@ import platformdirs
 from numpy.typing import NDArray
 from PIL import features
 
+from .member import status_of
+
 LIMIT = 10 << 30  # bytes that all cached images may take; beyond it, the least recently used are removed
 SPARE = 1 << 30  # bytes of the disk that are left free
 ABANDONED = 86400  # seconds after which the writer of an incomplete file is taken to be dead
 SUFFIX = ".images"
+INDEX = ".index"  # of a shard
 DIGEST = 32  # bytes of the checksum of all that follows it
 
 
@@ -42,10 +45,9 @@ def key_of(files: Sequence[str], *decoding: object) -> str | None:
     digest = hashlib.blake2b(repr(about).encode(), digest_size=20)
     for file in files:
         try:
-            status = os.stat(file)  # noqa: PTH116 - of many thousand files
+            identity = status_of(file)
         except OSError:  # a file is missing: nothing is cached, and decoding it raises the error
             return None
-        identity = (status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
         digest.update(f"{os.path.abspath(file)}\0{identity}\n".encode("utf-8", "surrogateescape"))  # noqa: PTH100
     return digest.hexdigest()
 
@@ -139,7 +141,7 @@ def _make_room(directory: Path, size: int) -> None:
     for file in directory.iterdir():
         with contextlib.suppress(OSError):  # another process may have removed it
             status = file.stat()
-            if file.suffix == SUFFIX:
+            if file.suffix in (SUFFIX, INDEX):
                 entries.append((status.st_mtime, status.st_size, file))
             elif file.suffix == ".tmp" and time.time() - status.st_mtime > ABANDONED:
                 file.unlink()

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import importlib.util
-import os
 import struct
 import warnings
 import zlib
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
-from ..files import open_file
 from ..runtime.processors import processors
 from . import resizing
+from .member import open_image_file, size_of
 from .resizing import DEFAULT as DEFAULT_RESIZING
 from .resizing import FILTERS, Resizing, within
 
@@ -140,11 +139,9 @@ class Decode:
 @contextlib.contextmanager
 def open_image(file: str) -> Iterator[Image.Image]:
     """Open an image file; its header alone is read. Raises: DAMAGED, also for what is no regular file or too large."""
-    with open_file(file) as stream:
-        if os.fstat(stream.fileno()).st_size > MAX_BYTES:  # some of Pillow's decoders read all of it first
-            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        with Image.open(stream, formats=formats()) as image:
-            yield image
+    stream = open_image_file(file, MAX_BYTES)  # a limit, as some of Pillow's decoders read all of it first
+    with stream, Image.open(stream, formats=formats()) as image:
+        yield image
 
 
 def decoding_threads(file: str) -> int:
@@ -152,7 +149,7 @@ def decoding_threads(file: str) -> int:
 
     PIL releases the GIL while it decodes, but for small files most of the time goes to the rest, which holds it.
     """
-    return processors() if Path(file).stat().st_size > SMALL_FILE else 1
+    return processors() if size_of(file) > SMALL_FILE else 1
 
 
 def _as_rgb_or_gray(image: Image.Image, channels: int) -> Image.Image:
@@ -212,7 +209,7 @@ def _reason(error: BaseException, file: str, is_empty: Callable[[], bool]) -> st
 
 def _is_empty(file: str) -> bool:
     try:
-        return Path(file).stat().st_size == 0
+        return size_of(file) == 0
     except OSError:  # removed since it was read
         return False
 
@@ -220,6 +217,11 @@ def _is_empty(file: str) -> bool:
 def is_image(file: Path) -> bool:
     """Whether a file exists, is not hidden, and has the extension of a format that can be decoded."""
     return file.suffix.lower() in _extensions() and not file.name.startswith(".") and file.is_file()
+
+
+def has_image_suffix(suffix: str) -> bool:
+    """Whether this is the extension, `.jpg`, of a format that can be decoded."""
+    return suffix in _extensions()
 
 
 def is_unread_image(file: str | Path) -> bool:

@@ -11,6 +11,7 @@ from ..data.fingerprint import fingerprints
 from ..data.folder import read_folder
 from ..data.image_list import read_list
 from ..data.resizing import Resizing
+from ..data.shards import read_shard
 from ..data.splits import Dataset, Split
 from ..data.table import Columns
 from ..errors import DataError, within_memory
@@ -46,7 +47,8 @@ def read_other(
     """Other images than the run's, in the shape (C, H, W) that its model takes.
 
     Args:
-        path: a folder with one sub-folder per class; or a table, with the columns of the run's own or the usual ones.
+        path: a folder with one sub-folder per class; a shard; or a table, with the columns of the run's own or
+            the usual ones.
         classes: that the model was trained on.
         shape: of its images.
         resizing: how others are brought to it.
@@ -55,6 +57,8 @@ def read_other(
     """
     if not path.is_file():
         return read_folder(str(path), classes, shape, resizing)
+    if path.suffix == ".tar":
+        return read_shard(path, classes, shape, resizing)
     arguments = config.source.arguments if config.source.name == "image_list" else {}
     columns = Columns(arguments.get("path"), arguments.get("label"), arguments.get("split"))
     return read_list(path, classes, shape, resizing, columns, config.root)

@@ -82,7 +82,12 @@ RULES = {
 }
 # Arguments of our own data sets that affect how images are read, not which.
 READING = {"data.workers": FREE, "data.cache": FREE, "data.in_memory": FREE}
-DATA_SET_RULES = {"image_folder": READING, "image_list": {**READING, "data.file": FREE}}
+SHARDS = dict.fromkeys(("data.urls", "data.test_urls", "data.validation_urls"), FREE)  # as data.root
+DATA_SET_RULES = {
+    "image_folder": READING,
+    "image_list": {**READING, "data.file": FREE},
+    "shards": {**READING, **SHARDS},
+}
 
 
 def rule_of(key: str, data_set: str = "") -> Rule:

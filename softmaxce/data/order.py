@@ -1,0 +1,28 @@
+"""The order of a split's images in an epoch."""
+
+import torch
+from torch import Tensor
+
+from .member import Member
+from .splits import Split
+
+SHARDS_AT_A_TIME = 8
+
+
+def epoch_order(split: Split, generator: torch.Generator) -> Tensor:
+    """A random order of the split's images, [N] int64: any, or one that reads a few shards after the other."""
+    windows = _windows(split)
+    if windows is None:
+        return torch.randperm(len(split), generator=generator)
+    shards, members = windows.unique(return_inverse=True)
+    rank = torch.randperm(len(shards), generator=generator)[members] // SHARDS_AT_A_TIME
+    shuffled = torch.randperm(len(split), generator=generator)
+    return shuffled[rank[shuffled].argsort(stable=True)]
+
+
+def _windows(split: Split) -> Tensor | None:
+    """The shard of each image, [N] int64; None if the images are shuffled across them."""
+    files = split.files
+    if files is None or not len(files) or not isinstance(files[0], Member) or not files[0].window:
+        return None
+    return torch.tensor([file.window for file in files if isinstance(file, Member)])
