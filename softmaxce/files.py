@@ -27,6 +27,12 @@ MAX_DIGITS = 300  # of a whole number in JSON: more do not fit a float
 NONBLOCK, NOFOLLOW = getattr(os, "O_NONBLOCK", 0), getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
 BINARY = getattr(os, "O_BINARY", 0)  # only Windows has it
 
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder for a leading ~; as it is where there is no such user, so that it is looked for."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError there
+
+
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ConfigError, Problem, suggestion
+from ..files import expanded
 from . import registry
 from .aliases import ELSEWHERE, ELSEWHERE_IN
 from .components import Component, check_arguments, resolve
@@ -69,7 +70,7 @@ class Checker:
     def _beside(self, root: str | None) -> tuple[Path, ...]:
         """The data's folder beside the config, if that is where `root` may be: it is relative, and the file's own."""
         by_option = any(path in self.options for path in (("data",), ("data", "root"), ("data", "file")))
-        if self.document.folder is None or root is None or by_option or Path(root).expanduser().is_absolute():
+        if self.document.folder is None or root is None or by_option or expanded(root).is_absolute():
             return ()
         return ((self.document.folder / root).resolve(),)
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from ..argument_types import Fraction, Metric, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from ..errors import RunError
+from ..files import expanded
 from .components import Component
 from .signatures import REQUIRED, Argument, Signature
 
@@ -183,7 +184,7 @@ class Config:
     @property
     def roots(self) -> tuple[Path, ...]:
         """The folders in which the data is looked for, in this order."""
-        first = Path(self.data.root).expanduser() if self.data.root else default_root()
+        first = expanded(self.data.root) if self.data.root else default_root()
         return tuple(dict.fromkeys((first, *self.elsewhere)))
 
     @property
@@ -196,9 +197,8 @@ class Config:
 
     def is_in(self, root: Path) -> bool:
         """Whether a folder holds the data set, by the existence of its files; of others than ours, of the folder."""
-        name = FILES.get(self.source.name, "")
-        if self.source.name == "image_list":
-            name = os.path.expanduser(self.source.arguments["file"])  # noqa: PTH111 - as below
+        is_list = self.source.name == "image_list"
+        name = expanded(self.source.arguments["file"]) if is_list else FILES.get(self.source.name, "")
         return os.path.exists(root / name)  # noqa: PTH110 - False for a name too long
 
     @property

@@ -9,6 +9,7 @@ from typing import Literal
 from .. import streams
 from ..argument_types import AtLeastOne, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
+from ..files import expanded
 from .decode import is_image
 from .folder import Listing, train_and_test
 from .folder_layout import SPLIT_NAMES, split_of
@@ -97,7 +98,7 @@ def image_list(
 
 
 def _existing_table(file: str, root: str) -> Path:
-    table = Path(root, Path(file).expanduser())
+    table = Path(root, expanded(file))
     if not os.path.lexists(table):
         hint = ""
         if Path(file).is_file():

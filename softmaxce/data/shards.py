@@ -9,7 +9,7 @@ from typing import Literal
 from .. import streams
 from ..argument_types import AtLeastOne, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
-from ..files import read_file
+from ..files import expanded, read_file
 from ..waiting import Counting
 from .folder import Listing, train_and_test
 from .member import Member
@@ -97,7 +97,7 @@ def shard_files(urls: str | Sequence[str], root: Path, key: str) -> list[Path]:
         if re.match(r"[a-z0-9]+:", pattern) and not Path(pattern).drive:
             raise DataError(f"{key}: {pattern}: shards are read from local files; copy them to data.root")
         for name in expand_braces(pattern, key):
-            path = root / Path(name).expanduser()
+            path = root / expanded(name)
             matches = [Path(match) for match in sorted(glob.glob(str(path)))] if glob.has_magic(name) else [path]  # noqa: PTH207
             if not matches:
                 raise DataError(f"{key}: {path}: matches no file")
@@ -117,14 +117,14 @@ def expand_braces(pattern: str, key: str = "data.urls") -> list[str]:
     """`a-{00..02}.tar` and `{a,b}.tar` as the names that they stand for. Raises: DataError if there are too many."""
     names = [pattern]
     while any(BRACES.search(name) for name in names):
-        expanded: list[str] = []
+        chosen: list[str] = []
         for name in names:
             match = BRACES.search(name)
             for choice in _choices(match, key) if match else [""]:
-                expanded.append(name[: match.start()] + choice + name[match.end() :] if match else name)
-                if len(expanded) > MAX_SHARDS:
+                chosen.append(name[: match.start()] + choice + name[match.end() :] if match else name)
+                if len(chosen) > MAX_SHARDS:
                     raise DataError(f"{key}: {pattern} stands for more than {MAX_SHARDS:,} shards")
-        names = expanded
+        names = chosen
     return names
 
 

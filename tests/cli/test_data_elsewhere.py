@@ -174,3 +174,23 @@ def test_without_a_test_split_eval_is_of_the_validation_split(app: typer.Typer, 
     line = ["train", "../home/c.yaml", "--set", "data.test_fraction=0", "--output", "untested", "-q"]
     run(app, *line)
     assert json.loads(run(app, "eval", "untested", "--json").stdout)["split"] == "validation"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "{name: mnist, root: ~nobody-here/x}",
+        "{name: image_folder, root: ~nobody-here/x}",
+        "{name: image_list, file: ~nobody-here/x.csv, root: .}",
+        "{name: shards, urls: '~nobody-here/x.tar', root: .}",
+    ],
+)
+def test_the_home_folder_of_a_user_that_does_not_exist_is_one_line_with_the_path(
+    app: typer.Typer, tmp_path: Path, data: str
+) -> None:
+    config = tmp_path / "own.yaml"
+    config.write_text(f"epochs: 1\ndata: {data}\nmodel: linear\noptimizer: {{name: sgd, lr: 0.1}}\n")
+    done = CliRunner().invoke(app, ["train", "--config", str(config), "--output", str(tmp_path / "run")])
+    assert done.exit_code == 2, done.output
+    assert "~nobody-here/x" in done.stderr
+    assert done.stderr.startswith("error: ")

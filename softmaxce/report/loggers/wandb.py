@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...errors import RunError
-from ...files import make_folder
+from ...files import expanded, make_folder
 from ...runs.folder import Status
 from .background import TIMEOUT, LoggedRun
 from .identity import read_id, write_id
@@ -86,12 +86,12 @@ def has_key() -> bool:
     """Whether W&B has an API key: in the environment, or stored by `wandb login`."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    file = os.environ.get("NETRC") or next((one for one in map(Path, NETRC_FILES) if one.expanduser().is_file()), "")
+    file = os.environ.get("NETRC") or next((one for one in map(Path, NETRC_FILES) if expanded(one).is_file()), "")
     if not file:
         return False
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or SERVER).netloc
     try:
-        return netrc.netrc(Path(file).expanduser()).authenticators(host) is not None
+        return netrc.netrc(expanded(file)).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):  # W&B could not read it either
         return False
 
