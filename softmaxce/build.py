@@ -21,6 +21,8 @@ from .data.split_checks import check_split
 from .data.splits import Dataset, Side, Split, split_by_group, split_by_name, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.interface import Loss
+from .models import timm_models
+from .models.weights_file import is_file_name
 from .optim.schedules import Schedule
 from .runtime.allocator import keep_freed_memory
 from .runtime.device import choose_device, share_processors
@@ -245,6 +247,10 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
         mean, std = IMAGENET_MEAN, IMAGENET_STD
         if channels == 1:
             mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    elif normalize == "auto" and (expected := expected_normalization(config)) is not None:
+        mean, std = expected
+        if channels == 1:
+            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     elif normalize == "none":
         mean, std = (0.0,) * channels, (1.0,) * channels
     else:
@@ -253,6 +259,16 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
         message = f"needs one mean and one std for each of {channels} channels, got {len(mean)} and {len(std)}"
         raise ConfigError([Problem("data.normalize", message)])
     return Preprocessing(train.shape, mean, std, resizing_of(train))
+
+
+def expected_normalization(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation that a model's pretrained weights expect, where these are timm's or from a file."""
+    weights, (family, _, architecture) = config.model.arguments.get("weights"), config.model.name.partition(":")
+    if family == "timm" and weights not in (None, "none"):
+        return timm_models.normalization(architecture)
+    if family == "torchvision" and isinstance(weights, str) and is_file_name(weights):
+        return IMAGENET_MEAN, IMAGENET_STD
+    return None
 
 
 # -- model and schedule ------------------------------------------------------------------------------------------------

@@ -83,12 +83,12 @@ class Checker:
         beside = self.document.folder / file
         return f"{beside}{colon}{rest}" if beside.is_file() else name
 
-    def _run_beside(self, run: str) -> str:
-        """A run's path, beside the config if it is there and not in the current folder."""
-        if self.document.folder is None or ("model", "weights_from") in self.options or Path(run).exists():
-            return run
-        beside = self.document.folder / run
-        return str(beside) if beside.exists() else run
+    def _path_beside(self, path: str, key: str) -> str:
+        """The path that a key of `model` has, beside the config if it is there and not in the current folder."""
+        if self.document.folder is None or ("model", key) in self.options or Path(path).exists():
+            return path
+        beside = self.document.folder / path
+        return str(beside) if beside.exists() else path
 
     # -- sections
 
@@ -151,6 +151,8 @@ class Checker:
         """The model, and the run whose weights it starts with."""
         key = "weights_from"
         own = {name: value for name, value in raw.items() if name != key} if isinstance(raw, dict) else raw
+        if isinstance(own, dict) and isinstance(own.get("weights"), str):
+            own["weights"] = self._path_beside(own["weights"], "weights")
         values = {"model": self._component("model", own, ("model",), other_keys=[key])}
         run = raw.get(key) if isinstance(raw, dict) else None
         if run in (None, "none"):
@@ -158,7 +160,7 @@ class Checker:
         if not isinstance(run, str) or not run:
             self._problem(("model", key), f"{key} must be a run folder or a checkpoint, got {show(run)}", of_value=True)
             return values
-        return {**values, key: self._run_beside(run)}
+        return {**values, key: self._path_beside(run, key)}
 
     def _check_validation(self, value: Any) -> None:
         """Answer the values of data.validation for which the general message is too general."""

@@ -74,8 +74,8 @@ class Data:
         batch_size: images per training batch.
         eval_batch_size: images per evaluation batch; it changes metrics by rounding at most.
         augment: augmentations of the training images, applied in this order.
-        normalize: auto (mean and standard deviation of the training images), imagenet, none, or
-            {mean: [..], std: [..]}.
+        normalize: auto (mean and standard deviation of the training images, or what the model's weights expect where
+            they are timm's or from a file), imagenet, none, or {mean: [..], std: [..]}.
         validation: the part of the training images to hold out, as a count (100) or a fraction (0.1); stratified,
             chosen by the seed.
         train_limit: use only this many training images; stratified, chosen by the seed.

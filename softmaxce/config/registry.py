@@ -129,6 +129,18 @@ def torchvision_names() -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+@cache
+def timm_names() -> tuple[str, ...]:
+    """The models of timm: the functions under @register_model in the files of timm/models."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or spec.origin is None:
+        return ()
+    names: set[str] = set()
+    for file in Path(spec.origin).parent.joinpath("models").glob("*.py"):
+        names.update(re.findall(r"^@register_model\ndef (\w+)", file.read_text("utf-8"), re.MULTILINE))
+    return tuple(sorted(names))
+
+
 # module:Name or file.py:Name, as Python and as JSON Schema read it: identifiers of ASCII, or of any letters beyond it.
 _IDENTIFIER = r"[^\x00-@\[-^`{-\x7f][^\x00-/:-@\[-^`{-\x7f]*"
 OWN_CODE = rf"^(.*\.py|{_IDENTIFIER}(\.{_IDENTIFIER})*):{_IDENTIFIER}$(?!\n)"
@@ -142,13 +154,25 @@ class Family:
         prefix: before the colon.
         target: the function, module:Name.
         argument: the argument of the function that takes the rest of the name.
-        names: lists what can follow the colon.
+        names: lists what can follow the colon; nothing, if its package is not installed.
+        tagged: the name may have a tag, after a dot.
+        missing: the message where its package is not installed.
     """
 
     prefix: str
     target: str
     argument: str
     names: Callable[[], tuple[str, ...]]
+    tagged: bool = False
+    missing: str = ""
+
+    def check(self, name: str) -> None:
+        """Raises: ValueError, with the likely remedy, if there is no such model."""
+        known, base = self.names(), name.partition(".")[0] if self.tagged else name
+        if not known and self.missing:
+            raise ValueError(self.missing)
+        if base not in known:
+            raise ValueError(f"{self.prefix} has no model '{name}'{suggestion(base, known)}")
 
 
 @dataclass(frozen=True)
@@ -180,9 +204,7 @@ class Registry:
         prefix, colon, rest = name.rpartition(":")
         for family in self.families:
             if prefix == family.prefix:
-                known = family.names()
-                if rest not in known:
-                    raise ValueError(f"{prefix} has no model '{rest}'{suggestion(rest, known)}")
+                family.check(rest)
                 return family.target, {family.argument: rest}
         if colon:
             if re.search(OWN_CODE, name):
@@ -208,12 +230,23 @@ def _names_in(file: str) -> str:
 TORCHVISION = Family(
     "torchvision", "softmaxce.models.torchvision_models:torchvision_model", "architecture", torchvision_names
 )
+TIMM = Family(
+    "timm",
+    "softmaxce.models.timm_models:timm_model",
+    "architecture",
+    timm_names,
+    tagged=True,
+    missing="timm is not installed; install it with: pip install 'softmaxce[timm]'",
+)
 
 # The section of a config -> what it can name.
 REGISTRIES = {
     "loss": Registry("losses", LOSSES, ("num_classes", "class_counts"), called_with=2),
     "model": Registry(
-        "models", MODELS, ("in_channels", "num_classes", "image_size", "pretrained_weights"), families=(TORCHVISION,)
+        "models",
+        MODELS,
+        ("in_channels", "num_classes", "image_size", "pretrained_weights"),
+        families=(TORCHVISION, TIMM),
     ),
     "data": Registry("datasets", DATASETS, ("root", "download", "seed")),
     "optimizer": Registry("optimizers", OPTIMIZERS, ("params", "model")),

@@ -29,7 +29,9 @@ def schema() -> dict[str, Any]:
     for key, section in (("early_stopping", EarlyStopping), ("fine_tuning", FineTuning)):
         properties[key] |= {"anyOf": [_section(signature_of_section(section), section), {"enum": [None, "none"]}]}
     families = {
-        family.prefix: {"enum": [f"{family.prefix}:{name}" for name in family.names()]}
+        family.prefix: {"type": "string", "pattern": rf"^{family.prefix}:\w+(\.\w+)?$"}  # an optional package's
+        if family.tagged
+        else {"enum": [f"{family.prefix}:{name}" for name in family.names()]}
         for registry in REGISTRIES.values()
         for family in registry.families
     }

@@ -35,13 +35,12 @@ def last_layer(model: nn.Module) -> tuple[str, nn.Module]:
 def blocks(model: nn.Module) -> list[Block]:
     """A model's blocks from its input to its last layer, which is the last block.
 
-    A child of a Sequential, ModuleList or ModuleDict is a block; so is a child of the model itself or of a module with
-    most of its parameters, unless it is one of these. A normalization layer belongs to the block before it; single
-    parameters of the model (a class token, a position embedding) belong to the first.
+    A child of the model is a block, unless it is a Sequential, ModuleList or ModuleDict, or a stage, which holds such
+    a stack of equal modules: then its children are, likewise. A normalization layer belongs to the block before it;
+    single parameters of the model or a stage (a class token, a position embedding) belong to the first.
     Raises: ValueError if the model has no last layer.
     """
     _, head = last_layer(model)
-    half = sum(parameter.numel() for parameter in model.parameters()) / 2
     found: list[Block] = []
     single: list[nn.Parameter] = []
     seen = {id(parameter) for parameter in head.parameters()}
@@ -51,23 +50,31 @@ def blocks(model: nn.Module) -> list[Block]:
         seen.update(map(id, new))
         return new
 
-    def visit(name: str, module: nn.Module) -> None:
-        parameters = list(module.parameters())
-        is_large = sum(parameter.numel() for parameter in parameters) > half
-        if list(module.children()) and (isinstance(module, CHAINS) or is_large or module is model):
+    def visit(name: str, module: nn.Module, *, is_whole: bool) -> None:
+        children = [(n, child) for n, child in module.named_children() if list(child.parameters())]
+        if children and (is_whole or isinstance(module, CHAINS) or _is_stage(module)):
             single.extend(unseen(list(module.parameters(recurse=False))))
-            for child_name, child in module.named_children():
-                visit(f"{name}.{child_name}".removeprefix("."), child)
-        elif new := unseen(parameters):
+            for child_name, child in children:
+                visit(f"{name}.{child_name}".removeprefix("."), child, is_whole=is_whole and len(children) == 1)
+        elif new := unseen(list(module.parameters())):
             if found and all(parameter.ndim <= 1 for parameter in new):
                 found[-1].parameters.extend(new)
             else:
                 found.append(Block(name, new))
 
-    visit("", model)
+    visit("", model, is_whole=True)
     last = Block(last_layer(model)[0], list(head.parameters()))
     if found:
         found[0].parameters[:0] = single
     elif single:
         found.append(Block("", single))
     return [*found, last]
+
+
+def _is_stage(module: nn.Module) -> bool:
+    """Whether a module holds a stack of modules of one class, each with layers of its own."""
+    stacks = [list(child.children()) for child in module.children() if isinstance(child, CHAINS)]
+    return any(
+        len({type(block) for block in stack}) == 1 and not isinstance(stack[0], CHAINS) and any(stack[0].children())
+        for stack in stacks
+    )

@@ -16,6 +16,7 @@ from .. import streams
 from ..argument_types import Fraction, PositiveInt
 from ..errors import DataError
 from .layers import last_layer
+from .weights_file import is_file_name, load_file
 
 
 def torchvision_model(
@@ -34,7 +35,8 @@ def torchvision_model(
 
     Args:
         architecture: what torchvision.models calls it.
-        weights: DEFAULT, or the name of one of its pretrained weights; None starts from scratch.
+        weights: DEFAULT, or the name of one of its pretrained weights; or a file of weights, safetensors or torch's;
+            null starts from scratch.
         freeze: as fine_tuning.freeze, for the whole run.
         input_size: images are resized to this height and width, in pixels, on the device.
         dropout: the probability of its dropout layers; null keeps the architecture's own.
@@ -47,21 +49,26 @@ def torchvision_model(
     Returns: images [B, C, H, W] -> logits [B, K].
     Raises:
         ValueError: if there are no such weights, or the architecture drops nothing.
-        DataError: if they are not on this machine and cannot be downloaded.
+        DataError: if they are not on this machine and cannot be downloaded; if a file cannot be read.
     """
     from torchvision.models import get_model
+
+    weights = None if weights == "none" else weights
+    file = Path(weights).expanduser() if weights is not None and is_file_name(weights) else None
 
     if weights is None and freeze == "backbone" and pretrained_weights != "none":
         streams.warning(
             f"torchvision:{architecture}: freeze: backbone without weights trains a head on random features that are "
             "never trained; add weights: DEFAULT, or leave freeze out"
         )
-    if weights is None:
+    if weights is None or file is not None:
         options: dict[str, Any] = {}
         if architecture in ("inception_v3", "googlenet"):  # no auxiliary heads, so that forward returns logits alone
             options = {"aux_logits": False, "init_weights": False}
         model = get_model(architecture, num_classes=num_classes, **options)
         head = last_layer(model)[1]
+        if file is not None and pretrained_weights != "none":
+            load_file(model, file)
     else:
         model = _pretrained(architecture, weights, pretrained_weights)
         if hasattr(model, "aux_logits"):
@@ -75,14 +82,14 @@ def torchvision_model(
 
 
 class Adapted(nn.Module):
-    """A torchvision model behind what the data needs: three channels, another size, a frozen backbone."""
+    """A torchvision or timm model behind what the data needs: three channels, another size, a frozen backbone."""
 
     def __init__(
         self, model: nn.Module, head: nn.Module, frozen: bool, in_channels: int, input_size: int | None
     ) -> None:
         super().__init__()
         if in_channels not in (1, 3):
-            raise ValueError(f"torchvision's models take images of 1 or 3 channels, got {in_channels}")
+            raise ValueError(f"the model takes images of 1 or 3 channels, got {in_channels}")
         self.model = model
         self.frozen = frozen
         self.input_size = input_size

@@ -24,7 +24,7 @@ def freeze_for_good(config: Config, model: nn.Module) -> None:
     if len(head) == len(list(model.parameters())):
         message = f"{config.model.name} has no backbone: its last layer has all of its weights"
         raise ConfigError([Problem("fine_tuning.freeze", message)])
-    is_known = ":" not in config.model.name or config.model.name.startswith("torchvision:")
+    is_known = ":" not in config.model.name or bool(config.model.implied)
     if is_known and config.weights_from is None and config.model.arguments.get("weights") is None:
         streams.warning("fine_tuning.freeze without pretrained weights keeps the random weights of the backbone")
     if tuning.unfreeze_epoch is None:
