@@ -106,17 +106,18 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
         size = config.data.eval_batch_size
         return Batches(split, preprocessing, batch_size=size, device=device, compiled=True)
 
-    train = Batches(
-        source.train,
-        preprocessing,
-        batch_size=config.data.batch_size,
-        device=device,
-        augment=build_augmentations(config),
-        shuffle_seed=config.seed,
-        compiled=True,
-        group=group,
-        with_previous=shares_mixed,
-    )
+    with within_memory("preparing the training images", FEWER_IMAGES):
+        train = Batches(
+            source.train,
+            preprocessing,
+            batch_size=config.data.batch_size,
+            device=device,
+            augment=build_augmentations(config),
+            shuffle_seed=config.seed,
+            compiled=True,
+            group=group,
+            with_previous=shares_mixed,
+        )
     trials.try_augmentations(train)
     trials.refuse_single_images(model, config, train)
     prepare_model(model, train)

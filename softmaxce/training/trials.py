@@ -74,10 +74,11 @@ def refuse_undefined_metrics(config: Config, num_classes: int, labels: Tensor | 
 
 
 def refuse_absent_classes(config: Config, classes: Sequence[str], class_counts: list[int]) -> None:
-    """Refuse `weight: balanced` where a class has no training image. Raises: ConfigError, with the classes' names."""
+    """Refuse weights made of counts where a class has no training image. Raises: ConfigError, with its name."""
     absent = [name for name, count in zip(classes, class_counts, strict=True) if not count]
-    if config.loss.arguments.get("weight") == "balanced" and absent:
-        message = f"weight: balanced needs training images of every class; there are none of {', '.join(absent)}"
+    weight = config.loss.arguments.get("weight")
+    if isinstance(weight, str) and absent:
+        message = f"weight: {weight} needs training images of every class; there are none of {', '.join(absent)}"
         raise ConfigError([Problem(config.loss.location, message)])
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 import softmaxce
 from softmaxce import SoftmaxCrossEntropy, cross_entropy, log_softmax, one_hot, softmax
 from softmaxce.losses.builtin import softmax_cross_entropy
+from softmaxce.losses.variants.focal import FocalLoss
 
 
 @pytest.fixture
@@ -175,6 +176,27 @@ def test_the_error_for_a_wrong_argument_states_the_rule(arguments: dict[str, obj
 def test_targets_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"target must be \[2\] class ids"):
         cross_entropy(torch.zeros(2, 7), torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("inverse_root", lambda count: 1 / math.sqrt(count)),
+        ("effective_number", lambda count: 1 / sum(0.9999**i for i in range(count))),  # Cui et al. 2019, eq. 1
+    ],
+)
+def test_weights_made_of_counts_are_in_the_published_ratios_and_1_in_the_mean_over_images(
+    name: str, expected: Callable[[int], float]
+) -> None:
+    counts = [1, 30, 5000]
+    for loss in (softmax_cross_entropy(name, class_counts=counts), FocalLoss(weight=name, class_counts=counts)):  # type: ignore[arg-type]
+        weight = loss.weight
+        assert weight is not None
+        ratios = weight.double() / weight[0].double()
+        torch.testing.assert_close(ratios, torch.tensor([expected(n) / expected(1) for n in counts]).double())
+        assert (weight.double() * torch.tensor(counts)).sum().item() == pytest.approx(sum(counts), rel=1e-6)
+    with pytest.raises(ValueError, match=f"weight: {name} needs training images of every class"):
+        softmax_cross_entropy(name, class_counts=[3, 0])  # type: ignore[arg-type]
 
 
 def test_balanced_weights_are_scikit_learns() -> None:

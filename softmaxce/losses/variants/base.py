@@ -11,12 +11,12 @@ the model is, and so does 1 - S_i (`complement`), which would cancel if it were 
 
 import inspect
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ...argument_types import Int64, NonNegativeFloat, Probability, Reduction
+from ...argument_types import ClassWeighting, Int64, NonNegativeFloat, Probability, Reduction
 from ..arguments import (
     arithmetic_dtype,
     check_arguments,
@@ -39,11 +39,11 @@ class ClassificationLoss(nn.Module):
     then lists them, for a config as well as for help().
 
     Args:
-        weight: a factor for each class's term, K numbers; `balanced` takes N / (K * count).
+        weight: a factor for each class's term, K numbers; or a name, as of softmax_cross_entropy.
         ignore_index: images with this class id count for nothing.
         reduction: mean (weighted as PyTorch's is), sum or none (one loss per image).
         label_smoothing: the part of the label that is spread evenly over all classes, in [0, 1].
-        class_counts: how many training images each class has; `balanced` needs it.
+        class_counts: how many training images each class has; the names need it.
         num_classes: K, if known.
     Raises: ValueError if an argument is invalid.
     """
@@ -55,7 +55,7 @@ class ClassificationLoss(nn.Module):
 
     def __init__(
         self,
-        weight: Tensor | list[NonNegativeFloat] | Literal["balanced"] | None = None,
+        weight: Tensor | list[NonNegativeFloat] | ClassWeighting | None = None,
         ignore_index: Int64 = -100,
         reduction: Reduction = "mean",
         label_smoothing: Probability = 0.0,
