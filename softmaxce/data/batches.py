@@ -1,47 +1,29 @@
 """From a split to batches on the device: gathered, augmented and normalized there, a batch at a time."""
 
-import multiprocessing
-import pickle
-import signal
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from .. import streams
-from ..config.signatures import current_folder_last
 from ..errors import (
-    ConfigError,
-    DataError,
-    MemoryRanOutError,
     SoftmaxceError,
-    WorkerError,
-    in_one_line,
-    ran_out_of_memory,
 )
 from ..runtime.process_group import SINGLE, ProcessGroup
-from ..runtime.processors import processors
 from ..runtime.random_state import own_random_numbers
 from .augmentation import Augmentation, named
-from .decode import Decode
+from .loading import FileLoader, Files, stack
 from .order import epoch_order
 from .preprocessing import Preprocessing
 from .share import Share
 from .splits import InMemory, OnDisk, Split
 from .views import View, image_keys, refuse_later
-from .whole_images import WholeImages, image_of, whole_images
+from .whole_images import WholeImages, whole_images
 
 if TYPE_CHECKING:
     from ..kernels.gather_normalize import BatchGatherer
 
 
-Failure = DataError | ConfigError | MemoryRanOutError
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] float, normalized; labels [B] int64
 
 
@@ -95,9 +77,18 @@ class Batches:
         self.labels = split.labels.to(device)
         self.images = split.images.to(device) if isinstance(split, InMemory) else None
         self.whole: WholeImages | OnDisk | None = whole_images(split) if self.view else None
+        self.loader = self._loader_of(split)
+        self.whole_loader = self._loader_of(self.whole)
         self.gatherer = None
         if compiled and self.images is not None and not self.augment and self.view is None:
             self.gatherer = _gatherer(self.images, self.mean_of_bytes, self.scale_of_bytes)
+
+    def _loader_of(self, split: Split | WholeImages | None) -> FileLoader | None:
+        """Decodes the images of a split on disk; its processes are kept from one training epoch to the next."""
+        if not isinstance(split, OnDisk):
+            return None
+        files = Files(split, self.view if split is self.whole else None)
+        return FileLoader(files, keep=self.shuffle_seed is not None, pin_memory=self.device.type == "cuda")
 
     @property
     def num_images(self) -> int:
@@ -180,7 +171,8 @@ class Batches:
             return self.view.batches(self.whole, batches, epoch)
         indices = [batch.tolist() for batch in batches]
         requests = [list(zip(each, self.view.keys(epoch, each), strict=True)) for each in indices]
-        return self._loaded(_Files(self.whole, self.view), requests)
+        assert self.whole_loader is not None
+        return self.whole_loader(requests)
 
     def pixels(self) -> Iterator[Tensor]:
         """The split's images as they are stored, in its order: [B, C, H, W] uint8, not normalized; on the CPU."""
@@ -213,8 +205,8 @@ class Batches:
             images = self.images[: len(indices)]
         else:
             assert isinstance(self.split, OnDisk)
-            files = _Files(self.split)
-            stacked = _stacked([files[i] for i in indices.tolist()])
+            files = Files(self.split)
+            stacked = stack([files[i] for i in indices.tolist()])
             if isinstance(stacked, SoftmaxceError):
                 raise stacked
             images = torch.as_tensor(stacked, device=self.device)
@@ -225,36 +217,8 @@ class Batches:
         return [warning for warning in warnings if warning]
 
     def _decoded(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        assert isinstance(self.split, OnDisk)
-        return self._loaded(_Files(self.split), [indices.tolist() for indices in batches])
-
-    def _loaded(self, files: "_Files", requests: Sequence[Sequence[Any]]) -> Iterator[Tensor]:
-        """Batches of files, decoded in processes of their own. Raises: what `files` returns instead of an image."""
-        with warnings.catch_warnings():  # of more processes than processors; _possible_workers has a limit of its own
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
-            loader = iter(
-                DataLoader(
-                    files,
-                    batch_sampler=requests,  # type: ignore[arg-type]
-                    num_workers=_possible_workers(files.split.workers),
-                    collate_fn=_stacked,
-                    pin_memory=self.device.type == "cuda",
-                    generator=torch.Generator(),  # so that the global one is left alone
-                    worker_init_fn=_ignore_interrupts,
-                )
-            )
-        try:
-            for images in loader:
-                if isinstance(images, SoftmaxceError):
-                    raise images
-                yield torch.from_numpy(images) if isinstance(images, np.ndarray) else images
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):  # else it was raised in one, by the user's own code
-                raise
-            raise WorkerError(
-                "a process that decodes images was killed, often because memory ran out; lower data.workers "
-                f"(0 decodes in the training process) or data.batch_size ({str(error).splitlines()[0]})"
-            ) from error
+        assert self.loader is not None
+        return self.loader([indices.tolist() for indices in batches])
 
     def prepared(
         self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None, share: Share | None = None
@@ -308,84 +272,3 @@ def _gatherer(images: Tensor, mean: Tensor, scale: Tensor) -> "BatchGatherer | N
     except ImportError:  # no Numba for this Python or this processor; PyTorch's operations give the same bits
         return None
     return BatchGatherer(images, mean, scale)
-
-
-class _Files(Dataset[Tensor | Failure]):
-    """A split on disk for torch's DataLoader. Errors are returned: raised in a worker, they gain its traceback.
-
-    An item is an index; with a view, an index and the key of the image's random numbers.
-    """
-
-    def __init__(self, split: OnDisk, view: View | None = None) -> None:
-        self.split = split
-        self.view = view
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _files_of, (pickle.dumps((self.split, self.view)),)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, item: int | tuple[int, int]) -> Tensor | Failure:
-        index, key = (item, 0) if isinstance(item, int) else item
-        decode, file = self.split.decode, self.split.files[index]
-        try:
-            if self.view is None:
-                return decode(file)
-            whole = decode.whole(file) if isinstance(decode, Decode) else image_of(decode(file).numpy())
-            return torch.from_numpy(self.view.of(whole, key))
-        except (DataError, ConfigError, MemoryRanOutError) as error:
-            return error
-        except Exception as error:  # noqa: BLE001 - the user's own data set has a decode of its own
-            if ran_out_of_memory(error):
-                return MemoryRanOutError(f"{self.split.files[index]}: memory ran out while decoding it")
-            return DataError(f"{self.split.files[index]}: {in_one_line(error)}")
-
-
-def _files_of(pickled: bytes) -> _Files:
-    """In a worker process that was not forked: the user's `decode` is looked up as the config's names are."""
-    with current_folder_last():
-        return _Files(*pickle.loads(pickled))
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Leave ctrl-C, which a terminal sends to all processes, to the training process: it ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _stacked(images: list[Tensor | Failure]) -> Tensor | NDArray[np.uint8] | Failure:
-    """[C, H, W] images as [B, C, H, W], or the first error among them.
-
-    In a worker process the batch is put into shared memory, which a container often limits to 64 MB. A batch that does
-    not fit goes to the training process through a pipe, as the array that is returned: it costs about 2 ms per MB.
-    Left to torch, it would be lost, and the training process would wait for it for ever.
-    """
-    error = next((image for image in images if isinstance(image, SoftmaxceError)), None)
-    if error is not None:
-        return error
-    batch = torch.stack([image for image in images if isinstance(image, Tensor)])
-    if get_worker_info() is None:
-        return batch
-    try:
-        batch.share_memory_()
-    except (RuntimeError, OSError):  # no room there, or no shared memory at all
-        return batch.numpy()
-    return batch
-
-
-@cache
-def _possible_workers(workers: int) -> int:
-    """As many worker processes as are requested, within reason, if this system has their semaphores; else 0."""
-    most = max(16, 4 * processors())  # decoding keeps a processor busy; more than that wait for slow storage
-    if workers > most:
-        streams.warning(f"data.workers: {workers} is too many for {processors()} processors; {most} are used")
-        workers = most
-    try:
-        _ = [multiprocessing.Lock() for _ in range(8 * (workers + 1) if workers else 0)]  # some more than torch makes
-    except OSError as error:
-        streams.warning(
-            f"images are decoded in the training process, as worker processes need shared memory ({error.strerror}: "
-            "is /dev/shm mounted and writable?); set data.workers: 0 to do so without this warning"
-        )
-        return 0
-    return workers

@@ -39,7 +39,7 @@ def image_folder(
     test_fraction: Fraction = 0.2,
     skip_bad: bool = False,
     in_memory: bool | None = None,
-    workers: NonNegativeInt = 2,
+    workers: NonNegativeInt | None = None,
     cache: bool = True,
     split_by: Literal["name", "shuffle"] = "name",
     fit: Fit = "crop",
@@ -59,7 +59,7 @@ def image_folder(
         skip_bad: leave out, with a warning, what cannot be decoded; else it is an error. Where images do not fit in
             memory, it takes a first pass over all files.
         in_memory: keep all images decoded in memory; null decides by the machine's memory.
-        workers: processes that decode images that do not fit in memory.
+        workers: processes that decode images that do not fit in memory; null for one per thread of the training.
         cache: keep decoded images in the user's cache folder, and use them while the files are unchanged.
         split_by: name, by a hash of CLASS/FILE: images keep their side (test, validation, training) when others are
             added or removed, but for one of the class at most; a class of one image stays in training. shuffle, as
@@ -146,7 +146,7 @@ class Listing:
     channels: int
     skip_bad: bool
     in_memory: bool | None
-    workers: int
+    workers: int | None
     cache: bool = False
     named: bool = False
     resizing: Resizing = DEFAULT_RESIZING
@@ -192,7 +192,7 @@ class Listing:
         )
         in_memory = self.in_memory
         if in_memory is None:
-            in_memory = len(files) * self.channels * size[0] * size[1] <= _memory_for_images()
+            in_memory = len(files) * self.channels * size[0] * size[1] <= memory_for_images()
         if in_memory:
             return self._in_memory(files, labels, names, decode, shape, groups), shape
         split = OnDisk(tuple(files), torch.tensor(labels), shape, decode, self.workers, names, groups)
@@ -248,7 +248,7 @@ class Listing:
     def _reading(self, decode: Decode, files: Sequence[str], shape: tuple[int, int, int]) -> Reading:
         """How the files were read, and whether their whole images fit in memory too."""
         most = None if decode.whole_pixels is None else decode.whole_pixels + shape[1] * shape[2]
-        fits = most is not None and (self.in_memory or len(files) * self.channels * most <= _memory_for_images())
+        fits = most is not None and (self.in_memory or len(files) * self.channels * most <= memory_for_images())
         return Reading(decode, self.workers, self.cache, fits)
 
     def _cached(self, files: list[str], decode: Decode, shape: tuple[int, int, int]) -> _Decoded:
@@ -393,6 +393,6 @@ def _none_decodable(files: Sequence[str], reason: str) -> DataError:
     return DataError(f"none of {len(files)} files can be decoded; the first: {reason}")
 
 
-def _memory_for_images() -> int:
+def memory_for_images() -> int:
     """Bytes that decoded images may take: a quarter of the machine's memory, 8 GiB at most, shared by its processes."""
     return min((total_memory() or 8 << 30) // 4, 8 << 30) // local_world_size()

@@ -30,7 +30,7 @@ def image_list(
     test_fraction: Fraction = 0.2,
     skip_bad: bool = False,
     in_memory: bool | None = None,
-    workers: NonNegativeInt = 2,
+    workers: NonNegativeInt | None = None,
     cache: bool = True,
     fit: Fit = "crop",
     interpolation: Interpolation = "bilinear",
@@ -55,7 +55,7 @@ def image_list(
         test_fraction: of each class, for the test split, where split is null; by a hash of the path or group.
         skip_bad: leave out, with a warning, what cannot be decoded.
         in_memory: keep all images decoded in memory; null decides by the machine's memory.
-        workers: processes that decode images that do not fit in memory.
+        workers: processes that decode images that do not fit in memory; null for one per thread of the training.
         cache: keep decoded images in the user's cache folder.
         fit: how images get the size: crop, pad or stretch, as of image_folder.
         interpolation: bilinear, bicubic or nearest.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import streams
-from ..argument_types import AtLeastOne, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
+from ..argument_types import AtLeastOne, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from ..files import expanded, read_file
 from ..waiting import Counting
@@ -32,11 +32,12 @@ def shards(
     test_fraction: Fraction = 0.2,
     skip_bad: bool = False,
     in_memory: bool | None = None,
-    workers: NonNegativeInt = 2,
+    workers: NonNegativeInt | None = None,
     cache: bool = True,
     fit: Fit = "crop",
     interpolation: Interpolation = "bilinear",
     cache_size: AtLeastOne | None = 2.0,
+    decode: Decoding = "full",
     shuffle: Literal["images", "shards"] = "images",
     *,
     urls: str | list[str],
@@ -56,11 +57,12 @@ def shards(
         test_fraction: of each class, for the test split, where test_urls is null; by a hash of CLASS and KEY.
         skip_bad: leave out, with a warning, what cannot be decoded.
         in_memory: keep all images decoded in memory; null decides by the machine's memory.
-        workers: processes that decode images that do not fit in memory.
+        workers: processes that decode images that do not fit in memory; null for one per thread of the training.
         cache: keep decoded images in the user's cache folder.
         fit: how images get the size: crop, pad or stretch, as of image_folder.
         interpolation: bilinear, bicubic or nearest.
         cache_size: how large whole images are kept, as of image_folder.
+        decode: full or reduced, as of image_folder.
         shuffle: images, any order is as likely as any other; shards, for slow disks: each epoch shuffles the shards,
             and then the images of 8 shards at a time, which are read before the next 8.
         urls: the training shards relative to data.root: train-{000..127}.tar, train-*.tar, or a list of such.
@@ -72,7 +74,7 @@ def shards(
     files = {name: shard_files(value, top, _key(name)) for name, value in named.items() if value is not None}
     samples = {name: _read_all(paths) for name, paths in files.items()}
     classes, ids = _classes(files["train"][0].parent / CLASSES, samples["train"])
-    resizing = Resizing(fit, interpolation)
+    resizing = Resizing(fit, interpolation, decode)
     listing = Listing(
         classes, size, channels, skip_bad, in_memory, workers, cache, resizing=resizing, cache_size=cache_size
     )

@@ -21,13 +21,13 @@ class Reading:
 
     Attributes:
         decode: path -> [C, H, W] uint8.
-        workers: processes that decode, if the files are read in every epoch.
+        workers: processes that decode, if the files are read in every epoch; None for as many as there are threads.
         cache: whether decoded images are cached.
         whole_in_memory: whether whole images may be kept in memory too, for augmentations that cut from them.
     """
 
     decode: Decode
-    workers: int = 2
+    workers: int | None = 2
     cache: bool = False
     whole_in_memory: bool = False
 
@@ -78,7 +78,7 @@ class OnDisk:
         labels: [N] int64 class ids.
         shape: (C, H, W) that `decode` gives.
         decode: path -> [C, H, W] uint8; it must be picklable, as worker processes call it.
-        workers: processes that decode beside the training process.
+        workers: processes that decode beside the training process; None for as many as that has threads.
         names: as in InMemory.
         groups: as in InMemory.
     """
@@ -87,7 +87,7 @@ class OnDisk:
     labels: Tensor
     shape: tuple[int, int, int]
     decode: Callable[[str], Tensor]
-    workers: int = 2
+    workers: int | None = 2
     names: tuple[str, ...] | None = None
     groups: tuple[str, ...] | None = None
 

@@ -1,6 +1,7 @@
 """Reporters of a training run: a table on a terminal, plain lines elsewhere, JSON Lines for programs."""
 
 import contextlib
+import math
 import os
 import shlex
 import sys
@@ -15,6 +16,8 @@ from rich.text import Text
 
 from .. import streams
 from ..data.batches import Batch
+from ..data.folder import memory_for_images
+from ..data.splits import InMemory
 from ..runs.folder import SPLITS, Status
 from ..runtime.environment import describe_device
 from ..session import Level, Outcome, Reporter
@@ -45,7 +48,30 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
         f"{config.model.name} ({parameters:,} parameters), {names}",
         f"device {describe_device(run.device)}, {run.precision}{_processes(run)}",
     ]
+    lines[1:1] = storage(run)
     return lines if folder is None else [*lines, f"run folder: {folder}"]
+
+
+def storage(run: Run) -> list[str]:
+    """Where the images of files are kept, and why, in a line; none for images that are no files of the user's."""
+    source, splits = run.config.source, [batches.split for name in SPLITS if (batches := getattr(run, name))]
+    if source.name not in ("image_folder", "image_list", "shards"):
+        return []
+    images = sum(map(len, splits))
+    size = images * math.prod(run.preprocessing.shape)
+    reason = f"limit {_bytes(memory_for_images())}"
+    if (chosen := source.arguments.get("in_memory")) is not None:
+        reason = f"data.in_memory: {str(chosen).lower()}"
+    where = "in memory" if isinstance(run.train.split, InMemory) else "read from the files in every epoch"
+    return [f"{images:,} images, {_bytes(size)} decoded: {where} ({reason})"]
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:,.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} GiB"
 
 
 def _processes(run: Run) -> str:

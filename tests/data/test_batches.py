@@ -1,6 +1,8 @@
 """Batches: every image once an epoch, an order that the seed and the epoch decide, the right numbers in the pixels."""
 
+import gc
 import multiprocessing
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -280,3 +282,30 @@ def test_with_both_on_each_batch_gets_one_of_them() -> None:
 
 def test_without_mixing_there_is_nothing() -> None:
     assert mixing(0.0, 0.0, 10) is None
+
+
+def process_of(file: str) -> Tensor:
+    """A decode of the user's own, which tells the process that it runs in."""
+    return torch.tensor(list(os.getpid().to_bytes(4, "big")), dtype=torch.uint8).view(1, 2, 2)
+
+
+def test_processes_that_decode_training_images_outlive_an_epoch_and_none_outlives_one_that_is_left() -> None:
+    split = OnDisk(tuple("abcdefgh"), torch.arange(8), (1, 2, 2), process_of, workers=2)
+    plain = Preprocessing((1, 2, 2), (0.0,), (1.0,))
+
+    def processes(batches: Batches, epoch: int) -> set[int]:
+        seen = torch.cat([images for images, _ in batches.epoch(epoch)]).mul(255).round().to(torch.int64)
+        return {int.from_bytes(bytes(image.flatten().tolist()), "big") for image in seen.cpu()}
+
+    batches = Batches(split, plain, batch_size=2, device=CPU, shuffle_seed=0)
+    first = processes(batches, 1)
+    assert len(first) == 2
+    assert os.getpid() not in first
+    assert processes(batches, 2) == first
+    next(iter(batches.epoch(3)))  # left after its first batch, as after ctrl-C
+    order = labels_of(batches, 3)
+    assert torch.equal(order, labels_of(Batches(split, plain, batch_size=2, device=CPU, shuffle_seed=0), 3))
+    assert len(processes(batches, 4) | first) == 4
+    del batches
+    gc.collect()
+    assert not {child.pid for child in multiprocessing.active_children()} & first

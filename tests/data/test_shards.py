@@ -145,6 +145,8 @@ def test_a_shard_trains_is_evaluated_and_explained_by_the_command(
     )
     done = softmaxce("train", "c.yaml", "--output", "run")
     assert done.returncode == 0, done.stderr
+    where = "60 images, 11.2 KiB decoded: read from the files in every epoch (data.in_memory: false)"
+    assert where in done.stderr.splitlines()
     done = softmaxce("explain", "run", "--split", "test", "--index", "0")
     assert "(shards/train-000000.tar/" in done.stdout, done.stderr
     done = softmaxce("eval", "run", "--data", "shards/train-000000.tar", "--json")

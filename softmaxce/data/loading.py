@@ -1,0 +1,193 @@
+"""Loads image files in processes beside the training process, by torch's DataLoader."""
+
+import contextlib
+import multiprocessing
+import pickle
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from .. import streams
+from ..config.signatures import current_folder_last
+from ..errors import (
+    ConfigError,
+    DataError,
+    MemoryRanOutError,
+    SoftmaxceError,
+    WorkerError,
+    in_one_line,
+    ran_out_of_memory,
+)
+from ..runtime.processors import processors
+from .decode import Decode
+from .splits import OnDisk
+from .views import View
+from .whole_images import image_of
+
+Failure = DataError | ConfigError | MemoryRanOutError
+
+
+class FileLoader:
+    """Loads batches of files, in order.
+
+    Args:
+        files: the split.
+        keep: keep the processes for the next batches: they have to be started once, not in each epoch.
+        pin_memory: as of torch's DataLoader.
+    """
+
+    def __init__(self, files: "Files", *, keep: bool, pin_memory: bool) -> None:
+        self._files, self._keep, self._pin_memory = files, keep, pin_memory
+        self._kept: tuple[DataLoader[Any], _Requests] | None = None
+
+    def __call__(self, requests: Sequence[Sequence[Any]]) -> Iterator[Tensor]:
+        """The images of each batch, [B, C, H, W] uint8, on the CPU; `requests` are the entries of `files`.
+
+        Raises: what `files` returns instead of an image; WorkerError if a process was killed.
+        """
+        loader, batches = self._kept or self._started()
+        self._kept = None  # those of batches that are not loaded to their end, or at the same time, are not kept
+        batches.requests = requests
+        with _quiet():
+            loaded = iter(loader)
+        try:
+            for images in loaded:
+                if isinstance(images, SoftmaxceError):
+                    raise images
+                yield torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):  # else it was raised in one, by the user's own code
+                raise
+            raise WorkerError(
+                "a process that decodes images was killed, often because memory ran out; lower data.workers "
+                f"(0 decodes in the training process) or data.batch_size ({str(error).splitlines()[0]})"
+            ) from error
+        if self._keep:
+            self._kept = loader, batches
+
+    def _started(self) -> "tuple[DataLoader[Any], _Requests]":
+        requested = self._files.split.workers
+        workers = _possible_workers(torch.get_num_threads() if requested is None else requested)
+        batches = _Requests()
+        with _quiet():
+            loader: DataLoader[Any] = DataLoader(
+                self._files,
+                batch_sampler=batches,  # type: ignore[arg-type]
+                num_workers=workers,
+                collate_fn=stack,
+                pin_memory=self._pin_memory,
+                generator=torch.Generator(),  # so that the global one is left alone
+                worker_init_fn=_ignore_interrupts,
+                persistent_workers=self._keep and workers > 0,
+            )
+        return loader, batches
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning of more processes than processors; _possible_workers has a limit of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
+
+
+class _Requests(Sampler[Sequence[Any]]):
+    """What a DataLoader is to load next: the entries of each batch."""
+
+    def __init__(self) -> None:
+        self.requests: Sequence[Sequence[Any]] = ()
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        return iter(self.requests)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
+class Files(Dataset[Tensor | Failure]):
+    """A split on disk for torch's DataLoader. Errors are returned: raised in a worker, they gain its traceback.
+
+    An item is an index; with a view, an index and the key of the image's random numbers.
+    """
+
+    def __init__(self, split: OnDisk, view: View | None = None) -> None:
+        self.split = split
+        self.view = view
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _files_of, (pickle.dumps((self.split, self.view)),)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Tensor | Failure:
+        index, key = (item, 0) if isinstance(item, int) else item
+        decode, file = self.split.decode, self.split.files[index]
+        try:
+            if self.view is None:
+                return decode(file)
+            whole = decode.whole(file) if isinstance(decode, Decode) else image_of(decode(file).numpy())
+            return torch.from_numpy(self.view.of(whole, key))
+        except (DataError, ConfigError, MemoryRanOutError) as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - the user's own data set has a decode of its own
+            if ran_out_of_memory(error):
+                return MemoryRanOutError(f"{self.split.files[index]}: memory ran out while decoding it")
+            return DataError(f"{self.split.files[index]}: {in_one_line(error)}")
+
+
+def _files_of(pickled: bytes) -> Files:
+    """In a worker process that was not forked: the user's `decode` is looked up as the config's names are."""
+    with current_folder_last():
+        return Files(*pickle.loads(pickled))
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Leave ctrl-C, which a terminal sends to all processes, to the training process: it ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def stack(images: list[Tensor | Failure]) -> Tensor | NDArray[np.uint8] | Failure:
+    """[C, H, W] images as [B, C, H, W], or the first error among them.
+
+    In a worker process the batch is put into shared memory, which a container often limits to 64 MB. A batch that does
+    not fit goes to the training process through a pipe, as the array that is returned: it costs about 2 ms per MB.
+    Left to torch, it would be lost, and the training process would wait for it for ever.
+    """
+    error = next((image for image in images if isinstance(image, SoftmaxceError)), None)
+    if error is not None:
+        return error
+    batch = torch.stack([image for image in images if isinstance(image, Tensor)])
+    if get_worker_info() is None:
+        return batch
+    try:
+        batch.share_memory_()
+    except (RuntimeError, OSError):  # no room there, or no shared memory at all
+        return batch.numpy()
+    return batch
+
+
+@cache
+def _possible_workers(workers: int) -> int:
+    """As many worker processes as are requested, within reason, if this system has their semaphores; else 0."""
+    most = max(16, 4 * processors())  # decoding keeps a processor busy; more than that wait for slow storage
+    if workers > most:
+        streams.warning(f"data.workers: {workers} is too many for {processors()} processors; {most} are used")
+        workers = most
+    try:
+        _ = [multiprocessing.Lock() for _ in range(8 * (workers + 1) if workers else 0)]  # some more than torch makes
+    except OSError as error:
+        streams.warning(
+            f"images are decoded in the training process, as worker processes need shared memory ({error.strerror}: "
+            "is /dev/shm mounted and writable?); set data.workers: 0 to do so without this warning"
+        )
+        return 0
+    return workers
