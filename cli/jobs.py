@@ -65,7 +65,7 @@ def parts_of_machine(jobs: int, devices: Sequence[str]) -> list[Part]:
     """The parts of this machine for so many runs at a time: each a GPU, in turn, and equal numbers of CPUs."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     each = len(cpus) // jobs
-    threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or max(1, processors() // jobs))
+    threads = _openmp_threads() or max(1, processors() // jobs)
     gpus = _gpus() if any(device in ("auto", "cuda") for device in devices) else []
     return [
         Part(
@@ -76,6 +76,12 @@ def parts_of_machine(jobs: int, devices: Sequence[str]) -> list[Part]:
         )
         for slot in range(jobs)
     ]
+
+
+def _openmp_threads() -> int:
+    """The user's $OMP_NUM_THREADS; 0 if it is not set, or no number."""
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _gpus() -> list[str]:
@@ -134,7 +140,7 @@ def _print_parts(runs: int, parts: Sequence[Part]) -> None:
     threads = f"{part.threads} thread{'s' * (part.threads > 1)}"
     gpus = list(dict.fromkeys(each.gpu for each in parts if each.gpu is not None))
     on = f" and one of the GPUs {', '.join(gpus)}" if len(gpus) > 1 else " and a GPU they share" if gpus else ""
-    alone = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or processors())
+    alone = _openmp_threads() or processors()
     differs = ""
     if part.threads != alone and not gpus:
         differs = f"; one by one they have {alone}, and other weights in the last digits"
