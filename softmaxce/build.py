@@ -17,6 +17,7 @@ from .data.batches import Batches
 from .data.fingerprint import fingerprint
 from .data.mixup import mixing
 from .data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Preprocessing, mean_and_std, resizing_of
+from .data.sampling import ClassSampler
 from .data.split_checks import check_split
 from .data.splits import Dataset, Side, Split, split_by_group, split_by_name, stratified
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
@@ -115,6 +116,7 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
             augment=build_augmentations(config),
             shuffle_seed=config.seed,
             compiled=True,
+            sampler=ClassSampler(power) if (power := config.data.sampling_power) else None,
             group=group,
             with_previous=shares_mixed,
         )

@@ -20,6 +20,7 @@ from .keys import (
     EarlyStopping,
     FineTuning,
     Normalize,
+    Sampler,
     signature_of_section,
 )
 from .overrides import Override, Path_, apply
@@ -119,6 +120,8 @@ class Checker:
         own = self._section(Data, {key: value for key, value in raw.items() if key in keys}, path, None, "data")
         if isinstance(own.get("normalize"), dict):
             own["normalize"] = self._section(Normalize, own["normalize"], (*path, "normalize"), None, "normalize")
+        if isinstance(own.get("sampler"), dict):
+            own["sampler"] = self._section(Sampler, own["sampler"], (*path, "sampler"), None, "sampler")
         is_sound = len(self.problems) == problems_before
         source = None
         if isinstance(raw.get("name"), str):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from annotated_types import Ge, Gt, Le, doc
 from pydantic import Field
 
-from ..argument_types import Fraction, Metric, NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from ..argument_types import Fraction, Metric, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Seed
 from ..errors import RunError
 from ..files import expanded
 from .components import Component
@@ -64,6 +64,13 @@ class Normalize:
 
 
 @dataclass(frozen=True)
+class Sampler:
+    """A class of m training images has a share of each epoch in proportion to m^(1 - power); 1 is balanced."""
+
+    power: Probability
+
+
+@dataclass(frozen=True)
 class Data:
     """The `data` section. Its other keys are passed to the data set as arguments.
 
@@ -79,6 +86,9 @@ class Data:
         validation: the part of the training images to hold out, as a count (100) or a fraction (0.1); stratified,
             chosen by the seed.
         train_limit: use only this many training images; stratified, chosen by the seed.
+        sampler: which training images an epoch consists of, in as many batches. none, each once; balanced, as many of
+            each class; {power: 0.5}, between them: a class of m images in proportion to m^(1 - power). Images of rare
+            classes come several times, each with other random augmentations, and some of frequent ones are left out.
     """
 
     name: str
@@ -90,6 +100,12 @@ class Data:
     normalize: Literal["auto", "imagenet", "none"] | dict[str, Any] = "auto"
     validation: PositiveInt | Fraction | None = None
     train_limit: PositiveInt | None = None
+    sampler: Literal["none", "balanced"] | dict[str, Any] = "none"
+
+    @property
+    def sampling_power(self) -> float:
+        """0 where every image is drawn once, 1 where classes are balanced."""
+        return float(self.sampler["power"]) if isinstance(self.sampler, dict) else float(self.sampler == "balanced")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from .keys import KEYS, Config, Data, EarlyStopping, FineTuning, Normalize, signature_of_section
+from .keys import KEYS, Config, Data, EarlyStopping, FineTuning, Normalize, Sampler, signature_of_section
 from .registry import OWN_CODE, REGISTRIES, Registry
 from .signatures import Argument, Signature, read_signature
 
@@ -112,6 +112,7 @@ def _data() -> tuple[dict[str, Any], dict[str, Any]]:
     }
     numbers = _section(signature_of_section(Normalize))
     own["normalize"] |= {"anyOf": [{"enum": ["auto", "imagenet", "none", None]}, numbers]}
+    own["sampler"] |= {"anyOf": [{"enum": ["none", "balanced", None]}, _section(signature_of_section(Sampler))]}
     result = _component(REGISTRIES["data"])
     for choice in result["anyOf"]:
         if "properties" in choice:

@@ -1,6 +1,6 @@
 """From a split to batches on the device: gathered, augmented and normalized there, a batch at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from .augmentation import Augmentation, named
 from .loading import FileLoader, Files, stack
 from .order import epoch_order
 from .preprocessing import Preprocessing
+from .sampling import ClassSampler
 from .share import Share
 from .splits import InMemory, OnDisk, Split
 from .views import View, image_keys, refuse_later
@@ -42,6 +43,7 @@ class Batches:
             small split.
         group: the processes that train together: `epoch` gives this one's share of each batch, which is cut as for a
             single process. A process without a share gets that of rank 0, and draws the same random numbers.
+        sampler: draws the images of each epoch; None takes each once. Needs shuffle_seed.
         with_previous: the share begins with one image more, the one before it in the batch (before the first, the
             last): mixup and CutMix mix each image with that.
     """
@@ -56,6 +58,7 @@ class Batches:
         augment: Sequence[Augmentation | Callable[..., Tensor]] = (),
         shuffle_seed: int | None = None,
         compiled: bool = False,
+        sampler: ClassSampler | None = None,
         group: ProcessGroup = SINGLE,
         with_previous: bool = False,
     ) -> None:
@@ -71,6 +74,7 @@ class Batches:
             self.view = View(augmentations[0], split.shape, shuffle_seed or 0)
         self.augment = augmentations[1:] if self.view else augmentations
         self.shuffle_seed = shuffle_seed
+        self.sampler = sampler
         self.mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
         self.mean_of_bytes, self.scale_of_bytes = self.mean * 255, 1 / (self.std * 255)
@@ -97,7 +101,7 @@ class Batches:
 
     @property
     def images_per_epoch(self) -> int:
-        """Images in an epoch: all, but for a last batch of one while shuffling.
+        """Images in an epoch: as many as the split has, but for a last batch of one while shuffling.
 
         Batch normalization cannot train on one image; every epoch leaves out a different one.
         """
@@ -127,12 +131,12 @@ class Batches:
             order = torch.arange(self.num_images)
         else:
             generator = torch.Generator().manual_seed((self.shuffle_seed * 1_000_003 + number) % 2**63)
-            order = epoch_order(self.split, generator)
+            order = epoch_order(self.split, generator, self.sampler)
         order = order[start * size : self.images_per_epoch]
         if not len(order):
             return
         on_device = order.to(self.device)  # all in one copy: each copy would wait for the device
-        labels = self.labels.index_select(0, on_device)
+        labels = self.labels.index_select(0, self._index(on_device))
         batches = zip(on_device.split(size)[::stride], labels.split(size)[::stride], strict=True)
         parts = (self._share(indices, ids, (number, start + i)) for i, (indices, ids) in enumerate(batches))
         if self.images is not None and self.view is None:
@@ -140,7 +144,7 @@ class Batches:
                 yield self._gather(indices, number, share), ids
         else:
             own = [self._share(chunk, chunk, ())[0] for chunk in order.split(size)[::stride]]
-            views = self._decoded(own) if self.view is None else self._views(own, number)
+            views = self._decoded(map(self._index, own)) if self.view is None else self._views(own, number)
             for (indices, ids, share), images in zip(parts, views, strict=True):
                 yield self.prepared(images.to(self.device, non_blocking=True), indices, number, share), ids
 
@@ -154,23 +158,27 @@ class Batches:
         share = Share(count, positions, (self.shuffle_seed or 0, *batch, self.group.rank))
         return indices.index_select(0, positions), ids.index_select(0, positions), share
 
+    def _index(self, drawn: Tensor) -> Tensor:
+        """Which images of the split these are, whose numbers also say how often they have come in the epoch."""
+        return drawn if self.sampler is None else drawn % self.num_images
+
     def _gather(self, indices: Tensor | slice, epoch: int, share: Share | None = None) -> Tensor:
         """The images at `indices` of a split in memory, prepared."""
         assert self.images is not None
         if self.gatherer is not None:
-            return self.gatherer.normalized(indices)
+            return self.gatherer.normalized(self._index(indices) if isinstance(indices, Tensor) else indices)
         if isinstance(indices, Tensor):
-            return self.prepared(self.images.index_select(0, indices), indices, epoch, share)
+            return self.prepared(self.images.index_select(0, self._index(indices)), indices, epoch, share)
         return self.prepared(self.images[indices])
 
     def _views(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
         """The views of the images of each batch, [B, C, H, W] uint8, on the CPU."""
         assert self.view is not None
         assert self.whole is not None
+        numbered = [(self._index(batch).tolist(), self.view.keys(epoch, batch.tolist())) for batch in batches]
+        requests = [list(zip(indices, keys, strict=True)) for indices, keys in numbered]
         if not isinstance(self.whole, OnDisk):
-            return self.view.batches(self.whole, batches, epoch)
-        indices = [batch.tolist() for batch in batches]
-        requests = [list(zip(each, self.view.keys(epoch, each), strict=True)) for each in indices]
+            return self.view.batches(self.whole, requests)
         assert self.whole_loader is not None
         return self.whole_loader(requests)
 
@@ -216,7 +224,7 @@ class Batches:
             warnings.append(warning)
         return [warning for warning in warnings if warning]
 
-    def _decoded(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def _decoded(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         assert self.loader is not None
         return self.loader([indices.tolist() for indices in batches])
 
@@ -227,7 +235,8 @@ class Batches:
 
         Args:
             images: [B, C, H, W] uint8, on the device.
-            indices: [B] int64, which images of the split these are; None if they are of none.
+            indices: [B] int64, which images of the split these are, as the order of an epoch numbers them; None if
+                they are of none.
             epoch: its number, counted from 1; None outside an epoch.
             share: which part of a batch these are; None if they are all of it.
         Returns: [B, C, H, W] float, channels last in memory.
@@ -239,7 +248,7 @@ class Batches:
         for place, augmentation in enumerate(self.augment):
             arguments: dict[str, Any] = {}
             if augmentation.uses_indices and indices is not None:
-                arguments = {"indices": indices, "epoch": epoch}
+                arguments = {"indices": self._index(indices), "epoch": epoch}
             if augmentation.uses_keys:
                 which = range(len(images)) if indices is None else indices.tolist()
                 position = place + 1 if self.view else place

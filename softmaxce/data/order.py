@@ -4,20 +4,26 @@ import torch
 from torch import Tensor
 
 from .member import Member
+from .sampling import ClassSampler
 from .splits import Split
 
 SHARDS_AT_A_TIME = 8
 
 
-def epoch_order(split: Split, generator: torch.Generator) -> Tensor:
-    """A random order of the split's images, [N] int64: any, or one that reads a few shards after the other."""
+def epoch_order(split: Split, generator: torch.Generator, sampler: ClassSampler | None = None) -> Tensor:
+    """A random order of the split's images, [N] int64: any, or one that reads a few shards after the other.
+
+    With a sampler it is one of the images that it draws: modulo N, see ClassSampler.draw.
+    """
+    count = len(split)
     windows = _windows(split)
-    if windows is None:
-        return torch.randperm(len(split), generator=generator)
-    shards, members = windows.unique(return_inverse=True)
-    rank = torch.randperm(len(shards), generator=generator)[members] // SHARDS_AT_A_TIME
-    shuffled = torch.randperm(len(split), generator=generator)
-    return shuffled[rank[shuffled].argsort(stable=True)]
+    if windows is not None:
+        shards, members = windows.unique(return_inverse=True)
+        rank = torch.randperm(len(shards), generator=generator)[members] // SHARDS_AT_A_TIME
+    shuffled = torch.randperm(count, generator=generator)
+    if sampler is not None:
+        shuffled = sampler.draw(split.labels, generator)[shuffled]
+    return shuffled if windows is None else shuffled[rank[shuffled % count].argsort(stable=True)]
 
 
 def _windows(split: Split) -> Tensor | None:

@@ -76,18 +76,16 @@ class View:
         pixels = np.asarray(image)
         return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
 
-    def batches(self, whole: WholeImages, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
+    def batches(self, whole: WholeImages, batches: Sequence[Sequence[tuple[int, int]]]) -> Iterator[Tensor]:
         """The views of each batch, [B, C, H, W] uint8, cut in threads ahead of their use.
 
         Args:
             whole: the split's whole images.
-            batches: the indices of each, [B] int64.
-            epoch: its number.
+            batches: of each, the images' indices in the split and their keys.
         """
 
-        def cut(indices: list[int]) -> Tensor:
-            keys = self.keys(epoch, indices)
-            return torch.from_numpy(np.stack([self.of(whole[i], key) for i, key in zip(indices, keys, strict=True)]))
+        def cut(batch: Sequence[tuple[int, int]]) -> Tensor:
+            return torch.from_numpy(np.stack([self.of(whole[index], key) for index, key in batch]))
 
         waiting = iter(batches)
         queue: deque[Future[Tensor]] = deque()
@@ -95,8 +93,8 @@ class View:
         pool = ThreadPoolExecutor(threads)
         try:
             while True:
-                while len(queue) < threads + AHEAD and (indices := next(waiting, None)) is not None:
-                    queue.append(pool.submit(cut, indices.tolist()))
+                while len(queue) < threads + AHEAD and (batch := next(waiting, None)) is not None:
+                    queue.append(pool.submit(cut, batch))
                 if not queue:
                     return
                 yield queue.popleft().result()

@@ -59,6 +59,7 @@ RULES = {
     "data.normalize": FIXED,
     "data.validation": FIXED,
     "data.train_limit": FIXED,
+    "data.sampler": FIXED,
     "model": FIXED,
     "loss": FIXED,
     "optimizer": FIXED,
