@@ -313,6 +313,8 @@ class _Jobs:
         job = Job(plan, self.requirements, self.output, self.parts[slot])
         process = _context().Process(target=run_job, args=(job, results_out, stdout_out, stderr_out))
         with _blocked_signals():
+            if self.stopped is not None:  # since this run was chosen; the signal went to those that ran then
+                return
             process.start()
             printed = _Lines(stdout) if stdout is not None else None
             self.running[slot] = _Running(index, plan.folder, process, results, _Lines(stderr), printed)
