@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from .. import streams
-from ..data.batches import Batch
+from ..data.batches import Batch, Batches
 from ..data.folder import memory_for_images
 from ..data.splits import InMemory
 from ..runs.folder import SPLITS, Status
@@ -25,6 +25,8 @@ from ..training.run import Epoch, Run
 from ..training.tally import Scores
 from . import console
 from .json_values import dumps
+
+FEW_CLASSES = 8  # whose counts are shown one by one
 
 
 def console_reporter(*, as_json: bool, quiet: bool) -> Reporter:
@@ -48,8 +50,26 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
         f"{config.model.name} ({parameters:,} parameters), {names}",
         f"device {describe_device(run.device)}, {run.precision}{_processes(run)}",
     ]
-    lines[1:1] = storage(run)
+    lines[1:1] = [*unequal_classes(run.train, run.classes), *storage(run)]
     return lines if folder is None else [*lines, f"run folder: {folder}"]
+
+
+def unequal_classes(train: Batches, classes: Sequence[str]) -> list[str]:
+    """How many training images the classes have, in a line; none unless one has at least twice as many as another."""
+    counts = train.split.labels.bincount(minlength=len(classes))
+    if 2 * counts.min() > counts.max():
+        return []
+    named = sorted(zip(counts.tolist(), classes, strict=True), reverse=True)
+    if len(named) <= FEW_CLASSES:
+        line = ", ".join(f"{count:,} {name}" for count, name in named)
+    else:
+        (most, frequent), (least, rare) = named[0], named[-1]
+        line = f"{least:,} ({rare}) to {most:,} ({frequent}), median {int(counts.median()):,}"
+    drawn = ""
+    if train.sampler is not None:
+        low, high = train.sampler.counts(counts).aminmax()
+        drawn = f"; data.sampler draws {f'{low:,} to ' if low < high else ''}{high:,} of each in an epoch"
+    return [f"training images of a class: {line}{drawn}"]
 
 
 def storage(run: Run) -> list[str]:

@@ -16,6 +16,7 @@ from softmaxce.data.keyed_augment import RandomErasing
 from softmaxce.data.preprocessing import Preprocessing
 from softmaxce.data.sampling import ClassSampler
 from softmaxce.data.splits import InMemory
+from softmaxce.report.training import unequal_classes
 from softmaxce.runtime.process_group import ProcessGroup
 
 from ..helpers import config
@@ -95,6 +96,24 @@ def test_an_image_that_comes_twice_in_an_epoch_is_augmented_differently() -> Non
             if label == 1:
                 erased.setdefault(label, set()).add(image.numpy().tobytes())
     assert len(erased[1]) == 20  # of one image that comes 20 times (41 images, the last batch of one is left out)
+
+
+@pytest.mark.parametrize(
+    ("counts", "sampler", "line"),
+    [
+        ([60, 31], None, None),  # less than twice as many
+        ([60, 3, 9], None, "60 a, 9 c, 3 b"),
+        ([60, 3, 9], ClassSampler(1.0), "60 a, 9 c, 3 b; data.sampler draws 24 of each in an epoch"),
+        ([4, 1], ClassSampler(0.5), "4 a, 1 b; data.sampler draws 2 to 3 of each in an epoch"),  # 2 : 1 of 5
+        ([5, 1, 4, 4, 4, 4, 4, 4, 4], None, "1 (b) to 5 (a), median 4"),
+    ],
+)
+def test_the_start_lines_count_the_images_of_unequal_classes(
+    counts: list[int], sampler: ClassSampler | None, line: str | None
+) -> None:
+    made = batches(counts, sampler=sampler)
+    expected = [] if line is None else [f"training images of a class: {line}"]
+    assert unequal_classes(made, "abcdefghi"[: len(counts)]) == expected
 
 
 def labels_of(run: Any) -> Tensor:
