@@ -1,20 +1,63 @@
-"""`softmaxce data`: pack a folder of images into shards."""
+"""`softmaxce data`: inspect a config's data set; pack a folder of images into shards."""
 
+import json as jsonlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from softmaxce import streams
+from softmaxce.config import reader as configs
+from softmaxce.errors import ConfigError, Problem
+from softmaxce.files import check_output, make_folder, replace_file, writable
 
+from .options import Force
 from .startup import fast_imports
 
-app = typer.Typer(no_args_is_help=True, help="Pack a folder of images into WebDataset shards.")
+SHOWN = 32  # images in the picture
+
+app = typer.Typer(no_args_is_help=True, help="Inspect a data set, or pack a folder of images into WebDataset shards.")
 
 
 @app.callback()
 def data() -> None:
-    """Pack a folder of images into WebDataset shards."""
+    """Inspect a data set, or pack a folder of images into WebDataset shards."""
+
+
+@app.command()
+def inspect(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a recipe's name.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, e.g. data.root=photos.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Also draw the first training images, augmented as in training."),
+    ] = None,
+    force: Force = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Count a config's images by class and split, and show what their files are; nothing is trained."""
+    requested = configs.load(config, [configs.parse_override(text) for text in set_ or []])
+    if output is not None and output.suffix.lower() != ".png":
+        raise ConfigError([Problem("--output", f"must be a name that ends in .png, got {output}")])
+    with fast_imports():
+        from softmaxce import inspection
+        from softmaxce.report import console
+        from softmaxce.report.inspection import contact_sheet, is_contact_sheet, print_inspection
+    if output is not None:
+        check_output(output, "--output", "picture", "samples.png", lambda: is_contact_sheet(output), force=force)
+    source = inspection.read(requested)
+    result = inspection.inspect(requested, source)
+    if json:
+        streams.json_text(jsonlib.dumps(result.to_dict()))
+    else:
+        print_inspection(result, console.stdout())
+    if output is not None:
+        with writable(output):
+            make_folder(output.parent)
+            replace_file(output, contact_sheet(*inspection.samples(requested, source, SHOWN)))
+        streams.line(f"picture: {output}", err=True)
 
 
 @app.command()

@@ -78,7 +78,7 @@ COMMANDS = {
         "list_components",
         "List the losses, models, datasets, optimizers, schedules and augmentations that a config can name.",
     ),
-    "data": ("data", "app", "Pack a folder of images into WebDataset shards."),
+    "data": ("data", "app", "Inspect a data set, or pack a folder of images into WebDataset shards."),
     "bench": ("bench", "app", "Measure softmaxce's speed on this machine, compared with PyTorch's."),
     "config": ("config", "app", "List, show, copy and check configs without training."),
 }

@@ -169,7 +169,7 @@ Temperature = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Overwrite a file that is not a page of softmaxce; without this, it is refused.")
+    bool, typer.Option("--force", help="Overwrite a file that softmaxce did not write; without this, it is refused.")
 ]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Run the module:Name code that the run's config names; else it is refused.")

@@ -47,6 +47,7 @@ EXAMPLES = {
     ),
     "calibrate": ("softmaxce calibrate runs/digits/1",),
     "report": ("softmaxce report runs/digits/1 --output report.html",),
+    "data inspect": ("softmaxce data inspect image_folder --set data.root=photos --output samples.png",),
     "data pack": ("softmaxce data pack photos shards",),
     "runs": ("softmaxce runs",),
     "compare": ("softmaxce compare runs/digits/1 runs/digits/2",),

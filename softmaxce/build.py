@@ -108,18 +108,7 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
         return Batches(split, preprocessing, batch_size=size, device=device, compiled=True)
 
     with within_memory("preparing the training images", FEWER_IMAGES):
-        train = Batches(
-            source.train,
-            preprocessing,
-            batch_size=config.data.batch_size,
-            device=device,
-            augment=build_augmentations(config),
-            shuffle_seed=config.seed,
-            compiled=True,
-            sampler=ClassSampler(power) if (power := config.data.sampling_power) else None,
-            group=group,
-            with_previous=shares_mixed,
-        )
+        train = training_batches(config, source.train, preprocessing, device, group=group, with_previous=shares_mixed)
     trials.try_augmentations(train)
     trials.refuse_single_images(model, config, train)
     prepare_model(model, train)
@@ -272,6 +261,30 @@ def expected_normalization(config: Config) -> tuple[tuple[float, ...], tuple[flo
     if family == "torchvision" and isinstance(weights, str) and is_file_name(weights):
         return IMAGENET_MEAN, IMAGENET_STD
     return None
+
+
+def training_batches(
+    config: Config,
+    train: Split,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    *,
+    group: ProcessGroup = SINGLE,
+    with_previous: bool = False,
+) -> Batches:
+    """The batches of the training images, in the config's order and augmented as it says; see Batches."""
+    return Batches(
+        train,
+        preprocessing,
+        batch_size=config.data.batch_size,
+        device=device,
+        augment=build_augmentations(config),
+        shuffle_seed=config.seed,
+        compiled=True,
+        sampler=ClassSampler(power) if (power := config.data.sampling_power) else None,
+        group=group,
+        with_previous=with_previous,
+    )
 
 
 # -- model and schedule ------------------------------------------------------------------------------------------------

@@ -1,0 +1,131 @@
+"""A config's data set before anything is trained: counts, the files' sizes and modes, statistics, augmented samples."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .build import hold_out, load_source, preprocessing_for, training_batches
+from .config.keys import Config
+from .data.decode import open_image
+from .data.preprocessing import mean_and_std
+from .data.splits import Dataset, Split
+from .errors import DataError
+from .runtime.processors import processors
+from .waiting import Counting
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the headers of the image files say.
+
+    Attributes:
+        smallest, median, largest: (width, height) in pixels, by the number of pixels.
+        modes: Pillow's names of how pixels are stored, with the number of files of each.
+        formats: as modes.
+    """
+
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+    modes: dict[str, int]
+    formats: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a config's data set consists of.
+
+    Attributes:
+        name: of the data set, as the config writes it.
+        shape: (C, H, W), to which the images are brought.
+        classes: K names.
+        images: split -> [K], how many images each class has in it.
+        mean, std: of the training images' pixels in [0, 1], per channel.
+        files: None of a data set without image files.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    images: dict[str, list[int]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    files: Files | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `softmaxce data inspect --json` prints it."""
+        return asdict(self)
+
+
+def read(config: Config) -> Dataset:
+    """The data set, with the config's validation split held out. Raises: DataError, ConfigError."""
+    return hold_out(load_source(config), config)
+
+
+def inspect(config: Config, source: Dataset) -> Inspection:
+    """Count and measure; the headers of all files are read. Raises: DataError if one cannot be."""
+    splits: dict[str, Split] = {name: part for name in SPLITS if (part := getattr(source, name)) is not None}
+    mean, std = mean_and_std(source.train)
+    files = [file for split in splits.values() for file in split.files or ()]
+    return Inspection(
+        config.source.name,
+        source.train.shape,
+        source.classes,
+        {name: split.labels.bincount(minlength=len(source.classes)).tolist() for name, split in splits.items()},
+        mean,
+        std,
+        _inspect_files(files) if files else None,
+    )
+
+
+def _inspect_files(files: Sequence[str]) -> Files:
+    def header(file: str) -> tuple[tuple[int, int], str, str]:
+        try:
+            with open_image(file) as image:
+                return image.size, image.mode, image.format or "unknown"
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+        finally:
+            counting.advance()
+
+    with Counting("reading the headers", len(files)) as counting, ThreadPoolExecutor(processors()) as pool:
+        headers = list(pool.map(header, files))
+    sizes = sorted((size for size, _, _ in headers), key=lambda size: (size[0] * size[1], size))
+    return Files(
+        sizes[0],
+        sizes[len(sizes) // 2],
+        sizes[-1],
+        dict(Counter(mode for _, mode, _ in headers).most_common()),
+        dict(Counter(form for _, _, form in headers).most_common()),
+    )
+
+
+def samples(config: Config, source: Dataset, count: int) -> tuple[Tensor, list[str]]:
+    """The first images of the first epoch as training sees them, augmented, but neither normalized nor mixed.
+
+    Args:
+        config: what they are augmented by.
+        source: as `read` returns it.
+        count: of images, at most; there may be fewer in the data set.
+    Returns: [n, H, W, C] float in [0, 1], and the name of each image's class.
+    Raises: ConfigError if an augmentation fails.
+    """
+    torch.manual_seed(config.seed)
+    preprocessing = preprocessing_for(config, source.train)
+    batches = training_batches(config, source.train, preprocessing, torch.device("cpu"))
+    batches.try_augmentations()
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for batch, ids in batches.epoch(1):
+        images.append((batch * batches.std + batches.mean).clamp(0, 1))
+        labels += ids.tolist()
+        if len(labels) >= count:
+            break
+    return torch.cat(images)[:count].permute(0, 2, 3, 1), [source.classes[label] for label in labels[:count]]
