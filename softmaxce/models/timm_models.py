@@ -1,13 +1,13 @@
 """Any of timm's models, as `timm:NAME`, from scratch or with weights from a file. timm is the extra `timm`."""
 
 import contextlib
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from ..argument_types import Fraction, PositiveInt
 from ..errors import DataError, in_one_line, ran_out_of_memory
+from ..files import expanded
 from .layers import last_layer
 from .torchvision_models import Adapted
 from .weights_file import is_file_name, load_file
@@ -62,7 +62,7 @@ def timm_model(
             raise
         raise DataError(f"timm:{architecture}: its weights cannot be downloaded: {in_one_line(error)}") from None
     if weights is not None and not download:
-        load_file(model, Path(weights).expanduser())
+        load_file(model, expanded(weights))
     return Adapted(model, last_layer(model)[1], False, in_channels, input_size)
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from .. import streams
 from ..argument_types import Fraction, PositiveInt
 from ..errors import DataError
+from ..files import expanded
 from .layers import last_layer
 from .weights_file import is_file_name, load_file
 
@@ -54,7 +55,7 @@ def torchvision_model(
     from torchvision.models import get_model
 
     weights = None if weights == "none" else weights
-    file = Path(weights).expanduser() if weights is not None and is_file_name(weights) else None
+    file = expanded(weights) if weights is not None and is_file_name(weights) else None
 
     if weights is None and freeze == "backbone" and pretrained_weights != "none":
         streams.warning(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import streams
 from ..errors import DataError, ran_out_of_memory
+from ..files import open_file
 from .layers import last_layer
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar", ".bin", ".ckpt")
@@ -64,6 +65,7 @@ def load_file(model: nn.Module, file: Path) -> None:
 def _read(file: Path) -> dict[str, Tensor]:
     """The tensors of a file by name. Raises: DataError."""
     try:
+        open_file(file).close()  # refuses a pipe, which would be waited for
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
         with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Weights from files: what is loaded under which names, what is refused; timm's models; a real pretrained network."""
 
 import importlib
+import os
 import pickle
 import re
 from pathlib import Path
@@ -108,6 +109,8 @@ def _write(file: Path, weights: Weights, kind: str) -> None:
     elif kind == "cut":
         torch.save(weights, file)
         file.write_bytes(file.read_bytes()[:5000])
+    elif kind == "pipe":
+        os.mkfifo(file)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +120,8 @@ def _write(file: Path, weights: Weights, kind: str) -> None:
      ("text", "w.pth", "loading it could run code"),
      ("numbers", "w.pth", "holds no weights; it must be a state dict"),
      ("cut", "w.pth", "cannot be read as weights: "),
+     ("pipe", "w.pth", "it is a pipe, not a file"),
+     ("pipe", "w.safetensors", "it is a pipe, not a file"),
      ("missing", "w.pth", "there is no such file of weights"),
      ("another model", "w.pth", r"another model: 75 of 100 tensors fit, for example 'layer4.0.conv1"),
      ("another width", "w.pth", r"tensors fit, for example 'conv1.weight' is \[1, 3, 7, 7\], and \[64, 3, 7, 7\]")],
