@@ -1,5 +1,6 @@
 """One of the runs that `--jobs` trains at a time, in a process of its own, which jobs.py starts and watches."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from softmaxce.session import Reporter
 
 SIGNALS = [*STATUS, *([SAVE] if SAVE is not None else [])]  # what the parent forwards
+
+MAX_LINE = 1 << 16  # bytes of a line that is not yet whole
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,29 @@ class Result:
     summary: str = ""
     failure: str = ""
     in_use: bool = False
+
+
+class Lines:
+    """The lines that come through a pipe."""
+
+    def __init__(self, reader: Connection) -> None:
+        self.reader, self._rest = reader, b""
+        os.set_blocking(reader.fileno(), False)
+
+    def read(self) -> list[str]:
+        """What has come since the last call; a line is returned when it is whole."""
+        with contextlib.suppress(BlockingIOError):  # nothing has come
+            while chunk := os.read(self.reader.fileno(), 1 << 16):
+                self._rest += chunk
+        *lines, self._rest = self._rest.split(b"\n")
+        if len(self._rest) > MAX_LINE:
+            lines, self._rest = [*lines, self._rest], b""
+        return [line.decode(errors="surrogateescape") for line in lines]
+
+    def last(self) -> list[str]:
+        """The rest, after the process has ended."""
+        lines = self.read()
+        return [*lines, self._rest.decode(errors="surrogateescape")] if self._rest else lines
 
 
 def run_job(job: Job, results: Connection, stdout: Connection | None, stderr: Connection) -> None:

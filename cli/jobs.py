@@ -29,14 +29,13 @@ from softmaxce.runs.plan import Plan
 from softmaxce.runtime.processors import processors
 from softmaxce.runtime.signals import STATUS, interruption
 
-from .job import SIGNALS, Job, Part, Result, run_job
+from .job import SIGNALS, Job, Lines, Part, Result, run_job
 from .several import FinishedRun, finished_folder, finished_run, head_of, say_how_to_resume, train_each
 from .startup import fast_imports
 from .training import ImagesOnDisk, OutputOptions, plan_auto
 
 POLL = 1.0  # seconds between two looks at runs that others train
 GRACE = 20.0  # seconds to save for the processes of a command that fails, before they are killed
-MAX_LINE = 1 << 16  # bytes of a line that is not yet whole
 
 
 def check_jobs(jobs: int | None, *, several: bool = True) -> None:
@@ -147,29 +146,6 @@ def _print_parts(runs: int, parts: Sequence[Part]) -> None:
     streams.line(f"{runs} runs, {len(parts)} at a time, each with {threads}{on}{differs}", err=True)
 
 
-class _Lines:
-    """The lines that come through a pipe."""
-
-    def __init__(self, reader: Connection) -> None:
-        self.reader, self._rest = reader, b""
-        os.set_blocking(reader.fileno(), False)
-
-    def read(self) -> list[str]:
-        """What has come since the last call; a line is returned when it is whole."""
-        with contextlib.suppress(BlockingIOError):  # nothing has come
-            while chunk := os.read(self.reader.fileno(), 1 << 16):
-                self._rest += chunk
-        *lines, self._rest = self._rest.split(b"\n")
-        if len(self._rest) > MAX_LINE:
-            lines, self._rest = [*lines, self._rest], b""
-        return [line.decode(errors="surrogateescape") for line in lines]
-
-    def last(self) -> list[str]:
-        """The rest, after the process has ended."""
-        lines = self.read()
-        return [*lines, self._rest.decode(errors="surrogateescape")] if self._rest else lines
-
-
 @dataclass
 class _Running:
     """A run that is being trained."""
@@ -178,8 +154,8 @@ class _Running:
     folder: Path
     process: ForkServerProcess
     results: Connection
-    stderr: _Lines
-    stdout: _Lines | None
+    stderr: Lines
+    stdout: Lines | None
     printed: list[str] = field(default_factory=list)  # on stdout
     result: Result | None = None
 
@@ -316,8 +292,8 @@ class _Jobs:
             if self.stopped is not None:  # since this run was chosen; the signal went to those that ran then
                 return
             process.start()
-            printed = _Lines(stdout) if stdout is not None else None
-            self.running[slot] = _Running(index, plan.folder, process, results, _Lines(stderr), printed)
+            printed = Lines(stdout) if stdout is not None else None
+            self.running[slot] = _Running(index, plan.folder, process, results, Lines(stderr), printed)
         for end in (results_out, stderr_out, stdout_out):
             if end is not None:
                 end.close()

@@ -161,7 +161,8 @@ def _restarted(request: Request, config: Config | None) -> "Plan | None":
     job = job_name()
     if config is None or job is None:
         return None
-    folder = begun_by(job, request.output, config.recipe)
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    folder = begun_by(job, request.output, config.recipe, restarted=restarted)
     if folder is None:
         return None
     streams.line(f"the processes were restarted; {folder} is resumed", err=True)

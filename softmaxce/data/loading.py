@@ -56,9 +56,9 @@ class FileLoader:
         loader, batches = self._kept or self._started()
         self._kept = None  # those of batches that are not loaded to their end, or at the same time, are not kept
         batches.requests = requests
-        with _quiet():
-            loaded = iter(loader)
         try:
+            with _quiet():
+                loaded = iter(loader)  # asks the processes that were kept for their next batches
             for images in loaded:
                 if isinstance(images, SoftmaxceError):
                     raise images

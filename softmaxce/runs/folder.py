@@ -135,19 +135,21 @@ def newest(root: Path = Path("runs"), recipe: str = "*") -> Path | None:
     return max(records, key=lambda file: file.stat().st_mtime).parent if records else None
 
 
-def begun_by(job: str, output: Path | None, recipe: str) -> Path | None:
+def begun_by(job: str, output: Path | None, recipe: str, *, restarted: bool) -> Path | None:
     """The folder of the run that the processes of a job had begun when they were killed; None if there is none.
 
     Args:
         job: what their launcher calls it; it is in run.json.
         output: the run folder, where it was named.
         recipe: else the run is under runs/<recipe>/.
+        restarted: the processes have been restarted for certain, so that the run may also have ended: one of them was
+            lost after that.
     """
     folders = [output] if output is not None else [file.parent for file in Path("runs", recipe).glob("*/run.json")]
     for folder in folders:
         if (folder / "run.json").is_file():
             record = read_record(folder)
-            if record.get("job") == job and record.get("status") == Status.RUNNING:
+            if record.get("job") == job and (restarted or record.get("status") == Status.RUNNING):
                 return folder
         elif (folder / "config.yaml").is_file() and not (folder / LAST).exists():  # killed before run.json was written
             return folder

@@ -107,7 +107,8 @@ def _check_size(file: Path) -> None:
 
 def resizing_of(header: Mapping[str, Any]) -> Resizing:
     """How a model's images are brought to its shape, by a header that was checked."""
-    return Resizing(**header["preprocessing"].get("resizing", {}))
+    entries = header["preprocessing"].get("resizing", {})
+    return Resizing(**{name: entries[name] for name in Resizing.__dataclass_fields__ if name in entries})
 
 
 def check_header(header: Mapping[str, Any], file: Path) -> None:

@@ -259,7 +259,7 @@ def naive(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def test_python_and_the_command_give_the_same_result_for_each_law(softmaxce: Softmaxce, own: Path) -> None:
-    done = softmaxce("check-loss", "own.py:naive", "--only", "finite,shift", "--json", cwd=own)
+    done = softmaxce("check-loss", "own.py:naive", "--only", "finite,shift", "--json")
     reported = [{**law, "seconds": 0} for law in json.loads(done.stdout)["laws"]]
     for loss in (naive, f"{own}/own.py:naive"):
         results = check_loss(loss, only=["finite", "shift"])

@@ -16,6 +16,7 @@ from softmaxce.config import reader as configs
 from softmaxce.config.keys import Config, Data, signature_of_section
 from softmaxce.config.signatures import signature_of
 from softmaxce.data.folder import image_folder
+from softmaxce.runs.folder import begun_by
 from softmaxce.runs.resume import DATA_SET_RULES, RULES, rule_of
 
 SYNTHETIC = """\
@@ -377,3 +378,15 @@ def test_an_older_run_on_synthetic_images_keeps_those_that_its_seed_drew(here: P
     assert configs.load("run/config.yaml").source.arguments["image_seed"] == 0  # a user's file
     (here / "run/run.json").write_text("{}")
     assert configs.load("run/config.yaml").source.arguments["image_seed"] == 3  # a run's
+
+
+def test_restarted_processes_resume_their_job_also_if_it_had_ended_and_a_new_job_of_that_name_does_not(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for status, begun in (("running", folder), ("completed", None)):
+        (folder / "run.json").write_text(json.dumps({"job": "a", "status": status}))
+        assert begun_by("a", folder, "own", restarted=False) == begun
+        assert begun_by("a", folder, "own", restarted=True) == folder
+        assert begun_by("b", folder, "own", restarted=True) is None
