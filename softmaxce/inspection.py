@@ -11,14 +11,13 @@ from torch import Tensor
 
 from .build import hold_out, load_source, preprocessing_for, training_batches
 from .config.keys import Config
-from .data.decode import open_image
+from .data.decode import DAMAGED, open_image
 from .data.preprocessing import mean_and_std
 from .data.splits import Dataset, Split
-from .errors import DataError
+from .errors import DataError, in_one_line
+from .runs.folder import SPLITS
 from .runtime.processors import processors
 from .waiting import Counting
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ def _inspect_files(files: Sequence[str]) -> Files:
         try:
             with open_image(file) as image:
                 return image.size, image.mode, image.format or "unknown"
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+        except DAMAGED as error:  # a file that was not decoded yet, as images are not kept in memory
+            raise DataError(f"{file}: cannot be read: {in_one_line(error)}") from None
         finally:
             counting.advance()
 

@@ -1,6 +1,7 @@
 """`softmaxce data inspect`: what a config's images are, and some of them as training sees them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,16 @@ def test_the_picture_replaces_a_picture_of_ours_and_nothing_else(
         assert done.exit_code == 2
         assert message in done.stderr
     assert notes.read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"])
+def test_a_file_that_is_no_image_is_one_line_with_its_name_also_where_images_stay_on_disk(
+    app: typer.Typer, config: Path, tmp_path: Path, content: bytes
+) -> None:
+    shutil.copytree(config.parent / "photos", tmp_path / "photos")
+    (tmp_path / "photos/test/cat/bad.png").write_bytes(content)
+    words = ["data", "inspect", str(config), "--set", f"data.root={tmp_path / 'photos'}", "--set"]
+    done = CliRunner().invoke(app, [*words, "data.in_memory=false"])
+    assert done.exit_code == 2, done.output
+    assert "bad.png" in done.stderr.splitlines()[0]
+    assert len(done.stderr.splitlines()) == 1
