@@ -4,7 +4,9 @@ In an ONNX file these are metadata properties, each a JSON text; in a torch.expo
 read without torch, onnx and ONNX Runtime.
 """
 
+import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +27,8 @@ MARK = "softmaxce_export"  # the key of the format's number
 INPUT, OUTPUT = "images", "probabilities"  # the names of the graph's input and output
 MAX_METADATA = 16 << 20  # bytes, as of a checkpoint's header
 TTA = ("none", "flip", "crops", "flip_crops")
+CHECKSUM = "checksum"  # the key of the SHA-256 of an ONNX file in which these digits are BLANK
+BLANK = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,41 @@ def read_metadata(file: Path) -> ExportMetadata:
     if data[MARK] != FORMAT:
         raise RunError(f"{file}: was not written by this version of softmaxce")
     return from_dict(data, file)
+
+
+def with_checksum(content: bytes) -> bytes:
+    """An ONNX file whose property CHECKSUM is BLANK -> the same file with its checksum."""
+    blank = _encoded_checksum(BLANK)
+    if content.count(blank) != 1:
+        raise AssertionError("an exported file has one checksum")
+    return content.replace(blank, _encoded_checksum(hashlib.sha256(content).hexdigest()))
+
+
+def check_intact(file: Path) -> None:
+    """Raises: RunError if an exported ONNX file is not what was written; one without a checksum is not checked."""
+    properties = read_properties(file)
+    if CHECKSUM not in properties:  # written by an earlier version, or by a program that changed it on purpose
+        return
+    recorded = properties[CHECKSUM].strip('"')
+    with open_file(file) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        encoded = _encoded_checksum(recorded)
+        begin = content.find(encoded) if len(recorded) == len(BLANK) else -1
+        digest = hashlib.sha256()
+        with memoryview(content) as view:
+            digest.update(view[:begin])
+            digest.update(_encoded_checksum(BLANK))
+            digest.update(view[begin + len(encoded) :])
+    if begin < 0 or digest.hexdigest() != recorded:
+        raise RunError(
+            f"{file}: its checksum is wrong: it was changed or damaged after it was exported; export it again "
+            f"(a program that changes it on purpose also removes its metadata's '{CHECKSUM}')"
+        )
+
+
+def _encoded_checksum(digits: str) -> bytes:
+    """The property CHECKSUM as it lies in an ONNX file: the key, then the field of the value with its length."""
+    value = json.dumps(digits).encode()
+    return CHECKSUM.encode() + bytes([VALUE << 3 | BYTES, len(value)]) + value
 
 
 KEYS = (MARK, "classes", "input", "inside", "run", "class_counts", "config", "images", "versions", "resizing")

@@ -18,7 +18,7 @@ from ..config.reader import as_recorded, from_dict
 from ..data.paths import Unreadable
 from ..data.prefetch import Decoded
 from ..errors import ConfigError, Problem, RunError
-from .export_metadata import ExportMetadata, read_metadata
+from .export_metadata import ExportMetadata, check_intact, read_metadata
 from .onnx_session import OnnxSession
 from .predict import ImageLike, Prediction, Predictor
 
@@ -76,6 +76,7 @@ class ExportedModel:
         """
         file = Path(path)
         metadata = read_metadata(file)
+        check_intact(file)
         if device not in (None, "auto", "cpu"):
             raise ConfigError([Problem("--device", f"an exported model runs on the CPU here, not on {device}")])
         _check_inside(file, "--tta", tta, metadata.tta)

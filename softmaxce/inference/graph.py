@@ -1,6 +1,7 @@
 """A trained model as one graph, from bytes to probabilities, in the formats that torch's exporter writes."""
 
 import copy
+import json
 import warnings
 from io import BytesIO
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FAILED, SoftmaxceError, in_one_line, ran_out_of_memory
-from .export_metadata import INPUT, OUTPUT, ExportMetadata
+from .export_metadata import BLANK, CHECKSUM, INPUT, OUTPUT, ExportMetadata, with_checksum
 
 EXAMPLES = 3  # images in the traced batch; for one image, the exporter may take the batch's size as a constant
 BATCH = "N"  # the name of the batch's dimension
@@ -79,8 +80,6 @@ def onnx_bytes(program: torch.export.ExportedProgram, metadata: ExportMetadata) 
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     if size >= MAX_ONNX:
         raise ExportError(f"its weights take {size:,} bytes, and an ONNX file holds 2 GiB; use --format torch_export")
-    import onnx
-
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -102,9 +101,16 @@ def onnx_bytes(program: torch.export.ExportedProgram, metadata: ExportMetadata) 
         del end.metadata_props[:]
     for initializer in model.graph.initializer:
         del initializer.metadata_props[:]
-    onnx.helper.set_model_props(model, metadata.to_properties())
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    return file_bytes(model, metadata)
+
+
+def file_bytes(model: Any, metadata: ExportMetadata) -> bytes:
+    """An onnx.ModelProto with the metadata and a checksum, as a file's content."""
+    import onnx
+
+    properties = {**metadata.to_properties(), CHECKSUM: json.dumps(BLANK)}
+    onnx.helper.set_model_props(model, properties)
+    return with_checksum(model.SerializeToString(deterministic=True))
 
 
 def program_bytes(program: torch.export.ExportedProgram, metadata: str) -> bytes:

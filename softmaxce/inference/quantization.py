@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import in_one_line, ran_out_of_memory
 from .export_metadata import INPUT, ExportMetadata
-from .graph import ExportError
+from .graph import ExportError, file_bytes
 
 # What computes on 8 bits. Softmax is not among them: 8 bits of a probability are too few.
 OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"]
@@ -50,9 +50,7 @@ def quantized(content: bytes, metadata: ExportMetadata, batches: Iterator[NDArra
                 raise
             raise ExportError(f"ONNX Runtime cannot quantize this model: {in_one_line(error)}") from error
         model = onnx.load(after)
-    onnx.helper.set_model_props(model, metadata.to_properties())
-    result: bytes = model.SerializeToString(deterministic=True)
-    return result
+    return file_bytes(model, metadata)
 
 
 @contextlib.contextmanager

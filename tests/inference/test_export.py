@@ -149,6 +149,32 @@ def test_a_corrupted_weight_is_noticed(digits: Path, tmp_path: Path, change: flo
     assert raised.value.status == FAILED
 
 
+def test_every_command_refuses_a_file_in_which_a_bit_of_a_weight_or_of_the_metadata_was_changed(
+    app: typer.Typer, digits: Path, tmp_path: Path
+) -> None:
+    content = (digits / "model.onnx").read_bytes()
+    weight = next(entry for entry in onnx.load_from_string(content).graph.initializer if "weight" in entry.name)
+    (tmp_path / "3.png").write_bytes(b"")
+    for position in (content.index(weight.raw_data) + 1, content.index(b'"weights_sha256": "') + 19):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        file = tmp_path / "changed.onnx"
+        file.write_bytes(changed)
+        for words in (("eval", file), ("predict", file, tmp_path), ("compare", digits, file), ("serve", file)):
+            done = run(app, *words)
+            assert done.exit_code == 2, done.output
+            (line,) = done.stderr.splitlines()
+            assert line.startswith(f"error: {file}: its checksum is wrong")
+
+
+def test_the_checksum_is_the_sha256_of_the_file_with_these_digits_as_zeros(digits: Path) -> None:
+    content = (digits / "model.onnx").read_bytes()
+    checksum = json.loads(
+        {entry.key: entry.value for entry in onnx.load(digits / "model.onnx").metadata_props}["checksum"]
+    )
+    assert hashlib.sha256(content.replace(checksum.encode(), b"0" * 64)).hexdigest() == checksum
+
+
 TWO_FACED = """
 import torch
 
@@ -612,7 +638,7 @@ def test_the_page_without_a_server_gives_predicts_probabilities_on_100_odd_image
 def changed(file: Path, target: Path, changes: dict[str, Any]) -> None:
     """A copy of an ONNX file with other metadata: a JSON value, or bytes as they are, or None for none."""
     model = onnx.load(file)
-    properties = {entry.key: entry.value for entry in model.metadata_props}
+    properties = {entry.key: entry.value for entry in model.metadata_props if entry.key != "checksum"}
     for key, value in changes.items():
         if value is None:
             properties.pop(key)
@@ -620,6 +646,13 @@ def changed(file: Path, target: Path, changes: dict[str, Any]) -> None:
             properties[key] = value if isinstance(value, str) else json.dumps(value)
     onnx.helper.set_model_props(model, properties)
     onnx.save(model, target)
+
+
+def without_checksum(model: onnx.ModelProto) -> onnx.ModelProto:
+    """As a program writes it that changes a file on purpose."""
+    (index,) = (i for i, entry in enumerate(model.metadata_props) if entry.key == "checksum")
+    del model.metadata_props[index]
+    return model
 
 
 INPUT = {"shape": ["N", 1, 8, 8]}
@@ -690,7 +723,7 @@ def test_a_file_that_was_cut_off_is_one_line_and_status_2(
 def test_a_damaged_graph_is_refused_by_onnx_runtime_in_one_line(app: typer.Typer, digits: Path, tmp_path: Path) -> None:
     model = onnx.load(digits / "model.onnx")
     model.graph.node[0].op_type = "NoSuchOperator"
-    onnx.save(model, tmp_path / "bad.onnx")
+    onnx.save(without_checksum(model), tmp_path / "bad.onnx")
     done = run(app, "predict", tmp_path / "bad.onnx", tmp_path)
     assert done.exit_code == 2
     (line,) = done.stderr.splitlines()
@@ -724,7 +757,7 @@ def test_a_probability_that_is_zero_in_float32_has_a_finite_nll(app: typer.Typer
     model = onnx.load(digits / "model.onnx")
     last = [entry for entry in model.graph.initializer if "weight" in entry.name][-1]
     last.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(last) * np.float32(1e4), last.name))
-    onnx.save(model, tmp_path / "confident.onnx")
+    onnx.save(without_checksum(model), tmp_path / "confident.onnx")
     confident = ExportedModel.open(tmp_path / "confident.onnx")
     split = confident.split("test")
     assert isinstance(split, InMemory)
