@@ -32,9 +32,13 @@ class Member(str):
         member.shard, member.offset, member.size, member.window = shard, offset, size, window
         return member
 
+    @property
+    def name(self) -> str:
+        """In its shard."""
+        return self.removeprefix(f"{self.shard}/")
+
     def __reduce__(self) -> tuple[object, ...]:
-        name = self.removeprefix(f"{self.shard}/")
-        return Member, (name, self.shard, self.offset, self.size, self.window)
+        return Member, (self.name, self.shard, self.offset, self.size, self.window)
 
     def read(self, limit: int) -> bytes:
         """The first `limit` bytes at most. Raises: OSError if the shard cannot be read, or ends before the member."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .decode import Decode
+from .packed import packed, taken
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class InMemory:
 
     images: Tensor
     labels: Tensor
-    names: tuple[str, ...] | None = None
-    files: tuple[str, ...] | None = None
-    groups: tuple[str, ...] | None = None
+    names: Sequence[str] | None = None
+    files: Sequence[str] | None = None
+    groups: Sequence[str] | None = None
     reading: Reading | None = None
 
     def __len__(self) -> int:
@@ -81,31 +82,39 @@ class OnDisk:
         workers: processes that decode beside the training process; None for as many as that has threads.
         names: as in InMemory.
         groups: as in InMemory.
+
+    The texts are packed into arrays, as there may be millions of them.
     """
 
-    files: tuple[str, ...]
+    files: Sequence[str]
     labels: Tensor
     shape: tuple[int, int, int]
     decode: Callable[[str], Tensor]
     workers: int | None = 2
-    names: tuple[str, ...] | None = None
-    groups: tuple[str, ...] | None = None
+    names: Sequence[str] | None = None
+    groups: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("files", "names", "groups"):
+            texts = getattr(self, name)
+            object.__setattr__(self, name, None if texts is None else packed(texts))
 
     def __len__(self) -> int:
         return len(self.files)
 
     def take(self, indices: Tensor) -> "OnDisk":
         """The images at `indices` ([M] int64), in that order."""
-        files = tuple(self.files[i] for i in indices.tolist())
         names, groups = _at(self.names, indices), _at(self.groups, indices)
-        return OnDisk(files, self.labels[indices], self.shape, self.decode, self.workers, names, groups)
+        return OnDisk(
+            taken(self.files, indices), self.labels[indices], self.shape, self.decode, self.workers, names, groups
+        )
 
 
 Split = InMemory | OnDisk
 
 
-def _at(names: tuple[str, ...] | None, indices: Tensor) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names[i] for i in indices.tolist())
+def _at(texts: Sequence[str] | None, indices: Tensor) -> Sequence[str] | None:
+    return None if texts is None else taken(texts, indices)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The final evaluation of a training run, and the evaluation of a checkpoint on any split or folder."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,7 @@ class ImagePredictions:
     probabilities: Tensor
     losses: Tensor
     labels: Tensor
-    files: tuple[str, ...] | None
+    files: Sequence[str] | None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Needs no torch to check the file's name, and pyarrow, the extra `parquet`, only 
 import csv
 import importlib.util
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,7 @@ class _Part:
     """
 
     start: int
-    files: tuple[str, ...] | None
+    files: Sequence[str] | None
     labels: list[int]
     predictions: list[int]
     losses: list[float]
