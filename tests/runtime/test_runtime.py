@@ -13,6 +13,7 @@ import torch
 from softmaxce.build import build_run
 from softmaxce.runtime import device
 from softmaxce.runtime.device import choose_precision
+from softmaxce.runtime.memory import total_memory
 from softmaxce.runtime.processors import processors
 from softmaxce.training.loop import fit
 
@@ -71,6 +72,15 @@ def test_the_run_records_the_precision_that_auto_came_to(softmaxce: Softmaxce, s
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "6400000 100000\n"}, HERE),
         ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 1),
         ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, HERE),
+        # a batch system's job, in the tree of cgroup v1
+        (
+            {
+                "proc/self/cgroup": "4:memory:/\n3:cpu,cpuacct:/slurm/job_1\n",
+                "sys/fs/cgroup/cpu/slurm/job_1/cpu.cfs_quota_us": "100000\n",
+                "sys/fs/cgroup/cpu/slurm/job_1/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+        ),
         ({"proc/self/cgroup": "nonsense", "sys/fs/cgroup/cpu.max": "nonsense"}, HERE),
     ],
 )
@@ -79,6 +89,31 @@ def test_processors_are_what_affinity_and_the_cgroup_allow(files: dict[str, str]
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert processors(tmp_path) == count
+
+
+MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    ("files", "size"),
+    [
+        ({}, MACHINE),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, MACHINE),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "1000000\n"}, 1000000),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{2 * MACHINE}\n"}, MACHINE),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/memory.high": "4096\n"}, 4096),
+        # a container, in which /proc names the group as the machine does
+        ({"proc/self/cgroup": "0::/docker/1f\n", "sys/fs/cgroup/memory.max": "4096\n"}, 4096),
+        ({"proc/self/cgroup": "5:memory:/docker/1f\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "4096\n"}, 4096),
+        ({"proc/self/cgroup": "5:memory:/a\n", "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "4096\n"}, 4096),
+        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, MACHINE),
+    ],
+)
+def test_memory_is_what_the_machine_has_and_the_cgroup_allows(files: dict[str, str], size: int, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert total_memory(tmp_path) == size
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or HERE < 2, reason="needs two processors to give one up")
