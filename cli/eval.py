@@ -90,7 +90,8 @@ def evaluate(
     checked = requirements.judge(required, result.metrics.by_name())
     step_summary.of_evaluation(result, checked)
     if save_predictions is not None:
-        prediction_table.write_table(result, save_predictions)
+        names = [row.name for row in result.metrics.classes]
+        prediction_table.write_table(result.images, names, save_predictions)
     if json:
         streams.json_text(evaluation.to_json(result, checked))
     else:

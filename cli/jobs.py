@@ -1,4 +1,4 @@
-"""`--jobs N`: several runs at a time, each in a process of its own, for `train --seeds` and `sweep`.
+"""`--jobs N`: several runs at a time, each in a process of its own, for `train --seeds`, `train --folds` and `sweep`.
 
 Each process has its part of the machine: a GPU, or some of the CPUs. The processes are forked from a server that has
 imported PyTorch, so that a run starts at once. A run in a folder that another process has locked, on this machine or on
@@ -43,7 +43,9 @@ def check_jobs(jobs: int | None, *, several: bool = True) -> None:
     if jobs is None:
         return
     if not several:
-        raise ConfigError([Problem("--jobs", "trains several runs at a time; add --seeds N, or use softmaxce sweep")])
+        raise ConfigError(
+            [Problem("--jobs", "trains several runs at a time; add --seeds N or --folds N, or use softmaxce sweep")]
+        )
     if "forkserver" not in multiprocessing.get_all_start_methods():
         raise ConfigError([Problem("--jobs", "needs a system on which processes can be forked; leave it out")])
 

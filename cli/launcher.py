@@ -50,13 +50,13 @@ def number_of_processes(text: str) -> int:
     return int(text)
 
 
-def check_processes(processes: int, max_restarts: int, nproc: str | None, seeds: int | None) -> None:
-    """Refuse options that contradict each other. Raises: ConfigError."""
+def check_processes(processes: int, max_restarts: int, nproc: str | None, repeated: str | None) -> None:
+    """Refuse options that contradict each other; `repeated` is --seeds or --folds. Raises: ConfigError."""
     if launched() and nproc is not None:
         raise ConfigError([Problem("--nproc", "torchrun has started the processes already; leave it out")])
-    if seeds is not None and (processes > 1 or launched()):
+    if repeated is not None and (processes > 1 or launched()):
         raise ConfigError(
-            [Problem("--seeds", "trains each run in one process; omit --nproc, or train several at a time with --jobs")]
+            [Problem(repeated, "trains each run in one process; omit --nproc, or train several at a time with --jobs")]
         )
     if max_restarts and processes == 1:
         message = "restarts the processes of --nproc 2 or more; one process is resumed with --resume auto"

@@ -1,4 +1,4 @@
-"""Several runs, for `train --seeds` and `sweep`: planned, trained one after the other, or already finished."""
+"""Several runs, for `train --seeds` and `--folds` and `sweep`: planned, trained one by one, or already finished."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def check_options(resume: str | None, dry_run: bool) -> None:
     if resume not in (None, "auto"):
         raise ConfigError([Problem("--resume", "with several runs must be auto, which resumes each of them")])
     if dry_run:
-        raise ConfigError([Problem("--dry-run", "tries one config; leave out --seeds")])
+        raise ConfigError([Problem("--dry-run", "tries one config; leave out --seeds and --folds")])
 
 
 def make_plans(

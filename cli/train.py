@@ -34,6 +34,8 @@ from .options import (
     short_options,
 )
 from .processes import Request, train_in_group
+from .seeds import Repetition, train_repeatedly
+from .several import check_options, make_plans
 from .startup import fast_imports
 from .training import OutputOptions, require_config, train_one
 
@@ -60,6 +62,16 @@ def train(
     seeds: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Train N runs, with the config's seed and those after it.")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, max=1000, metavar="N", help="Cross-validate: train N runs, each with another test fold."),
+    ] = None,
+    save_predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With --folds, also write the out-of-fold predictions to FILE.csv or FILE.parquet."
+        ),
+    ] = None,
     jobs: Jobs = None,
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.")] = None,
     from_: Annotated[
@@ -68,7 +80,9 @@ def train(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="The run folder (with --seeds, a folder for all of them); default: runs/<recipe>/<number>."),
+        typer.Option(
+            help="The run folder (with --seeds or --folds, a folder for all of them); default: runs/<recipe>/<number>."
+        ),
     ] = None,
     resume: Annotated[
         str | None,
@@ -112,19 +126,15 @@ def train(
     loggers = check_loggers([name.value for name in log or []], "--log")
     options = OutputOptions(json, quiet, verbose, report, loggers)
     processes = number_of_processes(nproc) if nproc is not None else 1
-    check_processes(processes, max_restarts, nproc, seeds)
-    check_jobs(jobs, several=seeds is not None)
-    if seeds is not None:
-        from softmaxce.config.sweep import seeds as with_seeds
-
-        from .seeds import train_seeds
-        from .several import check_options
-
+    repetition = Repetition(seeds, folds, save_predictions)
+    repetition.check()
+    check_processes(processes, max_restarts, nproc, repetition.option)
+    check_jobs(jobs, several=repetition.option is not None)
+    if repetition.option is not None:
         check_options(resume, dry_run)
-        points = with_seeds(require_config(config), seeds, overrides)
-        train_seeds(
-            points, output, resume == "auto", required, options, jobs=jobs, allow_changed_data=allow_changed_data
-        )
+        points = repetition.points(require_config(config), overrides)
+        plans = make_plans(points, output, resume == "auto", allow_changed_data=allow_changed_data)
+        train_repeatedly(repetition, points, plans, required, options, jobs)
         return
     request = Request(config, overrides, output, resume, allow_changed_data, trust_code, required, options)
     if not dry_run and processes > 1:

@@ -17,6 +17,7 @@ EXAMPLES = {
     "train": (
         "softmaxce train digits",
         "softmaxce train mnist.yaml --lr 0.003 --epochs 10 --set loss.label_smoothing=0.1",
+        "softmaxce train mine.yaml --folds 5 --save-predictions out-of-fold.csv",
         "softmaxce train mine.yaml --nproc gpu --max-restarts 3",
     ),
     "sweep": ("softmaxce sweep digits --lr 0.01,0.03 --set model=linear,lenet",),

@@ -1,7 +1,6 @@
 """Builds a Run from a Config."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,17 +8,18 @@ from torch import Tensor, nn
 
 from . import streams
 from .config.components import Component, build, takes
-from .config.keys import NEEDS_VALIDATION, Config
+from .config.keys import Config
 from .config.locations import names_options
 from .config.registry import REGISTRIES
 from .data.augmentation import build_augmentations
 from .data.batches import Batches
 from .data.fingerprint import fingerprint
+from .data.held_out import hold_out
 from .data.mixup import mixing
 from .data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Preprocessing, mean_and_std, resizing_of
 from .data.sampling import ClassSampler
 from .data.split_checks import check_split
-from .data.splits import Dataset, Side, Split, split_by_group, split_by_name, stratified
+from .data.splits import Dataset, Split
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.interface import Loss
 from .models import timm_models
@@ -181,52 +181,6 @@ def load_source(config: Config) -> Dataset:
         if split is not None:
             check_split(config.source.name, name, split, len(source.classes))
     return source
-
-
-def hold_out(source: Dataset, config: Config) -> Dataset:
-    """The data set with the config's validation split held out of its training images, and these cut to train_limit.
-
-    A data set with a validation split of its own keeps that. Both depend on the seed and on the images' names, or on
-    their order if they have no names. Neither leaves a class without a training image. Raises: ConfigError.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    by_shuffle = config.source.arguments.get("split_by") == "shuffle"  # the same split as in earlier versions
-    train, validation = source.train, source.validation
-    requested = config.data.validation
-    if requested is not None and validation is not None and not by_shuffle:
-        streams.line(f"the data set's own validation split is used, not data.validation: {requested}", err=True)
-    elif requested is not None:
-        is_count = isinstance(requested, int)
-        size = requested if is_count or train.names is not None else max(1, round(requested * len(train)))
-        most = len(train) - len(train.labels.unique())
-        if not by_shuffle and isinstance(size, int) and most < size < len(train):
-            message = f"{size} of {len(train)} images would leave a class without training images; {most} is the most"
-            raise ConfigError([Problem("data.validation", message)])
-        keep: tuple[Side, ...] = ("rest", "selected") if train.names is not None else ("rest",)
-        rest, selected = _cut(train, size, generator, config.seed, "data.validation", () if by_shuffle else keep)
-        train, validation = train.take(rest), train.take(selected)
-    limit = config.data.train_limit
-    if limit is not None and limit < len(train):
-        kept: tuple[Side, ...] = () if by_shuffle else ("selected",)
-        _, selected = _cut(train, limit, generator, config.seed, "data.train_limit", kept)
-        train = train.take(selected)
-    if config.early_stopping is not None and validation is None:
-        raise ConfigError([Problem("", NEEDS_VALIDATION)])
-    return replace(source, train=train, validation=validation)
-
-
-def _cut(
-    split: Split, size: float, generator: torch.Generator, seed: int, key: str, keep: tuple[Side, ...]
-) -> tuple[Tensor, Tensor]:
-    """The indices of a split's two parts; `size` is a count, or, for images with names, a fraction."""
-    try:
-        if split.groups is not None and key == "data.validation":
-            return split_by_group(split.groups, split.labels, size, f"{key} {seed}")
-        if split.names is not None:
-            return split_by_name(split.names, split.labels, size, f"{key} {seed}", keep)
-        return stratified(split.labels, int(size), generator, keep)
-    except ValueError as error:
-        raise ConfigError([Problem(key, str(error))]) from None
 
 
 def preprocessing_for(config: Config, train: Split) -> Preprocessing:

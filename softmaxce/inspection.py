@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .build import hold_out, load_source, preprocessing_for, training_batches
+from .build import load_source, preprocessing_for, training_batches
 from .config.keys import Config
 from .data.decode import DAMAGED, open_image
+from .data.held_out import hold_out
 from .data.preprocessing import mean_and_std
 from .data.splits import Dataset, Split
 from .errors import DataError, in_one_line

@@ -92,7 +92,8 @@ class Plain:
             train = make(root, train=True, transform=augmented)
             held_out = make(root, train=not about["test"], transform=evaluated)
             return Subset(train, range(about["train"])), Subset(held_out, range(about["held_out"]))
-        from ..build import hold_out, load_source
+        from ..build import load_source
+        from ..data.held_out import hold_out
 
         source = hold_out(load_source(config), config)
         return Pictures(source.train, augmented), Pictures(source.validation or source.test or source.train, evaluated)

@@ -5,7 +5,7 @@ ELSEWHERE = {
     **dict.fromkeys(("lr", "learning_rate", "base_lr"), "optimizer.lr"),
     **dict.fromkeys(("momentum", "weight_decay", "betas", "nesterov"), "optimizer.{}"),
     **dict.fromkeys(("batch_size", "eval_batch_size", "root", "download", "augment", "normalize"), "data.{}"),
-    **dict.fromkeys(("validation", "train_limit", "sampler"), "data.{}"),
+    **dict.fromkeys(("validation", "train_limit", "sampler", "folds", "fold"), "data.{}"),
     **dict.fromkeys(("balanced_sampler", "weighted_sampler", "oversample"), "data.sampler: balanced"),
     **dict.fromkeys(("transforms", "transform", "augmentation", "augmentations"), "data.augment"),
     **dict.fromkeys(("val_split", "validation_split", "val_fraction"), "data.validation"),
@@ -44,6 +44,7 @@ ELSEWHERE_IN = {
     "data": {
         **dict.fromkeys(("batch", "bs"), "batch_size"),
         **dict.fromkeys(("val_split", "validation_split", "val", "val_fraction"), "validation"),
+        **dict.fromkeys(("k_folds", "kfold", "n_folds", "n_splits"), "folds"),
         **dict.fromkeys(("path", "dir", "folder", "data_dir"), "root"),
         **dict.fromkeys(("transforms", "transform", "augmentations"), "augment"),
     },

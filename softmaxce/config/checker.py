@@ -130,6 +130,7 @@ class Checker:
             component = {key: value for key, value in raw.items() if key == "name" or key not in keys}
             source = self._component("data", component, path, other_keys=sorted(keys))
         own, source = self._at_table(own, source)
+        source = self._folds(own, source)
         augment = own.get("augment", [])
         augmentations = tuple(
             self._component("augment", item, (*path, "augment", i), "augmentation")
@@ -140,6 +141,22 @@ class Checker:
                 message = f"{each.name} cuts from whole images, so it must be the first in data.augment"
                 self._problem((*path, "augment", i), message)
         return {"data": Data(**own) if is_sound else None, "source": source, "augment": augmentations}
+
+    def _folds(self, own: dict[str, Any], source: Component | None) -> Component | None:
+        """The data set of a config with folds holds out no test images of its own accord: they are all in one fold."""
+        folds, fold = own.get("folds"), own.get("fold")
+        if folds is None and fold is None:
+            return source
+        if folds is None:
+            self._problem(("data", "fold"), "needs folds: into how many the images are divided")
+        elif fold is None:
+            message = f"which is the test split? set fold to one of 1 to {folds}, or train all: softmaxce train --folds"
+            self._problem(("data", "folds"), f"{message} {folds}")
+        elif isinstance(folds, int) and isinstance(fold, int) and fold > folds:
+            self._problem(("data", "fold"), f"fold must be one of 1 to {folds}, got {fold}", of_value=True)
+        if source is None or source.name not in registry.DATASETS or "test_fraction" not in source.arguments:
+            return source
+        return replace(source, arguments={**source.arguments, "test_fraction": 0.0})
 
     @staticmethod
     def _at_table(own: dict[str, Any], source: Component | None) -> tuple[dict[str, Any], Component | None]:

@@ -86,6 +86,10 @@ class Data:
         validation: the part of the training images to hold out, as a count (100) or a fraction (0.1); stratified,
             chosen by the seed.
         train_limit: use only this many training images; stratified, chosen by the seed.
+        folds: divide the training images into so many folds for a cross-validation: each class in proportion, the
+            images of a group in one fold, the same for every seed. Each run has one of them as its test split, and
+            test_fraction is 0. `softmaxce train --folds N` trains all.
+        fold: which of the folds is the test split, counted from 1.
         sampler: which training images an epoch consists of, in as many batches. none, each once; balanced, as many of
             each class; {power: 0.5}, between them: a class of m images in proportion to m^(1 - power). Images of rare
             classes come several times, each with other random augmentations, and some of frequent ones are left out.
@@ -100,6 +104,8 @@ class Data:
     normalize: Literal["auto", "imagenet", "none"] | dict[str, Any] = "auto"
     validation: PositiveInt | Fraction | None = None
     train_limit: PositiveInt | None = None
+    folds: Annotated[int, Ge(2), Le(1000)] | None = None
+    fold: PositiveInt | None = None
     sampler: Literal["none", "balanced"] | dict[str, Any] = "none"
 
     @property

@@ -1,4 +1,7 @@
-"""Many runs from one config: every combination of some values, or several seeds. Needs no torch."""
+"""Many runs from one config: every combination of some values, several seeds, or the folds of a cross-validation.
+
+Needs no torch.
+"""
 
 import json
 import math
@@ -105,6 +108,15 @@ def seeds(config: str, count: int, overrides: Sequence[Override] = ()) -> list[P
     for seed in range(first, first + count):
         seeded = configs.load(config, [*overrides, Override(("seed",), seed, f"--seeds {count}")])
         points.append(Point(f"seed-{seed}", seeded, f"seed-{seed}"))
+    return points
+
+
+def folds(config: str, count: int, overrides: Sequence[Override] = ()) -> list[Point]:
+    """One config with each of `count` folds as its test split. Raises: ConfigError."""
+    option, points = f"--folds {count}", []
+    for fold in range(1, count + 1):
+        own = [Override(("data", "folds"), count, option), Override(("data", "fold"), fold, option)]
+        points.append(Point(f"fold-{fold}", configs.load(config, [*overrides, *own]), f"fold-{fold}"))
     return points
 
 

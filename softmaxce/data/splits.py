@@ -194,7 +194,7 @@ def split_by_name(
     A count is exact, and divided among the classes as by `stratified`. Adding or removing an image moves at most one
     other of its class, and one of each other class whose part of the count is then rounded differently.
     """
-    hashes = [_hash(name, salt) for name in names]
+    hashes = [name_hash(name, salt) for name in names]
     totals = torch.bincount(labels)
     seats = None if isinstance(size, float) else _seats(totals, size, keep).tolist()
     members: list[list[int]] = [[] for _ in totals]
@@ -241,7 +241,7 @@ def split_by_group(groups: Sequence[str], labels: Tensor, size: float, salt: str
     rarest_first = sorted(totals, key=lambda label: (totals[label], label))
     rank = {label: position for position, label in enumerate(rarest_first)}
     having: dict[int, list[str]] = {label: [] for label in totals}  # the groups with images of a class, by their hashes
-    for group in sorted(classes, key=lambda group: (_hash(group, salt), group)):
+    for group in sorted(classes, key=lambda group: (name_hash(group, salt), group)):
         for label in classes[group]:
             having[label].append(group)
     selected: set[str] = set()
@@ -268,7 +268,7 @@ def split_by_group(groups: Sequence[str], labels: Tensor, size: float, salt: str
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
-def _hash(name: str, salt: str) -> float:
+def name_hash(name: str, salt: str) -> float:
     """A name's number in [0, 1), of 53 bits: the same on every machine."""
     text = f"{salt}\0{unicodedata.normalize('NFC', name)}"
     digest = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()

@@ -81,12 +81,14 @@ class ImagePredictions:
         losses: [N] float64, the negative log-likelihood of the labels at that temperature, nats.
         labels: [N] int64.
         files: N paths that the images were read from; None if they come from no files of their own.
+        folds: [N] int64, of a cross-validation: the fold that held each image out. None of one model's predictions.
     """
 
     probabilities: Tensor
     losses: Tensor
     labels: Tensor
     files: Sequence[str] | None
+    folds: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import streams
-from ..build import FEWER_IMAGES, hold_out, load_source
+from ..build import FEWER_IMAGES, load_source
 from ..config.keys import Config
 from ..data.fingerprint import fingerprints
 from ..data.folder import read_folder
+from ..data.held_out import hold_out
 from ..data.image_list import read_list
 from ..data.resizing import Resizing
 from ..data.shards import read_shard

@@ -1,4 +1,4 @@
-"""`eval --save-predictions`: one row per image as CSV or Parquet, written part by part.
+"""`--save-predictions` of eval and train --folds: one row per image as CSV or Parquet, written part by part.
 
 Needs no torch to check the file's name, and pyarrow, the extra `parquet`, only for Parquet.
 """
@@ -18,7 +18,7 @@ from ..files import check_output, replaced, writable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..inference.evaluate import EvaluationResult
+    from ..inference.evaluate import ImagePredictions
 
 BEGINNING = b"index,"  # of every CSV file that is written here
 MARK = b"softmaxce"  # a key of the metadata of every Parquet file that is written here
@@ -55,15 +55,16 @@ def _is_our_parquet(file: Path) -> bool:
         return False
 
 
-def write_table(result: "EvaluationResult", file: Path) -> None:
+def write_table(images: "ImagePredictions", classes: Sequence[str], file: Path) -> None:
     """Write index, path (if the images are files), label, prediction, correct, loss, probability.CLASS, ...
 
-    `loss` is the negative log-likelihood in nats, at the temperature of the probabilities in the row. In CSV no text is
-    a formula to a spreadsheet. Raises: RunError if the file cannot be written; OSError if the disk is full.
+    `loss` is the negative log-likelihood in nats, at the temperature of the probabilities in the row. Those of a
+    cross-validation have the column `fold` after `index`, which counts the images before they are divided. In CSV no
+    text is a formula to a spreadsheet. Raises: RunError if the file cannot be written; OSError if the disk is full.
     """
     write = _write_parquet if file.suffix.lower() == ".parquet" else _write_csv
     with writable(file), replaced(file) as stream:
-        write(result, stream)
+        write(images, classes, stream)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class _Part:
         predictions: likewise.
         losses: nats.
         probabilities: [n, K].
+        folds: of a cross-validation.
     """
 
     start: int
@@ -85,10 +87,10 @@ class _Part:
     predictions: list[int]
     losses: list[float]
     probabilities: "Tensor"
+    folds: list[int] | None
 
 
-def _parts(result: "EvaluationResult", rows: int) -> Iterator[_Part]:
-    images = result.images
+def _parts(images: "ImagePredictions", rows: int) -> Iterator[_Part]:
     for start in range(0, len(images.labels), rows):
         part = slice(start, start + rows)
         probabilities = images.probabilities[part]
@@ -99,41 +101,44 @@ def _parts(result: "EvaluationResult", rows: int) -> Iterator[_Part]:
             predictions=probabilities.argmax(1).tolist(),
             losses=(images.losses[part] + 0.0).tolist(),  # not -0
             probabilities=probabilities,
+            folds=None if images.folds is None else images.folds[part].tolist(),
         )
 
 
-def _write_csv(result: "EvaluationResult", stream: Any) -> None:
-    classes = [row.name for row in result.metrics.classes]
+def _write_csv(images: "ImagePredictions", classes: Sequence[str], stream: Any) -> None:
     names = streams.cells(classes)
-    path = ["path"] if result.images.files is not None else []
+    first = ["index", *(["fold"] if images.folds is not None else []), *(["path"] if images.files is not None else [])]
     text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="")
     rows = csv.writer(text, lineterminator="\n")
-    header = ["index", *path, "label", "prediction", "correct", "loss"]
+    header = [*first, "label", "prediction", "correct", "loss"]
     rows.writerow(streams.cells([*header, *(f"probability.{name}" for name in classes)]))
-    for part in _parts(result, ROWS):
+    for part in _parts(images, ROWS):
         columns = (part.labels, part.predictions, part.losses, part.probabilities.tolist())
         for i, (label, prediction, loss, row) in enumerate(zip(*columns, strict=True)):
+            head = [part.start + i, *([part.folds[i]] if part.folds is not None else [])]
             file = streams.cells([part.files[i]]) if part.files is not None else []
             correct = int(label == prediction)
-            rows.writerow([part.start + i, *file, names[label], names[prediction], correct, loss, *row])
+            rows.writerow([*head, *file, names[label], names[prediction], correct, loss, *row])
     text.detach()  # flushes it; the stream is flushed to the disk and closed by `replaced`
 
 
-def _write_parquet(result: "EvaluationResult", stream: Any) -> None:
+def _write_parquet(images: "ImagePredictions", class_names: Sequence[str], stream: Any) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    classes = [streams.escaped(row.name) for row in result.metrics.classes]
+    classes = [streams.escaped(name) for name in class_names]
     fields = {"index": pyarrow.int64()}
-    fields |= {"path": pyarrow.string()} if result.images.files is not None else {}
+    fields |= {"fold": pyarrow.int64()} if images.folds is not None else {}
+    fields |= {"path": pyarrow.string()} if images.files is not None else {}
     fields |= {"label": pyarrow.string(), "prediction": pyarrow.string(), "correct": pyarrow.bool_()}
     fields |= {"loss": pyarrow.float64()}
     probabilities = [(f"probability.{name}", pyarrow.float64()) for name in classes]
     schema = pyarrow.schema([*fields.items(), *probabilities], metadata={MARK: b"predictions"})
     with parquet.ParquetWriter(stream, schema) as writer:
-        for part in _parts(result, max(1, VALUES // len(classes))):
+        for part in _parts(images, max(1, VALUES // len(classes))):
             columns: list[Any] = [
                 range(part.start, part.start + len(part.labels)),
+                *([] if part.folds is None else [part.folds]),
                 *([] if part.files is None else [map(streams.escaped, part.files)]),
                 [classes[label] for label in part.labels],
                 [classes[prediction] for prediction in part.predictions],

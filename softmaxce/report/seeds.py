@@ -1,4 +1,4 @@
-"""One config trained with several seeds: each run's final metrics, their mean, standard deviation and range."""
+"""Several seeds or folds of one config: each run's final metrics, their mean, standard deviation and range."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,32 +16,34 @@ NAMES = ("mean", "deviation", "min", "max")
 
 @dataclass(frozen=True)
 class SeedMetrics:
-    """The final metrics of several seeds.
+    """The final metrics of several seeds or folds.
 
     Attributes:
+        event: seeds or folds, as `--json` calls them.
         split: the split they were measured on.
         rows: (label, run folder, {loss, accuracy, ...}) of each run.
         statistics: metric -> (mean, sample standard deviation, smallest, largest).
     """
 
+    event: str
     split: str
     rows: tuple[tuple[str, Path, dict[str, float]], ...]
     statistics: dict[str, tuple[float, float, float, float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """The `seeds` event of `train --seeds --json`."""
+        """The last event of `train --seeds --json` or `train --folds --json`."""
         statistics = {name: dict(zip(NAMES, values, strict=True)) for name, values in self.statistics.items()}
         runs = [{"label": label, "run": str(folder), **row} for label, folder, row in self.rows]
-        return {"event": "seeds", "split": self.split, "runs": runs, **statistics}
+        return {"event": self.event, "split": self.split, "runs": runs, **statistics}
 
 
-def summarize(split: str, rows: Sequence[tuple[str, Path, dict[str, float]]]) -> SeedMetrics:
+def summarize(event: str, split: str, rows: Sequence[tuple[str, Path, dict[str, float]]]) -> SeedMetrics:
     """The statistics of two rows or more: of the metrics that all of them have."""
     names = [
         name for name in rows[0][2] if name in METRICS and all(isinstance(row.get(name), float) for *_, row in rows)
     ]
     statistics = {name: summary_statistics([row[name] for *_, row in rows]) for name in names}
-    return SeedMetrics(split, tuple(rows), statistics)
+    return SeedMetrics(event, split, tuple(rows), statistics)
 
 
 def print_seeds(metrics: SeedMetrics, console: Console) -> None:

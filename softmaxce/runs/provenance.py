@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from .. import streams
-from ..build import FEWER_IMAGES, SourceReader, hold_out
+from ..build import FEWER_IMAGES, SourceReader
 from ..config.components import takes
 from ..config.keys import Config, users_code
 from ..config.signatures import NotStatic, source_file
 from ..data.fingerprint import count_in, fingerprint, fingerprints
+from ..data.held_out import hold_out
 from ..data.splits import Split
 from ..errors import RunError, is_users, within_memory
 from ..runtime.environment import environment, git_commit, softmaxce_commit

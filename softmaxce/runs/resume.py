@@ -59,6 +59,8 @@ RULES = {
     "data.normalize": FIXED,
     "data.validation": FIXED,
     "data.train_limit": FIXED,
+    "data.folds": FIXED,
+    "data.fold": FIXED,
     "data.sampler": FIXED,
     "model": FIXED,
     "loss": FIXED,
