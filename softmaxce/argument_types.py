@@ -5,7 +5,7 @@ A config is checked against them before torch is imported; `softmaxce list` and 
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Len, Lt, Predicate, doc
 
@@ -32,6 +32,10 @@ Fit = Literal["crop", "pad", "stretch"]  # of images into a size of other propor
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 ClassWeighting = Literal["balanced", "inverse_root", "effective_number"]
 Decoding = Literal["full", "reduced"]
+Classes = Annotated[  # names in the order of their ids; or new name -> a name, or a list of names, which are merged
+    list[str] | dict[str, Any],
+    doc("a list of class names, or a mapping such as {pet: [dog, cat], car: car}"),
+]
 Reduction = Literal["mean", "sum", "none"]  # of a loss, as in PyTorch
 Metric = Literal[  # of a classifier on a split
     "accuracy",

@@ -3,18 +3,17 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from .. import streams
-from ..argument_types import AtLeastOne, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
+from ..argument_types import AtLeastOne, Classes, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from ..runtime.memory import total_memory
 from ..runtime.process_group import local_world_size
@@ -22,11 +21,13 @@ from ..runtime.processors import processors
 from ..waiting import Counting
 from . import cache as decoded_images
 from . import decode as decoding
+from .class_selection import ClassIds, classes_of_model, select_classes
 from .decode import Decode, FileAccessError, decoding_threads
 from .folder_layout import images_below, refuse_single_class, split_of, splits_in, sub_folders, warn_of_unread
 from .resizing import DEFAULT as DEFAULT_RESIZING
 from .resizing import Resizing
 from .splits import Dataset, InMemory, OnDisk, Reading, Split, split_by_group, split_by_name, stratified
+from .unresized import SizeError, Unresized, first_size, none_decodable
 
 SHOWN = 10  # files named in one message
 
@@ -46,6 +47,7 @@ def image_folder(
     interpolation: Interpolation = "bilinear",
     cache_size: AtLeastOne | None = 2.0,
     decode: Decoding = "full",
+    classes: Classes | None = None,
     *,
     root: str,
 ) -> Dataset:
@@ -71,6 +73,8 @@ def image_folder(
             number of pixels: 2 is 4 times as many. null takes the original pixels, read from the files in each epoch.
         decode: full; or reduced, which decodes a JPEG file at 1/2, 1/4 or 1/8 of its size, the least that is twice
             `size`: several times faster for large photographs, with slightly other pixels. Predictions do the same.
+        classes: the class folders to read, in the order of their ids; or {pet: [cat, dog], car: car}, which merges
+            some. Others are left out. null reads all, sorted by name.
         root: the folder. train may be called training, test testing, and val, valid, validation or dev is the
             validation split; in any case, also with set or _set after it.
     Raises: DataError if there are no images, only one class, a class is missing in training, or a file cannot be
@@ -80,10 +84,11 @@ def image_folder(
     if not top.is_dir():
         raise DataError(f"data.root: there is no folder '{root}'")
     parts = splits_in(top)
-    classes = tuple(folder.name for folder in sub_folders(parts.get("train", top)))
     refuse_single_class(top, parts.get("train"))
+    selected = select_classes([folder.name for folder in sub_folders(parts.get("train", top))], classes)
+    names = selected.names
     listing = Listing(
-        classes,
+        selected,
         size,
         channels,
         skip_bad,
@@ -97,12 +102,12 @@ def image_folder(
     if not parts:
         train, shape = listing.read(top, None)
         if not test_fraction:
-            return Dataset(train, None, classes)
+            return Dataset(train, None, names)
         rest, tested = train_and_test(train, test_fraction)
-        return Dataset(train.take(rest), train.take(tested), classes)
+        return Dataset(train.take(rest), train.take(tested), names)
     train, shape = listing.read(parts["train"], None)
     others = {name: listing.read(folder, shape)[0] for name, folder in parts.items() if name != "train"}
-    return Dataset(train, others.get("test"), classes, others.get("validation"))
+    return Dataset(train, others.get("test"), names, others.get("validation"))
 
 
 def train_and_test(whole: Split, fraction: float) -> tuple[Tensor, Tensor]:
@@ -120,10 +125,17 @@ def train_and_test(whole: Split, fraction: float) -> tuple[Tensor, Tensor]:
         ) from None
 
 
-def read_folder(root: str, classes: tuple[str, ...], shape: tuple[int, int, int], resizing: Resizing) -> Split:
+def read_folder(
+    root: str,
+    classes: tuple[str, ...],
+    shape: tuple[int, int, int],
+    resizing: Resizing,
+    requested: Classes | None = None,
+) -> Split:
     """Another folder's images, as a model trained on `classes` and `shape` (C, H, W), resized so, takes them.
 
-    The folder holds class folders, or a `test` folder that does; classes it lacks are fine.
+    The folder holds class folders, or a `test` folder that does; classes it lacks are fine. `requested` is the run's
+    key `classes`.
 
     Raises: DataError if a class folder is not among `classes`, or a file cannot be decoded.
     """
@@ -133,7 +145,8 @@ def read_folder(root: str, classes: tuple[str, ...], shape: tuple[int, int, int]
     tests = [folder for folder in sub_folders(top) if split_of(folder.name) == "test" and folder.name not in classes]
     top = tests[0] if tests else top
     channels, height, width = shape
-    listing = Listing(classes, [height, width], 1 if channels == 1 else 3, False, None, 2, resizing=resizing)
+    known = classes_of_model(classes, requested, (folder.name for folder in sub_folders(top)), top)
+    listing = Listing(known, [height, width], 1 if channels == 1 else 3, False, None, 2, resizing=resizing)
     return listing.read(top, shape)[0]
 
 
@@ -141,7 +154,7 @@ def read_folder(root: str, classes: tuple[str, ...], shape: tuple[int, int, int]
 class Listing:
     """Reads folders of class folders, or listed files."""
 
-    classes: tuple[str, ...]
+    classes: ClassIds
     size: int | list[int] | None
     channels: int
     skip_bad: bool
@@ -182,13 +195,13 @@ class Listing:
             size = None
         reference = "each of the training images"
         if size is None:
-            reference, size = _first_size(files, Decode(self.channels, None))
+            reference, size = first_size(files, Decode(self.channels, None))
         shape = (self.channels, *size)
         most = None if self.cache_size is None else round(self.cache_size**2 * size[0] * size[1])
         decode = (
             Decode(self.channels, size, self.resizing, most)
             if self.size is not None
-            else _Unresized(self.channels, None, self.resizing, shape=shape, reference=reference)
+            else Unresized(self.channels, None, self.resizing, shape=shape, reference=reference)
         )
         in_memory = self.in_memory
         if in_memory is None:
@@ -202,23 +215,29 @@ class Listing:
         class_folders = sub_folders(folder)
         if not class_folders:
             raise DataError(f"{folder}: holds no class folders; put each class's images in a folder of its name")
-        if unknown := [entry.name for entry in class_folders if entry.name not in self.classes]:
+        ids = self.classes.ids
+        if unknown := [entry.name for entry in class_folders if entry.name not in ids]:
             raise DataError(
                 f"{folder}: the classes {', '.join(unknown[:SHOWN])} are not among those trained on "
-                f"({', '.join(self.classes[:SHOWN])})"
+                f"({', '.join(list(ids)[:SHOWN])})"
             )
         files: list[str] = []
         labels: list[int] = []
         left_out: Counter[str] = Counter()
         for entry in class_folders:
+            label = ids[entry.name]
+            if label is None:
+                continue
             images, unread = images_below(entry)
             left_out += unread
             if not images:
                 warn_of_unread(folder, left_out)
                 raise DataError(f"{entry}: holds no images; each sub-folder of {folder} is a class, and needs some")
             files += images
-            labels += [self.classes.index(entry.name)] * len(images)
+            labels += [label] * len(images)
         warn_of_unread(folder, left_out)
+        if not files:
+            raise DataError(f"{folder}: holds none of the classes that data.classes names")
         return files, labels
 
     def _in_memory(
@@ -295,7 +314,7 @@ class Listing:
             for index in chunk:
                 try:
                     images[index] = decode.array(files[index])
-                except _SizeError:
+                except SizeError:
                     raise
                 except DataError as error:
                     images[index], bad[index] = 0, error.with_traceback(None)
@@ -318,7 +337,7 @@ class Listing:
         def attempt(index: int) -> None:
             try:
                 split.decode(split.files[index])
-            except _SizeError:
+            except SizeError:
                 raise
             except DataError as error:
                 bad[index] = error.with_traceback(None)
@@ -340,57 +359,9 @@ class Listing:
         if not self.skip_bad:
             raise DataError(f"{number}; repair or remove them, or set data.skip_bad: true to leave them out:", shown)
         if len(bad) == len(files):
-            raise _none_decodable(files, messages[0])
+            raise none_decodable(files, messages[0])
         for line in (f"warning: {number} and are left out:", *shown):
             streams.line(line, err=True)
-
-
-class _SizeError(DataError):
-    """An image has another size than the others. It is not damaged, and never left out."""
-
-
-@dataclass(frozen=True)
-class _Unresized(Decode):
-    """Decodes files that are all of one size. Raises: DataError, also if an image is not as large as `reference`."""
-
-    shape: tuple[int, int, int] = field(kw_only=True)
-    reference: str = field(kw_only=True)
-
-    def array(self, file: str) -> NDArray[np.uint8]:
-        """Decode one file to [C, H, W]."""
-        array = super().array(file)
-        self._check(file, array.shape[1], array.shape[2])
-        return array
-
-    def whole(self, file: str) -> Image.Image:
-        """Decode one file to an image of mode L or RGB."""
-        image = super().whole(file)
-        self._check(file, image.height, image.width)
-        return image
-
-    def _check(self, file: str, height: int, width: int) -> None:
-        if (height, width) != self.shape[1:]:
-            raise _SizeError(
-                f"{file} is {height}x{width} pixels and {self.reference} is {self.shape[1]}x{self.shape[2]}; "
-                "set data.size (32, for example) to resize all of them"
-            )
-
-
-def _first_size(files: Sequence[str], decode: Decode) -> tuple[str, tuple[int, int]]:
-    """The first file that can be decoded, and its (H, W)."""
-    reason = ""
-    for file in files:
-        try:
-            array = decode.array(file)
-        except DataError as error:
-            reason = reason or error.lines[0]
-            continue
-        return file, (array.shape[1], array.shape[2])
-    raise _none_decodable(files, reason)
-
-
-def _none_decodable(files: Sequence[str], reason: str) -> DataError:
-    return DataError(f"none of {len(files)} files can be decoded; the first: {reason}")
 
 
 def memory_for_images() -> int:

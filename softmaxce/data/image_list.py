@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from .. import streams
-from ..argument_types import AtLeastOne, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
+from ..argument_types import AtLeastOne, Classes, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from ..files import expanded
+from .class_selection import classes_of_model, select_classes
 from .decode import is_image
 from .folder import Listing, train_and_test
 from .folder_layout import SPLIT_NAMES, split_of
@@ -36,6 +37,7 @@ def image_list(
     interpolation: Interpolation = "bilinear",
     cache_size: AtLeastOne | None = 2.0,
     decode: Decoding = "full",
+    classes: Classes | None = None,
     *,
     file: str,
     root: str,
@@ -61,6 +63,7 @@ def image_list(
         interpolation: bilinear, bicubic or nearest.
         cache_size: how large whole images are kept, as of image_folder.
         decode: full or reduced, as of image_folder.
+        classes: the labels to read, in the order of their ids, and which are merged, as of image_folder.
         file: the table, relative to data.root; without data.root, that is the table's own folder.
         root: the folder.
     Raises: DataError if the table or an image is missing or cannot be used.
@@ -73,13 +76,15 @@ def image_list(
         if not parts["train"]:
             raise DataError(f"{table}: no row of column '{split}' is train")
         _refuse_divided_groups(images)
-    classes = tuple(sorted({image.label for image in parts["train"]}))
-    if len(classes) < 2:
+    labels = sorted({image.label for image in parts["train"]})
+    if len(labels) < 2:
         raise DataError(
-            f"{table}: there is only one class, '{classes[0]}', in the training images; a classifier needs at least two"
+            f"{table}: there is only one class, '{labels[0]}', in the training images; a classifier needs at least two"
         )
+    selected = select_classes(labels, classes)
+    parts = {name: [image for image in part if selected.uses(image.label)] for name, part in parts.items()}
     listing = Listing(
-        classes,
+        selected,
         size,
         channels,
         skip_bad,
@@ -92,9 +97,9 @@ def image_list(
     train, shape = _read(listing, parts.pop("train"), None)
     others = {name: _read(listing, part, shape)[0] for name, part in parts.items() if part}
     if split is not None or not test_fraction:
-        return Dataset(train, others.get("test"), classes, others.get("validation"))
+        return Dataset(train, others.get("test"), selected.names, others.get("validation"))
     rest, tested = train_and_test(train, test_fraction)
-    return Dataset(train.take(rest), train.take(tested), classes)
+    return Dataset(train.take(rest), train.take(tested), selected.names)
 
 
 def _existing_table(file: str, root: str) -> Path:
@@ -114,15 +119,20 @@ def read_list(
     resizing: Resizing,
     columns: Columns,
     root: Path,
+    requested: Classes | None = None,
 ) -> Split:
     """Another table's images, as a model trained on `classes` and `shape` (C, H, W), resized so, takes them.
 
     Its paths are relative to its folder or, if the first image is not there, to `root`. With a column of splits, these
-    are the rows of the test split, if there are any. Raises: DataError.
+    are the rows of the test split, if there are any. `requested` is the run's key `classes`. Raises: DataError.
     """
     images = _listed_images(table, [table.parent, root], columns)
     images = [image for image in images if image.split == "test"] or images
-    listing = Listing(classes, list(shape[1:]), 1 if shape[0] == 1 else 3, False, None, 2, resizing=resizing)
+    known = classes_of_model(classes, requested, {image.label for image in images}, table)
+    images = [image for image in images if known.uses(image.label)]
+    if not images:
+        raise DataError(f"{table}: holds none of the classes that data.classes names")
+    listing = Listing(known, list(shape[1:]), 1 if shape[0] == 1 else 3, False, None, 2, resizing=resizing)
     return _read(listing, images, shape)[0]
 
 
@@ -143,16 +153,16 @@ def _read(
 ) -> tuple[Split, tuple[int, int, int]]:
     """The split of the images, sorted by class and file as those of folders. Raises: DataError of an unknown class."""
     images = sorted(images, key=lambda image: (image.label, image.file))
-    ids = {name: index for index, name in enumerate(listing.classes)}
+    labels: list[int] = []
     for image in images:
-        if image.label not in ids:
-            known = ", ".join(listing.classes[:SHOWN])
+        label = listing.classes.ids.get(image.label)
+        if label is None:
+            known = ", ".join(list(listing.classes.ids)[:SHOWN])
             raise DataError(f"{image.location}: the class '{image.label}' is not among those trained on ({known})")
+        labels.append(label)
     groups = tuple(image.group for image in images) if images[0].group else None
     names = tuple(image.name for image in images)
-    return listing.read_files(
-        [image.file for image in images], [ids[image.label] for image in images], names, shape, groups
-    )
+    return listing.read_files([image.file for image in images], labels, names, shape, groups)
 
 
 def _listed_images(table: Path, roots: Sequence[Path], columns: Columns) -> list[_Image]:

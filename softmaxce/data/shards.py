@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from .. import streams
-from ..argument_types import AtLeastOne, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
+from ..argument_types import AtLeastOne, Classes, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
 from ..errors import DataError
 from ..files import expanded, read_file
 from ..waiting import Counting
+from .class_selection import classes_of_model, select_classes
 from .folder import Listing, train_and_test
 from .member import Member
 from .resizing import Resizing
@@ -39,6 +40,7 @@ def shards(
     cache_size: AtLeastOne | None = 2.0,
     decode: Decoding = "full",
     shuffle: Literal["images", "shards"] = "images",
+    classes: Classes | None = None,
     *,
     urls: str | list[str],
     root: str,
@@ -65,6 +67,7 @@ def shards(
         decode: full or reduced, as of image_folder.
         shuffle: images, any order is as likely as any other; shards, for slow disks: each epoch shuffles the shards,
             and then the images of 8 shards at a time, which are read before the next 8.
+        classes: the classes to read, in the order of their ids, and which are merged, as of image_folder.
         urls: the training shards relative to data.root: train-{000..127}.tar, train-*.tar, or a list of such.
         root: the folder.
     Raises: DataError if a shard is missing, compressed, damaged or cut off, or an image cannot be used.
@@ -73,18 +76,19 @@ def shards(
     named = {"train": urls, "validation": validation_urls, "test": test_urls}
     files = {name: shard_files(value, top, _key(name)) for name, value in named.items() if value is not None}
     samples = {name: _read_all(paths) for name, paths in files.items()}
-    classes, ids = _classes(files["train"][0].parent / CLASSES, samples["train"])
+    existing, names = _classes(files["train"][0].parent / CLASSES, samples["train"])
+    selected = select_classes(existing, classes)
     resizing = Resizing(fit, interpolation, decode)
     listing = Listing(
-        classes, size, channels, skip_bad, in_memory, workers, cache, resizing=resizing, cache_size=cache_size
+        selected, size, channels, skip_bad, in_memory, workers, cache, resizing=resizing, cache_size=cache_size
     )
     by_shard = shuffle == "shards"
-    train, shape = _split(listing, samples.pop("train"), ids, None, by_shard=by_shard)
-    others = {name: _split(listing, part, ids, shape)[0] for name, part in samples.items()}
+    train, shape = _split(listing, samples.pop("train"), names, None, by_shard=by_shard)
+    others = {name: _split(listing, part, names, shape)[0] for name, part in samples.items()}
     if "test" in others or not test_fraction:
-        return Dataset(train, others.get("test"), classes, others.get("validation"))
+        return Dataset(train, others.get("test"), selected.names, others.get("validation"))
     rest, tested = train_and_test(train, test_fraction)
-    return Dataset(train.take(rest), train.take(tested), classes, others.get("validation"))
+    return Dataset(train.take(rest), train.take(tested), selected.names, others.get("validation"))
 
 
 def _key(split: str) -> str:
@@ -161,8 +165,8 @@ def _read_all(paths: Sequence[Path]) -> list[Located]:
     return located
 
 
-def _classes(file: Path, samples: Sequence[Located]) -> tuple[tuple[str, ...], dict[Label, int]]:
-    """The class names, and the id of every label. Raises: DataError."""
+def _classes(file: Path, samples: Sequence[Located]) -> tuple[tuple[str, ...], dict[Label, str]]:
+    """The class names in the order of their ids, and the name of every label. Raises: DataError."""
     labels = {sample.label for _, _, sample in samples}
     if file.is_file():
         try:
@@ -171,20 +175,20 @@ def _classes(file: Path, samples: Sequence[Located]) -> tuple[tuple[str, ...], d
             raise DataError(f"{file}: cannot be read: {error}") from None
         if len(set(names)) < len(names) or not all(names):
             raise DataError(f"{file}: must have a class's name in each line, each once")
-        ids: dict[Label, int] = dict(enumerate(range(len(names)))) | {name: id_ for id_, name in enumerate(names)}
+        of_label: dict[Label, str] = dict(enumerate(names)) | {name: name for name in names}
     else:
         order = sorted(labels, key=lambda label: (isinstance(label, str), label))
-        names = tuple(map(str, order))
-        ids = {label: id_ for id_, label in enumerate(order)}
+        names = tuple(dict.fromkeys(map(str, order)))
+        of_label = {label: str(label) for label in order}
     if len(names) < 2:
         raise DataError(f"{samples[0][0]}: there is only one class, '{names[0]}', and a classifier needs at least two")
-    return names, ids
+    return names, of_label
 
 
 def _split(
     listing: Listing,
     samples: Sequence[Located],
-    ids: dict[Label, int],
+    names_of: dict[Label, str],
     shape: tuple[int, int, int] | None,
     *,
     by_shard: bool = False,
@@ -195,26 +199,37 @@ def _split(
     labels: list[int] = []
     for shard, window, sample in samples:
         member = Member(sample.name, str(shard), sample.offset, sample.size, window if by_shard else 0)
-        if sample.label not in ids:
-            known = ", ".join(listing.classes[:SHOWN])
-            raise DataError(
-                f"{member}: its label {sample.label!r} is none of the {len(listing.classes)} classes ({known})"
-            )
-        label = ids[sample.label]
-        folder = f"{listing.classes[label]}/"
+        name = names_of.get(sample.label)
+        if name is None or name not in listing.classes.ids:
+            known = list(listing.classes.ids)
+            shown = ", ".join(known[:SHOWN])
+            raise DataError(f"{member}: its label {sample.label!r} is none of the {len(known)} classes ({shown})")
+        label = listing.classes.ids[name]
+        if label is None:
+            continue
+        folder = f"{name}/"
         files.append(member)
         labels.append(label)
         names.append(sample.name if sample.name.startswith(folder) else folder + sample.name)
+    if not files:
+        raise DataError(f"{samples[0][0]}: holds none of the classes that data.classes names")
     return listing.read_files(files, labels, tuple(names), shape)
 
 
-def read_shard(path: Path, classes: tuple[str, ...], shape: tuple[int, int, int], resizing: Resizing) -> Split:
+def read_shard(
+    path: Path,
+    classes: tuple[str, ...],
+    shape: tuple[int, int, int],
+    resizing: Resizing,
+    requested: Classes | None = None,
+) -> Split:
     """One shard's images, as a model trained on `classes` and `shape` (C, H, W), resized so, takes them.
 
-    Raises: DataError.
+    `requested` is the run's key `classes`. Raises: DataError.
     """
     samples = _read_all([path])
-    names, ids = _classes(path.parent / CLASSES, samples)
-    known: dict[Label, int] = {label: classes.index(names[id_]) for label, id_ in ids.items() if names[id_] in classes}
-    listing = Listing(classes, list(shape[1:]), 1 if shape[0] == 1 else 3, False, None, 2, resizing=resizing)
-    return _split(listing, samples, known, shape)[0]
+    _, names = _classes(path.parent / CLASSES, samples)
+    present = {names[sample.label] for _, _, sample in samples if sample.label in names}
+    known = classes_of_model(classes, requested, present, path)
+    listing = Listing(known, list(shape[1:]), 1 if shape[0] == 1 else 3, False, None, 2, resizing=resizing)
+    return _split(listing, samples, names, shape)[0]

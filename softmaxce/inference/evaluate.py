@@ -15,7 +15,7 @@ from ..training.run import Run
 from ..training.tally import Scores
 from .exported_model import ExportedModel
 from .metrics import Metrics, compute_metrics
-from .opening import classes_and_images, model_type
+from .opening import class_folders, model_type
 from .run_data import default_split
 from .trained_model import TrainedModel
 from .tta import with_tta
@@ -149,7 +149,7 @@ def evaluate(
     """
     if data is not None and data.is_file() and split is not None:
         raise DataError(f"--data {data}: all images of a table are evaluated; leave out --split")
-    has_classes = data is not None and (data.is_file() or _has_class_folders(data, classes_and_images(path)[0]))
+    has_classes = data is not None and (data.is_file() or _has_class_folders(data, class_folders(path)))
     other_images = data if has_classes and split is None else None
     model = model_type(path).open(
         path,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.class_selection import names_before_merging
 from ..data.resizing import Resizing
 from ..errors import RunError
 from ..runs.header import find_checkpoint, read_header, resizing_of
@@ -31,6 +32,14 @@ def model_type(path: Path) -> "type[TrainedModel] | type[ExportedModel]":
     from .trained_model import TrainedModel
 
     return TrainedModel
+
+
+def class_folders(path: Path) -> list[str]:
+    """What class folders for a model may be called: as its classes, or as those that its run has merged."""
+    config = read_metadata(path).config if is_exported(path) else read_header(find_checkpoint(path))["config"]
+    section = config.get("data")
+    merged = names_before_merging(section.get("classes")) if isinstance(section, dict) else []
+    return [*classes_and_images(path)[0], *merged]
 
 
 def classes_and_images(path: Path) -> tuple[list[str], tuple[int, int, int], Resizing]:

@@ -20,6 +20,8 @@ from ..runs.folder import SPLITS
 from ..runs.provenance import check_recorded_root
 from ..runs.resume import recorded_images
 
+OWN_IMAGES = ("image_folder", "image_list", "shards")
+
 
 def read_dataset(config: Config, classes: tuple[str, ...], file: Path, record: Mapping[str, Any]) -> Dataset:
     """The splits that a run used; their images are not compared with the training's.
@@ -56,13 +58,14 @@ def read_other(
         config: of the run.
     Raises: DataError.
     """
+    requested = config.source.arguments.get("classes") if config.source.name in OWN_IMAGES else None
     if not path.is_file():
-        return read_folder(str(path), classes, shape, resizing)
+        return read_folder(str(path), classes, shape, resizing, requested)
     if path.suffix == ".tar":
-        return read_shard(path, classes, shape, resizing)
+        return read_shard(path, classes, shape, resizing, requested)
     arguments = config.source.arguments if config.source.name == "image_list" else {}
     columns = Columns(arguments.get("path"), arguments.get("label"), arguments.get("split"))
-    return read_list(path, classes, shape, resizing, columns, config.root)
+    return read_list(path, classes, shape, resizing, columns, config.root, requested)
 
 
 def choose_split(dataset: Dataset, name: str) -> Split:
