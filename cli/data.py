@@ -9,12 +9,13 @@ import typer
 from softmaxce import streams
 from softmaxce.config import reader as configs
 from softmaxce.errors import ConfigError, Problem
-from softmaxce.files import check_output, make_folder, replace_file, writable
+from softmaxce.files import check_output, check_page, make_folder, replace_file, writable
 
 from .options import Force
 from .startup import fast_imports
 
-SHOWN = 32  # images in the picture
+SHOWN = 32  # images in the picture and on the page
+IN_TERMINAL = 8  # images drawn in a terminal
 
 app = typer.Typer(no_args_is_help=True, help="Inspect a data set, or pack a folder of images into WebDataset shards.")
 
@@ -34,30 +35,55 @@ def inspect(
         Path | None,
         typer.Option(metavar="FILE.png", help="Also draw the first training images, augmented as in training."),
     ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write all of it as one page.")] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=0, max=1000, metavar="N", help="Print N augmented training images; default: 8 on a terminal."),
+    ] = None,
     force: Force = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Count a config's images by class and split, and show what their files are; nothing is trained."""
+    """Count a config's images by class and split, and show what their files are; nothing is trained.
+
+    Files that cannot be decoded and images that are there several times are listed.
+    """
     requested = configs.load(config, [configs.parse_override(text) for text in set_ or []])
     if output is not None and output.suffix.lower() != ".png":
         raise ConfigError([Problem("--output", f"must be a name that ends in .png, got {output}")])
+    if json and samples:
+        raise ConfigError([Problem("--samples", "prints pictures; leave out --json")])
     with fast_imports():
         from softmaxce import inspection
         from softmaxce.report import console
-        from softmaxce.report.inspection import contact_sheet, is_contact_sheet, print_inspection
+        from softmaxce.report import inspection as report
+        from softmaxce.report.html.common import write_file
     if output is not None:
-        check_output(output, "--output", "picture", "samples.png", lambda: is_contact_sheet(output), force=force)
+        check_output(output, "--output", "picture", "samples.png", lambda: report.is_contact_sheet(output), force=force)
+    if html is not None:
+        check_page(html, "--html", force=force)
     source = inspection.read(requested)
     result = inspection.inspect(requested, source)
+    printed = console.stdout()
+    if samples is None:
+        samples = IN_TERMINAL if printed.file.isatty() and not json else 0
     if json:
         streams.json_text(jsonlib.dumps(result.to_dict()))
     else:
-        print_inspection(result, console.stdout())
+        report.print_inspection(result, printed)
+    count = max(samples, SHOWN if output is not None or html is not None else 0)
+    if not count:
+        return
+    images, names = inspection.samples(requested, source, count)
+    if samples:
+        report.print_samples(images[:samples], names[:samples], printed)
     if output is not None:
         with writable(output):
             make_folder(output.parent)
-            replace_file(output, contact_sheet(*inspection.samples(requested, source, SHOWN)))
+            replace_file(output, report.contact_sheet(images[:SHOWN], names[:SHOWN]))
         streams.line(f"picture: {output}", err=True)
+    if html is not None:
+        write_file(report.page(result, images[:SHOWN], names[:SHOWN]), html)
+        streams.line(f"page: {html}", err=True)
 
 
 @app.command()

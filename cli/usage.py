@@ -48,7 +48,7 @@ EXAMPLES = {
     ),
     "calibrate": ("softmaxce calibrate runs/digits/1",),
     "report": ("softmaxce report runs/digits/1 --output report.html",),
-    "data inspect": ("softmaxce data inspect image_folder --set data.root=photos --output samples.png",),
+    "data inspect": ("softmaxce data inspect image_folder --set data.root=photos --html data.html",),
     "data pack": ("softmaxce data pack photos shards",),
     "runs": ("softmaxce runs",),
     "compare": ("softmaxce compare runs/digits/1 runs/digits/2",),

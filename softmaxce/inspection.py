@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from .build import load_source, preprocessing_for, training_batches
 from .config.keys import Config
+from .config.registry import DATASETS
 from .data.decode import DAMAGED, open_image
+from .data.duplicates import Duplicates, find_duplicates
 from .data.held_out import hold_out
 from .data.preprocessing import mean_and_std
 from .data.splits import Dataset, Split
@@ -49,6 +51,9 @@ class Inspection:
         images: split -> [K], how many images each class has in it.
         mean, std: of the training images' pixels in [0, 1], per channel.
         files: None of a data set without image files.
+        unreadable: the files that cannot be decoded, with the reason; training would end at the first of them, or with
+            data.skip_bad leave them out. They are in no other number here.
+        duplicates: the images that the data set has several times.
     """
 
     name: str
@@ -58,6 +63,8 @@ class Inspection:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     files: Files | None
+    unreadable: dict[str, str] = field(default_factory=dict)
+    duplicates: Duplicates = field(default_factory=Duplicates)
 
     def to_dict(self) -> dict[str, Any]:
         """As `softmaxce data inspect --json` prints it."""
@@ -65,12 +72,18 @@ class Inspection:
 
 
 def read(config: Config) -> Dataset:
-    """The data set, with the config's validation split held out. Raises: DataError, ConfigError."""
+    """The data set, with the config's validation split held out and without files that cannot be decoded.
+
+    Raises: DataError, ConfigError.
+    """
+    if config.source.name in DATASETS and "skip_bad" in config.source.arguments:
+        arguments = {**config.source.arguments, "skip_bad": True}
+        config = replace(config, source=replace(config.source, arguments=arguments))
     return hold_out(load_source(config), config)
 
 
 def inspect(config: Config, source: Dataset) -> Inspection:
-    """Count and measure; the headers of all files are read. Raises: DataError if one cannot be."""
+    """Count, measure and compare; the headers of all files are read. Raises: DataError if one cannot be."""
     splits: dict[str, Split] = {name: part for name in SPLITS if (part := getattr(source, name)) is not None}
     mean, std = mean_and_std(source.train)
     files = [file for split in splits.values() for file in split.files or ()]
@@ -82,6 +95,8 @@ def inspect(config: Config, source: Dataset) -> Inspection:
         mean,
         std,
         _inspect_files(files) if files else None,
+        {str(file): reason for file, reason in source.unreadable.items()},
+        find_duplicates(splits, source.classes),
     )
 
 

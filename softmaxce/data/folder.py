@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -102,12 +102,12 @@ def image_folder(
     if not parts:
         train, shape = listing.read(top, None)
         if not test_fraction:
-            return Dataset(train, None, names)
+            return Dataset(train, None, names, unreadable=listing.unreadable)
         rest, tested = train_and_test(train, test_fraction)
-        return Dataset(train.take(rest), train.take(tested), names)
+        return Dataset(train.take(rest), train.take(tested), names, unreadable=listing.unreadable)
     train, shape = listing.read(parts["train"], None)
     others = {name: listing.read(folder, shape)[0] for name, folder in parts.items() if name != "train"}
-    return Dataset(train, others.get("test"), names, others.get("validation"))
+    return Dataset(train, others.get("test"), names, others.get("validation"), listing.unreadable)
 
 
 def train_and_test(whole: Split, fraction: float) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,7 @@ def read_folder(
 
 @dataclass(frozen=True)
 class Listing:
-    """Reads folders of class folders, or listed files."""
+    """Reads folders of class folders, or listed files. Those that are left out are added to `unreadable`."""
 
     classes: ClassIds
     size: int | list[int] | None
@@ -164,6 +164,7 @@ class Listing:
     named: bool = False
     resizing: Resizing = DEFAULT_RESIZING
     cache_size: float | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def read(self, folder: Path, shape: tuple[int, int, int] | None) -> tuple[Split, tuple[int, int, int]]:
         """A folder's split, and the (C, H, W) of its images; `shape` is the required one, if there is one.
@@ -360,6 +361,9 @@ class Listing:
             raise DataError(f"{number}; repair or remove them, or set data.skip_bad: true to leave them out:", shown)
         if len(bad) == len(files):
             raise none_decodable(files, messages[0])
+        self.unreadable.update(
+            {files[index]: error.lines[0].removeprefix(f"{files[index]}: ") for index, error in sorted(bad.items())}
+        )
         for line in (f"warning: {number} and are left out:", *shown):
             streams.line(line, err=True)
 

@@ -97,9 +97,9 @@ def image_list(
     train, shape = _read(listing, parts.pop("train"), None)
     others = {name: _read(listing, part, shape)[0] for name, part in parts.items() if part}
     if split is not None or not test_fraction:
-        return Dataset(train, others.get("test"), selected.names, others.get("validation"))
+        return Dataset(train, others.get("test"), selected.names, others.get("validation"), listing.unreadable)
     rest, tested = train_and_test(train, test_fraction)
-    return Dataset(train.take(rest), train.take(tested), selected.names)
+    return Dataset(train.take(rest), train.take(tested), selected.names, unreadable=listing.unreadable)
 
 
 def _existing_table(file: str, root: str) -> Path:

@@ -86,9 +86,9 @@ def shards(
     train, shape = _split(listing, samples.pop("train"), names, None, by_shard=by_shard)
     others = {name: _split(listing, part, names, shape)[0] for name, part in samples.items()}
     if "test" in others or not test_fraction:
-        return Dataset(train, others.get("test"), selected.names, others.get("validation"))
+        return Dataset(train, others.get("test"), selected.names, others.get("validation"), listing.unreadable)
     rest, tested = train_and_test(train, test_fraction)
-    return Dataset(train.take(rest), train.take(tested), selected.names, others.get("validation"))
+    return Dataset(train.take(rest), train.take(tested), selected.names, others.get("validation"), listing.unreadable)
 
 
 def _key(split: str) -> str:

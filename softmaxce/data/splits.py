@@ -4,8 +4,8 @@ import math
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -121,13 +121,15 @@ def _at(texts: Sequence[str] | None, indices: Tensor) -> Sequence[str] | None:
 class Dataset:
     """A data set: its splits and its class names.
 
-    `validation` and `test` are None where the data set has none of its own.
+    `validation` and `test` are None where the data set has none of its own. `unreadable` are the files that were left
+    out because they cannot be decoded, with the reason.
     """
 
     train: Split
     test: Split | None
     classes: tuple[str, ...]
     validation: Split | None = None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""A data set as text, and some of its augmented images as a picture."""
+"""A data set as text or as a page, and some of its augmented images as a picture."""
 
 import io
 from collections.abc import Sequence
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COLUMNS = 8  # images in a row of the picture
+SAMPLE_COLUMNS = 22  # of a terminal, for an image
+SHOWN = 10  # files or sets of duplicates in a list
 PROGRAM = "softmaxce"  # which has made the picture, as the file says
 
 
 def print_inspection(inspection: Inspection, console: Console) -> None:
-    """Print a row per class, then the files' sizes and modes, and the pixels' statistics."""
+    """Print a row per class, the files' sizes and modes, the pixels' statistics, and what is wrong with the images."""
     shape = "x".join(map(str, inspection.shape))
     console.print(Text(f"{inspection.name}, {shape}, {len(inspection.classes)} classes"))
     console.print()
@@ -38,8 +40,73 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     if inspection.files is not None:
         for line in _lines_of(inspection.files):
             console.print(Text(line), soft_wrap=True)
+    console.print(Text(_statistics(inspection)), soft_wrap=True)
+    for heading, lines in findings(inspection):
+        console.print()
+        console.print(Text(heading), soft_wrap=True)
+        for line in lines:
+            console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def print_samples(images: "Tensor", names: Sequence[str], console: Console) -> None:
+    """Draw images [N, H, W, C] in [0, 1] with their classes' names beneath, as many in a row as fit the terminal."""
+    from .terminal_art import picture, side_by_side
+
+    pixels = (images * 255).round().byte().permute(0, 3, 1, 2)
+    drawn = [picture(image, console.is_terminal and not console.no_color, SAMPLE_COLUMNS) for image in pixels]
+    console.print()
+    for line in side_by_side(list(zip(drawn, names, strict=True)), console.width):
+        console.print(line, soft_wrap=True)
+
+
+def findings(inspection: Inspection) -> list[tuple[str, list[str]]]:
+    """What is wrong with the images: a heading, and lines with the first of them. Empty if nothing is."""
+    result = []
+    if bad := inspection.unreadable:
+        heading = f"unreadable: {_files(len(bad))}; training leaves them out with data.skip_bad: true"
+        result.append((heading, _first([f"{file}: {reason}" for file, reason in bad.items()])))
+    duplicates = inspection.duplicates
+    for what, sets in (
+        ("in two splits, which make held-out metrics too good", duplicates.across_splits),
+        ("under two classes", duplicates.with_two_classes),
+    ):
+        if sets:
+            lines = ["; ".join(f"{copy.name} ({copy.label}, {copy.split})" for copy in each) for each in sets]
+            result.append((f"duplicates {what}: {_images(len(sets))}", _first(lines)))
+    if duplicates.others:
+        result.append((f"other duplicates, in one split under one class: {_images(duplicates.others)}", []))
+    return result
+
+
+def _first(lines: Sequence[str]) -> list[str]:
+    return [*lines[:SHOWN], *([f"... and {len(lines) - SHOWN:,} more"] if len(lines) > SHOWN else [])]
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'s' * (count != 1)}"
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"
+
+
+def _statistics(inspection: Inspection) -> str:
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (inspection.mean, inspection.std))
-    console.print(Text(f"training pixels in [0, 1]: mean {mean}; standard deviation {std}"), soft_wrap=True)
+    return f"training pixels in [0, 1]: mean {mean}; standard deviation {std}"
+
+
+def page(inspection: Inspection, images: "Tensor", names: Sequence[str]) -> str:
+    """The same as one HTML page, with the contact sheet of images [N, H, W, C] in [0, 1] and their classes' names."""
+    from .html.common import data_url, render_template
+
+    lines = [] if inspection.files is None else _lines_of(inspection.files)
+    return render_template(
+        "inspection_page.html",
+        inspection=inspection,
+        lines=[*lines, _statistics(inspection)],
+        findings=findings(inspection),
+        sheet=data_url(contact_sheet(images, names), "png"),
+    )
 
 
 def _lines_of(files: Files) -> list[str]:

@@ -1,6 +1,7 @@
 """Images, bars and curves as terminal text: half blocks in color, shaded characters without."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +32,9 @@ def resized(pixels: Rows, widest: int = WIDEST) -> Rows:
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def picture(image: Tensor, color: bool) -> list[Text]:
+def picture(image: Tensor, color: bool, widest: int = WIDEST) -> list[Text]:
     """An image [C, H, W] uint8 (C is 1 or 3; else its first channel) as lines, two rows of pixels each."""
-    pixels = resized(image.permute(1, 2, 0).double().numpy())
+    pixels = resized(image.permute(1, 2, 0).double().numpy(), widest)
     pixels = pixels if pixels.shape[2] == 3 else pixels[:, :, :1].repeat(3, axis=2)
     if not color:
         gray = (pixels @ np.array([0.299, 0.587, 0.114])) / 255
@@ -41,6 +42,25 @@ def picture(image: Tensor, color: bool) -> list[Text]:
             Text("".join(SHADES[round(value * 9)] for value in row.clip(0, 1)).rstrip()) for row in _halved(gray, 0.0)
         ]
     return _half_blocks(pixels, (0, 0, 0))
+
+
+def side_by_side(pictures: Sequence[tuple[list[Text], str]], width: int) -> list[Text]:
+    """Pictures of one size, each above its caption, as many in a row as fit in `width` columns."""
+    each = max(map(len, pictures[0][0]))
+    per_row = max(1, (width + 2) // (each + 2))
+    lines: list[Text] = []
+    for start in range(0, len(pictures), per_row):
+        row = pictures[start : start + per_row]
+        captions = [Text(name if len(name) <= each else f"{name[: each - 1]}…") for _, name in row]
+        for parts in [*zip(*(picture for picture, _ in row), strict=True), captions, [Text()]]:
+            line = Text()
+            for part in parts:
+                padded = part.copy()
+                padded.pad_right(each + 2 - len(part))
+                line.append_text(padded)
+            line.rstrip()
+            lines.append(line)
+    return lines
 
 
 def signed_map(

@@ -1,9 +1,11 @@
 """`softmaxce data inspect`: what a config's images are, and some of them as training sees them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import markupsafe
 import numpy as np
 import pytest
 import torch
@@ -107,14 +109,54 @@ def test_the_picture_replaces_a_picture_of_ours_and_nothing_else(
     assert notes.read_text() == "mine"
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"])
-def test_a_file_that_is_no_image_is_one_line_with_its_name_also_where_images_stay_on_disk(
-    app: typer.Typer, config: Path, tmp_path: Path, content: bytes
+@pytest.mark.parametrize("in_memory", ["true", "false"])
+def test_unreadable_files_and_duplicates_are_listed_and_counted_nowhere_else(
+    app: typer.Typer, config: Path, tmp_path: Path, in_memory: str
 ) -> None:
-    shutil.copytree(config.parent / "photos", tmp_path / "photos")
-    (tmp_path / "photos/test/cat/bad.png").write_bytes(content)
-    words = ["data", "inspect", str(config), "--set", f"data.root={tmp_path / 'photos'}", "--set"]
-    done = CliRunner().invoke(app, [*words, "data.in_memory=false"])
-    assert done.exit_code == 2, done.output
-    assert "bad.png" in done.stderr.splitlines()[0]
-    assert len(done.stderr.splitlines()) == 1
+    photos = tmp_path / "photos"
+    shutil.copytree(config.parent / "photos", photos)
+    bad = {"empty.png": b"", "text.png": b"no image", "cut.png": b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"}
+    for name, content in bad.items():
+        (photos / "test/cat" / name).write_bytes(content)
+    for copy in ("test/cat/copy.png", "train/dog/copy.png"):
+        shutil.copy(photos / "train/cat/0.png", photos / copy)
+    shutil.copy(photos / "train/cat/1.png", photos / "train/cat/again.png")
+    words = ["data", "inspect", str(config), "--set", f"data.root={photos}", "--set", f"data.in_memory={in_memory}"]
+    words += ["--set", "data.validation=null"]
+    seen = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert {Path(file).name for file in seen["unreadable"]} == set(bad)
+    assert seen["images"]["test"] == [4, 0]
+    assert seen["files"]["formats"] == {"PNG": 20, "JPEG": 2}
+    ((first, second, third),) = seen["duplicates"]["across_splits"]
+    assert first == {"split": "train", "label": "cat", "name": str(photos / "train/cat/0.png")}
+    assert [copy["label"] for copy in (second, third)] == ["dog", "cat"]
+    assert seen["duplicates"]["with_two_classes"] == seen["duplicates"]["across_splits"]
+    assert seen["duplicates"]["others"] == 1
+
+    page = tmp_path / "page.html"
+    printed = CliRunner().invoke(app, [*words, "--samples", "2", "--html", str(page)]).stdout
+    assert "unreadable: 3 files; training leaves them out with data.skip_bad: true" in printed
+    text = page.read_text()
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    lines = [line for line in printed.splitlines() if line.startswith(("  ", "width", "modes", "training"))]
+    assert len(lines) == 8
+    for line in lines:
+        assert f">{markupsafe.escape(line.strip())}<" in text, line
+    requested = reader.load(
+        str(config), [reader.parse_override(f"data.{key}") for key in (f"root={photos}", "validation=null")]
+    )
+    names = inspection.samples(requested, inspection.read(requested), 2)[1]
+    assert printed.splitlines()[-2].split() == names
+
+
+@pytest.mark.parametrize("data_set", ["synthetic", "digits"])
+def test_a_data_set_without_files_is_compared_by_its_pixels(app: typer.Typer, tmp_path: Path, data_set: str) -> None:
+    config = tmp_path / "c.yaml"
+    noise = "noise: 0, train: 20, test: 10, classes: 5" if data_set == "synthetic" else ""
+    config.write_text(
+        f"epochs: 1\ndata: {{name: {data_set}, {noise}}}\nmodel: linear\noptimizer: {{name: sgd, lr: 0.1}}\n"
+    )
+    seen = json.loads(CliRunner().invoke(app, ["data", "inspect", str(config), "--json"]).stdout)["duplicates"]
+    assert len(seen["across_splits"]) == (5 if data_set == "synthetic" else 0)  # one pattern a class, without noise
+    if data_set == "synthetic":
+        assert [len(each) for each in seen["across_splits"]] == [6] * 5
