@@ -1,4 +1,4 @@
-"""The user's own images with labels from a table: CSV, TSV or JSON Lines."""
+"""The user's own images with labels from a table: CSV, TSV, JSON Lines or Parquet."""
 
 import os
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def image_list(
     file: str,
     root: str,
 ) -> Dataset:
-    """Your own images with labels from a table: CSV, TSV or JSON Lines, one row per image.
+    """Your own images with labels from a table: CSV, TSV, JSON Lines or Parquet, one row per image.
 
     Args:
         path: the column with the images' files, absolute or relative to data.root; the suffix may be missing. null

@@ -1,4 +1,4 @@
-"""A table of images and labels, read from CSV, TSV or JSON Lines; every mistake is one line with the file and row."""
+"""A table of images and labels: CSV, TSV, JSON Lines or Parquet; every mistake is one line with the file and row."""
 
 import csv
 import io
@@ -11,10 +11,12 @@ from pathlib import Path
 from .. import streams
 from ..errors import DataError, suggestion
 from ..files import parse_json, read_file
+from .parquet_table import ParquetTable
 
 MAX_BYTES = 1 << 28  # of a table: some million rows
 SHOWN = 20  # columns named in one message
 JSON_LINES = (".jsonl", ".ndjson")
+PARQUET = (".parquet", ".pq")
 # What the columns may be called where the config does not name them; case, spaces, - and _ do not matter.
 USUAL = {
     "path": ("path", "file", "filename", "filepath", "image", "imagepath", "imagefile"),
@@ -37,7 +39,7 @@ class Columns:
 class Row:
     """A row's cells, without blanks around them; `split` and `group` are empty if there is no such column.
 
-    `location` is file:row; the row with the columns' names is 1.
+    `location` is file:row; the row with the columns' names is 1, and where there is none, the first one.
     """
 
     location: str
@@ -49,10 +51,13 @@ class Row:
 
 def read_table(file: Path, columns: Columns) -> list[Row]:
     """The rows of a table, at least one. Raises: DataError."""
-    text = _text(file)
+    content = _content(file)
     suffix = file.suffix.lower()
-    if suffix in (".parquet", ".xlsx", ".xls", ".ods", ".json"):
-        raise DataError(f"{file}: {suffix} tables are not read; save it as CSV, TSV or JSON Lines (.jsonl)")
+    if suffix in (".xlsx", ".xls", ".ods", ".json"):
+        raise DataError(f"{file}: {suffix} tables are not read; save it as CSV, TSV, JSON Lines (.jsonl) or Parquet")
+    if suffix in PARQUET:
+        return _parquet(file, content, columns)
+    text = _text(file, content)
     lines = _json_lines(file, text) if suffix in JSON_LINES else _csv(file, text, suffix)
     rows: list[Row] = []
     names: dict[str, str] = {}
@@ -64,11 +69,23 @@ def read_table(file: Path, columns: Columns) -> list[Row]:
     return rows
 
 
-def _text(file: Path) -> str:
+def _content(file: Path) -> bytes:
     try:
-        content = read_file(file, MAX_BYTES)
+        return read_file(file, MAX_BYTES)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+
+
+def _parquet(file: Path, content: bytes, columns: Columns) -> list[Row]:
+    table = ParquetTable(file, content)
+    names = _resolve(file, table.header, columns)
+    rows = [_row(location, cells, names) for location, cells in table.rows(list(dict.fromkeys(names.values())))]
+    if not rows:
+        raise DataError(f"{file}: holds no rows")
+    return rows
+
+
+def _text(file: Path, content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -123,6 +140,9 @@ def _as_text(value: object) -> str:
 
 def _resolve(file: Path, header: list[str], columns: Columns) -> dict[str, str]:
     """The column of each of `path`, `label` and the others that the config names. Raises: DataError."""
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise DataError(f"{file}: has two columns '{twice}'; rename one")
     listed = ", ".join(header[:SHOWN]) + (f" and {len(header) - SHOWN} more" if len(header) > SHOWN else "")
     names: dict[str, str] = {}
     for key, name in vars(columns).items():

@@ -4,10 +4,12 @@ import csv
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from random import Random
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import typer
@@ -156,19 +158,22 @@ def batches(split: Split | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize("form", ["csv", "semicolons", "tsv", "jsonl", "no suffixes", "absolute", "windows"])
+@pytest.mark.parametrize("form", ["csv", "semicolons", "tsv", "jsonl", "no suffixes", "absolute", "windows", "parquet"])
 def test_a_list_of_40_images_gives_the_batches_of_the_same_images_in_folders(
     photos: Path, form: str, in_memory: bool
 ) -> None:
     rows = [row[:2] for row in rows_of(photos)][::-1]  # the order of the rows does not matter
-    file = photos / f"labels.{form if form in ('tsv', 'jsonl') else 'csv'}"
+    file = photos / f"labels.{form if form in ('tsv', 'jsonl', 'parquet') else 'csv'}"
     if form == "absolute":
         rows = [[str(photos / path), label] for path, label in rows]
     elif form == "no suffixes":
         rows = [[path.removesuffix(".png"), label] for path, label in rows]
     elif form == "windows":
         rows = [[path.replace("/", "\\"), label] for path, label in rows]
-    if form == "jsonl":
+    if form == "parquet":
+        table = pandas.DataFrame(rows, columns=["File Name", "class"]).assign(embedding=[[0.5] * 3] * len(rows))
+        table.astype({"class": "category"}).to_parquet(file, row_group_size=7)
+    elif form == "jsonl":
         file.write_text("".join(json.dumps({"file_name": path, "label": label}) + "\n" for path, label in rows))
     else:
         write(file, [["File Name", "class"], *rows], {"semicolons": ";", "tsv": "\t"}.get(form, ","))
@@ -261,13 +266,56 @@ def test_a_mistake_in_a_table_is_one_line_with_file_and_row(mistake: str, photos
         ("t.jsonl", '{"path": "cat/0.png", "label": "cat"}\n{"path": "cat/1.png"}\n', "t.jsonl:2: the label .* empty"),
         ("t.jsonl", "[1]\n", "t.jsonl:1: must be an object"),
         ("t.jsonl", "{\n", "t.jsonl:1: is not JSON"),
-        ("t.parquet", "", "t.parquet: .parquet tables are not read; save it as CSV"),
+        ("t.xlsx", "", "t.xlsx: .xlsx tables are not read; save it as CSV"),
+        ("t.parquet", "", "t.parquet: is no Parquet table"),
+        ("t.parquet", GOOD, "t.parquet: is no Parquet table"),
     ],
 )
 def test_mistakes_in_other_formats_are_one_line_too(name: str, content: str, message: str, photos: Path) -> None:
     (photos / name).write_text(content)
     with pytest.raises(DataError, match=message):
         image_list(file=name, root=str(photos))
+
+
+PARQUET_MISTAKES: dict[str, tuple[dict[str, list[object]], dict[str, str], str]] = {
+    "a column that is named": ({"path": ["cat/0.png"], "label": ["cat"]}, {"label": "species"}, "no column 'species'"),
+    "a missing file": ({"path": ["cat/0.png", "no.png"], "label": ["cat", "dog"]}, {}, "t.parquet:2: there is no file"),
+    "no label": (
+        {"path": ["cat/0.png", "dog/0.png"], "label": ["cat", None]},
+        {},
+        "t.parquet:2: the label .* is empty",
+    ),
+    "two labels": ({"path": ["cat/0.png"] * 2, "label": [0, 1]}, {}, "t.parquet:2: .* has the label '1', and in row 1"),
+    "numbers": ({"path": ["cat/0.png"], "label": [0.5]}, {}, "the column 'label' is of type double; save it as text"),
+    "lists": ({"path": [["cat/0.png"]], "label": ["cat"]}, {}, "the column 'path' is of type list<.*; save it as text"),
+    "no rows": ({"path": [], "label": []}, {}, "t.parquet: holds no rows"),
+}
+
+
+@pytest.mark.parametrize("mistake", PARQUET_MISTAKES)
+def test_a_mistake_in_a_parquet_table_is_one_line_with_file_and_row(mistake: str, photos: Path) -> None:
+    columns, names, message = PARQUET_MISTAKES[mistake]
+    pandas.DataFrame(columns, dtype=None if columns["path"] else "object").to_parquet(photos / "t.parquet")
+    with pytest.raises(DataError, match=message) as error:
+        image_list(file="t.parquet", root=str(photos), **names)  # type: ignore[arg-type]
+    assert len(error.value.lines) == 1
+
+
+def test_a_damaged_parquet_table_and_a_missing_pyarrow_are_one_line(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [row[0] for row in rows_of(photos)]
+    table = pandas.DataFrame({"path": paths, "label": [path[:3] for path in paths]})
+    table.to_parquet(photos / "t.parquet", compression="gzip")
+    content = bytearray((photos / "t.parquet").read_bytes())
+    content[40:120] = bytes(80)
+    (photos / "t.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"t\.parquet: (cannot be read after row 0|is no Parquet table): .") as error:
+        image_list(file="t.parquet", root=str(photos))
+    assert len(error.value.lines) == 1
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as Python marks a module that is not there
+    with pytest.raises(DataError, match=r"needs pyarrow; install with: pip install 'softmaxce\[parquet\]'"):
+        image_list(file="t.parquet", root=str(photos))
 
 
 def test_a_table_that_is_no_regular_file_is_refused(photos: Path) -> None:
