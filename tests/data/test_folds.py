@@ -30,6 +30,7 @@ def split(labels: list[int], names: list[str] | None = None, groups: list[str] |
     return InMemory(images, torch.tensor(labels), *texts)
 
 
+@settings(max_examples=50)
 @given(TABLES, FOLDS, st.randoms())
 def test_without_groups_folds_and_each_class_in_them_differ_by_one_image_and_images_may_come_in_any_order(
     table: list[tuple[int, int]], folds: int, random: Random
@@ -50,7 +51,7 @@ def test_without_groups_folds_and_each_class_in_them_differ_by_one_image_and_ima
     assert by_name(rows) == first
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(TABLES, FOLDS)
 def test_no_group_is_in_two_folds_and_no_fold_is_empty(table: list[tuple[int, int]], folds: int) -> None:
     groups, labels = [f"g{group}" for group, _ in table], [label for _, label in table]
@@ -63,6 +64,7 @@ def test_no_group_is_in_two_folds_and_no_fold_is_empty(table: list[tuple[int, in
     assert len(set(zip(groups, assigned, strict=True))) == len(set(groups))
 
 
+@settings(max_examples=50)
 @given(TABLES, FOLDS)
 def test_groups_of_one_image_are_stratified_as_images_without_groups(table: list[tuple[int, int]], folds: int) -> None:
     labels = [label for _, label in table]
