@@ -1,18 +1,22 @@
 """Normalization of images, and the statistics for it."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .decode import Decode
+from ..waiting import Counting
+from .decode import Decode, decoding_threads
 from .resizing import DEFAULT as DEFAULT_RESIZING
 from .resizing import Resizing
 from .splits import InMemory, OnDisk, Split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATISTICS_FROM = 5000  # images of a split on disk that are used for its mean and standard deviation
+CHUNK = 4096 * 3 * 32 * 32  # bytes of images in memory at once: all of them as float64 would be eight times as large
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,27 @@ def resizing_of(split: Split) -> Resizing:
 
 def mean_and_std(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Each channel's mean and standard deviation, of pixels in [0, 1]; 1 instead of 0 for a constant channel."""
-    if isinstance(split, InMemory):
-        chunks: Sequence[Tensor] = split.images.split(4096)
-    else:
-        stride = max(1, len(split) // STATISTICS_FROM)
-        chunks = [split.decode(file).unsqueeze(0) for file in split.files[::stride]]
     total = torch.zeros(split.shape[0], dtype=torch.float64)
     squares, pixels = torch.zeros_like(total), 0
-    for chunk in chunks:  # [n, C, H, W]
-        values = chunk.double() / 255
+    for chunk in _chunks(split):  # [n, C, H, W]
+        values = chunk.double().div_(255)
         total += values.sum((0, 2, 3))
-        squares += values.square().sum((0, 2, 3))
+        squares += values.square_().sum((0, 2, 3))
         pixels += values.numel() // values.shape[1]
     mean = total / pixels
     std = (squares / pixels - mean.square()).clamp_min(0).sqrt()
     return tuple(mean.tolist()), tuple(torch.where(std < 1e-6, 1.0, std).tolist())
+
+
+def _chunks(split: Split) -> Iterator[Tensor]:
+    """All images in memory, or STATISTICS_FROM of those on disk at most, a few at a time: [n, C, H, W] uint8."""
+    if isinstance(split, InMemory):
+        yield from split.images.split(max(1, min(4096, CHUNK // max(1, math.prod(split.shape)))))
+        return
+    files = split.files[:: max(1, len(split) // STATISTICS_FROM)]
+    threads = decoding_threads(files[0]) if isinstance(split.decode, Decode) else 1  # the user's may not be thread-safe
+    with Counting("measuring mean and standard deviation", len(files)) as counting, ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(files), 16 * threads):
+            for image in pool.map(split.decode, files[start : start + 16 * threads]):
+                counting.advance()
+                yield image.unsqueeze(0)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,6 +202,22 @@ def test_mean_and_deviation_are_numpys() -> None:
     pixels = IMAGES.numpy() / 255
     np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)))
     np.testing.assert_allclose(std, pixels.std((0, 2, 3)))
+
+
+def test_of_images_on_disk_a_few_are_in_memory_while_mean_and_deviation_are_measured(on_disk: OnDisk) -> None:
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = 0
+
+    def decode(file: str) -> Tensor:
+        nonlocal most
+        image = on_disk.decode(file)
+        alive.add(image)
+        most = max(most, len(alive))
+        return image
+
+    many = OnDisk([*on_disk.files] * 20, on_disk.labels.repeat(20), on_disk.shape, decode)
+    np.testing.assert_allclose(mean_and_std(many), mean_and_std(SPLIT))
+    assert most <= 20 < len(many)
 
 
 def test_a_constant_channel_is_not_divided_by_zero() -> None:
