@@ -1,6 +1,6 @@
 """Explanations of images by a trained model: its logits, and the label smoothing and class weights of its loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -191,6 +191,27 @@ def _contributions(model: nn.Module, image: Tensor) -> Contributions | None:
     products = linear.weight.detach().cpu().view(-1, *image.shape) * image.cpu()  # [K, C, H, W]
     bias = torch.zeros(len(products)) if linear.bias is None else linear.bias.detach().cpu()
     return Contributions(products.sum(1), bias)
+
+
+def grad_cams(
+    model: TrainedModel, images: Sequence[Tensor], classes: Sequence[Sequence[int]]
+) -> list[list[Attribution]] | str:
+    """Grad-CAM of images [C, H, W] uint8, for some classes each; or why there is none."""
+    if not images:
+        return []
+    inner = _single_view(model.model)
+    batches = model.batches(InMemory(torch.stack(tuple(images)), torch.zeros(len(images), dtype=torch.int64)))
+    normalized = [image for batch, _ in batches.epoch(0) for image in batch.split(1)]
+    try:
+        layer = last_feature_map(inner, normalized[0])
+        return [
+            [attribute(inner, image, "grad_cam", logit_of(index), index, layer) for index in ids]
+            for image, ids in zip(normalized, classes, strict=True)
+        ]
+    except Exception as error:  # the model may be a user's code
+        if ran_out_of_memory(error):
+            raise
+        return in_one_line(error)
 
 
 def _attributions(
