@@ -101,7 +101,10 @@ def print_attributions(to: ExplanationPrinter) -> None:
     if image is None or not attributions:
         return
     to.heading(HEADING)
-    to.text(CAUTION)
+    signs = "Red is positive, blue is negative" if to.has_color else "A map goes from blank, which is 0, to @"
+    if not to.has_color and attributions[-1].method == "occlusion":
+        signs += "; in occlusion's + and # are positive, - and = negative"
+    to.text(f"{CAUTION} {signs}. The maps of a method have one scale.")
     for maps in by_method(attributions):
         largest = scale(maps)
         to.console.print()
