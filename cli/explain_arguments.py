@@ -89,7 +89,7 @@ def attributions(methods: str | None, of: str | None, layer: str | None) -> dict
         raise _mistake("--layer", f"is for --attribution grad_cam, got {show(methods)}")
     if of is not None and names == ():
         raise _mistake("--of", "says what the maps of --attribution explain, and --attribution none has no maps")
-    return {"methods": ("grad_cam",) if names is None and layer else names, "of": of or "logit", "layer": layer}
+    return {"methods": ("grad_cam",) if names is None and (layer or of) else names, "of": of or "logit", "layer": layer}
 
 
 def _methods(text: str) -> tuple[AttributionMethod, ...]:

@@ -118,7 +118,7 @@ def explain_image(
         else:
             own_loss = value
     steps = take_steps(logits, target, weight=weight, label_smoothing=label_smoothing, temperature=model.temperature)
-    normalized = next(model.batches(images).epoch(0))[0]  # [1, C, H, W]
+    normalized = _normalized(model, image)
     contributions = _contributions(model.model, normalized[0])
     maps, reason = _attributions(model.model, normalized, steps, attributions)
     notes += _special(model, with_maps=bool(maps)) + reason
@@ -163,9 +163,15 @@ def _special(model: TrainedModel, *, with_maps: bool) -> list[str]:
         if _linear_layer(_single_view(model.model)) is not None:
             pixels = " The contributions of the pixels are not shown, because they are known for a single view only."
         if with_maps:
-            pixels = " The maps of the attribution are of a single view, the image as it is."
+            pixels += " The maps of the attribution are of a single view, the image as it is."
         notes.append(f"The logits are the mean over several views of the image (tta: {model.config.tta}).{pixels}")
     return notes
+
+
+def _normalized(model: TrainedModel, image: Tensor) -> Tensor:
+    """An image [C, H, W] uint8 as the model takes it, [1, C, H, W] on its device. Raises: DataError."""
+    pixels: Tensor = next(model.batches(InMemory(image.unsqueeze(0), torch.zeros(1, dtype=torch.int64))).epoch(0))[0]
+    return pixels
 
 
 def _single_view(model: nn.Module) -> nn.Module:
@@ -200,13 +206,11 @@ def grad_cams(
     if not images:
         return []
     inner = _single_view(model.model)
-    batches = model.batches(InMemory(torch.stack(tuple(images)), torch.zeros(len(images), dtype=torch.int64)))
-    normalized = [image for batch, _ in batches.epoch(0) for image in batch.split(1)]
     try:
-        layer = last_feature_map(inner, normalized[0])
+        layer = last_feature_map(inner, _normalized(model, images[0]))
         return [
-            [attribute(inner, image, "grad_cam", logit_of(index), index, layer) for index in ids]
-            for image, ids in zip(normalized, classes, strict=True)
+            [attribute(inner, _normalized(model, image), "grad_cam", logit_of(index), index, layer) for index in ids]
+            for image, ids in zip(images, classes, strict=True)
         ]
     except Exception as error:  # the model may be a user's code
         if ran_out_of_memory(error):

@@ -227,12 +227,13 @@ def test_a_mistake_is_one_line(
 
 
 def test_without_a_convolution_it_is_said_what_works(explain: Explain, linear_run: Path) -> None:
-    refused = explain(str(linear_run), "--attribution", "grad_cam")
-    assert refused.exit_code == 2
-    assert refused.stderr == (
-        "error: --attribution: the model has no convolution; of --attribution, input_gradient, smooth_grad and "
-        "occlusion work without one\n"
-    )
+    for asked in (("--attribution", "grad_cam"), ("--of", "loss")):
+        refused = explain(str(linear_run), *asked)
+        assert refused.exit_code == 2
+        assert refused.stderr == (
+            "error: --attribution: the model has no convolution; of --attribution, input_gradient, smooth_grad and "
+            "occlusion work without one\n"
+        )
     assert "Grad-CAM" not in explain(str(linear_run)).stdout  # the contributions of the pixels are shown
     shown = json.loads(explain(str(linear_run), "--attribution", "input_gradient", "--json").stdout)
     weight = TrainedModel.open(linear_run, device="cpu").model[1].weight.detach()  # type: ignore[index]
