@@ -3,8 +3,9 @@
 The command's function is long because each option is an argument.
 """
 
+import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from softmaxce import streams
 from softmaxce.errors import ConfigError, Problem
 from softmaxce.files import check_page
 
+from . import explain_arguments
 from .options import (
     AllowChangedData,
     DataRoot,
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
 
     from softmaxce.explain.explanation import Explanation
     from softmaxce.inference.trained_model import TrainedModel
+
+
+class Attributed(enum.StrEnum):
+    """What an attribution is of."""
+
+    logit = "logit"
+    loss = "loss"
 
 
 def explain(
@@ -62,6 +71,22 @@ def explain(
     label_smoothing: Annotated[
         float | None, typer.Option(min=0, max=1, help="With --logits: as loss.label_smoothing.")
     ] = None,
+    attribution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD,...",
+            help="Which maps show where the model looked: some of grad_cam, input_gradient, smooth_grad and occlusion, "
+            "or all, or none; default: grad_cam if the model has a convolution.",
+        ),
+    ] = None,
+    of: Annotated[
+        Attributed | None,
+        typer.Option(help="What these maps explain: the logits of two classes (the default), or the loss."),
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The layer of grad_cam; default: the last feature map of the convolutions."),
+    ] = None,
     data: DataRoot = None,
     temperature: Temperature = None,
     trust_code: TrustCode = False,
@@ -86,12 +111,18 @@ def explain(
     if logits is not None:
         if run is not None or image is not None or index is not None:
             raise _mistake("--logits", "cannot be combined with RUN, IMAGE or --index")
+        for option, value in {"--attribution": attribution, "--of": of, "--layer": layer}.items():
+            if value is not None:
+                raise _mistake(option, "needs a model and an image, and cannot be combined with --logits")
         explanation = _of_logits(logits, label, classes, weight, label_smoothing or 0.0, temperature or 1.0)
     else:
-        for option, value in for_logits.items():
-            if value is not None:
+        for option, number in for_logits.items():
+            if number is not None:
                 raise _mistake(option, "is only for --logits; a run has its own")
-        explanation = _of_run(run, image, index, split, mix, label, temperature, data, trust_code, allow_changed_data)
+        maps = explain_arguments.attributions(attribution, of, layer)
+        explanation = _of_run(
+            run, image, index, split, mix, label, temperature, data, trust_code, allow_changed_data, maps
+        )
     if html is not None:
         from softmaxce.report.html.explanation_page import write_page
 
@@ -112,8 +143,6 @@ def explain(
 def _of_logits(
     logits: str, label: str | None, classes: str | None, weight: str | None, label_smoothing: float, temperature: float
 ) -> "Explanation":
-    from . import explain_arguments
-
     row = explain_arguments.logits(logits)
     names = explain_arguments.class_names(classes, len(row))
     if label is None:
@@ -150,6 +179,7 @@ def _of_run(
     data: Path | None,
     trust_code: bool,
     allow_changed_data: bool,
+    maps: dict[str, Any],
 ) -> "Explanation":
     if image is not None and index is not None:
         raise _mistake("explain", "needs either IMAGE or --index, not both")
@@ -158,8 +188,6 @@ def _of_run(
         index = 0
     if mix is not None and index is None:
         raise _mistake("--mix", "is only for --index: it mixes two images of a split")
-
-    from . import explain_arguments
 
     mixed = None if mix is None else explain_arguments.mix(mix)
     if run is not None and first_alone and run_and_paths([str(run)], "explain")[1]:  # explain photo.jpg
@@ -191,7 +219,10 @@ def _of_run(
     if label is not None:
         parsed = explain_arguments.label(label, model.classes)
         target = parsed if isinstance(parsed, int) else torch.tensor(parsed, dtype=torch.float64)
-    return trained.explain_image(model, pixels, target, title=f"{title}, classified by {run}")
+    attributions = trained.Attributions(**maps)
+    return trained.explain_image(
+        model, pixels, target, title=f"{title}, classified by {run}", attributions=attributions
+    )
 
 
 def _image_of_split(

@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, get_args
 
-from softmaxce.errors import ConfigError, Problem
+from softmaxce.argument_types import AttributionMethod
+from softmaxce.config.values import show
+from softmaxce.errors import ConfigError, Problem, suggestion
 
 
 def numbers(text: str, option: str) -> list[float]:
@@ -77,6 +80,29 @@ def mix(text: str) -> tuple[int, float]:
     if not index.isdecimal() or len(value) != 1 or not 0 <= value[0] <= 1:
         raise _mistake("--mix", f"needs an image's number and its weight from 0 to 1, like 5=0.3; got '{text}'")
     return int(index), value[0]
+
+
+def attributions(methods: str | None, of: str | None, layer: str | None) -> dict[str, Any]:
+    """The arguments of `explain.trained.Attributions`. Raises: ConfigError if they do not fit together."""
+    names = None if methods is None else _methods(methods)
+    if layer is not None and names is not None and "grad_cam" not in names:
+        raise _mistake("--layer", f"is for --attribution grad_cam, got {show(methods)}")
+    if of is not None and names == ():
+        raise _mistake("--of", "says what the maps of --attribution explain, and --attribution none has no maps")
+    return {"methods": ("grad_cam",) if names is None and (layer or of) else names, "of": of or "logit", "layer": layer}
+
+
+def _methods(text: str) -> tuple[AttributionMethod, ...]:
+    """The methods in `grad_cam,occlusion`, `all` or `none`."""
+    methods: tuple[AttributionMethod, ...] = get_args(AttributionMethod)
+    if text in ("all", "none"):
+        return methods if text == "all" else ()
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in methods:
+            rule = f"must be some of {', '.join(methods)}, or all, or none, got {show(name)}"
+            raise _mistake("--attribution", rule + suggestion(name, [*methods, "all", "none"]))
+    return tuple(method for method in methods if method in names)
 
 
 def _class_id(name: str, classes: Sequence[str]) -> int:

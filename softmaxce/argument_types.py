@@ -30,6 +30,7 @@ TwoFactors = Annotated[Sequence[PositiveFloat], Len(2, 2), doc("two positive num
 TEMPERATURES = (1e-6, 1e6)  # beyond, logits divided by it may overflow or become one number
 Fit = Literal["crop", "pad", "stretch"]  # of images into a size of other proportions
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
+AttributionMethod = Literal["grad_cam", "input_gradient", "smooth_grad", "occlusion"]  # of a logit or a loss
 ClassWeighting = Literal["balanced", "inverse_root", "effective_number"]
 Decoding = Literal["full", "reduced"]
 Classes = Annotated[  # names in the order of their ids; or new name -> a name, or a list of names, which are merged

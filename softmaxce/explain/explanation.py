@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..streams import escaped
+from .attribution import Attribution
 from .numerics import FormatResult, compare_formats
 from .steps import Steps, take_steps
 
@@ -49,6 +50,7 @@ class Explanation:
         formats: the loss in each floating-point format.
         image: [C, H, W] uint8, in the model's shape; None without one.
         contributions: None unless the model is linear.
+        attributions: maps of what the logits, or the loss, depend on; grouped by method.
         own_loss: None if the run's loss is cross-entropy.
         notes: sentences on what is special about this image or model.
     """
@@ -59,6 +61,7 @@ class Explanation:
     formats: tuple[FormatResult, ...]
     image: Tensor | None = None
     contributions: Contributions | None = None
+    attributions: tuple[Attribution, ...] = ()
     own_loss: OwnLoss | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -98,11 +101,18 @@ class Explanation:
         if self.contributions is not None:
             bias, pixels = self.contributions.bias.tolist(), self.contributions.pixels.tolist()
             result["contributions"] = {"bias": bias, "pixels": pixels}
+        if self.attributions:
+            result["attributions"] = [self._attribution(attribution) for attribution in self.attributions]
         if self.own_loss is not None:
             result["own_loss"] = vars(self.own_loss)
         if self.image is not None:
             result["image"] = self.image.tolist()
         return result
+
+    def _attribution(self, attribution: Attribution) -> dict[str, Any]:
+        of = None if attribution.class_id is None else self.classes[attribution.class_id]
+        shown = {key: value for key, value in vars(attribution).items() if value is not None and key != "class_id"}
+        return {**shown, "of": "loss" if of is None else "logit", "class": of, "values": attribution.values.tolist()}
 
 
 def explain_logits(

@@ -10,12 +10,14 @@ from torch import Tensor
 from ..data.splits import InMemory, Split
 from ..runs import folder as runfolder
 from ..training.metrics import ReliabilityBin, reliability
+from .evaluate import ImagePredictions
 from .metrics import Metrics
 from .run_data import default_split
 from .temperature import fit_temperature
 from .trained_model import TrainedModel
 
-MISTAKES = 24  # at most
+MISTAKES = 24  # the most confident, at most
+PER_CLASS, MOST_MISTAKES = 8, 120  # further ones, so that each class has up to 8, as far as all are at most 120
 TOP = 3  # classes of each
 
 
@@ -78,7 +80,9 @@ class RunAnalysis:
         unfitted: why there is no such temperature; empty if there is one.
         losses: [N] float64, -log S_y of each image in nats, as trained.
         correct: [N] bool.
-        mistakes: the most confident first.
+        mistakes: of the misclassified images the most confident, and the most confident of each class; the most
+            confident first.
+        predictions: of each image, at the temperature that the run predicts with.
     """
 
     folder: Path
@@ -93,6 +97,7 @@ class RunAnalysis:
     losses: Tensor
     correct: Tensor
     mistakes: tuple[Mistake, ...]
+    predictions: ImagePredictions
 
     @property
     def final(self) -> TemperatureResult:
@@ -154,6 +159,9 @@ def analyze(
         losses=-torch.log_softmax(logits, 1).gather(1, labels.unsqueeze(1)).squeeze(1),
         correct=logits.argmax(1) == labels,
         mistakes=_mistakes(logits / model.temperature, labels, images, model.classes),
+        predictions=ImagePredictions(
+            model.probabilities_of(logits), model.nll_of(logits, labels), labels, images.files
+        ),
     )
 
 
@@ -177,13 +185,13 @@ def _at_temperature(model: TrainedModel, logits: Tensor, labels: Tensor, tempera
 
 
 def _mistakes(logits: Tensor, labels: Tensor, split: Split, names: tuple[str, ...]) -> tuple[Mistake, ...]:
-    """The misclassified images, the most confident first."""
+    """The misclassified images that are shown, the most confident first."""
     probabilities = torch.softmax(logits, 1)
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != labels).nonzero().flatten()
-    order = wrong[torch.argsort(confidence[wrong], descending=True, stable=True)][:MISTAKES]
+    order = wrong[torch.argsort(confidence[wrong], descending=True, stable=True)]
     mistakes = []
-    for index in order.tolist():
+    for index in _shown(order.tolist(), labels[order].tolist()):
         row, label = probabilities[index], int(labels[index])
         values, ids = row.topk(min(TOP, len(names)))
         image = split.images[index] if isinstance(split, InMemory) else split.decode(split.files[index])
@@ -199,3 +207,13 @@ def _mistakes(logits: Tensor, labels: Tensor, split: Split, names: tuple[str, ..
             )
         )
     return tuple(mistakes)
+
+
+def _shown(order: list[int], labels: list[int]) -> list[int]:
+    """The images that are shown, of all mistakes in order: the first, then the first of each class, its second, ..."""
+    by_class: dict[int, list[int]] = {}
+    for index, label in zip(order, labels, strict=True):
+        by_class.setdefault(label, []).append(index)
+    further = [images[rank] for rank in range(PER_CLASS) for images in by_class.values() if rank < len(images)]
+    shown = set(list(dict.fromkeys([*order[:MISTAKES], *further]))[:MOST_MISTAKES])
+    return [index for index in order if index in shown]

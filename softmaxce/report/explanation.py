@@ -9,7 +9,8 @@ from rich.text import Text
 from ..explain.explanation import Explanation
 from ..explain.numerics import FormatResult
 from . import terminal_art
-from .explanation_tables import FADED, HIGHLIGHT, INDENT, WRONG, Cell, ExplanationPrinter
+from .attribution import print_attributions
+from .explanation_tables import FADED, HIGHLIGHT, WRONG, Cell, ExplanationPrinter
 
 BAR = 28  # columns
 
@@ -65,6 +66,7 @@ def _weighted_sums(to: ExplanationPrinter) -> None:
         to.others(f"at most {to.num(max(raw[i] for i in to.rest))}" if to.rest else ""),
     )
     _contributions(to)
+    print_attributions(to)
     if steps.temperature != 1:
         to.heading("The temperature")
         to.text(
@@ -92,21 +94,17 @@ def _contributions(to: ExplanationPrinter) -> None:
     )
     pixels = contributions.pixels.double()
     largest = pixels[pair].abs().max().item()
-    room = (to.width - INDENT - 4) // 2
     maps = [
         terminal_art.signed_map(
             pixels[index].numpy(),
             largest,
             to.has_color,
-            min(room, terminal_art.WIDEST),
+            to.half_width,
             true_color=to.console.color_system == "truecolor",
         )
         for index in pair
     ]
-    wide = max(maps[0][0].cell_len, 12)
-    title = _to_width(to.name(pair[0]), wide) + Text("    ") + to.name(pair[1])
-    title.rstrip()
-    to.draw([title, *(_to_width(left, wide) + Text("    ") + right for left, right in zip(*maps, strict=True))])
+    to.draw_pair([to.name(index) for index in pair], maps)
     up, down = pixels.clamp_min(0).sum((1, 2)).tolist(), pixels.clamp_max(0).sum((1, 2)).tolist()
     bias = contributions.bias.tolist()
     to.table(
@@ -115,12 +113,6 @@ def _contributions(to: ExplanationPrinter) -> None:
             to.num(up[i], sign=True), to.num(down[i]), to.num(bias[i], sign=True), to.num(to.steps.raw_logits[i])
         ],
     )  # fmt: skip
-
-
-def _to_width(text: Text, width: int) -> Text:
-    if text.cell_len > width:
-        text.truncate(width, overflow="ellipsis")
-    return text + Text(" " * (width - text.cell_len))
 
 
 def _subtract(to: ExplanationPrinter) -> None:

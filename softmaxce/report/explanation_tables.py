@@ -11,6 +11,7 @@ from rich.text import Text
 from ..explain.explanation import Explanation
 from ..explain.steps import Steps
 from ..streams import escaped
+from . import terminal_art
 
 WIDEST = 80  # columns
 INDENT = 3
@@ -43,6 +44,11 @@ class ExplanationPrinter:
         draws_blocks = self.console.encoding.lower().startswith("utf")
         self.has_color = self.console.color_system is not None and not self.console.no_color and draws_blocks
 
+    @property
+    def half_width(self) -> int:
+        """The columns of each of two drawings side by side."""
+        return min((self.width - INDENT - 4) // 2, terminal_art.WIDEST)
+
     # -- text ---------------------------------------------------------------------------------------------------------
 
     def heading(self, text: str) -> None:
@@ -64,6 +70,16 @@ class ExplanationPrinter:
             indented = Text(" " * INDENT) + line
             indented.rstrip()
             self.console.print(indented, soft_wrap=True)
+
+    def draw_pair(self, names: Sequence[Text], drawings: Sequence[Sequence[Text]]) -> None:
+        """Print one or two drawings of one height side by side, each below its name."""
+        wide = max(drawings[0][0].cell_len, 12)
+        lines = []
+        for row in [names, *zip(*drawings, strict=True)]:
+            line = Text("    ").join([*(_to_width(cell, wide) for cell in row[:-1]), row[-1]])
+            line.rstrip()
+            lines.append(line)
+        self.draw(lines)
 
     # -- tables -------------------------------------------------------------------------------------------------------
 
@@ -129,6 +145,12 @@ class ExplanationPrinter:
     def rest_of(self, values: Sequence[float]) -> float:
         """The sum over the classes without a row."""
         return math.fsum(values[index] for index in self.rest)
+
+
+def _to_width(text: Text, width: int) -> Text:
+    if text.cell_len > width:
+        text.truncate(width, overflow="ellipsis")
+    return text + Text(" " * (width - text.cell_len))
 
 
 def shown_classes(steps: Steps) -> list[int]:

@@ -55,3 +55,17 @@ def mnist_run(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory, real_d
         "model: linear\noptimizer: {name: adam, lr: 0.001}\n"
     )
     return trained(app, tmp_path_factory.mktemp("mnist"), config)
+
+
+CONVOLUTIONAL = """\
+epochs: 1
+data: {name: digits, validation: 0.2, batch_size: 128}
+model: {name: cnn, channels: [8, 16], convs_per_stage: 2}
+optimizer: {name: adam, lr: 0.02}
+"""
+
+
+@pytest.fixture(scope="session")
+def convolutional_run(app: typer.Typer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small convolutional network on scikit-learn's digits."""
+    return trained(app, tmp_path_factory.mktemp("convolutional"), CONVOLUTIONAL)

@@ -1,5 +1,6 @@
 """The page in a real browser: its numbers are the library's, wherever the sliders are; it loads nothing."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,6 +229,27 @@ def test_no_page_has_an_error_or_requests_anything(
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert page.evaluate("document.images.length") == 11  # the image, and what pushed each of ten classes
     assert requested(page) == [(tmp_path / "digit.html").as_uri()]
+    assert page.problems == []
+
+
+def test_each_map_is_shown_with_what_it_is_and_what_it_is_not(
+    explain: Explain, convolutional_run: Path, tmp_path: Path, page: Browser
+) -> None:
+    file = tmp_path / "maps.html"
+    done = explain(str(convolutional_run), "--index", "5", "--attribution", "all", "--html", str(file))
+    assert done.exit_code == 0, done.output
+    page.open(file)
+    section = "[...document.querySelectorAll('.steps > section')].find(s => s.textContent.includes('Attribution'))"
+    titles = ["Grad-CAM", "Input gradient", "SmoothGrad", "Occlusion"]
+    assert page.evaluate(f"[...{section}.querySelectorAll('h3')].map(h => h.textContent)") == titles
+    for sentences in page.evaluate(f"[...{section}.querySelectorAll('h3 + p')].map(p => p.textContent)"):
+        assert sentences.startswith("It is ")
+        assert " It is not " in sentences
+    answer = json.loads(explain(str(convolutional_run), "--index", "5", "--attribution", "all", "--json").stdout)
+    names = [shown["class"] for shown in answer["attributions"]]
+    captions = page.evaluate(f"[...{section}.querySelectorAll('figcaption')].map(c => c.textContent.split(' ')[0])")
+    assert captions == names
+    assert page.evaluate(f"[...{section}.querySelectorAll('img')].every(image => image.naturalWidth === 8)")
     assert page.problems == []
 
 

@@ -1,6 +1,8 @@
 """The report shows the metrics of `eval`, is drawn alike each time, and is self-contained in a real browser."""
 
 import ast
+import base64
+import io
 import json
 import math
 import shutil
@@ -12,17 +14,22 @@ from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
+import pandas
 import pytest
 import torch
 import typer
 from PIL import Image
 from scipy.special import softmax
+from torch.nn import functional
 from typer.testing import CliRunner
 
-from softmaxce.inference.analysis import RunAnalysis, analyze
+from softmaxce.explain.attribution import grad_cam, last_feature_map, logit_of
+from softmaxce.inference import analysis as analysis_module
+from softmaxce.inference.analysis import MISTAKES, RunAnalysis, analyze
 from softmaxce.inference.trained_model import TrainedModel
 from softmaxce.report.html.common import percent
 from softmaxce.report.html.figures import PICTURES, Drawing, Picture, render, render_all
+from softmaxce.report.html.gallery import gallery
 from softmaxce.report.html.report_page import html
 from softmaxce.report.html.write import write_report
 from softmaxce.training.metrics import reliability
@@ -31,12 +38,12 @@ from ..browser import Browser
 from ..helpers import Softmaxce
 
 ROOT = Path(__file__).parents[2]
-LINKS = "[...document.querySelectorAll('a')].map(link => link.href)"
+LINKS = "[...document.querySelectorAll('#gallery a')].map(link => link.href)"
 
 HARD = """\
 epochs: 3
-data: {name: synthetic, train: 200, test: 120, classes: 6, noise: 1.5, batch_size: 32, validation: 0.2}
-model: {name: mlp, hidden: [16]}
+data: {name: synthetic, train: 200, test: 120, classes: 6, noise: 0.9, batch_size: 32, validation: 0.2}
+model: {name: cnn, channels: [4], hidden: 16, batch_norm: false}
 optimizer: {name: adam, lr: 0.01}
 """
 
@@ -156,6 +163,48 @@ def test_where_no_temperature_can_be_fitted_it_says_why(run: Path, drawings: dic
     assert "the same images that it is evaluated on" in found.unfitted
 
 
+def test_each_class_has_its_most_confident_mistakes_as_far_as_all_fit() -> None:
+    labels = [0] * 30 + [1, 2, 1, 2, 2]  # of all mistakes, the most confident first
+    assert analysis_module._shown([*range(100, 135)], labels) == [*range(100, 124), *range(130, 135)]
+    many = [*range(200)]
+    assert analysis_module._shown(many, many) == many[:120]  # 200 classes with one mistake each
+    assert len(analysis_module._shown(many, [k % 20 for k in many])) == 120
+
+
+def test_the_gallery_has_grad_cam_of_the_predicted_class_and_of_the_label(analysis: RunAnalysis) -> None:
+    shown = gallery(analysis, {})
+    mistake = shown.entries[0].mistake
+    model = analysis.model
+    mean, std = model.preprocessing.mean[0], model.preprocessing.std[0]
+    image = (mistake.image[None].float() / 255 - mean) / std
+    layer = last_feature_map(model.model, image)
+    names = (mistake.top[0][0], mistake.label)
+    cams = [grad_cam(model.model, image, logit_of(analysis.classes.index(name)), layer) for name in names]
+    large = [functional.interpolate(cam[None, None], image.shape[2:], mode="bilinear")[0, 0] for cam in cams]
+    strongest = float(torch.stack(large).max())
+    assert strongest > 0
+    for (caption, url), expected, role, name in zip(
+        shown.entries[0].maps, large, ("predicted", "label"), names, strict=True
+    ):
+        assert caption == f"{role}: {name}"
+        with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as drawn:
+            red, green, _ = np.asarray(drawn.convert("RGB"), dtype=float).transpose(2, 0, 1)
+        # over gray g the color is g (1 - s) + (230, 30, 40) s
+        np.testing.assert_allclose((red - green) / 200, 0.75 * expected / strongest, atol=0.006)
+    assert "It is not the outline of an object" in shown.about
+    assert "Adebayo et al. 2018" in shown.about
+
+
+def test_above_its_limit_the_table_of_predictions_is_left_out_with_the_command_that_writes_it(
+    run: Path, analysis: RunAnalysis, drawings: dict[str, Drawing]
+) -> None:
+    assert 'id="filter-label"' in html(analysis, drawings, {}, most_predictions=120)
+    page = unescape(html(analysis, drawings, {}, most_predictions=119))
+    assert 'id="filter-label"' not in page
+    assert "is left out, because the split has more than 119 images" in page
+    assert f"softmaxce eval {run} --split test --save-predictions all.csv" in page
+
+
 # -- how it is drawn --------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +247,7 @@ def test_names_are_drawn_as_they_are_written(app: typer.Typer, tmp_path: Path) -
         assert all(name in text for name in names)
         assert not browser.evaluate("[...document.images].some(image => !image.src.startsWith('data:'))")
         assert not browser.evaluate("document.querySelectorAll('b').length")
+        assert "Grad-CAM is not shown: the model has no convolution" in text
 
 
 def test_each_image_of_the_gallery_links_to_the_explanation_of_that_image(
@@ -205,7 +255,7 @@ def test_each_image_of_the_gallery_links_to_the_explanation_of_that_image(
 ) -> None:
     with Browser(tmp_path / "profile") as browser:
         browser.open(page)
-        for link, mistake in zip(browser.evaluate(LINKS), analysis.mistakes, strict=True):
+        for link, mistake in zip(browser.evaluate(LINKS), analysis.mistakes[:MISTAKES], strict=True):
             file = Path(unquote(urlsplit(link).path))
             assert file == page.parent / "my page" / f"test-{mistake.index}.html"
             printed = unescape(file.read_text())
@@ -248,6 +298,77 @@ def test_the_page_opens_in_chromium_alone_on_a_desk_and_on_a_phone(
             assert browser.evaluate("document.documentElement.scrollWidth") <= width
         assert [address for address in browser.requests if not address.startswith("data:")] == [page.as_uri()]
         assert browser.problems == []
+
+
+ROWS = "[...document.querySelectorAll('#predictions-body tr')].map(r => [...r.cells].map(c => c.textContent))"
+
+
+def test_the_table_of_predictions_is_that_of_eval_and_is_sorted_and_filtered_at_the_keyboard(
+    app: typer.Typer, run: Path, page: Path, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(app, ["eval", str(run), "--save-predictions", str(tmp_path / "all.csv")])
+    assert done.exit_code == 0
+    table = pandas.read_csv(tmp_path / "all.csv")
+    table["confidence"] = table.filter(like="probability.").max(axis=1)
+    table = table[["index", "label", "prediction", "confidence", "loss"]]
+
+    def assert_shown(expected: pandas.DataFrame) -> None:
+        rows = browser.evaluate(ROWS)
+        assert [[int(row[0]), *row[1:3]] for row in rows] == expected[["index", "label", "prediction"]].values.tolist()
+        numbers = [[float(text) for text in row[3:]] for row in rows]
+        np.testing.assert_allclose(numbers, expected[["confidence", "loss"]].to_numpy(), atol=6e-5)
+
+    wrong = table[table.label != table.prediction]
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(page)
+        status = "document.getElementById('predictions-status').textContent"
+        assert_shown(table[:100])
+        assert browser.evaluate(status) == "120 of 120 images, shown: 1 to 100"
+        browser.evaluate("document.getElementById('next').focus()")
+        browser.press("Enter")
+        assert_shown(table[100:])
+        assert browser.evaluate("document.getElementById('next').disabled")
+        browser.evaluate("document.getElementById('filter-result').focus()")
+        browser.press("ArrowDown")  # wrong
+        browser.press("Tab", 2)  # over the search for an index, to the first heading
+        browser.press("Tab", 4)
+        browser.press("Enter")  # by loss, the largest first
+        assert browser.evaluate("document.activeElement.closest('th').getAttribute('aria-sort')") == "descending"
+        assert_shown(wrong.sort_values("loss", ascending=False))
+        browser.press("Enter")
+        assert_shown(wrong.sort_values("loss"))
+        browser.evaluate("document.getElementById('filter-label').focus()")
+        browser.press("ArrowDown", 2)  # class1
+        assert_shown(wrong[wrong.label == "class1"].sort_values("loss"))
+        links = "[...document.querySelectorAll('#predictions-body a')].map(a => [a.textContent, a.href])"
+        assert browser.evaluate(links)
+        assert all(address.endswith(f"/test-{index}.html") for index, address in browser.evaluate(links))
+        assert browser.problems == []
+
+
+def test_the_gallery_shows_a_class_that_is_chosen_at_the_keyboard(
+    page: Path, analysis: RunAnalysis, tmp_path: Path
+) -> None:
+    items = "[...document.querySelectorAll('#gallery > li > img')].filter(image => image.offsetParent).map(i => i.alt)"
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(page)
+        assert len(analysis.mistakes) > MISTAKES
+        assert browser.evaluate(items) == [f"test image {one.index}" for one in analysis.mistakes[:MISTAKES]]
+        browser.evaluate("document.getElementById('gallery-class').focus()")
+        for name in dict.fromkeys(name for name in analysis.classes if any(m.label == name for m in analysis.mistakes)):
+            browser.press("ArrowDown")
+            of_class = [one for one in analysis.mistakes if one.label == name]
+            assert browser.evaluate(items) == [f"test image {one.index}" for one in of_class]
+            row = analysis.results[0].metrics.confusion[analysis.classes.index(name)]
+            count = sum(row) - row[analysis.classes.index(name)]
+            chosen = "document.getElementById('gallery-class').selectedOptions[0].textContent"
+            assert browser.evaluate(chosen) == f"{name}: {len(of_class)} of {count} mistakes"
+        assert browser.problems == []
+        browser.call("Emulation.setScriptExecutionDisabled", value=True)
+        browser.open(page)
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+        assert len(browser.evaluate(items)) == len(analysis.mistakes)
+        assert "The table needs JavaScript." in browser.evaluate("document.querySelector('noscript').innerText")
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from PIL import Image
 from ...files import replace_file, writable
 from ...streams import escaped_lines
 
+SMALL = 96  # pixels: an image with no longer side is enlarged without interpolation
+
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,  # names of classes, files, folders and models come from outside
@@ -37,7 +39,7 @@ def render_template(name: str, **values: Any) -> str:
 
 
 def data_url(content: bytes, kind: str) -> str:
-    """An image's bytes as the address of an image; `kind` is svg+xml or png."""
+    """An image's bytes as the address of an image; `kind` is svg+xml, png or jpeg."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -47,6 +49,16 @@ def png_url(image: Image.Image, largest: int, *, optimize: bool = False) -> str:
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=optimize)
     return data_url(stream.getvalue(), "png")
+
+
+def photo_url(image: Image.Image, largest: int) -> str:
+    """As png_url, for RGB or gray images; larger ones than SMALL as JPEG, which is a tenth as large."""
+    if max(image.size) <= SMALL:
+        return png_url(image, largest, optimize=True)
+    image.thumbnail((largest, largest))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=85)
+    return data_url(stream.getvalue(), "jpeg")
 
 
 def write_file(page: str, file: Path) -> None:

@@ -12,12 +12,12 @@ from rich.console import Console
 from torch import Tensor
 
 from ...explain.explanation import Explanation
+from ..attribution import CAUTION, HEADING, TITLES, by_method, meaning, name_of, overlay, scale
 from ..explanation import print_explanation
 from ..explanation_tables import shown_classes
-from .common import png_url, render_template, write_file
+from .common import SMALL, photo_url, png_url, render_template, write_file
 
 SCRIPT = Path(__file__).with_name("explanation_page.js")
-SMALL = 96  # pixels: an image with no longer side is enlarged without interpolation
 LARGEST = 512  # pixels: the longer side that a larger image is reduced to
 
 
@@ -51,6 +51,7 @@ def html(explanation: Explanation) -> str:
         pixels="" if image is None else f"{image.shape[1]} x {image.shape[2]}",
         pixelated=image is not None and max(image.shape[1:]) <= SMALL,
         maps=_maps(explanation, shown),
+        attribution={"heading": HEADING, "caution": CAUTION, "methods": _attributions(explanation)},
         own_loss=explanation.own_loss,
         formats=explanation.formats,
     )
@@ -79,6 +80,26 @@ def _maps(explanation: Explanation, shown: list[int]) -> list[dict[str, Any]]:
         }
         for index, values in zip(shown, pixels, strict=True)
     ]
+
+
+def _attributions(explanation: Explanation) -> list[dict[str, Any]]:
+    """For each method its title, what it is and is not, and its maps over the image."""
+    image = explanation.image
+    if image is None:
+        return []
+    methods = []
+    for maps in by_method(explanation.attributions):
+        largest = scale(maps)
+        pictures = [
+            {
+                "name": name_of(explanation, one),
+                "source": photo_url(_as_image(overlay(image, one.values, largest)), LARGEST),
+            }
+            for one in maps
+        ]
+        shown = pictures if largest else []
+        methods.append({"title": TITLES[maps[0].method], "meaning": meaning(maps[0]), "maps": shown})
+    return methods
 
 
 def _diverging(values: NDArray[np.float64]) -> Image.Image:

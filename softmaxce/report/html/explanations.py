@@ -4,12 +4,12 @@ from pathlib import Path
 
 from ...explain.trained import explain_image
 from ...files import make_folder
-from ...inference.analysis import RunAnalysis
+from ...inference.analysis import MISTAKES, RunAnalysis
 from .explanation_page import write_page
 
 
 def write_explanations(analysis: RunAnalysis, folder: Path) -> dict[int, Path]:
-    """Write a page for each mistake.
+    """Write a page for each of the most confident mistakes.
 
     Args:
         analysis: of the run.
@@ -20,7 +20,7 @@ def write_explanations(analysis: RunAnalysis, folder: Path) -> dict[int, Path]:
     if analysis.mistakes:
         folder.parent.mkdir(parents=True, exist_ok=True)
         make_folder(folder)
-    for mistake in analysis.mistakes:
+    for mistake in analysis.mistakes[:MISTAKES]:
         image = mistake.file or f"{analysis.split} image {mistake.index} of {analysis.model.config.source.name}"
         explanation = explain_image(
             analysis.model,

@@ -1,10 +1,12 @@
-"""A report as one self-contained HTML page, with its figures and images inside and no script."""
+"""A report as one self-contained HTML page, with its figures, images and script inside."""
 
+import math
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-import torch
-from PIL import Image
+from markupsafe import Markup
 from torch import Tensor
 
 from ...config import yamlfile
@@ -12,10 +14,12 @@ from ...inference.analysis import RunAnalysis, TemperatureResult
 from ...inference.metrics import ClassMetrics, Metrics
 from ...runs import listing
 from ..evaluation import CONFUSIONS, MEANINGS
-from .common import data_url, percent, png_url, render_template
+from .common import data_url, percent, render_template
 from .figures import PICTURES, Drawing
+from .gallery import gallery
 
-LARGEST = 192  # pixels: the longer side that a larger image of a mistake is reduced to
+SCRIPT = Path(__file__).with_name("report_page.js")
+MOST_PREDICTIONS = 10_000  # rows of the table of all predictions; of more it is left out
 MOST_ROWS = 30  # classes; more are sorted by F1, the lowest first
 SIGNIFICANT = 2  # standard deviations between confidence and accuracy that are not explained by chance
 
@@ -29,13 +33,19 @@ STATUS = {
 }
 
 
-def html(analysis: RunAnalysis, drawings: Mapping[str, Drawing], links: Mapping[int, str]) -> str:
+def html(
+    analysis: RunAnalysis,
+    drawings: Mapping[str, Drawing],
+    links: Mapping[int, str],
+    most_predictions: int = MOST_PREDICTIONS,
+) -> str:
     """The page.
 
     Args:
         analysis: of the run.
         drawings: its pictures, by name.
         links: the addresses of the mistakes' explanations, by the mistake's index.
+        most_predictions: with more images, the table of all predictions is left out.
     """
     metrics = analysis.results[0].metrics
     return render_template(
@@ -51,10 +61,14 @@ def html(analysis: RunAnalysis, drawings: Mapping[str, Drawing], links: Mapping[
         pictures={
             picture.name: {**_themed_urls(drawings[picture.name]), "alt": picture.alt(analysis)} for picture in PICTURES
         },
-        images={mistake.index: _image_url(mistake.image) for mistake in analysis.mistakes},
-        pixelated=max(analysis.mistakes[0].image.shape[1:]) <= LARGEST if analysis.mistakes else False,
+        gallery=gallery(analysis, links),
+        predictions=_predictions(analysis, links) if len(analysis.correct) <= most_predictions else None,
+        save_command=shlex.join(
+            ["softmaxce", "eval", str(analysis.folder), "--split", analysis.split, "--save-predictions", "all.csv"]
+        ),
+        most_predictions=most_predictions,
+        script=Markup(SCRIPT.read_text(encoding="utf-8")),
         tail=_tail_fraction(analysis.losses),
-        links=links,
         commands=_commands(analysis),
         config_text=yamlfile.dump(analysis.model.config.to_dict()),
         environment=listing.flat(analysis.record.get("environment", {})),
@@ -138,8 +152,21 @@ def _themed_urls(drawing: Drawing) -> dict[str, str]:
     return {"light": data_url(drawing.light, "svg+xml"), "dark": data_url(drawing.dark, "svg+xml")}
 
 
-def _image_url(pixels: Tensor) -> str:
-    """A [C, H, W] uint8 image as a data URL: gray, or the first three channels as red, green and blue."""
-    channels = pixels[:3] if len(pixels) >= 3 else pixels[:1]
-    array = channels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    return png_url(Image.fromarray(array.squeeze(2) if len(channels) == 1 else array), LARGEST, optimize=True)
+def _predictions(analysis: RunAnalysis, links: Mapping[int, str]) -> dict[str, Any]:
+    """The columns of the table of all predictions, for the page's script."""
+    images = analysis.predictions
+    confidence, predicted = images.probabilities.max(1)
+    return {
+        "classes": analysis.classes,
+        "label": images.labels.tolist(),
+        "prediction": predicted.tolist(),
+        "confidence": _rounded(confidence),
+        "loss": _rounded(images.losses),
+        "files": None if images.files is None else list(images.files),
+        "links": {str(index): link for index, link in links.items()},
+    }
+
+
+def _rounded(values: Tensor) -> list[float | None]:
+    """To six significant digits; null for what is not finite, which JSON does not have."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in (values + 0.0).tolist()]
