@@ -27,6 +27,11 @@ COMMANDS = {
         "sweep",
         "Train every combination of the values, and rank the runs by their metric on the validation split.",
     ),
+    "lr-find": (
+        "lr_find",
+        "lr_find",
+        "Find a learning rate: train while it grows from step to step, and show where the loss falls and diverges.",
+    ),
     "eval": (
         "eval",
         "evaluate",

@@ -21,6 +21,10 @@ EXAMPLES = {
         "softmaxce train mine.yaml --nproc gpu --max-restarts 3",
     ),
     "sweep": ("softmaxce sweep digits --lr 0.01,0.03 --set model=linear,lenet",),
+    "lr-find": (
+        "softmaxce lr-find digits",
+        "softmaxce lr-find mine.yaml --set optimizer=adamw --min-lr 1e-5 --max-lr 1 --output rates.svg",
+    ),
     "eval": (
         "softmaxce eval",
         "softmaxce eval runs/digits/1 --split val --require 'accuracy>=0.95'",
