@@ -32,11 +32,14 @@ def print_range_test(result: RangeTest, unchanged: Sequence[str], command: str, 
     for row in curve(result, console.width):
         console.print(row, soft_wrap=True)
     console.print()
-    if result.suggested is not None:
-        print_text(f"lr {result.suggested:.2g}: a tenth of the rate with the smallest smoothed loss", console, "bold")
-        what = "where the smoothed loss falls fastest (over the logarithm of the rate)"
-        print_text(f"lr {result.steepest:.2g}: {what}", console)
-    else:
+    rules = {
+        "a tenth of the rate with the smallest smoothed loss": result.tenth_of_minimum,
+        "where the smoothed loss falls fastest (over the logarithm of the rate)": result.steepest,
+    }
+    for rule, rate in rules.items():
+        if rate is not None:
+            print_text(f"lr {rate:.2g}: {rule}", console, "bold" if rate == result.suggested else "")
+    if result.suggested is None:
         print_text(f"no learning rate: {result.reason}", console, "bold")
     if result.stopped_at is not None:
         print_text(f"stopped at {result.stopped_at:.2g}, where the loss diverged", console)
@@ -58,7 +61,7 @@ def to_dict(result: RangeTest, unchanged: Sequence[str], command: str) -> dict[s
     """The result for JSON: losses in nats per image."""
     return {
         "lr": None if result.suggested is None else float(f"{result.suggested:.2g}"),
-        "tenth_of_minimum": result.suggested,
+        "tenth_of_minimum": result.tenth_of_minimum,
         "steepest": result.steepest,
         "stopped_at": result.stopped_at,
         "reason": result.reason,
@@ -119,7 +122,7 @@ def _draw(result: RangeTest, colors: Colors) -> "Figure":
     figure, axes = new_axes(6.4, 4.0)
     axes.plot(result.rates, result.losses, color=colors.faint, linewidth=0.8, alpha=0.6, label="each step")
     axes.plot(result.rates, result.smoothed, color=colors.blue, label="smoothed")
-    for rate, style, what in ((result.suggested, "-", "minimum / 10"), (result.steepest, ":", "steepest")):
+    for rate, style, what in ((result.tenth_of_minimum, "-", "minimum / 10"), (result.steepest, ":", "steepest")):
         if rate is not None:
             axes.axvline(rate, color=colors.orange, linewidth=1.2, linestyle=style, label=f"{what}, {rate:.2g}")
     axes.set_xscale("log")

@@ -38,8 +38,7 @@ class RangeTest:
         stopped_at: the rate at which the loss diverged; None if it did not.
         steepest: the rate at which the smoothed loss falls fastest over the logarithm of the rate; None if there is no
             such rate, and `reason` says why.
-        suggested: a tenth of the rate with the smallest smoothed loss, which depends less on noise than the steepest;
-            None likewise.
+        tenth_of_minimum: a tenth of the rate with the smallest smoothed loss; None likewise, and if that is the last.
         reason: why no rate is named; a caution where one is; or empty.
     """
 
@@ -48,8 +47,13 @@ class RangeTest:
     smoothed: list[float]
     stopped_at: float | None
     steepest: float | None
-    suggested: float | None
+    tenth_of_minimum: float | None
     reason: str
+
+    @property
+    def suggested(self) -> float | None:
+        """The rate to try: a tenth of the minimum's, which depends less on noise, else the steepest; or None."""
+        return self.steepest if self.tenth_of_minimum is None else self.tenth_of_minimum
 
 
 def range_test(run: Run, low: float, high: float, steps: int, advance: Callable[[], None] = lambda: None) -> RangeTest:
@@ -192,16 +196,19 @@ def analyze(rates: list[float], losses: list[float], stopped_at: float | None = 
     smoothed: NDArray[np.float64] = gaussian_filter1d(values, max(1.0, SMOOTHING * len(values)), mode="nearest")
     lowest = int(smoothed.argmin())
     fall, noise = smoothed[0] - smoothed[lowest], float(np.std((values - smoothed)[: max(lowest, FEWEST)]))
-    steepest = suggested = None
+    steepest = tenth = None
     reason = ""
     if fall < max(NOISE * noise, SMALLEST_FALL * abs(smoothed[0])):
         reason = _no_fall(rates, smoothed, noise, stopped_at)
     else:
         steepest = rates[int(np.gradient(smoothed)[: lowest + 1].argmin())]
-        suggested = rates[lowest] / 10
-        if lowest == len(rates) - 1:
-            reason = f"the loss still falls at {rates[-1]:.2g}; a larger --max-lr shows where it rises"
-    return RangeTest(rates, losses, smoothed.tolist(), stopped_at, steepest, suggested, reason)
+        if stopped_at is not None or lowest < len(rates) - 1:
+            tenth = rates[lowest] / 10
+        else:
+            reason = (
+                f"the loss is smallest at the last rate, {rates[-1]:.2g}; a larger --max-lr may show where it rises"
+            )
+    return RangeTest(rates, losses, smoothed.tolist(), stopped_at, steepest, tenth, reason)
 
 
 def _no_fall(rates: list[float], smoothed: NDArray[np.float64], noise: float, stopped_at: float | None) -> str:

@@ -88,7 +88,7 @@ def test_the_rates_named_are_a_tenth_of_the_minimums_and_the_steepest_of_a_known
     result = tests.analyze(rates.tolist(), (falling + 2 * np.exp(6 * (decades - 0.5)) + noise).tolist())
     assert result.steepest == pytest.approx(1e-3, rel=0.3)
     lowest = rates[(falling + 2 * np.exp(6 * (decades - 0.5))).argmin()]
-    assert result.suggested == pytest.approx(lowest / 10, rel=1.0)  # the bottom is flat
+    assert result.suggested == result.tenth_of_minimum == pytest.approx(lowest / 10, rel=1.0)  # the bottom is flat
     assert result.reason == ""
 
 
@@ -98,14 +98,14 @@ def test_the_rates_named_are_a_tenth_of_the_minimums_and_the_steepest_of_a_known
         (lambda x: 2.3 + 0 * x, None, "the loss is flat from 1e-06 to 10; raise --max-lr"),
         (lambda x: 2.3 + 0.2 * np.sin(97 * x), None, "the loss is flat from 1e-06 to 10; raise --max-lr or data.batch"),
         (lambda x: 2.3 + 5 * x**2, 10.0, "the loss rises and does not fall, from 1e-06 on; lower --min-lr"),
-        (lambda x: 2.3 - 2 * x, None, "the loss still falls at 10; a larger --max-lr"),
+        (lambda x: 2.3 - 2 * x, None, "the loss is smallest at the last rate, 10; a larger"),
     ],
 )
 def test_a_flat_or_rising_curve_names_no_rate_and_says_why(curve: Any, diverged: float | None, reason: str) -> None:
     rates = np.geomspace(1e-6, 10, 100).tolist()
     result = tests.analyze(rates, curve(np.linspace(0, 1, 100)).tolist(), diverged)
     assert result.reason.startswith(reason)
-    assert (result.suggested is not None) == ("still falls" in reason)
+    assert (result.suggested is not None) == ("last rate" in reason)
 
 
 def test_lr_find_names_a_rate_that_its_next_command_trains_with_and_leaves_the_picture_alone_behind(
