@@ -16,12 +16,14 @@ from .keys import (
     DEFAULT_COMPONENTS,
     KEYS,
     NEEDS_VALIDATION,
+    SECTIONS,
     Config,
     Data,
     EarlyStopping,
     FineTuning,
     Normalize,
     Sampler,
+    WeightAveraging,
     signature_of_section,
 )
 from .overrides import Override, Path_, apply
@@ -42,9 +44,7 @@ class Checker:
     def config(self, recipe: str) -> Config:
         """The config. Raises: ConfigError with every mistake, in reading order."""
         own = self._section(Config, self.data, (), KEYS, "a config")
-        values = {
-            key: own[key] for key in KEYS if key in own and key not in ("early_stopping", "fine_tuning", *REGISTRIES)
-        }
+        values = {key: own[key] for key in KEYS if key in own and key not in (*SECTIONS, *REGISTRIES)}
         if "model" in own:
             values.update(self._model(own["model"]))
         for key in ("loss", "optimizer", "schedule"):
@@ -56,6 +56,8 @@ class Checker:
             values["early_stopping"] = self._optional("early_stopping", EarlyStopping, own, "{patience: 5}")
         if own.get("fine_tuning") not in (None, "none"):
             values["fine_tuning"] = self._fine_tuning(own)
+        if own.get("swa") not in (None, "none"):
+            values["swa"] = self._weight_averaging(own)
         self._check_device(own.get("device", "auto"))
         if values.get("early_stopping") and self._has_no_validation(values):
             self._problem(("early_stopping",), NEEDS_VALIDATION)
@@ -215,6 +217,18 @@ class Checker:
             )
             self._problem(path, message, of_value=True)
         return tuning
+
+    def _weight_averaging(self, data: Mapping[str, Any]) -> WeightAveraging | None:
+        epochs = data.get("epochs")
+        swa = self._optional("swa", WeightAveraging, data, "{start_epoch: 8}")
+        if swa is not None and isinstance(epochs, int) and swa.start_epoch > epochs:
+            message = f"the run has {epochs} epochs, so that nothing would be averaged; start earlier"
+            self._problem(("swa", "start_epoch"), message, of_value=True)
+        if data.get("model_ema_decay") not in (None, "none"):
+            self._problem(
+                ("swa",), "swa and model_ema_decay are two averages, of which one is evaluated; leave one out"
+            )
+        return swa
 
     def _check_device(self, device: Any) -> None:
         if isinstance(device, str) and (message := device_problem(device)):

@@ -74,6 +74,7 @@ RULES = {
     "cutmix_alpha": FIXED,
     "model_ema_decay": FIXED,
     "model_ema_steps": FIXED,
+    "swa": FIXED,
     "tta": FIXED,
     "sync_batchnorm": FIXED,
     "early_stopping": FIXED,

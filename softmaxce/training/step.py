@@ -120,7 +120,8 @@ class TrainingStep:
         self.monitor.check_gradients(norm)
         self.apply()
         self._steps_done += 1
-        if run.average is not None and self._steps_done % config.model_ema_steps == 0:
+        moves = config.model_ema_decay is not None and self._steps_done % config.model_ema_steps == 0
+        if run.average is not None and moves:
             run.average.update_parameters(run.model)
         self.monitor.after_update()
 
