@@ -62,6 +62,11 @@ COMMANDS = {
         "explain",
         "Show how the loss of one image is computed, step by step, from its logits to its gradient.",
     ),
+    "average": (
+        "average",
+        "average",
+        "Average the weights of several runs of one model into a run folder for eval, predict, report and export.",
+    ),
     "calibrate": (
         "calibrate",
         "calibrate",

@@ -50,6 +50,10 @@ EXAMPLES = {
         "softmaxce explain runs/digits/1 --index 123 --html explained.html",
         "softmaxce explain --logits 2.0,1.0,0.1 --label 0 --classes cat,dog,bird",
     ),
+    "average": (
+        "softmaxce average runs/flowers/1 runs/flowers/2 runs/flowers/3",
+        "softmaxce average runs/flowers/* --greedy --output soup",
+    ),
     "calibrate": ("softmaxce calibrate runs/digits/1",),
     "report": ("softmaxce report runs/digits/1 --output report.html",),
     "data inspect": ("softmaxce data inspect image_folder --set data.root=photos --html data.html",),
