@@ -108,37 +108,43 @@ def average(
     for other in loaded[1:]:
         _check_same(loaded[0], other)
     _check_validation(model, loaded, greedy=greedy)
-    mixer = _Mixer(model, loaded)
-    metric, sign = model.config.best_metric, -1 if model.config.best_metric in LOWER_IS_BETTER else 1
-    validated = getattr(model.dataset, "validation", None) is not None
+    validated = model.dataset.validation is not None
     if greedy and not validated:
         raise DataError(f"{runs[0]}: this run has no validation split to choose by; leave out --greedy")
-    values = [mixer.value([i]) if validated else None for i in range(len(loaded))]
-    order, chosen = list(range(len(loaded))), list(range(len(loaded)))
-    if greedy:
-        scores = [sign * value if value is not None else -math.inf for value in values]
-        order = sorted(order, key=lambda i: -math.inf if math.isnan(scores[i]) else scores[i], reverse=True)
-        chosen = greedily(order, lambda candidates: sign * mixer.value(candidates))
-    value = mixer.value(chosen) if validated else None
-    tensors = mixer.mixed(chosen)
-    ingredients = tuple(
-        Ingredient(
-            str(runs[i]),
-            str(loaded[i].file),
-            _sha256(loaded[i].file),
-            loaded[i].header["epoch"],
-            values[i],
-            i in chosen,
-        )
-        for i in order
-    )
+    mixer = _Mixer(model, loaded)
+    order, chosen = _choose(mixer, range(len(loaded)), greedy=greedy)
+    values = {i: mixer.value([i]) if validated else None for i in order}
+    ingredients = tuple(_ingredient(runs[i], loaded[i], values[i], averaged=i in chosen) for i in order)
     header = {**loaded[0].header, "epoch": max(loaded[i].header["epoch"] for i in chosen)}
-    folder = runfolder.create(header["recipe"], output)
     result = Average(
-        folder, "greedy" if greedy else "uniform", metric, value, ingredients, bool(mixer.differing(chosen))
+        folder=runfolder.create(header["recipe"], output),
+        method="greedy" if greedy else "uniform",
+        metric=model.config.best_metric,
+        value=mixer.value(chosen) if validated else None,
+        ingredients=ingredients,
+        recomputed=bool(mixer.differing(chosen)),
     )
-    _write(result, model, header, tensors)
+    _write(result, model, header, mixer.mixed(chosen))
     return result
+
+
+def _ingredient(run: Path, loaded: Checkpoint, value: float | None, *, averaged: bool) -> Ingredient:
+    epoch = loaded.header["epoch"]
+    return Ingredient(str(run), str(loaded.file), _sha256(loaded.file), epoch, value, averaged)
+
+
+def _choose(mixer: "_Mixer", candidates: Sequence[int], *, greedy: bool) -> tuple[list[int], list[int]]:
+    """The order in which checkpoints are tried, and those that are averaged."""
+    if not greedy:
+        return list(candidates), list(candidates)
+    sign = -1 if mixer.model.config.best_metric in LOWER_IS_BETTER else 1
+
+    def score(chosen: Sequence[int]) -> float:
+        value = sign * mixer.value(chosen)
+        return -math.inf if math.isnan(value) else value
+
+    order = sorted(candidates, key=lambda i: score([i]), reverse=True)
+    return order, greedily(order, score)
 
 
 def greedily(order: Sequence[int], score: Callable[[list[int]], float]) -> list[int]:
