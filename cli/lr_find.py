@@ -85,7 +85,7 @@ def lr_find(
         from softmaxce.report.html.figures import is_picture_file
         from softmaxce.report.json_values import dumps
         from softmaxce.report.training import introduction
-        from softmaxce.runs import initial_weights
+        from softmaxce.runs import initial_weights, teacher
         from softmaxce.training import range_test as tests
         from softmaxce.waiting import Counting
     if output is not None:
@@ -93,6 +93,7 @@ def lr_find(
     run = build_run(tests.at_rate(requested, min_lr))
     to_stderr = partial(streams.line, err=True)
     initial_weights.load(run, to_stderr)
+    teacher.load(run, to_stderr)
     for line in introduction(run, None):
         to_stderr(line)
     with Counting("steps", steps) as counting:

@@ -73,6 +73,22 @@ class WeightAveraging:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """Train towards the probabilities of another model, the teacher (Hinton et al. 2015).
+
+    Attributes:
+        teacher: its run folder or checkpoint; with the same classes, image shape and normalization.
+        temperature: T, which divides the logits of both before softmax.
+        weight: w; the loss is (1 - w) times the config's, and w T^2 times the cross-entropy with the teacher's
+            probabilities.
+    """
+
+    teacher: str
+    temperature: PositiveFloat = 4.0
+    weight: Probability = 0.9
+
+
+@dataclass(frozen=True)
 class Normalize:
     """Fixed normalization: (pixel in [0, 1] - mean) / std, one number per channel."""
 
@@ -167,6 +183,7 @@ class Config:
         swa: {start_epoch, every, lr_factor}, stochastic weight averaging: evaluate the mean of the weights at the ends
             of the epochs from start_epoch on. The statistics of batch normalization are computed anew, in one more pass
             over the training images after each of these epochs.
+        distillation: {teacher, temperature, weight}, to train towards the probabilities of another run's model too.
         tta: test-time augmentation in the final metrics, eval and predict, not in the table of epochs. none; flip, an
             image and its mirror image; crops, an image and two shifted by a pixel; flip_crops, both. The logits are
             averaged.
@@ -209,6 +226,7 @@ class Config:
     model_ema_decay: Fraction | None = None
     model_ema_steps: PositiveInt = 1
     swa: WeightAveraging | None = None
+    distillation: Distillation | None = None
     tta: Literal["none", "flip", "crops", "flip_crops"] = "none"
     sync_batchnorm: bool = False
     early_stopping: EarlyStopping | None = None
@@ -304,11 +322,26 @@ KEYS = (
     *("seed", "device", "precision", "deterministic", "compile", "cuda_graph", "keep_memory", "epochs"),
     *("data", "model", "loss", "optimizer", "schedule", "fine_tuning", "no_decay"),
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
-    *("swa", "tta", "sync_batchnorm", "early_stopping", "best_metric", "metrics", "checkpoint_every", "on_nonfinite"),
+    *(
+        "swa",
+        "distillation",
+        "tta",
+        "sync_batchnorm",
+        "early_stopping",
+        "best_metric",
+        "metrics",
+        "checkpoint_every",
+        "on_nonfinite",
+    ),
     "max_nonfinite",
 )
 # The keys that a config may leave out and whose values are mappings.
-SECTIONS: dict[str, type] = {"early_stopping": EarlyStopping, "fine_tuning": FineTuning, "swa": WeightAveraging}
+SECTIONS: dict[str, type] = {
+    "early_stopping": EarlyStopping,
+    "fine_tuning": FineTuning,
+    "swa": WeightAveraging,
+    "distillation": Distillation,
+}
 # What a data set has in its root.
 FILES = {
     "mnist": "MNIST",

@@ -75,6 +75,7 @@ RULES = {
     "model_ema_decay": FIXED,
     "model_ema_steps": FIXED,
     "swa": FIXED,
+    "distillation": FIXED,
     "tta": FIXED,
     "sync_batchnorm": FIXED,
     "early_stopping": FIXED,

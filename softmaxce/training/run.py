@@ -15,6 +15,7 @@ from ..optim.schedules import Schedule
 from ..runtime.device import choose_precision
 from ..runtime.process_group import SINGLE, ProcessGroup
 from .cuda_graph import StaticStep
+from .distillation import Teacher
 from .tally import RunningMetrics, Scores
 
 
@@ -73,6 +74,7 @@ class Run:
         all_train_images: the fingerprint of the data set's training images before any were held out or left out; None
             where `train` has them all.
         group: the processes that train the run together.
+        teacher: of a distillation, once runs.teacher.load has read it; None without one.
         static_step: the forward and backward pass for full batches as a CUDA graph, once it is made.
     """
 
@@ -96,6 +98,7 @@ class Run:
     use_graph: bool = False
     all_train_images: str | None = None
     group: ProcessGroup = SINGLE
+    teacher: Teacher | None = field(default=None, init=False)
     static_step: StaticStep | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:

@@ -33,6 +33,8 @@ class TrainingStep:
     """
 
     def __init__(self, run: Run, epoch: int = 1) -> None:
+        if run.config.distillation is not None and run.teacher is None:
+            raise TrainingError("distillation: the teacher is not loaded; softmaxce.build_run loads it")
         self.run = run
         self.precision = autocast(run.device, run.precision)
         self.monitor = NonFiniteMonitor(run, epoch)
@@ -139,7 +141,8 @@ class TrainingStep:
         """Logits [B, K] and the loss []."""
         with self.precision:
             logits = self.run.model(images)
-            return logits, to_scalar(self.run.loss(logits, targets))
+            loss = to_scalar(self.run.loss(logits, targets))
+            return logits, loss if self.run.teacher is None else self.run.teacher.mixed(loss, logits, images)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss [], scaled for fp16."""
