@@ -38,8 +38,8 @@ def average(
     if len(runs) < 2:
         raise RunError("an average needs at least two runs: softmaxce average RUN RUN")
     headers = [read_header(find_checkpoint(run)) for run in runs]
-    if output is not None:
-        create(str(headers[0]["recipe"]), output)  # refused before the images are read
+    if output is not None and output.exists():
+        create(str(headers[0]["recipe"]), output)  # refuses what is not empty, before the images are read
 
     with fast_imports():
         from softmaxce.inference.averaging import average as average_runs

@@ -90,7 +90,7 @@ def range_test(run: Run, low: float, high: float, steps: int, advance: Callable[
 
 
 def at_rate(config: Config, rate: float) -> Config:
-    """The config with another `optimizer.lr`; nothing is compiled for the few steps of a range test."""
+    """The config with another `optimizer.lr`, and without what a few steps do not need: compilation, averages."""
     # Not the rate itself: a group with a rate of its own (head_lr) that happened to be the same would be merged.
     arguments = {**config.optimizer.arguments, "lr": math.nextafter(rate, math.inf)}
     return replace(
@@ -99,6 +99,7 @@ def at_rate(config: Config, rate: float) -> Config:
         compile=False,
         cuda_graph=False,
         model_ema_decay=None,
+        swa=None,
     )
 
 

@@ -135,7 +135,7 @@ def test_an_average_is_a_run_folder_for_other_commands_but_cannot_be_resumed(
     [
         ("mlp0", "an average needs at least two runs"),
         ("mlp0 cnn0", "is a cnn, and"),
-        ("mlp0 wide", "its weights are of another model"),
+        ("mlp0 wide --output new", "its weights are of another model"),
         ("mlp0 classes", "its classes are not those of"),
         ("mlp0 normalized", "the normalization of its images is another than that of"),
         ("normalized seeded --greedy", "has other validation images than"),
