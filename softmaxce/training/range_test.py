@@ -169,7 +169,7 @@ def _steps(run: Run, rates: list[float], set_rate: Callable[[float], None]) -> I
                 loss = run.tally.scores().loss
                 step.update()
                 step.finish()
-            except NonFiniteError:
+            except NonFiniteError:  # the loss has diverged, which is an answer of the test
                 loss = math.nan
             yield rates[taken], loss
             taken += 1
