@@ -57,8 +57,9 @@ def inspect(
         from softmaxce.report import console
         from softmaxce.report import inspection as report
         from softmaxce.report.html.common import write_file
+        from softmaxce.report.html.figures import is_picture_file
     if output is not None:
-        check_output(output, "--output", "picture", "samples.png", lambda: report.is_contact_sheet(output), force=force)
+        check_output(output, "--output", "picture", "samples.png", lambda: is_picture_file(output), force=force)
     if html is not None:
         check_page(html, "--html", force=force)
     source = inspection.read(requested)

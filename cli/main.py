@@ -27,6 +27,11 @@ COMMANDS = {
         "sweep",
         "Train every combination of the values, and rank the runs by their metric on the validation split.",
     ),
+    "lr-find": (
+        "lr_find",
+        "lr_find",
+        "Find a learning rate: train while it grows from step to step, and show where the loss falls and diverges.",
+    ),
     "eval": (
         "eval",
         "evaluate",
@@ -56,6 +61,11 @@ COMMANDS = {
         "explain",
         "explain",
         "Show how the loss of one image is computed, step by step, from its logits to its gradient.",
+    ),
+    "average": (
+        "average",
+        "average",
+        "Average the weights of several runs of one model into a run folder for eval, predict, report and export.",
     ),
     "calibrate": (
         "calibrate",

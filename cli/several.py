@@ -84,7 +84,7 @@ def check_points(points: Sequence[Point], plans: Sequence[Plan], requirements: S
     """
     with fast_imports():
         from softmaxce.build import SourceReader, build_run
-        from softmaxce.runs import initial_weights
+        from softmaxce.runs import initial_weights, teacher
         from softmaxce.session import check_requirements
 
     read = SourceReader()
@@ -97,6 +97,7 @@ def check_points(points: Sequence[Point], plans: Sequence[Plan], requirements: S
             check_requirements(run, requirements)
             if not plan.resume:
                 initial_weights.load(run, lambda text: None)
+            teacher.load(run, lambda text: None)
         except ConfigError as error:
             problems = error.problems
         except (DataError, MemoryRanOutError) as error:

@@ -146,12 +146,13 @@ def train(
         with fast_imports():
             from softmaxce.build import build_run
             from softmaxce.report.summary import print_summary
-            from softmaxce.runs import initial_weights
+            from softmaxce.runs import initial_weights, teacher
             from softmaxce.session import check_requirements
 
         run = build_run(plan.config)
         check_requirements(run, required)
         initial_weights.load(run, partial(streams.line, err=True))
+        teacher.load(run, partial(streams.line, err=True))
         print_summary(run, as_json=json)
         return
     if not train_one(plan, required, options).requirements_met:

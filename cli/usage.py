@@ -21,6 +21,10 @@ EXAMPLES = {
         "softmaxce train mine.yaml --nproc gpu --max-restarts 3",
     ),
     "sweep": ("softmaxce sweep digits --lr 0.01,0.03 --set model=linear,lenet",),
+    "lr-find": (
+        "softmaxce lr-find digits",
+        "softmaxce lr-find mine.yaml --set optimizer=adamw --min-lr 1e-5 --max-lr 1 --output rates.svg",
+    ),
     "eval": (
         "softmaxce eval",
         "softmaxce eval runs/digits/1 --split val --require 'accuracy>=0.95'",
@@ -45,6 +49,10 @@ EXAMPLES = {
         "softmaxce explain photo.jpg",
         "softmaxce explain runs/digits/1 --index 123 --html explained.html",
         "softmaxce explain --logits 2.0,1.0,0.1 --label 0 --classes cat,dog,bird",
+    ),
+    "average": (
+        "softmaxce average runs/flowers/1 runs/flowers/2 runs/flowers/3",
+        "softmaxce average runs/flowers/* --greedy --output soup",
     ),
     "calibrate": ("softmaxce calibrate runs/digits/1",),
     "report": ("softmaxce report runs/digits/1 --output report.html",),

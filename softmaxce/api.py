@@ -31,7 +31,7 @@ from .report.loggers.names import check_loggers
 from .report.notebook import NotebookTable, in_notebook
 from .report.step_summary import StepSummary
 from .report.training import Messages, console_reporter
-from .runs import initial_weights
+from .runs import initial_weights, teacher
 from .runs.plan import Plan, resume_or_start, resume_run
 from .runs.provenance import ImagesNow
 from .runtime.signals import Signals
@@ -63,6 +63,7 @@ def build_run(
     """
     run = build.build_run(_config(config, overrides, model, loss, dataset))
     initial_weights.load(run, partial(streams.line, err=True))
+    teacher.load(run, partial(streams.line, err=True))
     return run
 
 

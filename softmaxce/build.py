@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from . import streams
 from .config.components import Component, build, takes
@@ -116,9 +117,11 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
     if hasattr(schedule, "observe") and source.validation is None:
         message = f"{config.schedule.name} needs a validation split; set data.validation, to 0.1 for example"
         raise ConfigError([Problem(config.schedule.location, message)])
-    average = None
+    average: AveragedModel | None = None
     if config.model_ema_decay is not None:
         average = ExponentialMovingAverage(model, config.model_ema_decay)
+    elif config.swa is not None:
+        average = AveragedModel(model)
     freeze_for_good(config, model)
     optimizer = build_optimizer(config, model)
     add_loss_parameters(optimizer, config, model, loss)
@@ -315,7 +318,15 @@ def build_schedule(config: Config, batches: int) -> Schedule:
     """The schedule a config names, for epochs of so many batches."""
     steps = steps_per_epoch(batches, config.grad_accum_steps)
     schedule: Schedule = build(config.schedule, {"steps": steps * config.epochs, "steps_per_epoch": steps})
-    return schedule
+    if (swa := config.swa) is None or swa.lr_factor is None:
+        return schedule
+    if hasattr(schedule, "observe"):
+        message = (
+            f"{config.schedule.name} decides the rate by the metrics; leave lr_factor out, or take another schedule"
+        )
+        raise ConfigError([Problem("swa.lr_factor", message)])
+    factor, first = swa.lr_factor, (swa.start_epoch - 1) * steps
+    return lambda step: factor if step >= first else schedule(step)
 
 
 # -- loss -------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from .inference.evaluate import final_evaluation
 from .inference.outcome import Outcome
 from .inference.requirements import Requirement, check_classes, judge
 from .inference.requirements import parse as parse_requirements
-from .runs import checkpoint, epochs, initial_weights, nonfinite, provenance
+from .runs import checkpoint, epochs, initial_weights, nonfinite, provenance, teacher
 from .runs import folder as runfolder
 from .runs.folder import Status
 from .runs.plan import resume_command
@@ -164,6 +164,7 @@ def train(
         raise RunError("resume=True needs the run folder to resume")
     report = functools.partial(Reporters(reporters).message, Level.NOTICE)
     initial = run.group.from_rank_0(lambda: initial_weights.load(run, report, Path(folder or "") if resume else None))
+    initial |= teacher.load(run, report, Path(folder or "") if resume else None)
     if not run.group.is_single:
         check_same_run(run)
         share_state(run)

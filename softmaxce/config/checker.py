@@ -16,12 +16,15 @@ from .keys import (
     DEFAULT_COMPONENTS,
     KEYS,
     NEEDS_VALIDATION,
+    SECTIONS,
     Config,
     Data,
+    Distillation,
     EarlyStopping,
     FineTuning,
     Normalize,
     Sampler,
+    WeightAveraging,
     signature_of_section,
 )
 from .overrides import Override, Path_, apply
@@ -42,9 +45,7 @@ class Checker:
     def config(self, recipe: str) -> Config:
         """The config. Raises: ConfigError with every mistake, in reading order."""
         own = self._section(Config, self.data, (), KEYS, "a config")
-        values = {
-            key: own[key] for key in KEYS if key in own and key not in ("early_stopping", "fine_tuning", *REGISTRIES)
-        }
+        values = {key: own[key] for key in KEYS if key in own and key not in (*SECTIONS, *REGISTRIES)}
         if "model" in own:
             values.update(self._model(own["model"]))
         for key in ("loss", "optimizer", "schedule"):
@@ -56,6 +57,10 @@ class Checker:
             values["early_stopping"] = self._optional("early_stopping", EarlyStopping, own, "{patience: 5}")
         if own.get("fine_tuning") not in (None, "none"):
             values["fine_tuning"] = self._fine_tuning(own)
+        if own.get("swa") not in (None, "none"):
+            values["swa"] = self._weight_averaging(own)
+        if own.get("distillation") not in (None, "none"):
+            values["distillation"] = self._distillation(own)
         self._check_device(own.get("device", "auto"))
         if values.get("early_stopping") and self._has_no_validation(values):
             self._problem(("early_stopping",), NEEDS_VALIDATION)
@@ -85,9 +90,10 @@ class Checker:
         beside = self.document.folder / file
         return f"{beside}{colon}{rest}" if beside.is_file() else name
 
-    def _path_beside(self, path: str, key: str) -> str:
-        """The path that a key of `model` has, beside the config if it is there and not in the current folder."""
-        if self.document.folder is None or ("model", key) in self.options or os.path.exists(path):  # noqa: PTH110 - False for a name too long
+    def _path_beside(self, path: str, section: str, key: str) -> str:
+        """The path that a section's key has, beside the config if it is there and not in the current folder."""
+        by_option = (section,) in self.options or (section, key) in self.options
+        if self.document.folder is None or by_option or os.path.exists(path):  # noqa: PTH110 - False for a name too long
             return path
         beside = self.document.folder / path
         return str(beside) if os.path.exists(beside) else path  # noqa: PTH110
@@ -173,7 +179,7 @@ class Checker:
         key = "weights_from"
         own = {name: value for name, value in raw.items() if name != key} if isinstance(raw, dict) else raw
         if isinstance(own, dict) and isinstance(own.get("weights"), str):
-            own["weights"] = self._path_beside(own["weights"], "weights")
+            own["weights"] = self._path_beside(own["weights"], "model", "weights")
         values = {"model": self._component("model", own, ("model",), other_keys=[key])}
         run = raw.get(key) if isinstance(raw, dict) else None
         if run in (None, "none"):
@@ -181,7 +187,7 @@ class Checker:
         if not isinstance(run, str) or not run:
             self._problem(("model", key), f"{key} must be a run folder or a checkpoint, got {show(run)}", of_value=True)
             return values
-        return {**values, key: self._path_beside(run, key)}
+        return {**values, key: self._path_beside(run, "model", key)}
 
     def _check_validation(self, value: Any) -> None:
         """Answer the values of data.validation for which the general message is too general."""
@@ -215,6 +221,24 @@ class Checker:
             )
             self._problem(path, message, of_value=True)
         return tuning
+
+    def _weight_averaging(self, data: Mapping[str, Any]) -> WeightAveraging | None:
+        epochs = data.get("epochs")
+        swa = self._optional("swa", WeightAveraging, data, "{start_epoch: 8}")
+        if swa is not None and isinstance(epochs, int) and swa.start_epoch > epochs:
+            message = f"the run has {epochs} epochs, so that nothing would be averaged; start earlier"
+            self._problem(("swa", "start_epoch"), message, of_value=True)
+        if data.get("model_ema_decay") not in (None, "none"):
+            self._problem(
+                ("swa",), "swa and model_ema_decay are two averages, of which one is evaluated; leave one out"
+            )
+        return swa
+
+    def _distillation(self, data: Mapping[str, Any]) -> Distillation | None:
+        distillation = self._optional("distillation", Distillation, data, "{teacher: runs/large/1}")
+        if distillation is None:
+            return None
+        return replace(distillation, teacher=self._path_beside(distillation.teacher, "distillation", "teacher"))
 
     def _check_device(self, device: Any) -> None:
         if isinstance(device, str) and (message := device_problem(device)):

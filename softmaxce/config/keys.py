@@ -56,6 +56,39 @@ class FineTuning:
 
 
 @dataclass(frozen=True)
+class WeightAveraging:
+    """Stochastic weight averaging (Izmailov et al. 2018): the mean of the weights at the ends of the last epochs.
+
+    Attributes:
+        start_epoch: the first epoch, counted from 1, whose last weights are in the mean. Before it the weights
+            themselves are evaluated.
+        every: epochs from one to the next.
+        lr_factor: the factor on the learning rate from start_epoch on, in place of the schedule's; null leaves the
+            schedule.
+    """
+
+    start_epoch: PositiveInt
+    every: PositiveInt = 1
+    lr_factor: PositiveFloat | None = None
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Train towards the probabilities of another model, the teacher (Hinton et al. 2015).
+
+    Attributes:
+        teacher: its run folder or checkpoint; with the same classes, image shape and normalization.
+        temperature: T, which divides the logits of both before softmax.
+        weight: w; the loss is (1 - w) times the config's, and w T^2 times the cross-entropy with the teacher's
+            probabilities.
+    """
+
+    teacher: str
+    temperature: PositiveFloat = 4.0
+    weight: Probability = 0.9
+
+
+@dataclass(frozen=True)
 class Normalize:
     """Fixed normalization: (pixel in [0, 1] - mean) / std, one number per channel."""
 
@@ -147,6 +180,10 @@ class Config:
         cutmix_alpha: CutMix's Beta parameter (Yun et al. 2019); 0 is off. With both, each batch draws one of the two.
         model_ema_decay: evaluate an exponential moving average of the weights with this decay.
         model_ema_steps: steps between two updates of that average.
+        swa: {start_epoch, every, lr_factor}, stochastic weight averaging: evaluate the mean of the weights at the ends
+            of the epochs from start_epoch on. The statistics of batch normalization are computed anew, in one more pass
+            over the training images after each of these epochs.
+        distillation: {teacher, temperature, weight}, to train towards the probabilities of another run's model too.
         tta: test-time augmentation in the final metrics, eval and predict, not in the table of epochs. none; flip, an
             image and its mirror image; crops, an image and two shifted by a pixel; flip_crops, both. The logits are
             averaged.
@@ -188,6 +225,8 @@ class Config:
     cutmix_alpha: NonNegativeFloat = 0.0
     model_ema_decay: Fraction | None = None
     model_ema_steps: PositiveInt = 1
+    swa: WeightAveraging | None = None
+    distillation: Distillation | None = None
     tta: Literal["none", "flip", "crops", "flip_crops"] = "none"
     sync_batchnorm: bool = False
     early_stopping: EarlyStopping | None = None
@@ -239,7 +278,7 @@ class Config:
                 value = value.to_dict()
                 if name == "model" and self.weights_from is not None:
                     value["weights_from"] = self.weights_from
-            elif isinstance(value, EarlyStopping | FineTuning):
+            elif isinstance(value, tuple(SECTIONS.values())):
                 value = vars(value)
             elif isinstance(value, Data):
                 value = {**self.source.to_dict(), **{k: v for k, v in vars(value).items() if k != "name"}}
@@ -283,9 +322,26 @@ KEYS = (
     *("seed", "device", "precision", "deterministic", "compile", "cuda_graph", "keep_memory", "epochs"),
     *("data", "model", "loss", "optimizer", "schedule", "fine_tuning", "no_decay"),
     *("clip_grad_norm", "grad_accum_steps", "mixup_alpha", "cutmix_alpha", "model_ema_decay", "model_ema_steps"),
-    *("tta", "sync_batchnorm", "early_stopping", "best_metric", "metrics", "checkpoint_every", "on_nonfinite"),
+    *(
+        "swa",
+        "distillation",
+        "tta",
+        "sync_batchnorm",
+        "early_stopping",
+        "best_metric",
+        "metrics",
+        "checkpoint_every",
+        "on_nonfinite",
+    ),
     "max_nonfinite",
 )
+# The keys that a config may leave out and whose values are mappings.
+SECTIONS: dict[str, type] = {
+    "early_stopping": EarlyStopping,
+    "fine_tuning": FineTuning,
+    "swa": WeightAveraging,
+    "distillation": Distillation,
+}
 # What a data set has in its root.
 FILES = {
     "mnist": "MNIST",
@@ -308,11 +364,8 @@ def signature_of_section(section: type, names: Sequence[str] | None = None) -> S
             default = entry.default if entry.default is not MISSING else REQUIRED
             if entry.default_factory is not MISSING:
                 default = entry.default_factory()
-            type_ = (
-                Any
-                if hints[entry.name] in (Component, Data, EarlyStopping | None, FineTuning | None)
-                else hints[entry.name]
-            )
+            is_mapping = hints[entry.name] in (Component, Data) or entry.name in SECTIONS
+            type_ = Any if is_mapping else hints[entry.name]
             if entry.name in DEFAULT_COMPONENTS:
                 default = DEFAULT_COMPONENTS[entry.name]
             arguments.append(Argument(entry.name, type_, default))

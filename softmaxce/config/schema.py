@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from .keys import KEYS, Config, Data, EarlyStopping, FineTuning, Normalize, Sampler, signature_of_section
+from .keys import KEYS, SECTIONS, Config, Data, Normalize, Sampler, signature_of_section
 from .registry import OWN_CODE, REGISTRIES, Registry
 from .signatures import Argument, Signature, read_signature
 
@@ -26,7 +26,7 @@ def schema() -> dict[str, Any]:
             choice["properties"]["weights_from"] = {"$ref": "#/$defs/model.weights_from"}
     data, definitions = _data()
     properties["data"] |= data
-    for key, section in (("early_stopping", EarlyStopping), ("fine_tuning", FineTuning)):
+    for key, section in SECTIONS.items():
         properties[key] |= {"anyOf": [_section(signature_of_section(section), section), {"enum": [None, "none"]}]}
     families = {
         family.prefix: {"type": "string", "pattern": rf"^{family.prefix}:\w+(\.\w+)?$"}  # an optional package's

@@ -1,25 +1,22 @@
 """A data set as text or as a page, and some of its augmented images as a picture."""
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from ..files import writable
 from ..inspection import Files, Inspection
 from .console import plain_table, print_table
-from .html.figures import LIGHT, themed
+from .html.figures import picture_file
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 COLUMNS = 8  # images in a row of the picture
 SAMPLE_COLUMNS = 22  # of a terminal, for an image
 SHOWN = 10  # files or sets of duplicates in a list
-PROGRAM = "softmaxce"  # which has made the picture, as the file says
 
 
 def print_inspection(inspection: Inspection, console: Console) -> None:
@@ -117,26 +114,21 @@ def _lines_of(files: Files) -> list[str]:
     return lines
 
 
-def is_contact_sheet(file: Path) -> bool:
-    """Whether a file is one that contact_sheet has made."""
-    with writable(file), file.open("rb") as stream:
-        return f"Software\0{PROGRAM}".encode() in stream.read(4096)
-
-
 def contact_sheet(images: "Tensor", names: Sequence[str]) -> bytes:
     """Images [N, H, W, C] in [0, 1], under their classes' names, as a PNG file."""
+    return picture_file(lambda colors: _sheet(images, names), ".png")
+
+
+def _sheet(images: "Tensor", names: Sequence[str]) -> "Figure":
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(images))
     rows = -(-len(images) // columns)
-    content = io.BytesIO()
-    with themed(LIGHT):
-        figure = Figure(figsize=(1.3 * columns, 1.5 * rows), layout="constrained", facecolor="white")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for each in axes:
-            each.axis("off")
-        for each, image, name in zip(axes, images.numpy(), names, strict=False):
-            each.imshow(image.squeeze(2) if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=1)
-            each.set_title(name if len(name) <= 18 else f"{name[:17]}…", fontsize=8, fontweight="normal", loc="center")
-        figure.savefig(content, format="png", dpi=150, metadata={"Software": PROGRAM})
-    return content.getvalue()
+    figure = Figure(figsize=(1.3 * columns, 1.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for each in axes:
+        each.axis("off")
+    for each, image, name in zip(axes, images.numpy(), names, strict=False):
+        each.imshow(image.squeeze(2) if image.shape[2] == 1 else image, cmap="gray", vmin=0, vmax=1)
+        each.set_title(name if len(name) <= 18 else f"{name[:17]}…", fontsize=8, fontweight="normal", loc="center")
+    return figure

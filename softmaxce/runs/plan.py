@@ -82,12 +82,18 @@ def weights_from_option(config: Config) -> str:
 
 
 def check_weights_from(config: Config) -> None:
-    """Refuse weights to start with that are no checkpoint's, before torch is imported. Raises: ConfigError."""
-    if config.weights_from is not None:
-        try:
-            read_header(find_checkpoint(Path(config.weights_from)))
-        except RunError as error:
-            raise ConfigError([Problem(weights_from_option(config), error.command_text)]) from None
+    """Refuse other runs that a run starts with or learns from and that are no checkpoint's, before torch is imported.
+
+    Raises: ConfigError.
+    """
+    teacher = config.distillation.teacher if config.distillation is not None else None
+    for option, run in ((weights_from_option(config), config.weights_from), ("distillation.teacher", teacher)):
+        if run is not None:
+            try:
+                read_header(find_checkpoint(Path(run)))
+            except RunError as error:
+                location = config.options.get(option, option)
+                raise ConfigError([Problem(location, error.command_text)]) from None
 
 
 def resume_command(config: Config, folder: Path) -> str:

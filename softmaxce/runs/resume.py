@@ -74,6 +74,8 @@ RULES = {
     "cutmix_alpha": FIXED,
     "model_ema_decay": FIXED,
     "model_ema_steps": FIXED,
+    "swa": FIXED,
+    "distillation": FIXED,
     "tta": FIXED,
     "sync_batchnorm": FIXED,
     "early_stopping": FIXED,
@@ -108,6 +110,8 @@ def differing_metrics(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def check_resumable(folder: Path, requested: Config) -> Config:
     """The requested config, if the run in `folder` may be resumed with it. Raises: RunError."""
     recorded = configs.load(str(folder / "config.yaml"))
+    if (folder / "run.json").is_file() and "averaged" in read_record(folder):
+        raise RunError(f"{folder}: is an average of runs, which cannot be resumed; start a new run from it with --from")
     values = differing([recorded.to_dict(), requested.to_dict()])
     fixed = [key for key in values if not rule_of(key, recorded.source.name).may_change]
     if fixed:
@@ -219,7 +223,7 @@ def find_run(
             recorded, record = configs.load(str(file)), read_record(file.parent)
         except SoftmaxceError:  # another version's, or its code is gone: it cannot be this run
             continue
-        if not differing_metrics([requested, recorded.to_dict()]):
+        if "averaged" not in record and not differing_metrics([requested, recorded.to_dict()]):
             runs.append(
                 (is_finished(record), (file.parent / "run.json").stat().st_mtime, file.parent, recorded, record)
             )

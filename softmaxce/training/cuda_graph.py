@@ -307,6 +307,8 @@ def should_use_graph(config: Config, images: int, device: torch.device, processe
         why = f"{processes} processes train together, and their steps are not captured"
     elif config.compile:
         why = "it is not supported with compile: true"
+    elif config.distillation is not None:
+        why = "the teacher's forward pass is not captured"
     elif config.on_nonfinite == "skip":
         why = "on_nonfinite: skip waits for every loss"
     elif images < config.data.batch_size:

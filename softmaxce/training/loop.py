@@ -17,6 +17,7 @@ from .nonfinite import NonFiniteError
 from .run import Epoch, Progress, Run
 from .shared_step import REQUESTS, SharedTrainingStep
 from .step import TrainingStep, try_graph
+from .swa import average_epoch
 from .tally import Scores
 
 
@@ -111,6 +112,7 @@ def fit_with_checkpoints(
             raise MemoryRanOutError(f"epoch {number}: {error}; {smaller_steps(run)}{graph}") from None
         learning_rate = run.optimizer.param_groups[0]["lr"]
         trained = time.perf_counter()
+        average_epoch(run, number)
         train = run.tally.scores()
         if train.images and not math.isfinite(train.loss):
             raise TrainingError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..config.keys import Config
 from ..data.batches import Batch, Batches
@@ -14,7 +15,7 @@ from ..optim.schedules import Schedule
 from ..runtime.device import choose_precision
 from ..runtime.process_group import SINGLE, ProcessGroup
 from .cuda_graph import StaticStep
-from .ema import ExponentialMovingAverage
+from .distillation import Teacher
 from .tally import RunningMetrics, Scores
 
 
@@ -65,7 +66,7 @@ class Run:
         validation: the batches that decide which epoch is best; None if none were held out.
         test: the test batches; None if the data set has none.
         mix: mixup or CutMix on a batch; None if off.
-        average: the moving average of the weights; None if off.
+        average: of the weights, exponential (model_ema_decay) or of the last epochs (swa); None if off.
         scaler: scales the loss for fp16; disabled otherwise.
         progress: how far the run has come.
         tally: the metrics of the epoch in progress; always the same object.
@@ -73,6 +74,7 @@ class Run:
         all_train_images: the fingerprint of the data set's training images before any were held out or left out; None
             where `train` has them all.
         group: the processes that train the run together.
+        teacher: of a distillation, once runs.teacher.load has read it; None without one.
         static_step: the forward and backward pass for full batches as a CUDA graph, once it is made.
     """
 
@@ -89,13 +91,14 @@ class Run:
     validation: Batches | None
     test: Batches | None
     mix: Callable[[Tensor, Tensor], Batch] | None
-    average: ExponentialMovingAverage | None
+    average: AveragedModel | None
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
     tally: RunningMetrics = field(init=False)
     use_graph: bool = False
     all_train_images: str | None = None
     group: ProcessGroup = SINGLE
+    teacher: Teacher | None = field(default=None, init=False)
     static_step: StaticStep | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -115,7 +118,7 @@ class Run:
     @property
     def evaluated(self) -> nn.Module:
         """The model that is evaluated and saved: the average where there is one."""
-        return self.average.module if self.average is not None else self.model
+        return self.model if self.average is None else self.average.module
 
 
 @dataclass(frozen=True)

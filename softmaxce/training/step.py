@@ -33,6 +33,8 @@ class TrainingStep:
     """
 
     def __init__(self, run: Run, epoch: int = 1) -> None:
+        if run.config.distillation is not None and run.teacher is None:
+            raise TrainingError("distillation: the teacher is not loaded; softmaxce.build_run loads it")
         self.run = run
         self.precision = autocast(run.device, run.precision)
         self.monitor = NonFiniteMonitor(run, epoch)
@@ -120,7 +122,8 @@ class TrainingStep:
         self.monitor.check_gradients(norm)
         self.apply()
         self._steps_done += 1
-        if run.average is not None and self._steps_done % config.model_ema_steps == 0:
+        moves = config.model_ema_decay is not None and self._steps_done % config.model_ema_steps == 0
+        if run.average is not None and moves:
             run.average.update_parameters(run.model)
         self.monitor.after_update()
 
@@ -138,7 +141,8 @@ class TrainingStep:
         """Logits [B, K] and the loss []."""
         with self.precision:
             logits = self.run.model(images)
-            return logits, to_scalar(self.run.loss(logits, targets))
+            loss = to_scalar(self.run.loss(logits, targets))
+            return logits, loss if self.run.teacher is None else self.run.teacher.mixed(loss, logits, images)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss [], scaled for fp16."""

@@ -143,6 +143,10 @@ def test_help_is_whole_and_its_metavars_are_words(name: str, app: typer.Typer) -
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
+    "lr-find digits --min-lr 0": "--min-lr: must be a number above 0, got 0",
+    "lr-find digits --max-lr 1e-7": "--max-lr: must be above --min-lr, which is 1e-06, got 1e-07",
+    "lr-find digits --output x.jpg": "--output: must be a name that ends in .svg or .png, got x.jpg",
+    "lr-find digits --set optimizer.lr=1": "--set optimizer.lr: is what lr-find varies, from --min-lr to --max-lr",
     "eval nowhere": "nowhere: there is no such run folder or checkpoint",
     "eval --data nowhere": "--data nowhere: there is no such folder",
     "eval --device gpu": "--device: device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'",

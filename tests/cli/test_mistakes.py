@@ -128,6 +128,9 @@ MISTAKES = {
     "unfreezing after the end": edit("seed: 0", "fine_tuning: {freeze: backbone, unfreeze_epoch: 3}", "1:49: the run has 2 epochs, so"),
     "fine tuning a word": edit("seed: 0", "fine_tuning: backbone", "1:14: write it as {freeze: backbone, unfreeze_epoch: 3}, got 'backbone'"),
     "layer decay at the top": edit("seed: 0", "layer_decay: 0.7", "1:1: a config takes no 'layer_decay'; here it is fine_tuning.layer_decay"),
+    "averaging after the end": edit("seed: 0", "swa: {start_epoch: 3}", "1:20: the run has 2 epochs, so that nothing would be averaged"),
+    "two averages": edit("seed: 0", "model_ema_decay: 0.9\nswa: {start_epoch: 1}", "2:1: swa and model_ema_decay are two averages"),
+    "distillation without a teacher": edit("seed: 0", "distillation: {weight: 0.5}", "1:1: distillation needs 'teacher'"),
     "early stopping a number": edit("seed: 0", "early_stopping: 5", "1:17: write it as {patience: 5}, got 5"),
     "early stopping without validation": edit(
         "seed: 0", "early_stopping: {patience: 3}", "1:1: early_stopping needs a validation split; set data.validation"

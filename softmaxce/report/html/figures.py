@@ -6,10 +6,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...files import writable
 from ...inference.analysis import RunAnalysis, TemperatureResult
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 SMALLEST_LOSS = 1e-6  # nats; smaller losses are drawn there
 MOST_NUMBERED = 20  # classes: the confusion matrix shows its counts
 MOST_NAMED = 40  # classes: the confusion matrix shows their names
+PROGRAM = "softmaxce"  # which has made a picture, as its file says
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,23 @@ def render(picture: Picture, analysis: RunAnalysis) -> Drawing:
     with themed(DARK):
         _save_svg(picture.draw(analysis, DARK), dark)
     return Drawing(light.getvalue(), dark.getvalue(), png.getvalue())
+
+
+def picture_file(draw: Callable[[Colors], "Figure"], suffix: str) -> bytes:
+    """The content of an SVG or PNG file with a figure on white, which says that softmaxce has made it."""
+    content, svg = io.BytesIO(), suffix.lower() == ".svg"
+    made_by = {"Creator": PROGRAM, "Date": None} if svg else {"Software": PROGRAM}
+    with themed(LIGHT):
+        figure = draw(LIGHT)
+        figure.savefig(content, format=suffix[1:].lower(), dpi=150, facecolor=LIGHT.paper, metadata=made_by)
+    return content.getvalue()
+
+
+def is_picture_file(file: Path) -> bool:
+    """Whether a file is one that picture_file has made."""
+    with writable(file), file.open("rb") as stream:
+        head = stream.read(4096)
+    return any(mark.encode() in head for mark in (f"Software\0{PROGRAM}", f"<dc:title>{PROGRAM}</dc:title>"))
 
 
 def _save_svg(figure: "Figure", out: io.BytesIO) -> None:
@@ -185,7 +205,7 @@ def draw_loss(analysis: RunAnalysis, colors: Colors) -> "Figure":
     if values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
         axes.set_ylabel("nats per image, logarithmic")
-        _plain_log(axes.yaxis)
+        plain_log(axes.yaxis)
     return picture
 
 
@@ -206,7 +226,7 @@ def draw_learning_rate(analysis: RunAnalysis, colors: Colors) -> "Figure":
     return picture
 
 
-def _plain_log(axis: Any) -> None:
+def plain_log(axis: Any) -> None:
     """Ticks as plain numbers; with `text.parse_math` off, 10^-3 would be shown as its source."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -268,8 +288,8 @@ def draw_losses(analysis: RunAnalysis, colors: Colors) -> "Figure":
     axes.axvline(half, color=colors.faint, linewidth=1, linestyle=":", label=f"p(label) = ½ ({half:.2f})")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _plain_log(axes.xaxis)
-    _plain_log(axes.yaxis)
+    plain_log(axes.xaxis)
+    plain_log(axes.yaxis)
     axes.set(title="Loss of each image", xlabel="−log of the label's probability, nats", ylabel="images")
     axes.set_ylim(bottom=0.7, top=axes.get_ylim()[1] * 30)  # room for the legend
     axes.legend(loc="upper left", fontsize=9)
@@ -296,7 +316,7 @@ def draw_reliability(analysis: RunAnalysis, colors: Colors) -> "Figure":
     axes.legend(loc="best", fontsize=9)
     below.set(xlabel="confidence: the largest probability", ylabel="images", yscale="log")
     below.set_ylim(bottom=0.5)
-    _plain_log(below.yaxis)
+    plain_log(below.yaxis)
     return picture
 
 
