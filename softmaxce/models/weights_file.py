@@ -1,5 +1,6 @@
 """Weights from a file for a model of torchvision or timm: safetensors, or torch's format without any code."""
 
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,10 @@ NESTED = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_em
 ENOUGH = 0.9  # of the backbone's tensors
 COUNTER = "num_batches_tracked"  # of batch normalization, which old files lack
 # What torch.load raises for files that are none of its own.
-DAMAGED = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError)
+DAMAGED = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError),
+    *(AssertionError, struct.error),
+)
 
 
 def is_file_name(weights: str) -> bool:
@@ -67,10 +71,11 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         open_file(file).close()  # refuses a pipe, which would be waited for
         if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's on old pickles
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = safetensors.torch.load_file(file)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's on old pickles
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{file}: there is no such file of weights (in {Path.cwd()})") from None
     except UnpicklingError:
