@@ -125,7 +125,7 @@ def export(
     try:
         if quantize == "none":
             return _write(file, format, metadata, certified, reference.model)
-        batches = _calibration_images(reference)
+        batches = calibration_images(reference)
         return _write_quantized(file, replace(metadata, quantization=quantize), certified, reference.model, batches)
     except ExportError as error:
         raise ExportError(f"{path}: {error.command_text}; nothing was written") from error.__cause__
@@ -175,12 +175,14 @@ def _write_quantized(
     return exported
 
 
-def _calibration_images(model: TrainedModel) -> Iterator[NDArray[np.uint8]]:
+def calibration_images(model: TrainedModel) -> Iterator[NDArray[np.uint8]]:
     """Batches of training images, evenly spaced in the split. Raises: as TrainedModel.split."""
     train = model.split("train")
-    chosen = torch.arange(0, len(train), max(1, len(train) // CALIBRATION))[:CALIBRATION]
-    for indices in chosen.split(CALIBRATION_BATCH):
-        yield next(model.batches(train.take(indices)).pixels()).numpy()
+    count = min(CALIBRATION, len(train))
+    chosen = train.take(torch.arange(count) * len(train) // count)  # files are sorted by class
+    for pixels in model.batches(chosen).pixels():
+        for images in pixels.split(CALIBRATION_BATCH):
+            yield images.numpy()
 
 
 def certificate_file(file: Path) -> Path:

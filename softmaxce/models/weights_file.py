@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -68,6 +69,7 @@ def load_file(model: nn.Module, file: Path) -> None:
 
 def _read(file: Path) -> dict[str, Tensor]:
     """The tensors of a file by name. Raises: DataError."""
+    content: Any
     try:
         open_file(file).close()  # refuses a pipe, which would be waited for
         if file.suffix == ".safetensors":

@@ -34,6 +34,7 @@ from softmaxce.data.resizing import Resizing
 from softmaxce.data.splits import InMemory
 from softmaxce.errors import FAILED
 from softmaxce.inference.certificate import LIMIT, certify
+from softmaxce.inference.export import calibration_images
 from softmaxce.inference.export_metadata import MAX_METADATA
 from softmaxce.inference.exported_model import ExportedModel
 from softmaxce.inference.graph import ExportError
@@ -262,6 +263,17 @@ def test_a_quantized_file_is_measured_beside_the_file_before_and_has_no_limit(
     assert initializers == {onnx.TensorProto.INT8}, "all weights have 8 bits"
     refused = run(app, "export", digits, "--quantize", "int8", "--format", "torch_export")
     assert (refused.exit_code, refused.stderr) == (2, "error: --quantize int8: is for --format onnx\n")
+
+
+def test_the_images_that_8_bits_are_calibrated_on_are_evenly_spaced_in_the_training_split(digits: Path) -> None:
+    model = TrainedModel.open(digits, batch_size=16)
+    train = model.split("train")
+    assert isinstance(train, InMemory)
+    position = {image.numpy().tobytes(): index for index, image in enumerate(train.images)}
+    chosen = [position[image.tobytes()] for batch in calibration_images(model) for image in batch]
+    assert len(chosen) == 1000 < len(train) < 2000
+    tenths = np.histogram(chosen, 10, (0, len(train)))[0]
+    assert tenths.max() - tenths.min() <= 2, "files are sorted by class: a part of them would be a part of the classes"
 
 
 def test_a_quantized_network_of_convolutions_has_both_files_in_its_table(
