@@ -198,17 +198,24 @@ def _output_file(path: Path, format: Format, quantize: Quantization, output: Pat
     if file.suffix.lower() != suffix and not file.is_dir():
         raise ConfigError([Problem(f"--output {file}", f"the name of a file of --format {format} ends in {suffix}")])
 
+    beside = certificate_file(file)
+
+    def recorded_digest() -> object:
+        try:
+            recorded = read_json(beside, MAX_JSON)
+        except (OSError, ValueError):  # it is no certificate
+            return None
+        return recorded.get("sha256") if isinstance(recorded, dict) and "certificate" in recorded else None
+
     def is_ours() -> bool:
         try:
-            recorded = read_json(certificate_file(file), MAX_JSON)
             with open_file(file) as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        except (OSError, ValueError):  # there is no certificate that says so
+                return hashlib.file_digest(stream, "sha256").hexdigest() == recorded_digest()
+        except OSError:  # it cannot be read
             return False
-        return isinstance(recorded, dict) and recorded.get("sha256") == digest
 
     check_output(file, "--output", "exported model", name, is_ours, force=force)
-    check_output(certificate_file(file), "--output", "certificate", "model.json", lambda: True, force=True)
+    check_output(beside, "--output", "certificate", f"{name}.json", lambda: recorded_digest() is not None, force=force)
     return file
 
 

@@ -314,6 +314,13 @@ def test_the_second_export_replaces_the_first_and_nothing_else(app: typer.Typer,
     done = run(app, "export", digits, "--output", other)
     assert done.exit_code == 2
     assert "exists and is not an exported model of softmaxce" in done.stderr
+    beside = tmp_path / "new.onnx.json"
+    for content in ('{"sha256": "somebody\'s"}', "not JSON"):
+        beside.write_text(content)
+        done = run(app, "export", digits, "--output", tmp_path / "new.onnx")
+        assert done.exit_code == 2
+        assert f"{beside}: exists and is not a certificate of softmaxce" in done.stderr
+        assert beside.read_text() == content
     assert other.read_bytes() == b"somebody's"
     for output, part in (
         (tmp_path, "is a folder"),
