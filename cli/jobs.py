@@ -1,8 +1,8 @@
 """`--jobs N`: several runs at a time, each in a process of its own, for `train --seeds`, `train --folds` and `sweep`.
 
 Each process has its part of the machine: a GPU, or some of the CPUs. The processes are forked from a server that has
-imported PyTorch, so that a run starts at once. A run in a folder that another process has locked, on this machine or on
-another one with the same file system, is left to that process; at the end it is waited for.
+imported PyTorch, so that a run starts at once. A run whose folder another process has locked, on this machine or on
+another one with the same file system, is left to that process; the command waits for it at the end.
 """
 
 import contextlib
@@ -176,7 +176,7 @@ class _Running:
 
 
 class _Jobs:
-    """The runs: waiting for a part of the machine, being trained on one, finished."""
+    """The runs of a command: pending, running on a part of the machine, or finished."""
 
     def __init__(
         self,

@@ -205,7 +205,7 @@ def _worker(request: Request, launcher: int) -> int:
 
 
 def _end_with(launcher: int) -> None:
-    """The agent tells a process that has returned when to end; if it was killed, nobody does."""
+    """End this process, which has returned and waits for the agent to end it, if the launcher was killed."""
     while os.getppid() == launcher:
         time.sleep(0.2)
     os._exit(FAILED)

@@ -139,7 +139,7 @@ def _refuse_shared(files: Mapping[str, Sequence[Path]]) -> None:
 
 
 def expand_braces(pattern: str, key: str = "data.urls") -> list[str]:
-    """`a-{00..02}.tar` and `{a,b}.tar` as the names that they stand for. Raises: DataError if there are too many."""
+    """Expand `a-{00..02}.tar` and `{a,b}.tar` to names, as a shell does. Raises: DataError if there are too many."""
     names = [pattern]
     while any(BRACES.search(name) for name in names):
         chosen: list[str] = []

@@ -84,9 +84,9 @@ def complete_momenta(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _split_groups(optimizer: torch.optim.Optimizer, config: Config, model: nn.Module) -> None:
-    """Split the optimizer's groups by learning rate and weight decay, as `fine_tuning` and `no_decay` say; else none.
+    """Split the optimizer's groups by learning rate and weight decay, where `fine_tuning` or `no_decay` ask for it.
 
-    The last layer's come first, so that the learning rate that is reported is that of `optimizer.lr`, or `head_lr`.
+    The last layer's groups come first: the learning rate that is reported is that of the first group.
     """
     tuning = config.fine_tuning
     decay, head_lr = (tuning.layer_decay, tuning.head_lr) if tuning is not None else (None, None)
