@@ -9,7 +9,7 @@ import typer
 from softmaxce import streams
 from softmaxce.config import reader as configs
 from softmaxce.errors import ConfigError, Problem
-from softmaxce.files import check_output, check_page, make_folder, replace_file, writable
+from softmaxce.files import check_output, check_page, replace_file, writable
 
 from .options import Force
 from .startup import fast_imports
@@ -78,9 +78,10 @@ def inspect(
     if samples:
         report.print_samples(images[:samples], names[:samples], printed)
     if output is not None:
+        picture = report.contact_sheet(images[:SHOWN], names[:SHOWN])
         with writable(output):
-            make_folder(output.parent)
-            replace_file(output, report.contact_sheet(images[:SHOWN], names[:SHOWN]))
+            output.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(output, picture)
         streams.line(f"picture: {output}", err=True)
     if html is not None:
         write_file(report.page(result, images[:SHOWN], names[:SHOWN]), html)

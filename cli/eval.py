@@ -30,9 +30,8 @@ def evaluate(
         Path | None,
         typer.Option(
             callback=check_folder_or_table,
-            help="A table of images and labels, or another folder of images, one sub-folder per class; "
-            "with --split, or where it has no class folders, "
-            "the root of the run's data set, if it has moved.",
+            help="Other images: a folder with one sub-folder per class, a table of images and labels, or a shard "
+            "(.tar). With --split, or a folder without class folders: where the run's data set is now.",
         ),
     ] = None,
     batch_size: Annotated[

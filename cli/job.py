@@ -101,14 +101,14 @@ class Lines:
 
 
 def run_job(job: Job, results: Connection, stdout: Connection | None, stderr: Connection) -> None:
-    """What the process does: train, and send a Result. Its stdout and stderr are the connections; without one, nowhere.
+    """The process's function: train, and send a Result. stdout and stderr go to the connections; None discards stdout.
 
     The signals of job.SIGNALS are blocked when it starts.
     """
     os.setsid()  # the terminal's ctrl-C is for the parent, which forwards it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _print_to(stdout.fileno() if stdout is not None else os.open(os.devnull, os.O_WRONLY), stderr.fileno())
-    _take(job.part)
+    _use(job.part)
     with Signals() as signals:
         try:
             try:
@@ -139,7 +139,8 @@ def _end_with_parent() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _take(part: Part) -> None:
+def _use(part: Part) -> None:
+    """Restrict this process to its part of the machine."""
     os.environ.pop("PYTHONSAFEPATH", None)
     os.environ[JOBS] = str(part.jobs)
     os.environ["OMP_NUM_THREADS"] = str(part.threads)
@@ -181,7 +182,7 @@ def _reporters(output: OutputOptions) -> "list[Reporter]":
     from softmaxce.report.training import JsonLines, Messages
 
     class Quieter(Messages):
-        """Messages without what the parent prints once for all."""
+        """Messages without those that the parent prints once for all runs."""
 
         def stopping(self) -> None:
             """Print nothing."""

@@ -1,8 +1,8 @@
 """`--jobs N`: several runs at a time, each in a process of its own, for `train --seeds`, `train --folds` and `sweep`.
 
 Each process has its part of the machine: a GPU, or some of the CPUs. The processes are forked from a server that has
-imported PyTorch, so that a run starts at once. A run in a folder that another process has locked, on this machine or on
-another one with the same file system, is left to that process; at the end it is waited for.
+imported PyTorch, so that a run starts at once. A run whose folder another process has locked, on this machine or on
+another one with the same file system, is left to that process; the command waits for it at the end.
 """
 
 import contextlib
@@ -144,7 +144,7 @@ def _print_parts(runs: int, parts: Sequence[Part]) -> None:
     alone = _openmp_threads() or processors()
     differs = ""
     if part.threads != alone and not gpus:
-        differs = f"; one by one they have {alone}, and other weights in the last digits"
+        differs = f"; without --jobs each has {alone}, and its weights differ in the last digits"
     streams.line(f"{runs} runs, {len(parts)} at a time, each with {threads}{on}{differs}", err=True)
 
 
@@ -161,15 +161,22 @@ class _Running:
     printed: list[str] = field(default_factory=list)  # on stdout
     result: Result | None = None
 
+    def send(self, number: int) -> None:
+        """Send a signal to the process."""
+        assert self.process.pid
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(self.process.pid, number)
+
     def kill(self) -> None:
         """End the process, and those that decode its images, at once."""
         self.process.kill()
+        assert self.process.pid
         with contextlib.suppress(ProcessLookupError):  # it has ended, or has not yet made a group of its own
-            os.killpg(self.process.pid or 0, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class _Jobs:
-    """The runs: waiting for a part of the machine, being trained on one, finished."""
+    """The runs of a command: pending, running on a part of the machine, or finished."""
 
     def __init__(
         self,
@@ -208,8 +215,7 @@ class _Jobs:
                 with contextlib.suppress(OSError):  # unbuffered: the signal may have interrupted another print
                     os.write(2, b"stopping all runs after the step in progress; a second signal ends them at once\n")
         for run in list(self.running.values()):
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.kill(run.process.pid or 0, number)
+            run.send(number)
 
     def _end_at_once(self) -> NoReturn:
         assert self.stopped is not None
@@ -220,8 +226,7 @@ class _Jobs:
     def end(self) -> None:
         """Have the runs saved, because this command has failed: its output cannot be written, for example."""
         for run in self.running.values():
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.kill(run.process.pid or 0, signal.SIGINT)
+            run.send(signal.SIGINT)
         until = time.monotonic() + GRACE
         for run in self.running.values():
             run.process.join(max(0.0, until - time.monotonic()))
@@ -238,13 +243,13 @@ class _Jobs:
 
     def _start_some(self) -> None:
         """Start runs that nobody trains on the parts of the machine that are free."""
-        held = 0
+        holders: list[str] = []
         for index in list(self.pending):
             free = [slot for slot in range(len(self.parts)) if slot not in self.running]
             if not free or self.stopped is not None:
                 return
-            if self._holder(index) is not None:
-                held += 1
+            if (holder := self._holder(index)) is not None:
+                holders.append(holder)
                 continue
             self.pending.remove(index)
             try:
@@ -252,9 +257,9 @@ class _Jobs:
                     self._start(index, free[0])
             except SoftmaxceError as error:
                 self._print_failure(index, error.lines[0])
-        if held and not self.running and not self.waiting:
+        if holders and not self.running and not self.waiting:
             self.waiting = True
-            text = f"waiting for {held} run{'s' * (held > 1)} that {self._holder(self.pending[0])} trains"
+            text = f"waiting for {len(holders)} run{'s' * (len(holders) > 1)} that {holders[0]} trains"
             streams.line(f"{text}; ctrl-C ends the wait", err=True)
 
     def _holder(self, index: int) -> str | None:
@@ -281,18 +286,18 @@ class _Jobs:
         return run is not None
 
     def _start(self, index: int, slot: int) -> None:
-        plan = self.plans[index]
-        if plan.folder is None:  # here, so that the folders' numbers are in the order of the runs
-            plan = self.plans[index] = Plan(plan.config, runfolder.create(plan.config.recipe, None))
-        assert plan.folder is not None
-        results, results_out = _context().Pipe(duplex=False)
-        stderr, stderr_out = _context().Pipe(duplex=False)
-        stdout, stdout_out = _context().Pipe(duplex=False) if self.output.json else (None, None)
-        job = Job(plan, self.requirements, self.output, self.parts[slot])
-        process = _context().Process(target=run_job, args=(job, results_out, stdout_out, stderr_out))
         with _blocked_signals():
             if self.stopped is not None:  # since this run was chosen; the signal went to those that ran then
                 return
+            plan = self.plans[index]
+            if plan.folder is None:  # here, so that the folders' numbers are in the order of the runs
+                plan = self.plans[index] = Plan(plan.config, runfolder.create(plan.config.recipe, None))
+            assert plan.folder is not None
+            results, results_out = _context().Pipe(duplex=False)
+            stderr, stderr_out = _context().Pipe(duplex=False)
+            stdout, stdout_out = _context().Pipe(duplex=False) if self.output.json else (None, None)
+            job = Job(plan, self.requirements, self.output, self.parts[slot])
+            process = _context().Process(target=run_job, args=(job, results_out, stdout_out, stderr_out))
             process.start()
             printed = Lines(stdout) if stdout is not None else None
             self.running[slot] = _Running(index, plan.folder, process, results, Lines(stderr), printed)
@@ -320,7 +325,7 @@ class _Jobs:
                 self._finish(run)
 
     def _receive(self, run: _Running) -> None:
-        with contextlib.suppress(EOFError):  # the process was killed
+        with contextlib.suppress(EOFError, OSError):  # the process was killed, before or while it sent it
             run.result = run.results.recv()
 
     def _print_lines(self, run: _Running, lines: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -128,7 +128,8 @@ def _wait(thread: threading.Thread) -> signal.Signals | None:
             stopped.append(signal.Signals(number))
             os.environ[STOPPED] = str(STATUS[stopped[0]])  # a process that the agent starts in this moment ends
         for process in multiprocessing.active_children():
-            os.kill(process.pid or 0, number)
+            with suppress(ProcessLookupError):  # the agent, in its thread, has just seen it end
+                os.kill(process.pid or 0, number)
 
     numbers = [*STATUS, *([SAVE] if SAVE is not None else [])]
     before = {number: signal.signal(number, forward) for number in numbers}
@@ -204,7 +205,7 @@ def _worker(request: Request, launcher: int) -> int:
 
 
 def _end_with(launcher: int) -> None:
-    """The agent tells a process that has returned when to end; if it was killed, nobody does."""
+    """End this process, which has returned and waits for the agent to end it, if the launcher was killed."""
     while os.getppid() == launcher:
         time.sleep(0.2)
     os._exit(FAILED)

@@ -1,7 +1,7 @@
 """`softmaxce train` as one of several processes, which torchrun or launcher.py has started.
 
-They end together. What all agree on (done, an error that all were told of, a signal) has an exit status, which all
-return; a process that crashes, or that loses another one, ends without waiting.
+They end together. What all agree on (the end of the run, an error that was sent to all, a signal) has an exit status,
+which all return; a process that crashes, or that loses another one, ends without waiting.
 """
 
 import dataclasses

@@ -235,12 +235,12 @@ class _Finder:
             file = Path(os.path.normpath(Path(root, path)))  # one file has one name
             if os.path.isfile(file):  # noqa: PTH113 - of many thousand files
                 return file
-            found = [each for each in self._folder(file.parent).get(file.name, []) if is_image(each)]
-            if len(found) > 1:
-                names = " or ".join(each.name for each in sorted(found))
+            matches = [each for each in self._folder(file.parent).get(file.name, []) if is_image(each)]
+            if len(matches) > 1:
+                names = " or ".join(each.name for each in sorted(matches))
                 raise DataError(f"{row.location}: '{row.path}' may be {names}; write the suffix")
-            if found:
-                return found[0]
+            if matches:
+                return matches[0]
         return None
 
     def _folder(self, folder: Path) -> dict[str, list[Path]]:

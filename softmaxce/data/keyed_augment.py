@@ -27,7 +27,6 @@ from .augment import one_by_one
 from .resizing import FILTERS
 
 ATTEMPTS = 10  # draws of a rectangle that fits, as in torchvision
-CPU = torch.device("cpu")
 
 
 class RandomResizedCrop:
@@ -175,10 +174,10 @@ class AugMix:
 
 
 def _keyed(transform: Any, images: Tensor, keys: Sequence[int] | None) -> Tensor:
-    """A transform of torchvision's for each image, with random numbers of the image's own: it draws on the CPU."""
+    """A transform of torchvision's for each image, with random numbers of the image's own."""
     results = []
     for image, key in zip(images, _keys(images, keys), strict=True):
-        with own_random_numbers((key,), CPU):
+        with own_random_numbers((key,), images.device):  # AugMix also draws there, not on the CPU alone
             results.append(one_by_one(transform, image.unsqueeze(0)))
     return torch.cat(results)
 

@@ -46,19 +46,19 @@ class FileLoader:
 
     def __init__(self, files: "Files", *, keep: bool, pin_memory: bool) -> None:
         self._files, self._keep, self._pin_memory = files, keep, pin_memory
-        self._kept: tuple[DataLoader[Any], _Requests] | None = None
+        self._idle: tuple[DataLoader[Any], _Requests] | None = None  # a loader whose workers wait for requests
 
     def __call__(self, requests: Sequence[Sequence[Any]]) -> Iterator[Tensor]:
         """The images of each batch, [B, C, H, W] uint8, on the CPU; `requests` are the entries of `files`.
 
         Raises: what `files` returns instead of an image; WorkerError if a process was killed.
         """
-        loader, batches = self._kept or self._started()
-        self._kept = None  # those of batches that are not loaded to their end, or at the same time, are not kept
+        loader, batches = self._idle or self._started()
+        self._idle = None  # until all batches are loaded: two calls at a time need workers each
         batches.requests = requests
         try:
             with _quiet():
-                loaded = iter(loader)  # asks the processes that were kept for their next batches
+                loaded = iter(loader)  # requests the next batches from persistent workers
             for images in loaded:
                 if isinstance(images, SoftmaxceError):
                     raise images
@@ -71,7 +71,7 @@ class FileLoader:
                 f"(0 decodes in the training process) or data.batch_size ({str(error).splitlines()[0]})"
             ) from error
         if self._keep:
-            self._kept = loader, batches
+            self._idle = loader, batches
 
     def _started(self) -> "tuple[DataLoader[Any], _Requests]":
         requested = self._files.split.workers
@@ -160,7 +160,7 @@ def stack(images: list[Tensor | Failure]) -> Tensor | NDArray[np.uint8] | Failur
 
     In a worker process the batch is put into shared memory, which a container often limits to 64 MB. A batch that does
     not fit goes to the training process through a pipe, as the array that is returned: it costs about 2 ms per MB.
-    Left to torch, it would be lost, and the training process would wait for it for ever.
+    Torch itself would lose it, and the training process would wait for it forever.
     """
     error = next((image for image in images if isinstance(image, SoftmaxceError)), None)
     if error is not None:

@@ -11,9 +11,9 @@ SHARDS_AT_A_TIME = 8
 
 
 def epoch_order(split: Split, generator: torch.Generator, sampler: ClassSampler | None = None) -> Tensor:
-    """A random order of the split's images, [N] int64: any, or one that reads a few shards after the other.
+    """A random order of the split's images, [N] int64: uniform, or of a few shards at a time.
 
-    With a sampler it is one of the images that it draws: modulo N, see ClassSampler.draw.
+    With a sampler, of the images that it draws, numbered as by ClassSampler.draw.
     """
     count = len(split)
     windows = _windows(split)

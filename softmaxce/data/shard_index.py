@@ -44,7 +44,7 @@ class Sample:
         name: of the member with the image.
         offset: of its first byte in the shard.
         size: in bytes.
-        label: as it is written there.
+        label: a class id, or the name of a class.
     """
 
     name: str
@@ -124,7 +124,7 @@ def _refuse_compressed(shard: Path, stream: BinaryIO) -> None:
 
 
 class _Headers:
-    """A tar file as Python's tarfile reads it: headers only, and none as long as a hostile one may say."""
+    """A file from which Python's tarfile reads headers of MAX_HEADER bytes at most, whatever size a header declares."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream

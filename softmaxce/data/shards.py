@@ -1,8 +1,10 @@
 """The user's own images in WebDataset shards: uncompressed tar files with images and labels."""
 
 import glob
+import io
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -75,8 +77,12 @@ def shards(
     top = Path(root)
     named = {"train": urls, "validation": validation_urls, "test": test_urls}
     files = {name: shard_files(value, top, _key(name)) for name, value in named.items() if value is not None}
+    _refuse_shared(files)
     samples = {name: _read_all(paths) for name, paths in files.items()}
     existing, names = _classes(files["train"][0].parent / CLASSES, samples["train"])
+    if len(existing) < 2:
+        shard = files["train"][0]
+        raise DataError(f"{shard}: there is only one class, '{existing[0]}', and a classifier needs at least two")
     selected = select_classes(existing, classes)
     resizing = Resizing(fit, interpolation, decode)
     listing = Listing(
@@ -104,7 +110,10 @@ def shard_files(urls: str | Sequence[str], root: Path, key: str) -> list[Path]:
             raise DataError(f"{key}: {pattern}: shards are read from local files; copy them to data.root")
         for name in expand_braces(pattern, key):
             path = root / expanded(name)
-            matches = [Path(match) for match in sorted(glob.glob(str(path)))] if glob.has_magic(name) else [path]  # noqa: PTH207
+            matches = [path]
+            if glob.has_magic(name):  # the folder's own name may hold brackets
+                escaped = Path(glob.escape(str(root)), expanded(name))
+                matches = [Path(match) for match in sorted(glob.glob(str(escaped)))]  # noqa: PTH207
             if not matches:
                 raise DataError(f"{key}: {path}: matches no file")
             files += matches
@@ -113,14 +122,24 @@ def shard_files(urls: str | Sequence[str], root: Path, key: str) -> list[Path]:
     if missing := [path for path in files if not path.is_file()]:
         more = f", nor {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise DataError(f"{key}: there is no shard '{missing[0]}'{more}")
-    if len(set(files)) < len(files):
-        repeated = next(path for index, path in enumerate(files) if path in files[:index])
-        raise DataError(f"{key}: names the shard '{repeated}' twice")
+    ((most_common, count),) = Counter(files).most_common(1)
+    if count > 1:
+        raise DataError(f"{key}: names the shard '{most_common}' twice")
     return files
 
 
+def _refuse_shared(files: Mapping[str, Sequence[Path]]) -> None:
+    """Raises: DataError if two splits have a shard in common: a test image must not be a training image."""
+    split_of: dict[Path, str] = {}
+    for split, paths in files.items():
+        for path in paths:
+            other = split_of.setdefault(path, split)
+            if other != split:
+                raise DataError(f"{_key(split)}: names the shard '{path}', which {_key(other)} names too")
+
+
 def expand_braces(pattern: str, key: str = "data.urls") -> list[str]:
-    """`a-{00..02}.tar` and `{a,b}.tar` as the names that they stand for. Raises: DataError if there are too many."""
+    """Expand `a-{00..02}.tar` and `{a,b}.tar` to names, as a shell does. Raises: DataError if there are too many."""
     names = [pattern]
     while any(BRACES.search(name) for name in names):
         chosen: list[str] = []
@@ -140,7 +159,8 @@ def _choices(match: re.Match[str], key: str) -> list[str]:
         return [name.strip() for name in names.split(",")]
     if len(first) > 12 or len(last) > 12 or not 0 <= int(last) - int(first) < MAX_SHARDS:
         raise DataError(f"{key}: {match[0]} must go from a number to one that is not less, at most {MAX_SHARDS:,} on")
-    width = max(len(first), len(last)) if first.startswith("0") else 0
+    is_padded = any(end.startswith("0") and end != "0" for end in (first, last))
+    width = max(len(first), len(last)) if is_padded else 0
     return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
 
 
@@ -170,18 +190,18 @@ def _classes(file: Path, samples: Sequence[Located]) -> tuple[tuple[str, ...], d
     labels = {sample.label for _, _, sample in samples}
     if file.is_file():
         try:
-            names = tuple(read_file(file, MAX_CLASSES_FILE).decode().splitlines())
+            text = read_file(file, MAX_CLASSES_FILE).decode("utf-8-sig")
         except (OSError, ValueError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from None
-        if len(set(names)) < len(names) or not all(names):
+        # Not str.splitlines: the name of a class may hold U+2028, for example.
+        names = tuple(line.removesuffix("\n") for line in io.StringIO(text, newline=None))
+        if len(set(names)) < len(names) or not names or not all(names):
             raise DataError(f"{file}: must have a class's name in each line, each once")
         of_label: dict[Label, str] = dict(enumerate(names)) | {name: name for name in names}
     else:
         order = sorted(labels, key=lambda label: (isinstance(label, str), label))
         names = tuple(dict.fromkeys(map(str, order)))
         of_label = {label: str(label) for label in order}
-    if len(names) < 2:
-        raise DataError(f"{samples[0][0]}: there is only one class, '{names[0]}', and a classifier needs at least two")
     return names, of_label
 
 

@@ -21,16 +21,16 @@ AHEAD = 2  # batches beyond those that the threads work on
 SMALL = 96 * 96  # pixels of a view, below which most of the work holds Python's lock, and threads slow each other down
 
 
-def image_keys(seed: int, epoch: int, indices: Sequence[int], place: int) -> list[int]:
+def image_keys(seed: int, epoch: int, indices: Sequence[int], position: int) -> list[int]:
     """A seed of each image's own, below 2^63, for its random numbers.
 
     Args:
         seed: the run's.
         epoch: its number.
         indices: which images of the split these are.
-        place: of the augmentation in the config's list.
+        position: of the augmentation in the config's list.
     """
-    texts = (f"{seed} {epoch} {index} {place}" for index in indices)
+    texts = (f"{seed} {epoch} {index} {position}" for index in indices)
     return [int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> 1 for text in texts]
 
 

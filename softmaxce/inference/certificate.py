@@ -128,26 +128,26 @@ class _Measurement:
     sample: NDArray[np.uint8]
     actual: Tensor
 
-    def of_graph(self, name: str, graph: ExportedGraph, found: Tensor) -> Column:
+    def of_graph(self, name: str, graph: ExportedGraph, probabilities: Tensor) -> Column:
         seconds = _seconds(lambda batch: graph.timed(batch)[1], self.sample)
-        return self._column(name, found.clamp_min(SMALLEST).log(), found, seconds)
+        return self._column(name, probabilities.clamp_min(SMALLEST).log(), probabilities, seconds)
 
     def of_run(self, name: str, model: TrainedModel, logits: Tensor) -> Column:
         seconds = _seconds(lambda batch: _timed(model, batch), self.sample)
         scaled = logits.cpu().double() / model.temperature
         return self._column(name, scaled, model.probabilities_of(logits), seconds)
 
-    def _column(self, name: str, logits: Tensor, found: Tensor, seconds: dict[int, float]) -> Column:
+    def _column(self, name: str, logits: Tensor, probabilities: Tensor, seconds: dict[int, float]) -> Column:
         metrics = compute_metrics(logits, self.labels, None, self.classes)
-        is_itself = found is self.actual
+        is_itself = probabilities is self.actual
         return Column(
             name=name,
             accuracy=metrics.accuracy,
             nll=metrics.nll,
             ece=metrics.ece,
             seconds=seconds,
-            largest_difference=None if is_itself else _difference(self.actual, found),
-            different_answers=None if is_itself else int((self.actual.argmax(1) != found.argmax(1)).sum()),
+            largest_difference=None if is_itself else _difference(self.actual, probabilities),
+            different_answers=None if is_itself else int((self.actual.argmax(1) != probabilities.argmax(1)).sum()),
         )
 
 

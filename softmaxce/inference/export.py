@@ -125,7 +125,7 @@ def export(
     try:
         if quantize == "none":
             return _write(file, format, metadata, certified, reference.model)
-        batches = _calibration_images(reference)
+        batches = calibration_images(reference)
         return _write_quantized(file, replace(metadata, quantization=quantize), certified, reference.model, batches)
     except ExportError as error:
         raise ExportError(f"{path}: {error.command_text}; nothing was written") from error.__cause__
@@ -175,12 +175,14 @@ def _write_quantized(
     return exported
 
 
-def _calibration_images(model: TrainedModel) -> Iterator[NDArray[np.uint8]]:
+def calibration_images(model: TrainedModel) -> Iterator[NDArray[np.uint8]]:
     """Batches of training images, evenly spaced in the split. Raises: as TrainedModel.split."""
     train = model.split("train")
-    chosen = torch.arange(0, len(train), max(1, len(train) // CALIBRATION))[:CALIBRATION]
-    for indices in chosen.split(CALIBRATION_BATCH):
-        yield next(model.batches(train.take(indices)).pixels()).numpy()
+    count = min(CALIBRATION, len(train))
+    chosen = train.take(torch.arange(count) * len(train) // count)  # files are sorted by class
+    for pixels in model.batches(chosen).pixels():
+        for images in pixels.split(CALIBRATION_BATCH):
+            yield images.numpy()
 
 
 def certificate_file(file: Path) -> Path:
@@ -196,17 +198,24 @@ def _output_file(path: Path, format: Format, quantize: Quantization, output: Pat
     if file.suffix.lower() != suffix and not file.is_dir():
         raise ConfigError([Problem(f"--output {file}", f"the name of a file of --format {format} ends in {suffix}")])
 
+    beside = certificate_file(file)
+
+    def recorded_digest() -> object:
+        try:
+            recorded = read_json(beside, MAX_JSON)
+        except (OSError, ValueError):  # it is no certificate
+            return None
+        return recorded.get("sha256") if isinstance(recorded, dict) and "certificate" in recorded else None
+
     def is_ours() -> bool:
         try:
-            recorded = read_json(certificate_file(file), MAX_JSON)
             with open_file(file) as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        except (OSError, ValueError):  # there is no certificate that says so
+                return hashlib.file_digest(stream, "sha256").hexdigest() == recorded_digest()
+        except OSError:  # it cannot be read
             return False
-        return isinstance(recorded, dict) and recorded.get("sha256") == digest
 
     check_output(file, "--output", "exported model", name, is_ours, force=force)
-    check_output(certificate_file(file), "--output", "certificate", "model.json", lambda: True, force=True)
+    check_output(beside, "--output", "certificate", f"{name}.json", lambda: recorded_digest() is not None, force=force)
     return file
 
 

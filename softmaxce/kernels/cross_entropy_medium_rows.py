@@ -1,7 +1,7 @@
-"""Cross-entropy and its gradient on the CPU for rows of some tens of classes, with class ids as labels.
+"""Cross-entropy and its gradient on the CPU for rows of 32 to 1,023 classes, with class ids as labels.
 
-A row fills the processor's vectors, but one after the other each would wait for its own maximum, logarithm and
-divisions. Here each step is done for a block of rows before the next step, so that the waits of its rows overlap.
+A row fills the processor's vectors, but rows computed one after the other would each wait for their own maximum,
+logarithm and divisions. Here each step is done for a block of rows before the next step, so that these waits overlap.
 """
 
 from typing import Any
@@ -10,9 +10,9 @@ import numpy as np
 from numba import njit
 
 from .cross_entropy_long_rows import exponentials, extremes, short_sum
-from .cross_entropy_short_rows import Block, find_scaling, finish_losses, store_gradient
+from .cross_entropy_short_rows import find_scaling, finish_losses, new_block, store_gradient, sum_uniform
 from .cross_entropy_terms import CONTRACT, GRADIENT, REORDER, SMOOTH, compensated
-from .numbers import f64, order, unorder, widen
+from .numbers import f64, unorder, widen
 
 MANY_CLASSES = 1024  # from there on, a row by itself is as fast
 NUMBERS_PER_BLOCK = 4096  # which stay in the innermost cache
@@ -54,18 +54,8 @@ def medium_rows(
     """The losses and the gradients of the rows from `first` to before `last`, in blocks. Returns the losses' sum."""
     num_classes, options = step.num_classes, step.options
     height = min(max(1, NUMBERS_PER_BLOCK // num_classes), last - first)
-    number = weight.dtype.type
-    e = np.empty((height, num_classes), dtype=weight.dtype)
-    numbers = np.empty((5, height), dtype=weight.dtype)
-    wide = np.empty((2, height if options & SMOOTH else 0))
-    keys = np.full((3, height), order(number(0)))
-    block = Block(
-        e.T, numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], wide[0], wide[1], keys[0], keys[1], keys[2]
-    )
-    uniform_sum = 0.0  # of the weighted uniform part of a smoothed label
-    if options & SMOOTH:
-        for i in range(num_classes):
-            uniform_sum += weight[i] * step.uniform_mass
+    block = new_block(np.empty((height, num_classes), dtype=weight.dtype).T, options)
+    uniform_sum = sum_uniform(weight, step)
     sum_of_losses = lost = 0.0
     for start in range(first, last, height):
         rows = min(height, last - start)

@@ -54,6 +54,28 @@ class Block(NamedTuple):
     exponents: Any
 
 
+@njit(error_model="numpy", forceinline=True)
+def new_block(e: Any, options: Any) -> Any:
+    """Scratch space for `e`, [classes, rows]."""
+    rows = e.shape[1]
+    numbers = np.empty((5, rows), dtype=e.dtype)
+    wide = np.empty((2, rows if options & SMOOTH else 0))
+    keys = np.full((3, rows), order(e.dtype.type(0)))
+    return Block(
+        e, numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], wide[0], wide[1], keys[0], keys[1], keys[2]
+    )
+
+
+@njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
+def sum_uniform(weight: Any, step: Any) -> float:
+    """The sum of the weighted uniform part of a smoothed label."""
+    total = 0.0
+    if step.options & SMOOTH:
+        for i in range(step.num_classes):
+            total += weight[i] * step.uniform_mass
+    return total
+
+
 @njit(fastmath=CONTRACT, error_model="numpy", forceinline=True)
 def find_extremes(block: Any, rows: Any) -> None:
     """Each row's largest and smallest logit."""
@@ -231,26 +253,8 @@ def short_rows(
     """The losses and the gradients of the rows from `first` to before `last`, in blocks. Returns the losses' sum."""
     num_classes, options = step.num_classes, step.options
     width = min(ROWS_PER_BLOCK, last - first)
-    numbers = np.empty((num_classes + 5, width), dtype=weight.dtype)
-    wide = np.empty((2, width if options & SMOOTH else 0))
-    keys = np.full((3, width), order(weight.dtype.type(0)))
-    block = Block(
-        numbers[5:],
-        numbers[0],
-        numbers[1],
-        numbers[2],
-        numbers[3],
-        numbers[4],
-        wide[0],
-        wide[1],
-        keys[0],
-        keys[1],
-        keys[2],
-    )
-    uniform_sum = 0.0  # of the weighted uniform part of a smoothed label
-    if options & SMOOTH:
-        for i in range(num_classes):
-            uniform_sum += weight[i] * step.uniform_mass
+    block = new_block(np.empty((num_classes, width), dtype=weight.dtype), options)
+    uniform_sum = sum_uniform(weight, step)
     sum_of_losses = lost = 0.0
     for start in range(first, last, ROWS_PER_BLOCK):
         rows = min(width, last - start)

@@ -41,7 +41,7 @@ def blocks(model: nn.Module) -> list[Block]:
     Raises: ValueError if the model has no last layer.
     """
     _, head = last_layer(model)
-    found: list[Block] = []
+    chain: list[Block] = []
     single: list[nn.Parameter] = []
     seen = {id(parameter) for parameter in head.parameters()}
 
@@ -57,18 +57,18 @@ def blocks(model: nn.Module) -> list[Block]:
             for child_name, child in children:
                 visit(f"{name}.{child_name}".removeprefix("."), child, is_whole=is_whole and len(children) == 1)
         elif new := unseen(list(module.parameters())):
-            if found and all(parameter.ndim <= 1 for parameter in new):
-                found[-1].parameters.extend(new)
+            if chain and all(parameter.ndim <= 1 for parameter in new):
+                chain[-1].parameters.extend(new)
             else:
-                found.append(Block(name, new))
+                chain.append(Block(name, new))
 
     visit("", model, is_whole=True)
     last = Block(last_layer(model)[0], list(head.parameters()))
-    if found:
-        found[0].parameters[:0] = single
+    if chain:
+        chain[0].parameters[:0] = single
     elif single:
-        found.append(Block("", single))
-    return [*found, last]
+        chain.append(Block("", single))
+    return [*chain, last]
 
 
 def _is_stage(module: nn.Module) -> bool:

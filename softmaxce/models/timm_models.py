@@ -27,15 +27,15 @@ def timm_model(
     """A model of timm's by name, its last layer made for the data's classes.
 
     Args:
-        architecture: what timm calls it, with or without the tag of pretrained weights: resnet50, resnet50.a1_in1k.
+        architecture: its name in timm, with or without the tag of pretrained weights: resnet50, resnet50.a1_in1k.
         weights: a file of weights, safetensors or torch's; DEFAULT downloads timm's own; null starts from scratch.
         input_size: images are resized to this height and width, in pixels, on the device.
         dropout: timm's drop_rate, before the last layer; null keeps the architecture's own.
         drop_path: timm's drop_path_rate, of stochastic depth; null keeps the architecture's own.
         in_channels: C; gray images are repeated to the three channels the model takes.
         num_classes: K.
-        pretrained_weights: download them if they are wanted; take a file only; or none, the same model without them,
-            because a checkpoint's weights follow.
+        pretrained_weights: download, where `weights` is DEFAULT; local, which takes a file and downloads nothing; or
+            none, for a model whose weights are then loaded from a checkpoint.
     Returns: images [B, C, H, W] -> logits [B, K].
     Raises:
         ValueError: if `weights` is neither a file nor DEFAULT.
@@ -56,6 +56,8 @@ def timm_model(
     try:
         model = timm.create_model(architecture, pretrained=download, num_classes=num_classes, **options)
     except TypeError as error:
+        if not options:
+            raise
         raise ValueError(f"timm's {architecture} does not take {' and '.join(options)}: {in_one_line(error)}") from None
     except Exception as error:  # the network's errors, through several libraries
         if not download or ran_out_of_memory(error):

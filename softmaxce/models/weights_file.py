@@ -1,9 +1,11 @@
 """Weights from a file for a model of torchvision or timm: safetensors, or torch's format without any code."""
 
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -20,7 +22,10 @@ NESTED = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_em
 ENOUGH = 0.9  # of the backbone's tensors
 COUNTER = "num_batches_tracked"  # of batch normalization, which old files lack
 # What torch.load raises for files that are none of its own.
-DAMAGED = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError)
+DAMAGED = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError),
+    *(AssertionError, struct.error),
+)
 
 
 def is_file_name(weights: str) -> bool:
@@ -35,17 +40,17 @@ def load_file(model: nn.Module, file: Path) -> None:
     as many tensors, with the same shapes and the same last parts.
     Raises: DataError if the file cannot be read or its weights are of another model.
     """
-    found = _read(file)
+    loaded = _read(file)
     own = model.state_dict()
     head_name, last = last_layer(model)
     head = [name for name in own if name.startswith(f"{head_name}.")]
-    matched, how = _matched(own, found, set(head))
+    matched, how = _matched(own, loaded, set(head))
     fitting = {name: tensor for name, tensor in matched.items() if tensor.shape == own[name].shape}
     needed = [name for name in own if name not in head and not name.endswith(COUNTER)]
     lacking = [name for name in needed if name not in fitting]
     if len(needed) - len(lacking) < ENOUGH * len(needed):
         other = next((name for name in lacking if name in matched), None)
-        detail = f"'{lacking[0]}' is not in it, which has '{next(iter(found))}'"
+        detail = f"'{lacking[0]}' is not in it, which has '{next(iter(loaded))}'"
         if other is not None:
             detail = f"'{other}' is {list(matched[other].shape)}, and {list(own[other].shape)} in the model"
         count = f"{len(needed) - len(lacking)} of {len(needed)} tensors fit"
@@ -57,20 +62,22 @@ def load_file(model: nn.Module, file: Path) -> None:
     parts = [f"{len(fitting)} of {len(own)} tensors are loaded{how}"]
     parts += [f"new is the last layer, {head_name}"] * bool(new)
     parts += [f"not in the file: {_listed(lacking)}"] * bool(lacking)
-    unused = len(found) - len(fitting) - sum(name in matched for name in new)
+    unused = len(loaded) - len(fitting) - sum(name in matched for name in new)
     parts += [f"{unused} tensors of the file are not used"] * bool(unused)
     streams.line(f"weights {file}: {'; '.join(parts)}", err=True)
 
 
 def _read(file: Path) -> dict[str, Tensor]:
     """The tensors of a file by name. Raises: DataError."""
+    content: Any
     try:
         open_file(file).close()  # refuses a pipe, which would be waited for
         if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's on old pickles
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = safetensors.torch.load_file(file)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's on old pickles
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{file}: there is no such file of weights (in {Path.cwd()})") from None
     except UnpicklingError:
@@ -93,26 +100,27 @@ def _read(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _matched(own: Mapping[str, Tensor], found: Mapping[str, Tensor], head: set[str]) -> tuple[dict[str, Tensor], str]:
+def _matched(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], head: set[str]) -> tuple[dict[str, Tensor], str]:
     """The file's tensors under the model's names, and how the names were changed."""
-    best, how = {name: tensor for name, tensor in found.items() if name in own}, ""
-    first = next(iter(found)).split(".")
+    best, how = {name: tensor for name, tensor in loaded.items() if name in own}, ""
+    first = next(iter(loaded)).split(".")
     for length in range(1, len(first)):
         prefix = ".".join(first[:length]) + "."
-        renamed = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
+        renamed = {name.removeprefix(prefix): tensor for name, tensor in loaded.items() if name.startswith(prefix)}
         fitting = {name: tensor for name, tensor in renamed.items() if name in own}
         if len(fitting) > len(best):
             best, how = fitting, f", without the prefix '{prefix}'"
     if set(best) - head:
         return best, how
     names = [name for name in own if not name.endswith(COUNTER)]
-    others = [name for name in found if not name.endswith(COUNTER)]
+    others = [name for name in loaded if not name.endswith(COUNTER)]
     pairs = list(zip(names, others, strict=False))
     same = all(
-        (own[a].shape == found[b].shape or a in head) and a.rpartition(".")[2] == b.rpartition(".")[2] for a, b in pairs
+        (own[a].shape == loaded[b].shape or a in head) and a.rpartition(".")[2] == b.rpartition(".")[2]
+        for a, b in pairs
     )
     if len(names) == len(others) and same:
-        return {a: found[b] for a, b in pairs}, f" in their order, as '{others[0]}' for '{names[0]}'"
+        return {a: loaded[b] for a, b in pairs}, f" in their order, as '{others[0]}' for '{names[0]}'"
     return best, how
 
 

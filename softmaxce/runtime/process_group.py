@@ -51,7 +51,7 @@ class PeerError(SoftmaxceError):
 
 @dataclass(frozen=True)
 class Failure:
-    """What a process tells the others of its error, before all of them end by it."""
+    """An error as one process sends it to the others, before all of them end by it."""
 
     rank: int
     host: str
@@ -187,7 +187,7 @@ class ProcessGroup:
                 do()
 
     def fail(self, error: BaseException | None) -> None:
-        """Share the error of a training step, after its flag told all that one of them failed. Raises: always."""
+        """Share the error of a training step whose flag has shown that a process failed. Raises: always."""
         self._exchange(error, None)
         raise AssertionError("a process reported a failure and had none")
 
@@ -264,7 +264,7 @@ def _address() -> str:
 
 @contextlib.contextmanager
 def _message_if_late(rank: int, world_size: int) -> Iterator[None]:
-    """Say for whom the block waits, if it takes long."""
+    """Print a line about the processes that are missing, if the block takes long."""
     text = f"waiting at {_address()} for the other processes; this is rank {rank} of {world_size}, by its environment"
     timer = threading.Timer(LATE, streams.line, [text], {"err": True})
     timer.daemon = True

@@ -63,13 +63,30 @@ def add_loss_parameters(optimizer: torch.optim.Optimizer, config: Config, model:
     group.setdefault("initial_lr", group["lr"])
 
 
+def complete_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Give every trained parameter a momentum: torch's fused SGD takes those of all parameters of a group or of none.
+
+    A parameter may get its first gradient later than others, because it was frozen or its layer was not used. With a
+    momentum of zeros its first step is torch's, but for `dampening`, which torch leaves out of a first step.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+        lacking = [p for p in trained if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        is_first_step = len(lacking) == len(trained)
+        if group["fused"] and group["momentum"] and not (is_first_step and group["dampening"]):
+            for parameter in lacking:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 # -- groups -----------------------------------------------------------------------------------------------------------
 
 
 def _split_groups(optimizer: torch.optim.Optimizer, config: Config, model: nn.Module) -> None:
-    """Split the optimizer's groups by learning rate and weight decay, as `fine_tuning` and `no_decay` say; else none.
+    """Split the optimizer's groups by learning rate and weight decay, where `fine_tuning` or `no_decay` ask for it.
 
-    The last layer's come first, so that the learning rate that is reported is that of `optimizer.lr`, or `head_lr`.
+    The last layer's groups come first: the learning rate that is reported is that of the first group.
     """
     tuning = config.fine_tuning
     decay, head_lr = (tuning.layer_decay, tuning.head_lr) if tuning is not None else (None, None)

@@ -96,7 +96,7 @@ def test_the_samples_are_the_first_batches_of_training_before_their_normalizatio
 def test_the_picture_replaces_a_picture_of_ours_and_nothing_else(
     app: typer.Typer, config: Path, tmp_path: Path
 ) -> None:
-    picture, notes = tmp_path / "new" / "samples.png", tmp_path / "notes.png"
+    picture, notes = tmp_path / "new" / "folder" / "samples.png", tmp_path / "notes.png"
     notes.write_text("mine")
     for _ in range(2):
         done = CliRunner().invoke(app, ["data", "inspect", str(config), "--output", str(picture)])

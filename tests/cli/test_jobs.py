@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 import torch
 import typer
+from softmaxce_cli.job import Part
+from softmaxce_cli.jobs import _Jobs
+from softmaxce_cli.training import OutputOptions
 from typer.testing import CliRunner
 
+from softmaxce.config.sweep import grid
 from softmaxce.files import lock_holder, locked
+from softmaxce.runs.plan import Plan
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows forks no processes")
 
@@ -157,6 +162,19 @@ def test_a_lock_is_seen_from_another_process_and_not_disturbed(tmp_path: Path) -
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             assert done.stdout.strip() == holder(os.getpid())
     assert lock_holder(tmp_path) is None
+
+
+def test_a_run_that_a_signal_keeps_from_starting_leaves_no_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    points = grid("c.yaml", ["optimizer.lr=0.1,0.2"])
+    jobs = _Jobs(points, [Plan(point.config) for point in points], [], OutputOptions(), [Part(1, 1)])
+    jobs.stopped = signal.SIGINT
+    jobs._start(0, 0)
+    assert not jobs.running
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import io
 import json
 import random
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import webdataset
+from braceexpand import braceexpand
 from PIL import Image
 
 from softmaxce.data.batches import Batches
@@ -20,8 +20,9 @@ from softmaxce.data.folder import image_folder
 from softmaxce.data.order import SHARDS_AT_A_TIME
 from softmaxce.data.pack import pack
 from softmaxce.data.preprocessing import Preprocessing
+from softmaxce.data.resizing import Resizing
 from softmaxce.data.shard_index import make_index, read_index
-from softmaxce.data.shards import expand_braces, shards
+from softmaxce.data.shards import expand_braces, read_shard, shards
 from softmaxce.data.splits import Dataset, InMemory, Split
 from softmaxce.errors import DataError
 
@@ -270,8 +271,48 @@ def test_the_index_is_made_once_for_a_shard_and_again_when_it_changes(tmp_path: 
     assert [sample.name for sample in read_index(file).samples] == ["b/2.png", "a/1.png"]
 
 
-def test_braces_are_expanded_as_by_a_shell() -> None:
-    expand: Callable[[str], list[str]] = expand_braces
-    assert expand("{a,b}-{08..11}.tar") == [f"{c}-{n}.tar" for c in "ab" for n in ("08", "09", "10", "11")]
-    assert expand("{8..10}") == ["8", "9", "10"]
-    assert expand("{x}.tar") == ["{x}.tar"]
+@pytest.mark.parametrize(
+    "pattern",
+    ["{a,b}-{08..11}.tar", "{8..10}", "{x}.tar", "{0..12}", "{1..010}", "{01..3}", "{00..12}", "{0..0}"],
+)
+def test_braces_are_expanded_as_by_the_package_that_webdataset_uses(pattern: str) -> None:
+    assert expand_braces(pattern) == list(braceexpand(pattern))
+
+
+def test_a_pattern_below_a_folder_whose_name_has_brackets_matches_its_shards(tmp_path: Path) -> None:
+    folder = tmp_path / "photos [2024]"
+    folder.mkdir()
+    (folder / "s-0.tar").write_bytes(tar(*SOUND))
+    assert len(shards(urls="s-*.tar", root=str(folder), test_fraction=0).train) == 2
+
+
+def test_a_shard_is_in_one_split_only(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.tar").write_bytes(tar(*SOUND))
+    with pytest.raises(DataError, match=r"data\.test_urls: names the shard '.*b\.tar', which data\.urls names too"):
+        shards(urls="*.tar", test_urls="b.tar", root=str(tmp_path))
+
+
+def test_images_of_a_single_class_are_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(tar(("a/1.png", image()), ("a/1.cls", b"dog")))
+    assert read_shard(tmp_path / "s.tar", ("cat", "dog"), (3, 4, 4), Resizing()).labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("content", [b"", b"cat\n\ndog\n", b"cat\ncat\n", b"\xe9\n"])
+def test_class_names_that_are_not_one_in_each_line_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(tar(*SOUND))
+    (tmp_path / "classes.txt").write_bytes(content)
+    with pytest.raises(DataError, match=r"classes\.txt: (must have a class's name in each line|cannot be read)"):
+        shards(urls="s.tar", root=str(tmp_path))
+
+
+def test_a_classs_name_may_hold_any_character_but_the_end_of_a_line(tmp_path: Path) -> None:
+    for name in ("a\u2028b", "c d", "é"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "photos" / name / f"{number}.png").write_bytes(image(number))
+    pack(tmp_path / "photos", tmp_path / "packed", 1_000_000)
+    names = tmp_path / "packed" / "classes.txt"
+    for content in (names.read_bytes(), b"\xef\xbb\xbf" + names.read_bytes().replace(b"\n", b"\r\n")):  # by Notepad
+        names.write_bytes(content)
+        assert shards(urls="*.tar", root=str(tmp_path / "packed")).classes == ("a\u2028b", "c d", "é")

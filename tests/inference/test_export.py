@@ -34,6 +34,7 @@ from softmaxce.data.resizing import Resizing
 from softmaxce.data.splits import InMemory
 from softmaxce.errors import FAILED
 from softmaxce.inference.certificate import LIMIT, certify
+from softmaxce.inference.export import calibration_images
 from softmaxce.inference.export_metadata import MAX_METADATA
 from softmaxce.inference.exported_model import ExportedModel
 from softmaxce.inference.graph import ExportError
@@ -264,6 +265,17 @@ def test_a_quantized_file_is_measured_beside_the_file_before_and_has_no_limit(
     assert (refused.exit_code, refused.stderr) == (2, "error: --quantize int8: is for --format onnx\n")
 
 
+def test_the_images_that_8_bits_are_calibrated_on_are_evenly_spaced_in_the_training_split(digits: Path) -> None:
+    model = TrainedModel.open(digits, batch_size=16)
+    train = model.split("train")
+    assert isinstance(train, InMemory)
+    position = {image.numpy().tobytes(): index for index, image in enumerate(train.images)}
+    chosen = [position[image.tobytes()] for batch in calibration_images(model) for image in batch]
+    assert len(chosen) == 1000 < len(train) < 2000
+    tenths = np.histogram(chosen, 10, (0, len(train)))[0]
+    assert tenths.max() - tenths.min() <= 2, "files are sorted by class: a part of them would be a part of the classes"
+
+
 def test_a_quantized_network_of_convolutions_has_both_files_in_its_table(
     app: typer.Typer, photos: Path, tmp_path: Path
 ) -> None:
@@ -302,6 +314,13 @@ def test_the_second_export_replaces_the_first_and_nothing_else(app: typer.Typer,
     done = run(app, "export", digits, "--output", other)
     assert done.exit_code == 2
     assert "exists and is not an exported model of softmaxce" in done.stderr
+    beside = tmp_path / "new.onnx.json"
+    for content in ('{"sha256": "somebody\'s"}', "not JSON"):
+        beside.write_text(content)
+        done = run(app, "export", digits, "--output", tmp_path / "new.onnx")
+        assert done.exit_code == 2
+        assert f"{beside}: exists and is not a certificate of softmaxce" in done.stderr
+        assert beside.read_text() == content
     assert other.read_bytes() == b"somebody's"
     for output, part in (
         (tmp_path, "is a folder"),

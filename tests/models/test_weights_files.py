@@ -1,8 +1,10 @@
 """Weights from files: what is loaded under which names, what is refused; timm's models; a real pretrained network."""
 
+import contextlib
 import importlib
 import os
 import pickle
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from softmaxce.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from softmaxce.errors import DataError
 from softmaxce.models.layers import blocks
 from softmaxce.models.torchvision_models import torchvision_model
+from softmaxce.models.weights_file import load_file
 
 from ..helpers import SMALL
 
@@ -100,6 +103,8 @@ def _write(file: Path, weights: Weights, kind: str) -> None:
         file.write_bytes(pickle.dumps({"weight": Code()}))
     elif kind == "text":
         file.write_text("no weights")
+    elif kind == "nothing":
+        safetensors.torch.save_file({}, file)
     elif kind == "numbers":
         torch.save({"a": 1}, file)
     elif kind == "another model":
@@ -118,6 +123,7 @@ def _write(file: Path, weights: Weights, kind: str) -> None:
     [("code", "w.pth", "holds other things than tensors, or no weights; loading it could run code"),
      ("text", "w.safetensors", "cannot be read as weights: "),
      ("text", "w.pth", "loading it could run code"),
+     ("nothing", "w.safetensors", "holds no weights; it must be a state dict"),
      ("numbers", "w.pth", "holds no weights; it must be a state dict"),
      ("cut", "w.pth", "cannot be read as weights: "),
      ("pipe", "w.pth", "it is a pipe, not a file"),
@@ -134,6 +140,24 @@ def test_a_file_that_gives_no_weights_or_another_models_is_refused_in_one_line_a
         load(tmp_path / name)
     assert "\n" not in str(raised.value)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["zip file", "older file", "safetensors"])
+def test_no_damage_to_a_file_of_weights_raises_anything_but_a_line(kind: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 4))
+    file = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        safetensors.torch.save_file(model.state_dict(), file)
+    else:
+        torch.save(model.state_dict(), file, _use_new_zipfile_serialization=kind == "zip file")
+    sound, generator = file.read_bytes(), random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(sound)
+        for _ in range(generator.randint(1, 3)):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        file.write_bytes(damaged[: generator.randrange(len(damaged))] if generator.random() < 0.2 else damaged)
+        with contextlib.suppress(DataError):  # all else fails the test
+            load_file(model, file)
 
 
 def test_weights_beside_the_config_are_found_and_normalized_as_their_network_expects(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models, ops
 
 from softmaxce import session
@@ -93,6 +93,56 @@ def test_frozen_layers_keep_weights_and_statistics_until_the_epoch_in_which_all_
         before = now
     assert changed[0] == changed[1] == head
     assert changed[2] == changed[3] == set(before)
+
+
+class WithFixedPositions(nn.Module):
+    """A model that adds fixed numbers to its pixels, as some transformers add the embedding of a position."""
+
+    def __init__(self, *, image_size: tuple[int, int], num_classes: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.ones(image_size), requires_grad=False)
+        self.hidden = nn.Linear(self.positions.numel(), 8)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.hidden((images + self.positions).flatten(1)).relu())
+        return logits
+
+
+def test_a_parameter_that_the_model_keeps_fixed_stays_so_when_the_backbone_is_unfrozen() -> None:
+    run = build_run(config(model=f"{__name__}:WithFixedPositions", epochs=3, fine_tuning=UNFROZEN_LATER))
+    list(fit(run))
+    assert {name for name, p in run.model.named_parameters() if not p.requires_grad} == {"positions"}
+    assert not any(parameter.grad is not None for parameter in run.model.parameters())
+
+
+class WithBranch(nn.Module):
+    """A model whose second layer is used from the second batch on."""
+
+    def __init__(self, *, image_size: tuple[int, int], num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(image_size[0] * image_size[1], num_classes) for _ in range(2))
+        self.batches = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.batches += self.training
+        logits = [layer(images.flatten(1)) for layer in self.layers]
+        return logits[0] if self.batches < 2 else logits[0] + logits[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": CNN, "fine_tuning": UNFROZEN_LATER}, {"model": f"{__name__}:WithBranch"}],
+    ids=["frozen before", "not used before"],
+)
+def test_fused_sgd_has_a_momentum_for_parameters_whose_gradients_begin_later(changes: dict[str, Any]) -> None:
+    sgd = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
+    ours, torchs = (build_run(config(epochs=4, optimizer=sgd | {"fused": fused}, **changes)) for fused in (True, False))
+    for run in (ours, torchs):
+        torch.manual_seed(0)  # of dropout
+        list(fit(run))
+    for one, other in zip(ours.model.parameters(), torchs.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 class StopsAfter(session.Reporter):
