@@ -193,18 +193,13 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
     normalize = config.data.normalize
     if isinstance(normalize, dict):
         mean, std = tuple(normalize["mean"]), tuple(normalize["std"])
-    elif normalize == "imagenet":
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-        if channels == 1:
-            mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    elif normalize == "auto" and (expected := expected_normalization(config)) is not None:
-        mean, std = expected
-        if channels == 1:
-            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     elif normalize == "none":
         mean, std = (0.0,) * channels, (1.0,) * channels
     else:
-        mean, std = mean_and_std(train)
+        known = (IMAGENET_MEAN, IMAGENET_STD) if normalize == "imagenet" else expected_normalization(config)
+        mean, std = known or mean_and_std(train)
+        if known is not None and channels == 1:
+            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     if len(mean) != channels or len(std) != channels:
         message = f"needs one mean and one std for each of {channels} channels, got {len(mean)} and {len(std)}"
         raise ConfigError([Problem("data.normalize", message)])
@@ -212,13 +207,23 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
 
 
 def expected_normalization(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation that a model's pretrained weights expect, where these are timm's or from a file."""
+    """Mean and standard deviation of the images that a model of timm's or torchvision's was made for.
+
+    With `normalize: auto`, as in earlier versions, only where its weights are timm's or from a file.
+    Returns: None where those of the training images are used.
+    Raises: ConfigError if `normalize: model` and the model does not say.
+    """
     weights, (family, _, architecture) = config.model.arguments.get("weights"), config.model.name.partition(":")
-    if family == "timm" and weights not in (None, "none"):
-        return timm_models.normalization(architecture)
-    if family == "torchvision" and isinstance(weights, str) and is_file_name(weights):
-        return IMAGENET_MEAN, IMAGENET_STD
-    return None
+    required = config.data.normalize == "model"
+    expected = None
+    if family == "timm" and (required or weights not in (None, "none")):
+        expected = timm_models.normalization(architecture)
+    elif family == "torchvision" and (required or (isinstance(weights, str) and is_file_name(weights))):
+        expected = IMAGENET_MEAN, IMAGENET_STD
+    if required and expected is None:
+        message = f"model is for networks of timm and torchvision that say it; with {config.model.name} use auto"
+        raise ConfigError([Problem("data.normalize", message)])
+    return expected
 
 
 def training_batches(

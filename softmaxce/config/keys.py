@@ -114,8 +114,9 @@ class Data:
         batch_size: images per training batch.
         eval_batch_size: images per evaluation batch; it changes metrics by rounding at most.
         augment: augmentations of the training images, applied in this order.
-        normalize: auto (mean and standard deviation of the training images, or what the model's weights expect where
-            they are timm's or from a file), imagenet, none, or {mean: [..], std: [..]}.
+        normalize: model (mean and standard deviation that timm's or torchvision's model was made for), auto (those of
+            the training images, or as model where weights are timm's or from a file), imagenet, none, or {mean: [..],
+            std: [..]}.
         validation: the part of the training images to hold out, as a count (100) or a fraction (0.1); stratified,
             chosen by the seed.
         train_limit: use only this many training images; stratified, chosen by the seed.
@@ -134,7 +135,7 @@ class Data:
     batch_size: PositiveInt = 128
     eval_batch_size: PositiveInt = 256
     augment: list[Any] = field(default_factory=list)
-    normalize: Literal["auto", "imagenet", "none"] | dict[str, Any] = "auto"
+    normalize: Literal["auto", "model", "imagenet", "none"] | dict[str, Any] = "auto"
     validation: PositiveInt | Fraction | None = None
     train_limit: PositiveInt | None = None
     folds: Annotated[int, Ge(2), Le(1000)] | None = None

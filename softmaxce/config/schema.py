@@ -111,7 +111,7 @@ def _data() -> tuple[dict[str, Any], dict[str, Any]]:
         "description": own["augment"]["description"],
     }
     numbers = _section(signature_of_section(Normalize))
-    own["normalize"] |= {"anyOf": [{"enum": ["auto", "imagenet", "none", None]}, numbers]}
+    own["normalize"] |= {"anyOf": [{"enum": ["auto", "model", "imagenet", "none", None]}, numbers]}
     own["sampler"] |= {"anyOf": [{"enum": ["none", "balanced", None]}, _section(signature_of_section(Sampler))]}
     result = _component(REGISTRIES["data"])
     for choice in result["anyOf"]:

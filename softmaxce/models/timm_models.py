@@ -62,7 +62,10 @@ def timm_model(
     except Exception as error:  # the network's errors, through several libraries
         if not download or ran_out_of_memory(error):
             raise
-        raise DataError(f"timm:{architecture}: its weights cannot be downloaded: {in_one_line(error)}") from None
+        raise DataError(
+            f"timm:{architecture}: its weights cannot be downloaded ({in_one_line(error)}); "
+            "name a file of them: --set model.weights=FILE"
+        ) from None
     if weights is not None and not download:
         load_file(model, expanded(weights))
     return Adapted(model, last_layer(model)[1], False, in_channels, input_size)

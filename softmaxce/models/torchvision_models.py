@@ -138,7 +138,7 @@ def _pretrained(architecture: str, weights: str, source: str) -> Any:
     except (URLError, OSError) as error:
         raise DataError(
             f"the weights {architecture}/{entry.name} cannot be downloaded from {entry.url} ({error}); "
-            f"put the file {file.name} into {file.parent}"
+            f"put the file {file.name} into {file.parent}, or name a file of its weights: --set model.weights=FILE"
         ) from None
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, UnpicklingError) as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]

@@ -17,9 +17,10 @@ from torchvision.models import resnet18
 
 from softmaxce.build import expected_normalization
 from softmaxce.config.reader import load as load_config
+from softmaxce.config.reader import parse_override
 from softmaxce.config.registry import TIMM, Family
 from softmaxce.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from softmaxce.errors import DataError
+from softmaxce.errors import ConfigError, DataError
 from softmaxce.models.layers import blocks
 from softmaxce.models.torchvision_models import torchvision_model
 from softmaxce.models.weights_file import load_file
@@ -171,6 +172,22 @@ def test_weights_beside_the_config_are_found_and_normalized_as_their_network_exp
     for others in ("null", "DEFAULT"):  # the training images' own, as in earlier versions
         (tmp_path / "c.yaml").write_text(text.replace("w.pth", others))
         assert expected_normalization(load_config(str(tmp_path / "c.yaml"))) is None
+
+
+def test_normalize_model_is_what_the_model_was_made_for_also_without_weights(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(SMALL)
+
+    def normalization(model: str) -> Any:
+        texts = [f"model={{name: '{model}'}}", "data.normalize=model"]
+        return expected_normalization(load_config(str(config), [parse_override(text) for text in texts]))
+
+    assert normalization("torchvision:resnet18") == (IMAGENET_MEAN, IMAGENET_STD)
+    with pytest.raises(ConfigError, match=r"data.normalize: model is for networks of timm and torchvision .* linear"):
+        normalization("linear")
+    need("timm")
+    assert normalization("timm:tf_efficientnet_lite0") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert normalization("timm:resnet18") == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_without_timm_its_models_are_one_line_that_names_the_extra() -> None:

@@ -41,13 +41,16 @@ class EveryStep:
         return False
 
 
-def with_synthetic_images(recipe: str) -> Config:
-    """A recipe's model, loss, optimizer, schedule and augmentations on images that need no download."""
+def with_synthetic_images(recipe: str, **changes: object) -> Config:
+    """A recipe's model, loss, optimizer, schedule and augmentations on images and weights that need no download."""
     recipe_config = configs.load(recipe)
     channels, size = SHAPES.get(recipe, (3, 32))
     data = {"name": "synthetic", "channels": channels, "size": size, "train": 8 * (STEPS + 2) + 20, "test": 16}
     data |= {"batch_size": 8, "validation": 20, "augment": recipe_config.to_dict()["data"]["augment"]}
-    return configs.load(recipe, [Override(("data",), data, "--set data")])
+    overrides = [Override((key,), value, f"--set {key}") for key, value in {"data": data, **changes}.items()]
+    if recipe_config.model.arguments.get("weights") is not None:
+        overrides.append(Override(("model", "weights"), None, "--set model.weights"))
+    return configs.load(recipe, overrides)
 
 
 def first_steps(run: Run, steps: int = STEPS) -> list[Any]:
@@ -113,7 +116,5 @@ def test_other_trainers_name_for_deterministic_is_answered_with_the_key(softmaxc
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("recipe", sorted(recipes.recipes()))
 def test_deterministic_runs_are_bit_reproducible_on_a_gpu(recipe: str) -> None:
-    requested = with_synthetic_images(recipe)
-    changes = [Override((key,), value, key) for key, value in (("device", "cuda"), ("deterministic", True))]
-    requested = configs.load(recipe, [Override(("data",), requested.to_dict()["data"], "--set data"), *changes])
+    requested = with_synthetic_images(recipe, device="cuda", deterministic=True)
     assert same_bits(first_steps(build_run(requested)), first_steps(build_run(requested)))
