@@ -68,7 +68,11 @@ def timm_model(
         ) from None
     if weights is not None and not download:
         load_file(model, expanded(weights))
-    return Adapted(model, last_layer(model)[1], False, in_channels, input_size)
+    last = last_layer(model)[1]
+    published: Any = model.pretrained_cfg
+    if download and published["num_classes"] != num_classes:  # the last layer is new; timm's is large
+        last.reset_parameters()  # type: ignore[operator]
+    return Adapted(model, last, False, in_channels, input_size)
 
 
 def normalization(architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -226,12 +226,29 @@ def test_a_layer_decay_is_timms_own(name: str) -> None:
     assert {id(parameter): 0.5**steps for steps, block in chain for parameter in block.parameters} == theirs
 
 
-def test_a_new_last_layer_has_torchs_own_initialization(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["a file", "timm's own"])
+def test_a_new_last_layer_has_torchs_own_initialization(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     need("timm")
-    create = importlib.import_module("timm").create_model
-    torch.save(create("tf_efficientnet_lite0", num_classes=7).state_dict(), tmp_path / "w.pth")
+    published = importlib.import_module("timm").create_model("tf_efficientnet_lite0")
+    weights = str(tmp_path / "model.safetensors")
+    if source == "timm's own":  # as downloaded to the cache of the Hugging Face Hub before
+        constants = importlib.import_module("huggingface_hub").constants
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        folder = tmp_path / f"models--{published.pretrained_cfg['hf_hub_id'].replace('/', '--')}"
+        for part in ("refs", "snapshots/1"):
+            (folder / part).mkdir(parents=True)
+        (folder / "refs" / "main").write_text("1")
+        safetensors.torch.save_file(published.state_dict(), folder / "snapshots" / "1" / "model.safetensors")
+        weights = "DEFAULT"
+    else:
+        safetensors.torch.save_file(published.state_dict(), weights)
     make = importlib.import_module("softmaxce.models.timm_models").timm_model
-    head = make("tf_efficientnet_lite0", str(tmp_path / "w.pth"), in_channels=3, num_classes=4).model.classifier
+    model = make("tf_efficientnet_lite0", weights, in_channels=3, num_classes=4).model
+    torch.testing.assert_close(model.conv_stem.weight, published.conv_stem.weight, rtol=0, atol=0)
+    head = model.classifier
     assert head.weight.abs().max() <= head.in_features**-0.5  # timm's own is up to 0.5
 
 
