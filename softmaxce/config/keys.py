@@ -163,8 +163,9 @@ class Config:
             compiled model is slower.
         cuda_graph: on CUDA, replay forward and backward pass of full batches as one CUDA graph. auto does so where the
             run allows it and reports why not elsewhere; true stops with an error instead; false never does.
-        keep_memory: keep freed memory in the process for the next batch (CPU, glibc); it changes no metric. Ignored
-            under ulimit -v or strict overcommit, where the kept memory would count against the limit.
+        keep_memory: keep freed memory in the process for the next batch (CPU, glibc); it changes no metric. Where
+            images are read from files in each epoch, only pieces of up to 1 MiB. Ignored under ulimit -v or strict
+            overcommit, where the kept memory would count against the limit.
         deterministic: refuse operations whose result can differ in the last bit from run to run; slower on a GPU.
         epochs: the number of passes over the training images.
         data: the data set and how it is batched.

@@ -60,7 +60,7 @@ def image_folder(
         test_fraction: of each class of a single folder, for the test split; the same images whatever the seed.
         skip_bad: leave out, with a warning, what cannot be decoded; else it is an error. Where images do not fit in
             memory, it takes a first pass over all files.
-        in_memory: keep all images decoded in memory; null decides by the machine's memory.
+        in_memory: keep all images decoded in memory; null decides by the memory that the process may use.
         workers: processes that decode images that do not fit in memory; null for one per thread of the training.
         cache: keep decoded images in the user's cache folder, and use them while the files are unchanged.
         split_by: name, by a hash of CLASS/FILE: images keep their side (test, validation, training) when others are

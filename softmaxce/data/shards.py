@@ -60,7 +60,7 @@ def shards(
         channels: 3 for color, 1 for gray.
         test_fraction: of each class, for the test split, where test_urls is null; by a hash of CLASS and KEY.
         skip_bad: leave out, with a warning, what cannot be decoded.
-        in_memory: keep all images decoded in memory; null decides by the machine's memory.
+        in_memory: keep all images decoded in memory; null decides by the memory that the process may use.
         workers: processes that decode images that do not fit in memory; null for one per thread of the training.
         cache: keep decoded images in the user's cache folder.
         fit: how images get the size: crop, pad or stretch, as of image_folder.
