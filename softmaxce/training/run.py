@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from ..optim.schedules import Schedule
 from ..runtime.device import choose_precision
 from ..runtime.process_group import SINGLE, ProcessGroup
 from .cuda_graph import StaticStep
-from .distillation import Teacher
 from .tally import RunningMetrics, Scores
+
+if TYPE_CHECKING:  # a model in use needs none, and no compiled loss
+    from .distillation import Teacher
 
 
 @dataclass
@@ -98,7 +100,7 @@ class Run:
     use_graph: bool = False
     all_train_images: str | None = None
     group: ProcessGroup = SINGLE
-    teacher: Teacher | None = field(default=None, init=False)
+    teacher: "Teacher | None" = field(default=None, init=False)
     static_step: StaticStep | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:

@@ -109,7 +109,7 @@ MISTAKES = {
     "seed true": edit("seed: 0", "seed: true", "1:7: seed must be a whole number in [0, 9223372036854775808), got true"),
     "seed beyond 63 bits": edit("seed: 0", "seed: 9223372036854775808", "1:7: seed must be a whole number in [0, 92233"),
     "a number that is none": edit("lr: 0.1", "lr: .nan", "8:28: lr must be a number of at least 0, got nan"),
-    "normalize misspelt": edit("batch_size: 32", "normalize: imgnet", "5:14: normalize must be one of auto, imagenet, none or a mapping, got"),
+    "normalize misspelt": edit("batch_size: 32", "normalize: imgnet", "5:14: normalize must be one of auto, model, imagenet, none or a mapping, got"),
     "precision unknown": edit("seed: 0", "precision: fp15", "1:12: precision must be one of float32, bf16, fp16, auto, got 'fp15'"),
     "device unknown": edit("seed: 0", "device: gpu", "1:9: device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'"),
     "validation zero": edit("batch_size: 32", "validation: 0", "5:15: validation must be"),
