@@ -20,7 +20,7 @@ from .data.mixup import mixing
 from .data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, STATISTICS_FROM, Preprocessing, mean_and_std, resizing_of
 from .data.sampling import ClassSampler
 from .data.split_checks import check_split
-from .data.splits import Dataset, OnDisk, Split
+from .data.splits import Dataset, Split
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.interface import Loss
 from .models import timm_models
@@ -130,8 +130,7 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
     if config.compile:
         compile_model(model, device)
     if config.keep_memory and device.type == "cpu":
-        # only now, so that memory used while reading the data set is returned
-        keep_freed_memory(but_large=isinstance(source.train, OnDisk))
+        keep_freed_memory()  # only now, so that memory used while reading the data set is returned
     return Run(
         config=config,
         classes=source.classes,

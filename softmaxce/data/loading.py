@@ -26,6 +26,7 @@ from ..errors import (
     in_one_line,
     ran_out_of_memory,
 )
+from ..runtime.allocator import return_large_buffers
 from ..runtime.processors import processors
 from .decode import Decode
 from .splits import OnDisk
@@ -76,6 +77,7 @@ class FileLoader:
     def _started(self) -> "tuple[DataLoader[Any], _Requests]":
         requested = self._files.split.workers
         workers = _possible_workers(torch.get_num_threads() if requested is None else requested)
+        return_large_buffers()
         batches = _Requests()
         with _quiet():
             loader: DataLoader[Any] = DataLoader(

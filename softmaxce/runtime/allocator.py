@@ -6,16 +6,11 @@ from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
 LARGE = 1 << 20  # bytes
+MAPPINGS = 65536  # glibc's own limit of buffers that are mapped
 
 
-def keep_freed_memory(*, but_large: bool = False) -> bool:
+def keep_freed_memory() -> bool:
     """From now on, keep freed memory in this process instead of returning it to the system.
-
-    Args:
-        but_large: return buffers of more than 1 MiB when they are freed. Where images are read from files, small
-            allocations for them fall between the buffers of a batch and stay in glibc's per-thread caches; a buffer
-            beside one is too small for the next batch's, which is aligned, and gigabytes of such pieces remain. So it
-            is without any setting too (glibc 2.36): glibc itself soon keeps buffers of up to 32 MiB.
 
     glibc maps large buffers from the kernel and unmaps them when they are freed, so each batch pays for fresh pages,
     about 0.25 us per 4 KB. Memory that is kept serves the next batch; the process does not shrink until it ends.
@@ -25,8 +20,17 @@ def keep_freed_memory(*, but_large: bool = False) -> bool:
 
     Returns: whether the C library accepted the setting.
     """
-    large = {M_MMAP_THRESHOLD: LARGE} if but_large else {M_MMAP_MAX: 0}
-    return not _addresses_are_counted() and _malloc_options({**large, M_TRIM_THRESHOLD: 2**31 - 1})
+    return not _addresses_are_counted() and _malloc_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
+
+
+def return_large_buffers() -> None:
+    """From now on, return freed buffers of more than 1 MiB to the system: where images are read from files.
+
+    Small allocations for the files fall between the buffers of a batch and stay in glibc's per-thread caches; a buffer
+    beside one is too small for the next batch's, which is aligned, and gigabytes of such pieces remain. So it is
+    without any setting too (glibc 2.36): glibc itself soon keeps buffers of up to 32 MiB.
+    """
+    _malloc_options({M_MMAP_THRESHOLD: LARGE, M_MMAP_MAX: MAPPINGS})
 
 
 def _addresses_are_counted() -> bool:
