@@ -13,7 +13,7 @@ from softmaxce import streams
 from softmaxce.config import reader as configs
 from softmaxce.config.reader import Override
 from softmaxce.errors import FAILED, ConfigError, Problem
-from softmaxce.files import check_output, make_folder, replace_file, writable
+from softmaxce.files import check_output, replace_file, writable
 
 from .options import (
     BatchSize,
@@ -109,7 +109,7 @@ def lr_find(
         report.print_range_test(result, unchanged, command, console.stdout())
     if output is not None and result.losses:
         with writable(output):
-            make_folder(output.parent)
+            output.parent.mkdir(parents=True, exist_ok=True)
             replace_file(output, report.picture(result, output.suffix))
         streams.line(f"picture: {output}", err=True)
     if result.suggested is None:

@@ -124,10 +124,10 @@ def test_lr_find_names_a_rate_that_its_next_command_trains_with_and_leaves_the_p
     trained = softmaxce(*shlex.split(result["command"])[1:], "--json")
     start = json.loads(trained.stdout.splitlines()[0])
     assert start["config"]["optimizer"]["lr"] == result["lr"]
-    shown = softmaxce(*words[:-1], "rates.png", "--max-lr", "100").stdout.splitlines()
+    shown = softmaxce(*words[:-1], "a/b/rates.png", "--max-lr", "100").stdout.splitlines()
     assert shown[-1] == f"next: {result['command']}"
     assert f"lr {result['lr']:.2g}: a tenth of the rate with the smallest smoothed loss" in shown
-    assert Image.open(tmp_path / "rates.png").size > (500, 300)
+    assert Image.open(tmp_path / "a" / "b" / "rates.png").size > (500, 300)
 
 
 @pytest.mark.parametrize(
