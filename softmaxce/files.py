@@ -8,6 +8,7 @@ Every step that writes is a call to `os`, so that a test can make each of them f
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -261,6 +262,12 @@ def keep_as(file: Path, other: Path) -> None:
     staged.replace(other)
     with contextlib.suppress(FileNotFoundError):  # there is nothing to remove
         staged.unlink()  # it remains if both were names of one file already
+
+
+def sha256_of(file: str | os.PathLike[str]) -> str:
+    """A regular file's SHA-256, as sha256sum prints it. Raises: OSError as open_file."""
+    with open_file(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def make_folder(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Many short texts in one array of bytes.
 
-A Python string takes 49 bytes and its object's header more than its letters do, and every process that decodes images
-would get copies of all paths in time: reading one counts its references, which writes to the memory that a forked
-process shares (pytorch issue 13246). An array of bytes is only read.
+A Python string takes some 50 bytes beside its characters. And each process that decodes images would copy all paths in
+time: using a string changes its reference count, which is a write to memory that forked processes share
+(https://github.com/pytorch/pytorch/issues/13246). An array of bytes is only read.
 """
 
 from collections.abc import Iterable, Sequence
@@ -46,9 +46,6 @@ class PackedTexts(Sequence[str]):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
-
-    def __hash__(self) -> int:
-        return hash(self._content)
 
 
 class PackedMembers(Sequence[Member]):

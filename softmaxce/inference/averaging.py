@@ -1,6 +1,5 @@
 """Averages of the weights of several runs: uniform and greedy model soups (Wortsman et al. 2022, arXiv:2203.05482)."""
 
-import hashlib
 import math
 import sys
 import time
@@ -16,7 +15,7 @@ from .. import streams
 from ..argument_types import LOWER_IS_BETTER
 from ..build import training_batches
 from ..errors import DataError, RunError
-from ..files import open_file, replace_file
+from ..files import replace_file, sha256_of
 from ..runs import checkpoint as checkpoints
 from ..runs import folder as runfolder
 from ..runs import provenance
@@ -130,7 +129,7 @@ def average(
 
 def _ingredient(run: Path, loaded: Checkpoint, value: float | None, *, averaged: bool) -> Ingredient:
     epoch = loaded.header["epoch"]
-    return Ingredient(str(run), str(loaded.file), _sha256(loaded.file), epoch, value, averaged)
+    return Ingredient(str(run), str(loaded.file), sha256_of(loaded.file), epoch, value, averaged)
 
 
 def _choose(mixer: "_Mixer", candidates: Sequence[int], *, greedy: bool) -> tuple[list[int], list[int]]:
@@ -253,11 +252,6 @@ def _check_validation(model: TrainedModel, loaded: Sequence[Checkpoint], *, gree
         if greedy:
             raise RunError(message)
         streams.warning(message)
-
-
-def _sha256(file: Path) -> str:
-    with open_file(file) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write(result: Average, model: TrainedModel, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:

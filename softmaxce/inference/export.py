@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..errors import ConfigError, Problem, RunError
-from ..files import check_output, flush_folder, open_file, read_json, stage, writable
+from ..files import check_output, flush_folder, read_json, sha256_of, stage, writable
 from ..runs.folder import SPLITS
 from ..runs.header import find_checkpoint
 from ..runs.resume import recorded_images
@@ -209,8 +209,7 @@ def _output_file(path: Path, format: Format, quantize: Quantization, output: Pat
 
     def is_ours() -> bool:
         try:
-            with open_file(file) as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest() == recorded_digest()
+            return sha256_of(file) == recorded_digest()
         except OSError:  # it cannot be read
             return False
 
@@ -220,8 +219,6 @@ def _output_file(path: Path, format: Format, quantize: Quantization, output: Pat
 
 
 def _metadata(model: TrainedModel, format: Format) -> ExportMetadata:
-    with open_file(model.checkpoint) as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     packages = ["torch", *(("onnx", "onnxscript") if format == "onnx" else ())]
     images = recorded_images(model.record)
     return ExportMetadata(
@@ -237,7 +234,7 @@ def _metadata(model: TrainedModel, format: Format) -> ExportMetadata:
         recipe=model.config.recipe,
         epoch=model.epoch,
         weights=model.checkpoint.name,
-        weights_sha256=digest,
+        weights_sha256=sha256_of(model.checkpoint),
         config=model.config.to_dict(),
         images={name: images[name] for name in SPLITS if name in images},
         versions={"softmaxce": softmaxce_version(), **{name: _version(name) for name in packages}},

@@ -1,6 +1,5 @@
 """The weights of another run as the start of a new one: `model.weights_from`, `train --from`."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ConfigError, Problem, RunError
-from ..files import open_file
+from ..files import sha256_of
 from ..training.run import Run
 from . import checkpoint
 from .folder import LAST
@@ -37,8 +36,7 @@ def load(run: Run, report: Callable[[str], None], resumed: Path | None = None) -
     try:
         file = find_checkpoint(Path(config.weights_from))
         loaded = checkpoint.load(file)
-        with open_file(file) as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = sha256_of(file)
     except RunError as error:
         raise ConfigError([Problem(option, error.command_text)]) from None
     model = run.model.state_dict()

@@ -1,6 +1,5 @@
 """The teacher of a distillation, read from its run: `distillation.teacher`."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from ..build import build_model
 from ..config.keys import Config, users_code
 from ..config.reader import as_recorded, from_dict
 from ..errors import ConfigError, Problem, RunError
-from ..files import open_file
+from ..files import sha256_of
 from ..losses.interface import mean_divisor, reduction_of
 from ..runtime.random_state import random_state, restore_random_state
 from ..training.distillation import Teacher
@@ -43,8 +42,7 @@ def load(run: Run, report: Callable[[str], None], resumed: Path | None = None) -
         _check_loss(run)
         try:
             loaded = checkpoint.load(find_checkpoint(Path(distillation.teacher)))
-            with open_file(loaded.file) as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = sha256_of(loaded.file)
             if message := _unfit(run, loaded):
                 raise ConfigError([Problem(location, f"{loaded.file}: {message}")])
             model = build_model(
