@@ -162,8 +162,8 @@ class ProcessGroup:
             with self._interruptible() if interruptible else contextlib.nullcontext():
                 yield
         except BaseException as caught:  # raised again in all processes
-            if not isinstance(caught, Exception | KeyboardInterrupt):
-                raise
+            if self.failed_together or not isinstance(caught, Exception | KeyboardInterrupt):
+                raise  # failed_together: by a collective inside the block, in all processes
             error = caught
         self._exchange(error, None)
 

@@ -25,7 +25,7 @@ from softmaxce.data.decode import Decode
 from softmaxce.data.folder import image_folder
 from softmaxce.data.preprocessing import Preprocessing
 from softmaxce.data.splits import Dataset, InMemory
-from softmaxce.errors import SoftmaxceError
+from softmaxce.errors import DataError, SoftmaxceError
 from softmaxce.runs.same_run import same_weights
 from softmaxce.runtime.process_group import ProcessGroup, join
 from softmaxce.runtime.random_state import random_state
@@ -330,6 +330,16 @@ def one_cannot_build(group: ProcessGroup) -> Any:
     return ended_by(group, lambda: build_run(config, group=group))
 
 
+def one_misses_a_collective(group: ProcessGroup) -> Any:
+    def block() -> None:
+        with group.together():
+            if group.rank == 1:
+                raise DataError("images: there is no such folder")
+            group.gather(None)
+
+    return ended_by(group, block)
+
+
 def decoded(group: ProcessGroup) -> Any:
     """How many files each process decodes of an image folder."""
     folder = Path("images")
@@ -357,7 +367,7 @@ CLAIMS: dict[int, tuple[Callable[[ProcessGroup], Any], ...]] = {
     2: (
         *(plain, fine_tuned, weighted, ignored, summed, accumulated, per_image, augmented, uneven, unused_parameter),
         *(images_of_an_epoch, everything_random, evaluated, one_raises, one_is_nan, other_images, other_config),
-        *(other_version, one_cannot_build, decoded, with_ddp),
+        *(other_version, one_cannot_build, one_misses_a_collective, decoded, with_ddp),
     ),
     4: (weighted, accumulated, augmented, uneven, images_of_an_epoch, everything_random, evaluated, one_raises),
 }

@@ -102,6 +102,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_or_skips_the_step_in_all
         ("other_config", "process 1 of 2 has another config: optimizer.lr is 0.1, and 0.05 in process 0"),
         ("other_version", "process 1 of 2 has torch 9.9"),
         ("one_cannot_build", "data.validation: cannot choose 50 of 20 images"),
+        ("one_misses_a_collective", "images: there is no such folder"),
     ],
 )
 def test_processes_that_differ_are_refused_by_one_line(two: Results, claim: str, message: str) -> None:

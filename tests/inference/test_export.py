@@ -636,6 +636,14 @@ def test_the_page_without_a_server_gives_predicts_probabilities_on_100_odd_image
             ranked = page.evaluate(f"fetch('images/{file.name}').then(answer => answer.blob()).then(classify)")
             expected = {e["class"]: pytest.approx(e["probability"], abs=1e-5) for e in line["top"]}
             assert dict(ranked) == expected, file.name
+            said = page.evaluate(f"fetch('images/{file.name}').then(answer => answer.blob()).then(difference)")
+            assert said.startswith("A CMYK image") == file.name.startswith("cmyk"), file.name
+        four = Image.fromarray(np.full((8, 8, 4), 200, dtype=np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        for name, options, cause in (("alpha", {}, "transparency"), ("turned", {"exif": exif}, "EXIF")):
+            four.save(folder / f"{name}.webp", **options)
+            assert cause in page.evaluate(f"fetch('{name}.webp').then(answer => answer.blob()).then(difference)")
         left, top = page.evaluate("(b => [b.left, b.top])(document.getElementById('pad').getBoundingClientRect())")
         page.drag([(left + x, top + y) for x, y in ((90, 60), (190, 60), (130, 230))])
         page.wait("document.querySelector('#classes tr') !== null")
