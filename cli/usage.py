@@ -116,8 +116,7 @@ def show(error: Any) -> None:
 def _message(error: Any) -> str:
     message = re.sub(r"\s+", " ", error.format_message()).strip().rstrip(".")
     if (option := getattr(error, "option_name", None)) is not None and getattr(error, "possibilities", ...) is not ...:
-        known = [name for parameter in error.ctx.command.params for name in parameter.opts] if error.ctx else []
-        return f"{option}: there is no such option{suggestion(option, known)}"
+        return f"{option}: there is no such option{_instead(option, error.ctx)}"
     parameter = getattr(error, "param", None)
     if parameter is not None:
         name = (
@@ -132,6 +131,19 @@ def _message(error: Any) -> str:
     if command is not None:
         return f"there is no command '{command[1]}'" + (f"; did you mean {command[2]}?" if command[2] else "")
     return message[:1].lower() + message[1:] if not message.startswith("-") else message
+
+
+def _instead(option: str, context: Any) -> str:
+    """What to write in place of an option that a command does not have: an argument, or a similar option."""
+    parameters = context.command.params if context is not None else []
+    arguments = {
+        parameter.name: parameter.metavar for parameter in parameters if parameter.param_type_name == "argument"
+    }
+    if (argument := arguments.get(option.lstrip("-").replace("-", "_"))) is not None:
+        usage = " ".join([context.command_path, *context.command.collect_usage_pieces(context)])
+        return f"; {argument} is written without a name: {usage}"
+    names = [name for parameter in parameters if parameter.name not in arguments for name in parameter.opts]
+    return suggestion(option, names)
 
 
 def _plain(message: str) -> str:

@@ -62,6 +62,8 @@ def test_a_short_option_is_named_in_its_mistake(here: Path, app: typer.Typer) ->
         "train small.yaml --config digits": "error: --config: cannot be combined with the argument CONFIG",
         "sweep small.yaml": "error: --set: is required",
         "sweep --lr 1,2": "error: CONFIG: is required",
+        "explain --image x.png": "error: --image: there is no such option; IMAGE is written without a name: softmaxce",
+        "report --run x": "error: --run: there is no such option; RUN is written without a name: softmaxce report ",
     }.items():
         done = call(app, line)
         assert done.exit_code == 2
