@@ -381,7 +381,7 @@ function makeSlider(i) {
   updates.push(() => {
     const value = state.logits[i];
     if (document.activeElement !== range) range.value = value;
-    if (document.activeElement !== number) number.value = Number(value.toPrecision(5));
+    if (document.activeElement !== number) number.value = Number(value.toPrecision(4));
     range.setAttribute("aria-valuetext", num(value));
     row.classList.toggle("is-label", steps.label[i] > 0 && steps.label[i] === Math.max(...steps.label));
   });
