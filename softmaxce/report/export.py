@@ -11,7 +11,7 @@ def print_export(exported: Export, console: Console) -> None:
     """Print what was written and how it compares with the run."""
     certificate, metadata = exported.certificate, exported.metadata
     weights = f"{metadata.run} (epoch {metadata.epoch})"
-    console.print(f"{exported.file}: {weights}, {exported.bytes / 1e6:,.1f} MB", soft_wrap=True)
+    console.print(f"{exported.file}: {weights}, {_rounded(exported.bytes / 1e6)} MB", soft_wrap=True)
     images = f"{certificate.images:,} {certificate.split} images"
     print_text(f"run by {exported.runtime} on {images}, and compared with the run:", console, "dim")
     console.print()
@@ -28,10 +28,10 @@ def print_export(exported: Export, console: Console) -> None:
     table.add_row("answers that differ", *(_answers(column) for column in columns))
     if exported.unquantized_bytes is not None:
         sizes = (exported.bytes, exported.unquantized_bytes)
-        table.add_row("MB", *(f"{size / 1e6:,.2f}" for size in sizes), *("" for _ in references))
+        table.add_row("MB", *(_rounded(size / 1e6) for size in sizes), *("" for _ in references))
     for size in BATCHES:
         label = f"ms per image, {size} at once"
-        table.add_row(label, *(f"{1000 * column.seconds[size]:.3f}" for column in columns))
+        table.add_row(label, *(_rounded(1000 * column.seconds[size]) for column in columns))
     print_table(table, console)
     console.print()
     limit = f"{LIMIT:.0e}".replace("e-0", "e-")
@@ -46,6 +46,11 @@ def print_export(exported: Export, console: Console) -> None:
         console,
         "dim",
     )
+
+
+def _rounded(number: float) -> str:
+    """A positive number with at least two significant digits: those of a small network are far below 1."""
+    return f"{number:,.1f}" if number >= 1 else f"{number:.2g}"
 
 
 def _difference(column: Column) -> str:
