@@ -240,7 +240,7 @@ class _Session:
         run, folder = self.run, self.folder
         if saved is not None:
             self._report_resumed(saved)
-        self._warn(epochs.check_warmup(run.config))
+        self._warn(epochs.check_length(run.config))
         runfolder.cut_metrics(folder, run.progress.epoch)
         runfolder.clear_temporary(folder)
         self.record |= initial | {

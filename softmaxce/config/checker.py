@@ -210,24 +210,15 @@ class Checker:
         return section(**values) if len(self.problems) == problems_before else None
 
     def _fine_tuning(self, data: Mapping[str, Any]) -> FineTuning | None:
-        path, epochs = ("fine_tuning", "unfreeze_epoch"), data.get("epochs")
+        path = ("fine_tuning", "unfreeze_epoch")
         tuning = self._optional("fine_tuning", FineTuning, data, "{freeze: backbone, unfreeze_epoch: 3}")
         unfreeze = tuning.unfreeze_epoch if tuning is not None else None
         if tuning is not None and unfreeze is not None and tuning.freeze == "none":
             self._problem(path, "nothing is frozen; add freeze: backbone, or leave unfreeze_epoch out")
-        elif unfreeze is not None and isinstance(epochs, int) and unfreeze > epochs:
-            message = (
-                f"the run has {epochs} epochs, so that nothing would be unfrozen; leave unfreeze_epoch out for that"
-            )
-            self._problem(path, message, of_value=True)
         return tuning
 
     def _weight_averaging(self, data: Mapping[str, Any]) -> WeightAveraging | None:
-        epochs = data.get("epochs")
         swa = self._optional("swa", WeightAveraging, data, "{start_epoch: 8}")
-        if swa is not None and isinstance(epochs, int) and swa.start_epoch > epochs:
-            message = f"the run has {epochs} epochs, so that nothing would be averaged; start earlier"
-            self._problem(("swa", "start_epoch"), message, of_value=True)
         if data.get("model_ema_decay") not in (None, "none"):
             self._problem(
                 ("swa",), "swa and model_ema_decay are two averages, of which one is evaluated; leave one out"

@@ -13,13 +13,21 @@ from ..training.step import steps_per_epoch
 from .folder import read_metrics
 
 
-def check_warmup(config: Config) -> list[str]:
-    """A warning where the warm-up is longer than the run, so that the learning rate never reaches optimizer.lr."""
+def check_length(config: Config) -> list[str]:
+    """Warnings where a run, shortened for a trial perhaps, ends before something that its config announces."""
+    epochs, warnings = config.epochs, []
     warmup = config.schedule.arguments.get("warmup_epochs")
-    if not isinstance(warmup, int | float) or warmup <= config.epochs:
-        return []
-    lengths = f"schedule.warmup_epochs is {warmup:g} and epochs is {config.epochs}"
-    return [f"{lengths}: the learning rate does not reach optimizer.lr"]
+    if isinstance(warmup, int | float) and warmup > epochs:
+        lengths = f"schedule.warmup_epochs is {warmup:g} and epochs is {epochs}"
+        warnings.append(f"{lengths}: the learning rate does not reach optimizer.lr")
+    unfreeze = config.fine_tuning.unfreeze_epoch if config.fine_tuning is not None else None
+    if unfreeze is not None and unfreeze > epochs:
+        warnings.append(
+            f"fine_tuning.unfreeze_epoch is {unfreeze} and epochs is {epochs}: the last layer alone is trained"
+        )
+    if config.swa is not None and config.swa.start_epoch > epochs:
+        warnings.append(f"swa.start_epoch is {config.swa.start_epoch} and epochs is {epochs}: nothing is averaged")
+    return warnings
 
 
 def check_sign(config: Config, folder: Path, epoch: Epoch) -> list[str]:

@@ -71,6 +71,13 @@ def test_a_warm_up_longer_than_the_run_is_announced(tmp_path: Path) -> None:
     assert text == "schedule.warmup_epochs is 5 and epochs is 1: the learning rate does not reach optimizer.lr"
 
 
+def test_a_run_too_short_for_unfreezing_or_averaging_is_trained_and_says_so(tmp_path: Path) -> None:
+    tuning = {"freeze": "backbone", "unfreeze_epoch": 2}
+    frozen, averaged = train(tmp_path / "run", epochs=1, fine_tuning=tuning, swa={"start_epoch": 3})
+    assert frozen == "fine_tuning.unfreeze_epoch is 2 and epochs is 1: the last layer alone is trained"
+    assert averaged == "swa.start_epoch is 3 and epochs is 1: nothing is averaged"
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_validation_loss_that_is_not_finite_is_never_the_best(bad: float) -> None:
     progress, settings = Progress(), config(best_metric="loss")
