@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from softmaxce import streams
-from softmaxce.config import keys
 from softmaxce.config import reader as configs
 from softmaxce.config.keys import Config
 from softmaxce.config.reader import Override
+from softmaxce.config.users_code import refuse_users_code
 from softmaxce.errors import DONE, FAILED, ConfigError, OutputError, Problem
 from softmaxce.inference.requirements import Requirement
 from softmaxce.runtime.process_group import PeerLostError, ProcessGroup, job_name, launched, local_rank
@@ -66,7 +66,7 @@ class Request:
             allow_changed_data=self.allow_changed_data,
         )
         if self.resume is not None and self.config is None and not self.trust_code:  # the config is the run folder's
-            keys.refuse_users_code(plan.config, f"--resume {self.resume}")
+            refuse_users_code(plan.config, f"--resume {self.resume}")
         return plan
 
     def check(self) -> None:
@@ -141,6 +141,8 @@ def _join(signals: Signals) -> ProcessGroup:
 
 
 def _train(request: Request, requested: Config | None, group: ProcessGroup, signals: Signals) -> int:
+    from softmaxce.runs.resume import with_recorded
+
     def plan_on_rank_0() -> "Plan":
         if request.resume is None and (restarted := _restarted(request, requested)) is not None:
             return restarted
@@ -148,7 +150,7 @@ def _train(request: Request, requested: Config | None, group: ProcessGroup, sign
 
     plan = group.from_rank_0(plan_on_rank_0)
     if group.rank and requested is not None:  # which may name another folder of images on this machine
-        plan = dataclasses.replace(plan, config=requested)
+        plan = dataclasses.replace(plan, config=with_recorded(requested, plan.config))
     outcome = train_one(plan, request.requirements, request.options, group, signals)
     return DONE if outcome.requirements_met else FAILED
 
@@ -157,6 +159,7 @@ def _restarted(request: Request, config: Config | None) -> "Plan | None":
     """The run that this job has begun before its processes were restarted; None if it has begun none."""
     from softmaxce.runs.folder import begun_by
     from softmaxce.runs.plan import Plan
+    from softmaxce.runs.resume import check_resumable
 
     job = job_name()
     if config is None or job is None:
@@ -166,7 +169,7 @@ def _restarted(request: Request, config: Config | None) -> "Plan | None":
     if folder is None:
         return None
     streams.line(f"the processes were restarted; {folder} is resumed", err=True)
-    return Plan(config, folder, True, request.allow_changed_data)
+    return Plan(check_resumable(folder, config), folder, True, request.allow_changed_data)
 
 
 def _mute(on: bool) -> None:

@@ -17,8 +17,9 @@ from torch import nn
 
 from . import build, session, streams
 from .config.from_python import ConfigLike, load_config
-from .config.keys import Config, refuse_users_code
+from .config.keys import Config
 from .config.objects import object_name, objects_of, with_objects
+from .config.users_code import refuse_users_code
 from .data.splits import Dataset
 from .errors import ConfigError, DataError, Problem
 from .inference.metrics import Metrics, compute_metrics

@@ -14,6 +14,7 @@ from .config.locations import names_options
 from .config.registry import REGISTRIES
 from .data.augmentation import build_augmentations
 from .data.batches import Batches
+from .data.expected_images import expected_normalization, with_expected_size
 from .data.fingerprint import fingerprint
 from .data.held_out import hold_out
 from .data.mixup import mixing
@@ -23,8 +24,6 @@ from .data.split_checks import check_split
 from .data.splits import Dataset, Split
 from .errors import ConfigError, DataError, Problem, in_one_line, ran_out_of_memory, within_memory
 from .losses.interface import Loss
-from .models import timm_models
-from .models.weights_file import is_file_name
 from .optim.schedules import Schedule
 from .runtime.allocator import keep_freed_memory
 from .runtime.device import choose_device, share_processors
@@ -75,7 +74,7 @@ def build_run(
         DataError: if images are missing or cannot be used.
     """
     with group.together(interruptible=True):
-        return _build_run(config, read_source, group)
+        return _build_run(with_expected_size(config), read_source, group)
 
 
 def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, group: ProcessGroup) -> Run:
@@ -91,7 +90,6 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
         data_set = (read_source or load_source)(config)
         source = hold_out(data_set, config)
         whole = None if source.train is data_set.train else fingerprint(data_set.train)
-        del data_set
         preprocessing = preprocessing_for(config, source.train)
     class_counts = torch.bincount(source.train.labels, minlength=len(source.classes)).tolist()
     trials.refuse_absent_classes(config, source.classes, class_counts)
@@ -159,6 +157,7 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
 @names_options
 def load_source(config: Config) -> Dataset:
     """The data set that a config names, checked. Raises: DataError, ConfigError."""
+    config = with_expected_size(config)
     supplied = {"root": str(config.root), "download": config.data.download, "seed": config.seed}
     try:
         source = build(config.source, supplied)
@@ -203,26 +202,6 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
         message = f"needs one mean and one std for each of {channels} channels, got {len(mean)} and {len(std)}"
         raise ConfigError([Problem("data.normalize", message)])
     return Preprocessing(train.shape, mean, std, resizing_of(train))
-
-
-def expected_normalization(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation of the images that a model of timm's or torchvision's was made for.
-
-    With `normalize: auto`, as in earlier versions, only where its weights are timm's or from a file.
-    Returns: None where those of the training images are used.
-    Raises: ConfigError if `normalize: model` and the model does not say.
-    """
-    weights, (family, _, architecture) = config.model.arguments.get("weights"), config.model.name.partition(":")
-    required = config.data.normalize == "model"
-    expected = None
-    if family == "timm" and (required or weights not in (None, "none")):
-        expected = timm_models.normalization(architecture)
-    elif family == "torchvision" and (required or (isinstance(weights, str) and is_file_name(weights))):
-        expected = IMAGENET_MEAN, IMAGENET_STD
-    if required and expected is None:
-        message = f"model is for networks of timm and torchvision that say it; with {config.model.name} use auto"
-        raise ConfigError([Problem("data.normalize", message)])
-    return expected
 
 
 def training_batches(

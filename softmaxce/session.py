@@ -247,6 +247,7 @@ class _Session:
             "status": Status.RUNNING,
             "environment": self.environment,
             "classes": list(run.classes),
+            **({"resolved": run.config.resolved} if run.config.resolved else {}),
         }
         self.record["commands"] = [*self.record.get("commands", []), sys.argv]
         self.record["started"] = self.record.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z"))

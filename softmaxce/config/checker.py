@@ -11,6 +11,7 @@ from ..errors import ConfigError, Problem, suggestion
 from ..files import expanded
 from . import registry
 from .aliases import ELSEWHERE, ELSEWHERE_IN
+from .automatic import NO_SIZE, RESIZED, has_automatic_size
 from .components import Component, check_arguments, resolve
 from .keys import (
     DEFAULT_COMPONENTS,
@@ -62,6 +63,7 @@ class Checker:
         if own.get("distillation") not in (None, "none"):
             values["distillation"] = self._distillation(own)
         self._check_device(own.get("device", "auto"))
+        self._check_size(values)
         if values.get("early_stopping") and self._has_no_validation(values):
             self._problem(("early_stopping",), NEEDS_VALIDATION)
         schedule = values.get("schedule")
@@ -136,6 +138,9 @@ class Checker:
             component = {key: value for key, value in raw.items() if key == "name" or key not in keys}
             source = self._component("data", component, path, other_keys=sorted(keys))
         own, source = self._at_table(own, source)
+        if source is not None and has_automatic_size(source) and "interpolation" not in raw:  # it is the model's too
+            arguments = {key: value for key, value in source.arguments.items() if key != "interpolation"}
+            source = replace(source, arguments=arguments)
         source = self._folds(own, source)
         augment = own.get("augment", [])
         augmentations = tuple(
@@ -235,6 +240,12 @@ class Checker:
         if isinstance(device, str) and (message := device_problem(device)):
             self._problem(("device",), message, of_value=True)
 
+    def _check_size(self, values: Mapping[str, Any]) -> None:
+        """Refuse `data.size: auto` with a model that was not pretrained on images of a size."""
+        source, model = values.get("source"), values.get("model")
+        if source is not None and has_automatic_size(source) and model is not None and not model.implied:
+            self._problem(("data", "size"), NO_SIZE.format(model.name), of_value=True)
+
     @staticmethod
     def _has_no_validation(values: dict[str, Any]) -> bool:
         """Whether there is certainly no validation split; a folder, or a data set of the user's, may have one."""
@@ -244,7 +255,7 @@ class Checker:
             and source
             and data.validation is None
             and source.name in registry.DATASETS
-            and source.name not in ("image_folder", "image_list", "shards")
+            and source.name not in RESIZED
         )
 
     def _component(

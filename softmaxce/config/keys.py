@@ -10,7 +10,6 @@ from annotated_types import Ge, Gt, Le, doc
 from pydantic import Field
 
 from ..argument_types import Fraction, Metric, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Seed
-from ..errors import RunError
 from ..files import expanded
 from .components import Component
 from .signatures import REQUIRED, Argument, Signature
@@ -151,8 +150,8 @@ class Data:
 @dataclass(frozen=True)
 class Config:
     """A complete config. Every field is a key of the file, except weights_from (a key of `model`), source, augment,
-    recipe, recorded, elsewhere and options (dotted key -> the option that set it, for messages); the defaults are the
-    file's.
+    recipe, recorded, elsewhere, options (dotted key -> the option that set it, for messages) and resolved (dotted key
+    -> what `auto` became, and why); the defaults are the file's.
 
     Attributes:
         seed: of the weights, the shuffling, the augmentation and the validation split.
@@ -243,6 +242,7 @@ class Config:
     )  # read from a run folder or a checkpoint, which may be anyone's
     options: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     elsewhere: tuple[Path, ...] = field(default=(), compare=False)  # where the data is looked for after `data.root`
+    resolved: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def roots(self) -> tuple[Path, ...]:
@@ -287,36 +287,6 @@ class Config:
                 value["augment"] = [component.to_dict() for component in self.augment]
             result[name] = value
         return result
-
-
-def users_code(config: Config, *, training: bool = True) -> list[str]:
-    """The code outside softmaxce that a config names, such as `mylab.losses:Tilted`.
-
-    Args:
-        config: of a run.
-        training: name also what only training runs: optimizer, schedule and augmentations.
-    """
-    components = [config.model, config.loss, config.source]
-    if training:
-        components += [config.optimizer, config.schedule, *config.augment]
-    names = [component.name for component in components if ":" in component.name and not component.implied]
-    return list(dict.fromkeys(names))
-
-
-def refuse_users_code(config: Config, location: str, *, training: bool = True) -> None:
-    """Refuse a config that was read from a run, not written by the user, if it names code outside softmaxce.
-
-    Args:
-        config: of the run.
-        location: the checkpoint or run folder it was read from.
-        training: the run is resumed; otherwise what only training runs is not refused.
-    Raises: RunError, with the option that allows it.
-    """
-    if names := users_code(config, training=training):
-        raise RunError(
-            f"{location}: its config names code outside softmaxce, {', '.join(names)}, which would be run; "
-            "if you trust that folder and that code, add --trust-code"
-        )
 
 
 # The keys of a file, in the order in which they are written.

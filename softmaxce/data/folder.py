@@ -35,7 +35,7 @@ _Decoded = tuple[NDArray[np.uint8], dict[int, DataError]]
 
 
 def image_folder(
-    size: PositiveInt | list[PositiveInt] | None = None,
+    size: PositiveInt | list[PositiveInt] | Literal["auto"] | None = None,
     channels: Literal[1, 3] = 3,
     test_fraction: Fraction = 0.2,
     skip_bad: bool = False,
@@ -55,7 +55,8 @@ def image_folder(
 
     Args:
         size: height and width in pixels, to which images are resized; null takes the images as they are, which must
-            then be of one size.
+            then be of one size. auto is the size that a network of timm or torchvision was pretrained with, and its
+            interpolation, where the config names none.
         channels: 3 for color, 1 for gray.
         test_fraction: of each class of a single folder, for the test split; the same images whatever the seed.
         skip_bad: leave out, with a warning, what cannot be decoded; else it is an error. Where images do not fit in
@@ -155,7 +156,7 @@ class Listing:
     """Reads folders of class folders, or listed files. Those that are left out are added to `unreadable`."""
 
     classes: ClassIds
-    size: int | list[int] | None
+    size: int | list[int] | Literal["auto"] | None
     channels: int
     skip_bad: bool
     in_memory: bool | None
@@ -188,6 +189,8 @@ class Listing:
             size: tuple[int, int] | None = shape[1:]
         elif isinstance(self.size, int):
             size = (self.size, self.size)
+        elif isinstance(self.size, str):
+            raise DataError("data.size: auto is the size of a config's model; give a number")
         elif self.size is not None:
             if len(self.size) != 2:
                 raise DataError(f"data.size must be one number or [height, width], got {self.size}")

@@ -26,7 +26,7 @@ def image_list(
     label: str | None = None,
     split: str | None = None,
     group: str | None = None,
-    size: PositiveInt | list[PositiveInt] | None = None,
+    size: PositiveInt | list[PositiveInt] | Literal["auto"] | None = None,
     channels: Literal[1, 3] = 3,
     test_fraction: Fraction = 0.2,
     skip_bad: bool = False,

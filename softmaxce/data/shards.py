@@ -30,7 +30,7 @@ BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 def shards(
     test_urls: str | list[str] | None = None,
     validation_urls: str | list[str] | None = None,
-    size: PositiveInt | list[PositiveInt] | None = None,
+    size: PositiveInt | list[PositiveInt] | Literal["auto"] | None = None,
     channels: Literal[1, 3] = 3,
     test_fraction: Fraction = 0.2,
     skip_bad: bool = False,

@@ -16,9 +16,10 @@ from .. import streams
 from ..argument_types import TEMPERATURES
 from ..build import build_loss, build_model
 from ..config.components import build
-from ..config.keys import Config, refuse_users_code
+from ..config.keys import Config
 from ..config.objects import changed_objects, with_objects
 from ..config.reader import as_recorded, from_dict
+from ..config.users_code import refuse_users_code
 from ..data.batches import Batches
 from ..data.paths import Unreadable
 from ..data.prefetch import PrefetchingDecoder, decode_to

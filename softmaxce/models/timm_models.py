@@ -1,6 +1,5 @@
 """Any of timm's models, as `timm:NAME`, from scratch or with weights from a file. timm is the extra `timm`."""
 
-import contextlib
 from typing import Any, Literal
 
 from torch import nn
@@ -73,13 +72,3 @@ def timm_model(
     if download and published["num_classes"] != num_classes:  # the last layer is new; timm's is large
         last.reset_parameters()  # type: ignore[operator]
     return Adapted(model, last, False, in_channels, input_size)
-
-
-def normalization(architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation that timm's weights of this name expect; None if timm does not say."""
-    from timm.models import get_pretrained_cfg
-
-    with contextlib.suppress(RuntimeError, ValueError):  # a tag that does not exist; building the model reports it
-        if (described := get_pretrained_cfg(architecture)) is not None:
-            return tuple(described.mean), tuple(described.std)
-    return None

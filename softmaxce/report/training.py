@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from .. import streams
+from ..config.automatic import RESIZED
 from ..data.batches import Batch, Batches
 from ..data.folder import memory_for_images
 from ..data.splits import InMemory
@@ -50,7 +51,8 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
         f"{config.model.name} ({parameters:,} parameters), {names}",
         f"device {describe_device(run.device)}, {run.precision}{_processes(run)}",
     ]
-    lines[1:1] = [*unequal_classes(run.train, run.classes), *storage(run)]
+    resolved = [f"{key}: auto is {text}" for key, text in config.resolved.items()]
+    lines[1:1] = [*unequal_classes(run.train, run.classes), *storage(run), *resolved]
     return lines if folder is None else [*lines, f"run folder: {folder}"]
 
 
@@ -75,7 +77,7 @@ def unequal_classes(train: Batches, classes: Sequence[str]) -> list[str]:
 def storage(run: Run) -> list[str]:
     """Where the images of files are kept, and why, in a line; none for images that are no files of the user's."""
     source, splits = run.config.source, [batches.split for name in SPLITS if (batches := getattr(run, name))]
-    if source.name not in ("image_folder", "image_list", "shards"):
+    if source.name not in RESIZED:
         return []
     images = sum(map(len, splits))
     size = images * math.prod(run.preprocessing.shape)

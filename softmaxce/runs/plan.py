@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import reader as configs
-from ..config.keys import Config, users_code
+from ..config.keys import Config
 from ..config.objects import objects_of
+from ..config.users_code import users_code
 from ..errors import ConfigError, Problem, RunError, RunInUseError
 from .folder import read_record
 from .header import find_checkpoint, read_header

@@ -11,8 +11,9 @@ import torch
 from .. import streams
 from ..build import FEWER_IMAGES, SourceReader
 from ..config.components import takes
-from ..config.keys import Config, users_code
+from ..config.keys import Config
 from ..config.signatures import NotStatic, source_file
+from ..config.users_code import users_code
 from ..data.fingerprint import count_in, fingerprint, fingerprints
 from ..data.held_out import hold_out
 from ..data.splits import Split

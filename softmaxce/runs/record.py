@@ -43,6 +43,7 @@ class _Record(_Strict):
     best_epoch: NonNegativeInt = 0
     seconds: Seconds = 0.0
     environment: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
     validation: _Scores = NONE
     test: _Scores = NONE
 

@@ -4,12 +4,13 @@
 finished, and which runs differ only by their seed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import reader as configs
+from ..config.automatic import has_automatic_size
 from ..config.components import takes
 from ..config.keys import Config
 from ..errors import RunError, SoftmaxceError
@@ -107,9 +108,25 @@ def differing_metrics(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in differing([dict(one) for one in configs]) if rule_of(key, name).changes_metrics]
 
 
+def with_recorded(requested: Config, recorded: Config, keys: Collection[str] = ("data.size",)) -> Config:
+    """The requested config with a run's values of these keys where it says `auto`.
+
+    What is auto was resolved when the run was started. It is not resolved again, as the answer may be another one on
+    another machine, or with another version of timm.
+    """
+    own, source = recorded.source.arguments, requested.source
+    if "data.size" in keys and has_automatic_size(source) and "size" in own:
+        arguments = {**source.arguments, "size": own["size"]}
+        if "interpolation" in own:
+            arguments.setdefault("interpolation", own["interpolation"])
+        requested = replace(requested, source=replace(source, arguments=arguments))
+    return requested
+
+
 def check_resumable(folder: Path, requested: Config) -> Config:
-    """The requested config, if the run in `folder` may be resumed with it. Raises: RunError."""
+    """The requested config, if the run in `folder` may be resumed with it: see with_recorded. Raises: RunError."""
     recorded = configs.load(str(folder / "config.yaml"))
+    requested = with_recorded(requested, recorded)
     if (folder / "run.json").is_file() and "averaged" in read_record(folder):
         raise RunError(f"{folder}: is an average of runs, which cannot be resumed; start a new run from it with --from")
     values = differing([recorded.to_dict(), requested.to_dict()])
@@ -216,14 +233,14 @@ def find_run(
         allow_changed_data: return a run on other images if there is none on these.
     Returns: the run folder, None if there is none; and messages for the user.
     """
-    requested = config.to_dict()
     runs = []
     for file in sorted(parent.glob("*/config.yaml")):
         try:
             recorded, record = configs.load(str(file)), read_record(file.parent)
         except SoftmaxceError:  # another version's, or its code is gone: it cannot be this run
             continue
-        if "averaged" not in record and not differing_metrics([requested, recorded.to_dict()]):
+        requested = with_recorded(config, recorded, record.get("resolved", ()))
+        if "averaged" not in record and not differing_metrics([requested.to_dict(), recorded.to_dict()]):
             runs.append(
                 (is_finished(record), (file.parent / "run.json").stat().st_mtime, file.parent, recorded, record)
             )

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..build import build_model
-from ..config.keys import Config, users_code
+from ..config.keys import Config
 from ..config.reader import as_recorded, from_dict
+from ..config.users_code import users_code
 from ..errors import ConfigError, Problem, RunError
 from ..files import sha256_of
 from ..losses.interface import mean_divisor, reduction_of

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from softmaxce.build import expected_normalization
 from softmaxce.config.reader import load as load_config
 from softmaxce.config.reader import parse_override
 from softmaxce.config.registry import TIMM, Family
+from softmaxce.data.expected_images import expected_normalization
 from softmaxce.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from softmaxce.errors import ConfigError, DataError
 from softmaxce.models.layers import blocks

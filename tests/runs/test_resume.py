@@ -68,7 +68,7 @@ def last_event(done: Any) -> dict[str, Any]:
 
 
 def test_every_config_key_has_a_rule() -> None:
-    no_keys = {"source", "augment", "recipe", "recorded", "options", "elsewhere"} | {"weights_from"}  # of model
+    no_keys = {"source", "augment", "recipe", "recorded", "options", "elsewhere", "resolved"} | {"weights_from"}
     fields = {argument.name for argument in signature_of_section(Config).arguments} - no_keys
     data = {f"data.{argument.name}" for argument in signature_of_section(Data).arguments}
     assert set(RULES) == fields | data
