@@ -110,6 +110,7 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
         train = training_batches(config, source.train, preprocessing, device, group=group, with_previous=shares_mixed)
     trials.try_augmentations(train)
     trials.refuse_single_images(model, config, train)
+    trials.refuse_fixed_size(model, config, train, len(source.classes))
     prepare_model(model, train)
     schedule = build_schedule(config, len(train))
     if hasattr(schedule, "observe") and source.validation is None:

@@ -16,6 +16,7 @@ from .data.decode import DAMAGED, open_image
 from .data.duplicates import Duplicates, find_duplicates
 from .data.held_out import hold_out
 from .data.preprocessing import mean_and_std
+from .data.progressive_resizing import SizeOfEpochs, sizes_by_epoch
 from .data.splits import Dataset, Split
 from .errors import DataError, in_one_line
 from .runs.folder import SPLITS
@@ -54,6 +55,7 @@ class Inspection:
         unreadable: the files that cannot be decoded, with the reason; training would end at the first of them, or with
             data.skip_bad leave them out. They are in no other number here.
         duplicates: the images that the data set has several times.
+        sizes: of the training images by epoch, where they grow (progressive_resizing).
     """
 
     name: str
@@ -65,6 +67,7 @@ class Inspection:
     files: Files | None
     unreadable: dict[str, str] = field(default_factory=dict)
     duplicates: Duplicates = field(default_factory=Duplicates)
+    sizes: Sequence[SizeOfEpochs] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As `softmaxce data inspect --json` prints it."""
@@ -97,6 +100,7 @@ def inspect(config: Config, source: Dataset) -> Inspection:
         _inspect_files(files) if files else None,
         {str(file): reason for file, reason in source.unreadable.items()},
         find_duplicates(splits, source.classes),
+        sizes if len(sizes := sizes_by_epoch(config, source.train.shape)) > 1 else (),
     )
 
 

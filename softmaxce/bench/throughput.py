@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def measure(
         rounds: the number of measurements of each, at least 2.
     Raises: as build_run; RunError if plain PyTorch fails.
     """
-    run = build_run(config)
+    run = build_run(replace(config, progressive_resizing=None))  # all of them train on images of one size
     with PlainProcess(run) as plain, tempfile.TemporaryDirectory() as folder:
         expect(run)
         left_out = plain.answer({"rounds": rounds})["left_out"]

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from .keys import (
     EarlyStopping,
     FineTuning,
     Normalize,
+    ProgressiveResizing,
     Sampler,
     WeightAveraging,
     signature_of_section,
@@ -54,14 +55,9 @@ class Checker:
                 values[key] = self._component(key, own.get(key, DEFAULT_COMPONENTS.get(key)), (key,))
         if "data" in own:
             values.update(self._data(own["data"]))
-        if own.get("early_stopping") not in (None, "none"):
-            values["early_stopping"] = self._optional("early_stopping", EarlyStopping, own, "{patience: 5}")
-        if own.get("fine_tuning") not in (None, "none"):
-            values["fine_tuning"] = self._fine_tuning(own)
-        if own.get("swa") not in (None, "none"):
-            values["swa"] = self._weight_averaging(own)
-        if own.get("distillation") not in (None, "none"):
-            values["distillation"] = self._distillation(own)
+        for key, check in self._sections().items():
+            if own.get(key) not in (None, "none"):
+                values[key] = check(own)
         self._check_device(own.get("device", "auto"))
         self._check_size(values)
         if values.get("early_stopping") and self._has_no_validation(values):
@@ -214,6 +210,16 @@ class Checker:
         values = self._section(section, raw, (key,), None, key)
         return section(**values) if len(self.problems) == problems_before else None
 
+    def _sections(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        """The checks of the sections that a config may leave out."""
+        return {
+            "early_stopping": lambda data: self._optional("early_stopping", EarlyStopping, data, "{patience: 5}"),
+            "fine_tuning": self._fine_tuning,
+            "swa": self._weight_averaging,
+            "distillation": self._distillation,
+            "progressive_resizing": self._progressive_resizing,
+        }
+
     def _fine_tuning(self, data: Mapping[str, Any]) -> FineTuning | None:
         path = ("fine_tuning", "unfreeze_epoch")
         tuning = self._optional("fine_tuning", FineTuning, data, "{freeze: backbone, unfreeze_epoch: 3}")
@@ -235,6 +241,20 @@ class Checker:
         if distillation is None:
             return None
         return replace(distillation, teacher=self._path_beside(distillation.teacher, "distillation", "teacher"))
+
+    def _progressive_resizing(self, data: Mapping[str, Any]) -> ProgressiveResizing | None:
+        key = "progressive_resizing"
+        resizing = self._optional(key, ProgressiveResizing, data, "{initial_scale: 0.5}")
+        if resizing is not None and resizing.delay_fraction + resizing.finetune_fraction > 1:
+            message = "delay_fraction and finetune_fraction are parts of the epochs, and their sum must not be above 1"
+            self._problem((key,), message)
+        if data.get("distillation") not in (None, "none"):
+            self._problem((key,), "the teacher of distillation is for images of data.size; leave one out")
+        model = data.get("model")
+        if isinstance(model, dict) and model.get("input_size") is not None:
+            message = "has no effect with model.input_size, to which the model resizes all images; leave one out"
+            self._problem((key,), message)
+        return resizing
 
     def _check_device(self, device: Any) -> None:
         if isinstance(device, str) and (message := device_problem(device)):

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from annotated_types import Ge, Gt, Le, doc
+from annotated_types import Ge, Gt, Le, Lt, doc
 from pydantic import Field
 
 from ..argument_types import Fraction, Metric, NonNegativeFloat, PositiveFloat, PositiveInt, Probability, Seed
@@ -69,6 +69,24 @@ class WeightAveraging:
     start_epoch: PositiveInt
     every: PositiveInt = 1
     lr_factor: PositiveFloat | None = None
+
+
+@dataclass(frozen=True)
+class ProgressiveResizing:
+    """Train on smaller images first, which takes less time. The rule and its defaults are those of MosaicML's Composer.
+
+    Attributes:
+        initial_scale: the height and width of the first epochs' images, as a fraction of data.size.
+        delay_fraction: the fraction of the epochs in which images keep that size; then it grows linearly.
+        finetune_fraction: the fraction of the epochs, the last ones, in which images have data.size; the last epoch is
+            among them in any case.
+        size_increment: sizes below data.size are multiples of this, in pixels.
+    """
+
+    initial_scale: Annotated[float, Gt(0), Lt(1)] = 0.5
+    delay_fraction: Probability = 0.5
+    finetune_fraction: Probability = 0.2
+    size_increment: PositiveInt = 4
 
 
 @dataclass(frozen=True)
@@ -185,6 +203,9 @@ class Config:
             of the epochs from start_epoch on. The statistics of batch normalization are computed anew, in one more pass
             over the training images after each of these epochs.
         distillation: {teacher, temperature, weight}, to train towards the probabilities of another run's model too.
+        progressive_resizing: {initial_scale, delay_fraction, finetune_fraction, size_increment}, to train on smaller
+            images first: each batch is resized on the device, after augmentation and mixing. Evaluation is always at
+            full size. The model must accept images of any size.
         tta: test-time augmentation in the final metrics, eval and predict, not in the table of epochs. none; flip, an
             image and its mirror image; crops, an image and two shifted by a pixel; flip_crops, both. The logits are
             averaged.
@@ -228,6 +249,7 @@ class Config:
     model_ema_steps: PositiveInt = 1
     swa: WeightAveraging | None = None
     distillation: Distillation | None = None
+    progressive_resizing: ProgressiveResizing | None = None
     tta: Literal["none", "flip", "crops", "flip_crops"] = "none"
     sync_batchnorm: bool = False
     early_stopping: EarlyStopping | None = None
@@ -297,6 +319,7 @@ KEYS = (
     *(
         "swa",
         "distillation",
+        "progressive_resizing",
         "tta",
         "sync_batchnorm",
         "early_stopping",
@@ -313,6 +336,7 @@ SECTIONS: dict[str, type] = {
     "fine_tuning": FineTuning,
     "swa": WeightAveraging,
     "distillation": Distillation,
+    "progressive_resizing": ProgressiveResizing,
 }
 # What a data set has in its root.
 FILES = {

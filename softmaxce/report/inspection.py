@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from ..data.progressive_resizing import describe_sizes
 from ..inspection import Files, Inspection
 from .console import plain_table, print_table
 from .html.figures import picture_file
@@ -37,7 +38,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     if inspection.files is not None:
         for line in _lines_of(inspection.files):
             console.print(Text(line), soft_wrap=True)
-    console.print(Text(_statistics(inspection)), soft_wrap=True)
+    for line in _about_pixels(inspection):
+        console.print(Text(line), soft_wrap=True)
     for heading, lines in findings(inspection):
         console.print()
         console.print(Text(heading), soft_wrap=True)
@@ -87,9 +89,10 @@ def _images(count: int) -> str:
     return f"{count:,} image{'s' * (count != 1)}"
 
 
-def _statistics(inspection: Inspection) -> str:
+def _about_pixels(inspection: Inspection) -> list[str]:
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (inspection.mean, inspection.std))
-    return f"training pixels in [0, 1]: mean {mean}; standard deviation {std}"
+    lines = [f"training pixels in [0, 1]: mean {mean}; standard deviation {std}"]
+    return [*lines, sizes] if (sizes := describe_sizes(inspection.sizes)) else lines
 
 
 def page(inspection: Inspection, images: "Tensor", names: Sequence[str]) -> str:
@@ -100,7 +103,7 @@ def page(inspection: Inspection, images: "Tensor", names: Sequence[str]) -> str:
     return render_template(
         "inspection_page.html",
         inspection=inspection,
-        lines=[*lines, _statistics(inspection)],
+        lines=[*lines, *_about_pixels(inspection)],
         findings=findings(inspection),
         sheet=data_url(contact_sheet(images, names), "png"),
     )

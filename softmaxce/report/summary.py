@@ -1,11 +1,13 @@
 """The summary that `train --dry-run` prints: the layers, the parameters, and the memory of a training step."""
 
+from dataclasses import asdict
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from .. import streams
+from ..data.progressive_resizing import sizes_by_epoch
 from ..errors import MemoryRanOutError
 from ..training.dry_run import dry_run
 from ..training.memory import smaller_steps
@@ -24,7 +26,10 @@ def print_summary(run: Run, *, as_json: bool) -> None:
     except MemoryRanOutError as error:
         raise MemoryRanOutError(f"{error}; {smaller_steps(run)}") from None
     if as_json:
-        streams.json_text(dumps({"event": "dry_run", **result}))
+        sizes = [asdict(span) for span in sizes_by_epoch(run.config, run.preprocessing.shape)]
+        decided: dict[str, Any] = {"resolved": run.config.resolved} if run.config.resolved else {}
+        decided |= {"sizes": sizes} if len(sizes) > 1 else {}
+        streams.json_text(dumps({"event": "dry_run", **result, **decided}))
         return
     out = console.stdout()
     for line in introduction(run, None):

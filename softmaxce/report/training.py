@@ -18,6 +18,7 @@ from .. import streams
 from ..config.automatic import RESIZED
 from ..data.batches import Batch, Batches
 from ..data.folder import memory_for_images
+from ..data.progressive_resizing import describe_sizes, sizes_by_epoch
 from ..data.splits import InMemory
 from ..runs.folder import SPLITS, Status
 from ..runtime.environment import describe_device
@@ -52,7 +53,8 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
         f"device {describe_device(run.device)}, {run.precision}{_processes(run)}",
     ]
     resolved = [f"{key}: auto is {text}" for key, text in config.resolved.items()]
-    lines[1:1] = [*unequal_classes(run.train, run.classes), *storage(run), *resolved]
+    sizes = [described] if (described := describe_sizes(sizes_by_epoch(config, run.preprocessing.shape))) else []
+    lines[1:1] = [*unequal_classes(run.train, run.classes), *storage(run), *resolved, *sizes]
     return lines if folder is None else [*lines, f"run folder: {folder}"]
 
 

@@ -77,6 +77,7 @@ RULES = {
     "model_ema_steps": FIXED,
     "swa": FIXED,
     "distillation": FIXED,
+    "progressive_resizing": FIXED,
     "tta": FIXED,
     "sync_batchnorm": FIXED,
     "early_stopping": FIXED,

@@ -9,6 +9,7 @@ from typing import Protocol
 from ..argument_types import LOWER_IS_BETTER
 from ..config.keys import Config
 from ..data.batches import Batch
+from ..data.progressive_resizing import resized, smaller_size
 from ..errors import MemoryRanOutError, TrainingError, within_memory
 from .evaluation import evaluate_epoch
 from .freezing import prepare_epoch
@@ -160,8 +161,9 @@ def _train_epoch(run: Run, number: int, policy: CheckpointPolicy, track: Track) 
     progress, batches, accumulated = run.progress, len(run.train), run.config.grad_accum_steps
     began = time.perf_counter() - progress.seconds
     prepare_epoch(run, number)
-    if run.use_graph and run.static_step is None:
-        try_graph(run)
+    size = smaller_size(run.config, run.preprocessing.shape, number)
+    if run.use_graph and run.static_step is None and size is None:
+        try_graph(run)  # which is replayed on images of full size alone
     if progress.batch == 0:
         run.tally.clear()
     step = TrainingStep(run, number) if run.group.is_single else SharedTrainingStep(run, number, policy)
@@ -175,6 +177,7 @@ def _train_epoch(run: Run, number: int, policy: CheckpointPolicy, track: Track) 
                 step.begin(index)
             if run.mix is not None:
                 images, targets = run.mix(images, labels)
+            images = resized(images, size)
             step.forward_backward(images, targets, index)
             if (index + 1) % accumulated and index + 1 < batches:
                 continue

@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from ..config.keys import Config
+from ..data.progressive_resizing import resized, smaller_size
 from ..errors import ConfigError, Problem, as_training_error, within_memory
 from .freezing import prepare_epoch
 from .nonfinite import NonFiniteError
@@ -61,7 +62,7 @@ def range_test(run: Run, low: float, high: float, steps: int, advance: Callable[
 
     Smith 2017 (arXiv:1506.01186), with the exponential growth of fastai and Lightning. Batches, augmentation, mixup and
     accumulation are those of the run's first epoch and, where that has fewer steps, of the next; which layers are
-    frozen is as of the first. The schedule is not applied.
+    frozen, and the size of the images, is as of the first. The schedule is not applied.
 
     Args:
         run: as build.build_run made it from `at_rate(config, low)`. It is changed, and cannot be trained afterwards.
@@ -150,6 +151,7 @@ def unchanged_rates(run: Run) -> list[str]:
 def _steps(run: Run, rates: list[float], set_rate: Callable[[float], None]) -> Iterator[tuple[float, float]]:
     """Take a step at each rate: the rate, and the loss before its update, which is NaN if the step was not finite."""
     taken, accumulated = 0, run.config.grad_accum_steps
+    size = smaller_size(run.config, run.preprocessing.shape, 1)
     for epoch in itertools.count(1):
         step = TrainingStep(run, epoch)
         for index, (images, labels) in enumerate(run.train.epoch(epoch)):
@@ -163,7 +165,7 @@ def _steps(run: Run, rates: list[float], set_rate: Callable[[float], None]) -> I
             if run.mix is not None:
                 images, targets = run.mix(images, labels)
             try:
-                step.forward_backward(images, targets, index)
+                step.forward_backward(resized(images, size), targets, index)
                 if (index + 1) % accumulated and index + 1 < len(run.train):
                     continue
                 loss = run.tally.scores().loss

@@ -10,6 +10,7 @@ from .. import streams
 from ..config.components import Component
 from ..config.keys import Config
 from ..data.batches import Batches
+from ..data.progressive_resizing import sizes_by_epoch
 from ..errors import ConfigError, Problem, in_one_line, in_users_code, ran_out_of_memory
 from ..losses.interface import Loss, unchanged
 from ..runtime.random_state import random_state, restore_random_state
@@ -50,6 +51,37 @@ def refuse_single_images(model: nn.Module, config: Config, train: Batches) -> No
     finally:
         for buffer, values in buffers:
             buffer.copy_(values)
+    restore_random_state(before)
+
+
+def refuse_fixed_size(model: nn.Module, config: Config, train: Batches, num_classes: int) -> None:
+    """Refuse a model that does not take the smaller images of progressive resizing. Raises: ConfigError.
+
+    Args:
+        model: in training mode; it is called in evaluation mode, and then restored.
+        config: of the run.
+        train: the training images, of full size.
+        num_classes: K.
+    """
+    if config.progressive_resizing is None:
+        return
+    before = random_state()
+    for span in sizes_by_epoch(config, train.split.shape)[:-1]:
+        why = ""
+        try:
+            with torch.no_grad():
+                logits = model.eval()(torch.zeros(2, train.split.shape[0], *span.size, device=train.device))
+            if logits.shape != (2, num_classes):
+                why = f"it gives {list(logits.shape)}, not [2, {num_classes}]"
+        except Exception as error:  # the user's model may raise anything
+            if ran_out_of_memory(error):
+                raise
+            why = in_one_line(error)
+        finally:
+            model.train()
+        if why:
+            message = f"{config.model.name} does not take images of {span} ({why}); it needs one with global pooling"
+            raise ConfigError([Problem("progressive_resizing", message)])
     restore_random_state(before)
 
 

@@ -133,6 +133,11 @@ def plain(group: ProcessGroup) -> Any:
     return as_one_process(group, lenet(epochs=4), 60)
 
 
+def growing(group: ProcessGroup) -> Any:
+    pooled = {"name": "cnn", "channels": [4, 8], "batch_norm": False}
+    return as_one_process(group, lenet(epochs=2, model=pooled, progressive_resizing={}), 34)
+
+
 def fine_tuned(group: ProcessGroup) -> Any:
     tuning = {"freeze": "backbone", "unfreeze_epoch": 2, "layer_decay": 0.8}
     return as_one_process(group, lenet(epochs=4, fine_tuning=tuning, no_decay="auto"), 60)
@@ -367,7 +372,7 @@ CLAIMS: dict[int, tuple[Callable[[ProcessGroup], Any], ...]] = {
     2: (
         *(plain, fine_tuned, weighted, ignored, summed, accumulated, per_image, augmented, uneven, unused_parameter),
         *(images_of_an_epoch, everything_random, evaluated, one_raises, one_is_nan, other_images, other_config),
-        *(other_version, one_cannot_build, one_misses_a_collective, decoded, with_ddp),
+        *(other_version, one_cannot_build, one_misses_a_collective, decoded, with_ddp, growing),
     ),
     4: (weighted, accumulated, augmented, uneven, images_of_an_epoch, everything_random, evaluated, one_raises),
 }

@@ -22,7 +22,7 @@ def four() -> Results:
     return run_claims(4)
 
 
-LIKE_ONE = ("plain", "fine_tuned", "weighted", "ignored", "summed", "accumulated", "per_image", "augmented")
+LIKE_ONE = ("plain", "fine_tuned", "weighted", "ignored", "summed", "accumulated", "per_image", "augmented", "growing")
 
 
 @pytest.mark.parametrize("claim", LIKE_ONE)
