@@ -170,8 +170,15 @@ def bench_startup(
 ) -> None:
     """Time --help, a config error and the time to the first step, as whole processes, interleaved."""
     loaded = configs.load(config, [configs.parse_override(text) for text in set_ or []])
-    size = loaded.data.batch_size * loaded.grad_accum_steps
-    one_step = ("epochs=1", f"data.train_limit={size}", "data.validation=null", "early_stopping=null")
+    batch_size = 32 if loaded.data.batch_size == "auto" else loaded.data.batch_size
+    size = batch_size * loaded.grad_accum_steps
+    one_step = (
+        "epochs=1",
+        f"data.batch_size={batch_size}",
+        f"data.train_limit={size}",
+        "data.validation=null",
+        "early_stopping=null",
+    )
 
     with fast_imports():
         from softmaxce.bench import startup

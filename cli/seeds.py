@@ -14,7 +14,7 @@ from softmaxce.inference.requirements import Requirement
 from softmaxce.runs.plan import Plan
 
 from .jobs import start_server, train_all
-from .several import FinishedRun, check_all_passed, check_points, final_split
+from .several import FinishedRun, check_all_passed, check_points, final_split, with_one_batch_size
 from .startup import fast_imports
 from .training import OutputOptions
 
@@ -66,6 +66,7 @@ def train_repeatedly(
     jobs: int | None,
 ) -> None:
     """Train one config with several seeds or folds, and print the statistics of their final metrics."""
+    points, plans = with_one_batch_size(points, plans, alike=True, jobs=jobs)
     if jobs is not None:  # what is wrong with all of them is reported once
         start_server()
         check_points(points[:1], plans[:1], requirements)

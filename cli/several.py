@@ -1,20 +1,21 @@
 """Several runs, for `train --seeds` and `--folds` and `sweep`: planned, trained one by one, or already finished."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from softmaxce import streams
+from softmaxce.config.automatic import AUTO
 from softmaxce.config.sweep import Point
 from softmaxce.errors import FAILED, ConfigError, DataError, MemoryRanOutError, Problem, RunError, TrainingError
 from softmaxce.inference.requirements import Requirement, judge
 from softmaxce.runs import folder as runfolder
 from softmaxce.runs.listing import read_run
 from softmaxce.runs.plan import Plan
-from softmaxce.runs.resume import is_finished
+from softmaxce.runs.resume import is_finished, with_recorded
 
 from .startup import fast_imports
 from .training import ImagesOnDisk, OutputOptions, plan_auto, train_one
@@ -75,6 +76,46 @@ def make_plans(
             raise RunError(f"{folder}: the folder is not empty; choose another --output, or add --resume auto")
         plans.append(Plan(point.config, folder))
     return plans
+
+
+def with_one_batch_size(
+    points: Sequence[Point], plans: Sequence[Plan], *, alike: bool, jobs: int | None = None
+) -> tuple[list[Point], list[Plan]]:
+    """The points and plans with one number for `data.batch_size: auto`, so that their runs can be compared.
+
+    It is that of the runs that exist already, or else the smallest that any of the others would have by itself.
+
+    Args:
+        points, plans: of the command.
+        alike: they differ by their seeds or folds alone, so that one is tried for all.
+        jobs: runs at a time.
+    Raises: as build_run; ConfigError where several runs would share a GPU.
+    """
+    automatic = [index for index, point in enumerate(points) if point.config.data.batch_size == AUTO]
+    if not automatic:
+        return list(points), list(plans)
+    with fast_imports():
+        from softmaxce.build import SourceReader, resolve_batch_size
+        from softmaxce.runtime.device import choose_device
+    resolved = [plan.config for index in automatic if (plan := plans[index]).config.data.batch_size != AUTO]
+    if not resolved:
+        read = SourceReader()
+        first = points[automatic[0]].config
+        if (jobs or 1) > 1 and choose_device(first.device).type == "cuda":
+            message = "auto measures what one run may take of a GPU; with --jobs give a number"
+            raise ConfigError([Problem(first.options.get("data.batch_size", "data.batch_size"), message)])
+        resolved = [resolve_batch_size(plans[index].config, read) for index in automatic[: 1 if alike else None]]
+    chosen = min(resolved, key=lambda config: config.data.images_per_batch)
+    text = chosen.resolved.get("data.batch_size", f"{chosen.data.batch_size}, as in the runs that exist")
+    new_points, new_plans = list(points), list(plans)
+    for index in automatic:
+        config = plans[index].config
+        if config.data.batch_size == AUTO:
+            config = with_recorded(config, chosen, ["data.batch_size"])
+            config = replace(config, resolved={**config.resolved, "data.batch_size": text})
+        new_points[index] = replace(points[index], config=config)
+        new_plans[index] = replace(plans[index], config=config)
+    return new_points, new_plans
 
 
 def check_points(points: Sequence[Point], plans: Sequence[Plan], requirements: Sequence[Requirement]) -> None:

@@ -61,7 +61,7 @@ def sweep(
     from softmaxce.config.sweep import grid
 
     from .jobs import check_jobs, start_server, train_all
-    from .several import check_all_passed, check_options, check_points, final_split, make_plans
+    from .several import check_all_passed, check_options, check_points, final_split, make_plans, with_one_batch_size
     from .training import OutputOptions, require_config
 
     check_options(resume, dry_run=False)
@@ -77,6 +77,7 @@ def sweep(
         )
     points = grid(require_config(one_config(name, config)), sets, overrides)
     plans = make_plans(points, output, resume == "auto", allow_changed_data=allow_changed_data)
+    points, plans = with_one_batch_size(points, plans, alike=False, jobs=jobs)
     if jobs is not None:
         start_server()
     check_points(points, plans, required)

@@ -30,6 +30,7 @@ from .runtime.device import choose_device, share_processors
 from .runtime.process_group import SINGLE, ProcessGroup
 from .runtime.random_state import seed_everything, set_deterministic
 from .training import trials
+from .training.automatic_batch_size import with_batch_size
 from .training.compiled import compile_model
 from .training.cuda_graph import should_use_graph
 from .training.ema import ExponentialMovingAverage
@@ -77,7 +78,10 @@ def build_run(
         return _build_run(with_expected_size(config), read_source, group)
 
 
-def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, group: ProcessGroup) -> Run:
+def _build_run(
+    config: Config, read_source: Callable[[Config], Dataset] | None, group: ProcessGroup, *, trial: bool = False
+) -> Run:
+    """As build_run; a trial's weights are not those of a file."""
     device = choose_device(config.device, group)
     if config.sync_batchnorm and device.type != "cuda":
         message = f"true needs CUDA, and this is {device}; without it each process normalizes by its own images"
@@ -91,11 +95,13 @@ def _build_run(config: Config, read_source: Callable[[Config], Dataset] | None, 
         source = hold_out(data_set, config)
         whole = None if source.train is data_set.train else fingerprint(data_set.train)
         preprocessing = preprocessing_for(config, source.train)
+    config = with_batch_size(config, len(source.train), device, group, _trial_builder(data_set))
+    del data_set
     class_counts = torch.bincount(source.train.labels, minlength=len(source.classes)).tolist()
     trials.refuse_absent_classes(config, source.classes, class_counts)
     held_out = source.validation or source.test
     trials.refuse_undefined_metrics(config, len(source.classes), None if held_out is None else held_out.labels)
-    weights_follow = config.weights_from is not None
+    weights_follow = config.weights_from is not None or trial
     model = build_model(config, preprocessing, len(source.classes), device, weights_follow=weights_follow)
     loss = build_loss(config, class_counts, device)
     trials.refuse_unfit(loss, config.loss, len(source.classes), device, bool(config.mixup_alpha or config.cutmix_alpha))
@@ -218,7 +224,7 @@ def training_batches(
     return Batches(
         train,
         preprocessing,
-        batch_size=config.data.batch_size,
+        batch_size=config.data.images_per_batch,
         device=device,
         augment=build_augmentations(config),
         shuffle_seed=config.seed,
@@ -227,6 +233,32 @@ def training_batches(
         group=group,
         with_previous=with_previous,
     )
+
+
+# -- the batch size ----------------------------------------------------------------------------------------------------
+
+
+@names_options
+def resolve_batch_size(config: Config, read_source: Callable[[Config], Dataset] | None = None) -> Config:
+    """The config with a number for `data.batch_size: auto`, for several runs that have it in common.
+
+    Args:
+        config: of one of them.
+        read_source: reads its data set; load_source if left out.
+    Raises: as build_run.
+    """
+    device = choose_device(config.device)
+    seed_everything(config.seed)
+    config = with_expected_size(config)
+    with within_memory("reading the data set", FEWER_IMAGES):
+        data_set = (read_source or load_source)(config)
+        images = len(hold_out(data_set, config).train)
+    return with_batch_size(config, images, device, SINGLE, _trial_builder(data_set))
+
+
+def _trial_builder(data_set: Dataset) -> Callable[[Config], Run]:
+    """Builds runs that take trial steps on a data set that is read already."""
+    return lambda config: _build_run(config, lambda _: data_set, SINGLE, trial=True)
 
 
 # -- model and schedule ------------------------------------------------------------------------------------------------

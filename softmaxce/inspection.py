@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .build import load_source, preprocessing_for, training_batches
+from .config.automatic import AUTO
 from .config.keys import Config
 from .config.registry import DATASETS
 from .data.decode import DAMAGED, open_image
@@ -21,6 +22,7 @@ from .data.splits import Dataset, Split
 from .errors import DataError, in_one_line
 from .runs.folder import SPLITS
 from .runtime.processors import processors
+from .training.automatic_batch_size import with_number
 from .waiting import Counting
 
 
@@ -138,6 +140,8 @@ def samples(config: Config, source: Dataset, count: int) -> tuple[Tensor, list[s
     """
     torch.manual_seed(config.seed)
     preprocessing = preprocessing_for(config, source.train)
+    if config.data.batch_size == AUTO:  # these pictures do not depend on what fits into memory
+        config = with_number(config, count, "")
     batches = training_batches(config, source.train, preprocessing, torch.device("cpu"))
     batches.try_augmentations()
     images: list[Tensor] = []

@@ -73,7 +73,7 @@ class Plain:
         last = [transforms.ToTensor(), transforms.Normalize(about["mean"], about["std"])]
         augmented = transforms.Compose([*self._augmentations((height, width)), *last])
         train, held_out = self._datasets(about, augmented, transforms.Compose(last))
-        self.loader = self._loader(train, config.data.batch_size, shuffle=True)
+        self.loader = self._loader(train, config.data.images_per_batch, shuffle=True)
         self.held_out = self._loader(held_out, config.data.eval_batch_size, shuffle=False)
         supplied = {"in_channels": channels, "image_size": (height, width), "num_classes": about["classes"]}
         self.model = build(config.model, supplied).to(self.device)

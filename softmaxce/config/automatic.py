@@ -1,4 +1,4 @@
-"""`data.size: auto`, which becomes a number before anything is built.
+"""The keys whose value `auto` becomes a number before anything is built: `data.size` and `data.batch_size`.
 
 A run records the number, and Config.resolved has the reason. (Other keys that take `auto` keep it.)
 """

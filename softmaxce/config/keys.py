@@ -128,7 +128,8 @@ class Data:
         name: the data set, a registered name or module:Name.
         root: the folder with the data; null means $SOFTMAXCE_DATA, else a folder in the user's cache.
         download: download missing files.
-        batch_size: images per training batch.
+        batch_size: images per training batch. auto is the largest that a GPU's memory holds with a tenth to spare, up
+            to 512 and a 32nd of the training images; without CUDA, up to 32. It is chosen once, when the run starts.
         eval_batch_size: images per evaluation batch; it changes metrics by rounding at most.
         augment: augmentations of the training images, applied in this order.
         normalize: model (mean and standard deviation that timm's or torchvision's model was made for), auto (those of
@@ -149,7 +150,7 @@ class Data:
     name: str
     root: str | None = None
     download: bool = False
-    batch_size: PositiveInt = 128
+    batch_size: PositiveInt | Literal["auto"] = 128
     eval_batch_size: PositiveInt = 256
     augment: list[Any] = field(default_factory=list)
     normalize: Literal["auto", "model", "imagenet", "none"] | dict[str, Any] = "auto"
@@ -158,6 +159,12 @@ class Data:
     folds: Annotated[int, Ge(2), Le(1000)] | None = None
     fold: PositiveInt | None = None
     sampler: Literal["none", "balanced"] | dict[str, Any] = "none"
+
+    @property
+    def images_per_batch(self) -> int:
+        """The batch size, once it is a number."""
+        assert isinstance(self.batch_size, int)
+        return self.batch_size
 
     @property
     def sampling_power(self) -> float:

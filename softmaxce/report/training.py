@@ -102,7 +102,7 @@ def _processes(run: Run) -> str:
     group = run.group
     if group.is_single:
         return ""
-    size, working = run.config.data.batch_size, group.working(run.config.data.batch_size)
+    size, working = run.train.batch_size, group.working(run.train.batch_size)
     images = f"{size // working}" if size % working == 0 else f"{size // working} or {size // working + 1}"
     idle = f"; {group.world_size - working} have no images, as each needs two" if working < group.world_size else ""
     return f"; {group.world_size} processes, {images} images of each batch for each{idle}"

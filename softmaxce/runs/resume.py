@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import reader as configs
-from ..config.automatic import has_automatic_size
+from ..config.automatic import AUTO, has_automatic_size
 from ..config.components import takes
 from ..config.keys import Config
 from ..errors import RunError, SoftmaxceError
@@ -109,7 +109,9 @@ def differing_metrics(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in differing([dict(one) for one in configs]) if rule_of(key, name).changes_metrics]
 
 
-def with_recorded(requested: Config, recorded: Config, keys: Collection[str] = ("data.size",)) -> Config:
+def with_recorded(
+    requested: Config, recorded: Config, keys: Collection[str] = ("data.size", "data.batch_size")
+) -> Config:
     """The requested config with a run's values of these keys where it says `auto`.
 
     What is auto was resolved when the run was started. It is not resolved again, as the answer may be another one on
@@ -121,6 +123,9 @@ def with_recorded(requested: Config, recorded: Config, keys: Collection[str] = (
         if "interpolation" in own:
             arguments.setdefault("interpolation", own["interpolation"])
         requested = replace(requested, source=replace(source, arguments=arguments))
+    if "data.batch_size" in keys and requested.data.batch_size == AUTO:
+        data = replace(requested.data, batch_size=recorded.data.batch_size)
+        requested = replace(requested, data=data, cuda_graph=recorded.cuda_graph)
     return requested
 
 

@@ -311,8 +311,9 @@ def should_use_graph(config: Config, images: int, device: torch.device, processe
         why = "the teacher's forward pass is not captured"
     elif config.on_nonfinite == "skip":
         why = "on_nonfinite: skip waits for every loss"
-    elif images < config.data.batch_size:
-        why = f"no batch is full: there are {images} training images, and data.batch_size is {config.data.batch_size}"
+    elif images < config.data.images_per_batch:
+        size = config.data.images_per_batch
+        why = f"no batch is full: there are {images} training images, and data.batch_size is {size}"
     if why is None:
         return True
     if config.cuda_graph is True:

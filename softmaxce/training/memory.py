@@ -21,27 +21,34 @@ def find_fitting_batch_size(size: int, attempt: Callable[[int], None]) -> int | 
     """
     while (size := size // 2) >= 1:
         try:
-            with within_memory("trying"):
-                attempt(size)
-        except MemoryRanOutError:  # the answer to the attempt; half of it comes next
-            continue
+            if fits(size, attempt):
+                return size
         except Exception as error:  # the user's model or loss fails on this batch size; memory is what is reported
             if ran_out_of_memory(error):
                 raise
             return None
-        return size
     return None
+
+
+def fits(size: int, attempt: Callable[[int], None]) -> bool:
+    """Whether `attempt` stays within memory with a batch of this size."""
+    try:
+        with within_memory("trying"):
+            attempt(size)
+    except MemoryRanOutError:  # the answer
+        return False
+    return True
 
 
 def smaller_steps(run: Run) -> str:
     """The remedy when a training step did not fit into memory; tries smaller ones, on black images."""
-    size = min(run.config.data.batch_size, run.train.num_images)
-    fits = find_fitting_batch_size(size, lambda fewer: try_step(run, fewer))
-    if fits is None:
+    size = min(run.train.batch_size, run.train.num_images)
+    fitting = find_fitting_batch_size(size, lambda fewer: try_step(run, fewer))
+    if fitting is None:
         return "no smaller batch fits either; use a smaller model or smaller images, or a machine with more memory"
-    accumulated = -(-size // fits) * run.config.grad_accum_steps
+    accumulated = -(-size // fitting) * run.config.grad_accum_steps
     return (
-        f"a step of {fits} images, tried just now, fits: set data.batch_size: {fits} "
+        f"a step of {fitting} images, tried just now, fits: set data.batch_size: {fitting} "
         f"and grad_accum_steps: {accumulated} for as many images a step as before"
     )
 

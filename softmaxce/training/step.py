@@ -173,7 +173,7 @@ def make_static_step(run: Run) -> StaticStep:
 
     Raises: NoGraphError with the reason, if a CUDA graph is not possible.
     """
-    size, device = run.config.data.batch_size, run.device
+    size, device = run.train.batch_size, run.device
     run.tally.max_pending = 0
     before = random_state()
     try:
