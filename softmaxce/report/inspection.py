@@ -89,7 +89,8 @@ def _images(count: int) -> str:
 
 def _statistics(inspection: Inspection) -> str:
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (inspection.mean, inspection.std))
-    return f"training pixels in [0, 1]: mean {mean}; standard deviation {std}"
+    unit = "" if inspection.depth == "float32" else " in [0, 1]"
+    return f"training pixels{unit}: mean {mean}; standard deviation {std}"
 
 
 def page(inspection: Inspection, images: "Tensor", names: Sequence[str]) -> str:

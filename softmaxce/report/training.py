@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
@@ -45,8 +46,9 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
     shape = "x".join(map(str, run.preprocessing.shape))
     parameters = sum(p.numel() for p in run.model.parameters())
     names = ", ".join([config.loss.name, config.optimizer.name, config.schedule.name])
+    depth = "" if run.preprocessing.depth == "uint8" else f" {run.preprocessing.depth}"
     lines = [
-        f"{config.source.name}, {shape}, {len(run.classes)} classes: {', '.join(counts)} images",
+        f"{config.source.name}, {shape}{depth}, {len(run.classes)} classes: {', '.join(counts)} images",
         f"{config.model.name} ({parameters:,} parameters), {names}",
         f"device {describe_device(run.device)}, {run.precision}{_processes(run)}",
     ]
@@ -78,7 +80,7 @@ def storage(run: Run) -> list[str]:
     if source.name not in ("image_folder", "image_list", "shards"):
         return []
     images = sum(map(len, splits))
-    size = images * math.prod(run.preprocessing.shape)
+    size = images * math.prod(run.preprocessing.shape) * np.dtype(run.preprocessing.depth).itemsize
     reason = f"limit {_bytes(memory_for_images())}"
     if (chosen := source.arguments.get("in_memory")) is not None:
         reason = f"data.in_memory: {str(chosen).lower()}"
