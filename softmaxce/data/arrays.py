@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable
 from importlib import metadata, util
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,6 +28,9 @@ START = PNG_HEADER  # bytes from which the format is known
 FULL_SCALE: dict[Depth, int] = {"uint8": 255, "uint16": 65535, "float32": 1}
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow
 NEEDS_TIFFFILE = "is a TIFF file that only tifffile reads; install it with: pip install 'softmaxce[tiff]'"
+
+# What NumPy and Python's parser raise; of at most 10,000 characters, so that a MemoryError is none.
+DAMAGED_HEADER = (ValueError, SyntaxError, TypeError, LookupError, RecursionError, MemoryError, TokenError)
 
 Pixels = NDArray[Any]  # of one of the depths
 
@@ -65,11 +69,12 @@ def read_npy(stream: BinaryIO, max_pixels: int) -> Pixels:
 
 def npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """The shape, the order and the type of a .npy file. Raises: ValueError unless it is one of numbers, an image."""
-    version = np.lib.format.read_magic(stream)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if read is None:
+    if np.lib.format.read_magic(stream) != (1, 0):  # the others are for arrays of records
         raise ValueError("it is no array of numbers")
-    shape, is_fortran, dtype = read(stream)
+    try:
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except DAMAGED_HEADER:
+        raise ValueError("its header is damaged") from None
     if dtype.kind not in "biuf":
         raise ValueError(f"its values are {dtype}, not numbers")
     if len(shape) not in (2, 3) or min(shape) < 1:
@@ -112,7 +117,7 @@ def read_tiff(stream: BinaryIO, channels: int, max_pixels: int) -> Pixels:
         sides = tuple(side for at, side in enumerate(shape) if at != channel_axis)
         check_size(sides, max_pixels)
         check_channels((*sides, 1 if channel_axis is None else shape[channel_axis]), channels)
-        pixels: Pixels = source.asarray()
+        pixels: Pixels = source.asarray(maxworkers=1)  # files are decoded in threads already
         pixels = pixels[:, :, None] if channel_axis is None else np.moveaxis(pixels, channel_axis, 2)
         orientation = page.tags.get(ORIENTATION)
         return upright(pixels, None if orientation is None else int(orientation.value))

@@ -172,7 +172,7 @@ class Batches:
         if self.gatherer is not None:
             return self.gatherer.normalized(self._index(indices) if isinstance(indices, Tensor) else indices)
         if isinstance(indices, Tensor):
-            return self.prepared(self.images.index_select(0, self._index(indices)), indices, epoch, share)
+            return self.prepared(_rows(self.images, self._index(indices)), indices, epoch, share)
         return self.prepared(self.images[indices])
 
     def _views(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
@@ -197,7 +197,7 @@ class Batches:
         """Up to `count` of the split's images, evenly spread over it, normalized and not augmented."""
         indices = torch.arange(0, self.num_images, -(-self.num_images // count))
         if self.images is not None:
-            images = self.images.index_select(0, indices.to(self.device))
+            images = _rows(self.images, indices.to(self.device))
         else:
             images = torch.cat(list(self._decoded(indices.split(self.batch_size)))).to(self.device)
         return self._normalized(images.float().div_(self.full_scale))
@@ -271,6 +271,13 @@ class Batches:
     def _normalized(self, images: Tensor) -> Tensor:
         normalized = (images - self.mean).div_(self.std)
         return normalized.contiguous(memory_format=torch.channels_last)
+
+
+def _rows(images: Tensor, indices: Tensor) -> Tensor:
+    """The images at `indices`; of uint16 as int16, which every device selects from."""
+    if images.dtype is torch.uint16:
+        return images.view(torch.int16).index_select(0, indices).view(torch.uint16)
+    return images.index_select(0, indices)
 
 
 def _gatherer(images: Tensor, mean: Tensor, scale: Tensor) -> "BatchGatherer | None":

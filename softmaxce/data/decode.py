@@ -302,7 +302,10 @@ def _reason(error: BaseException, file: str, is_empty: Callable[[], bool]) -> st
             return f"{suffix} files need pillow-heif (pip install pillow-heif)"
         if is_unread_image(file):
             return f"{suffix} files are not read; convert it to PNG"
-        return "the file is empty" if is_empty() else "it is not an image"
+        if is_empty():
+            return "the file is empty"
+        is_tiff = suffix in (".tif", ".tiff")
+        return "it is not an image" + "; TIFF of other channels or depths needs data.channels and data.depth" * is_tiff
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())

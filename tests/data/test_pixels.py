@@ -144,6 +144,7 @@ def test_training_sees_the_pixels_of_a_file_at_any_depth_in_memory_cached_and_fr
 NAN = FLOAT2.copy()
 NAN[3, 4, 1] = np.nan
 INFINITE = np.where(FLOAT2 > 0, np.float32(np.inf), FLOAT2)
+HUGE = npy(np.zeros((99999, 5), "u1")).replace(b"(99999, 5), } ", b"(99999,999), }")  # and cut off
 PICKLED = BytesIO()
 np.save(PICKLED, np.array([{"a": 1}]), allow_pickle=True)
 
@@ -165,7 +166,9 @@ np.save(PICKLED, np.array([{"a": 1}]), allow_pickle=True)
         (".npy", npy(np.zeros((2, 2, 2, 2), "f4")), 2, "float32", "an image is [height, width] or"),
         (".npy", PICKLED.getvalue(), 2, "float32", "its values are object, not numbers"),
         (".npy", npy(FLOAT2).replace(b"(6, 5, 2)", b"(6, 5, 1 << 60)"), 2, "float32", "1.npy: "),
-        (".npy", npy(np.zeros((10**5, 1000), "b1")), 2, "float32", "pixels are more than 67,108,864"),
+        (".npy", npy(FLOAT2).replace(b"}", b" "), 2, "float32", "1.npy: its header is damaged"),
+        (".npy", npy(FLOAT2)[:10] + b"-" * 118, 2, "float32", "1.npy: its header is damaged"),
+        (".npy", HUGE, 2, "float32", "pixels are more than 67,108,864"),
         (".png", png_of_16_bits(LA16), 2, "uint16", "gray with alpha, which is not read; save it as RGBA"),
         (".tif", pillows(FLOAT1, "TIFF"), 1, "uint16", "set data.depth: float32"),
     ],
@@ -184,6 +187,12 @@ def test_a_file_with_other_pixels_than_wanted_is_one_line_with_its_path_or_left_
     source = load_source(config_with(section(top, channels, depth, size=4, skip_bad=True)))
     assert len(source.train) == 2
     assert {Path(file).stem for file in source.unreadable} == {"1"}
+
+
+def test_a_tiff_file_of_more_channels_names_the_keys_that_read_it(tmp_path: Path) -> None:
+    (tmp_path / "1.tif").write_bytes(tiff(FIVE8, planarconfig="contig"))
+    with pytest.raises(DataError, match=r"1\.tif: .* other channels or depths needs data.channels and data.depth"):
+        Decode(3, None).array(str(tmp_path / "1.tif"))
 
 
 def test_npy_files_beside_photographs_are_not_read_where_photographs_were_enough(tmp_path: Path) -> None:

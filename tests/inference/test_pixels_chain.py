@@ -111,11 +111,6 @@ def test_eval_predict_serve_and_an_exported_model_give_the_probabilities_of_a_ha
             close([classifier.probabilities(image).result() for image in pixels])
 
 
-def test_a_torch_export_file_of_16_bits_passes_its_certificate(trained: Trained) -> None:
-    if trained.scale > 1:  # once: a process that imports torch takes seconds
-        assert export(trained.folder, "torch_export").certificate.float32.largest_difference < 1e-5
-
-
 def test_an_explanation_and_the_inspection_show_such_images(trained: Trained, tmp_path: Path) -> None:
     model = TrainedModel.open(trained.folder)
     image = read_image(model, Path(next(iter(trained.images))))
