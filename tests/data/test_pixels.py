@@ -17,6 +17,7 @@ from torch.nn import functional
 from softmaxce.build import load_source
 from softmaxce.config.from_python import load_config
 from softmaxce.data.decode import Decode
+from softmaxce.data.pack import pack
 from softmaxce.data.preprocessing import mean_and_std
 from softmaxce.data.resizing import Resizing
 from softmaxce.data.splits import InMemory, OnDisk
@@ -215,7 +216,9 @@ def test_a_table_and_a_shard_give_the_same_pixels_as_the_folder(tmp_path: Path) 
                 member = tarfile.TarInfo(f"{name}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, BytesIO(content))
-    for others in ({"name": "image_list", "file": "table.csv"}, {"name": "shards", "urls": "shard.tar"}):
+    urls = ("shard.tar", f"packed/{pack(top, top / 'packed', 10**6).urls['urls']}")
+    shards = [{"name": "shards", "urls": each} for each in urls]
+    for others in ({"name": "image_list", "file": "table.csv"}, *shards):
         split = load_source(config_with(section(top, 7, "uint16") | others)).train
         assert isinstance(split, InMemory)
         assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), np.stack([SEVEN16, SEVEN16]))
