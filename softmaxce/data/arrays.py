@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from importlib import metadata, util
+from importlib import util
 from tokenize import TokenError
 from typing import Any, BinaryIO
 
@@ -154,7 +154,11 @@ def check_size(shape: tuple[int, ...], max_pixels: int) -> None:
 
 def tifffile_version() -> str | None:
     """On which the pixels of TIFF files depend; None if it is not installed."""
-    return None if util.find_spec("tifffile") is None else metadata.version("tifffile")
+    if util.find_spec("tifffile") is None:
+        return None
+    from importlib import metadata  # it takes longer to import than all of this module
+
+    return metadata.version("tifffile")
 
 
 # -- depth, channels, size --------------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ class Batches:
         Returns: [B, C, H, W] float, channels last in memory.
         """
         if not self.augment:  # the same in two passes over the pixels; the rounding may differ in the last place
-            images = images.float() if images.dtype is torch.uint16 else images  # which torch does not subtract from
+            images = images.float() if images.dtype is torch.uint16 else images  # of which not every torch subtracts
             normalized = torch.sub(images, self.mean_as_stored).mul_(self.scale_as_stored)
             return normalized.contiguous(memory_format=torch.channels_last)
         prepared = images.float().div_(self.full_scale)

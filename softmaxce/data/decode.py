@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, feature
 from ..argument_types import ColorProfiles
 from ..errors import DataError, MemoryRanOutError, ran_out_of_memory
 from ..runtime.processors import processors
-from . import arrays, color_profiles, resizing
+from . import arrays
 from .arrays import NPY, Pixels
 from .member import open_image_file, size_of
 from .resizing import DEFAULT as DEFAULT_RESIZING
@@ -153,7 +153,7 @@ class Decode:
                 as_needed = self.channels in (1, 3, 4) or bands == self.channels
                 pages = self.channels > 1 and getattr(image, "n_frames", 1) == self.channels
                 return loses_bits or samples != bands or not as_needed or pages
-        except UnidentifiedImageError:
+        except UnidentifiedImageError:  # tifffile reads it, or says what is wrong with it
             return True
         finally:
             stream.seek(0)
@@ -265,7 +265,9 @@ def _in_mode(image: Image.Image, channels: int, icc: ColorProfiles = "ignore") -
         image = image.convert("RGB")
     form, mode = image.format, MODES[channels]
     if profile:
-        image = color_profiles.to_srgb(image, profile)
+        from .color_profiles import to_srgb  # LittleCMS, which no other image needs
+
+        image = to_srgb(image, profile)
     if image.has_transparency_data:
         overlay = image.convert("RGBA")
         # Programs that write 32-bit BMP without transparency leave the fourth byte 0.
@@ -347,8 +349,8 @@ def _extensions() -> frozenset[str]:
 @cache
 def program() -> str:
     """A hash of the code that decodes and resizes, on which cached pixels depend."""
-    files = [Path(str(module.__file__)) for module in (arrays, color_profiles, resizing)]
-    code = b"".join(file.read_bytes() for file in (Path(__file__), *files))
+    files = [Path(__file__).with_name(f"{name}.py") for name in ("decode", "arrays", "color_profiles", "resizing")]
+    code = b"".join(file.read_bytes() for file in files)
     return hashlib.sha256(code + repr((arrays.tifffile_version(), features.version("littlecms2"))).encode()).hexdigest()
 
 
