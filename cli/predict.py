@@ -73,8 +73,9 @@ def predict(
     _, shape, resizing = classes_and_images(run)
     ahead = PIPED if "-" in paths else max(PIPED, BYTES // math.prod(shape))
     bad = images = 0
-    files = image_files(paths, sys.stdin, null=null)
-    with PrefetchingDecoder(files, decode_to(shape, resizing), ahead) as decoded:  # decodes while torch is imported
+    decode = decode_to(shape, resizing)
+    files = image_files(paths, sys.stdin, null=null, npy=not decode.is_plain)
+    with PrefetchingDecoder(files, decode, ahead) as decoded:  # decodes while torch is imported
         with fast_imports():
             opened = model_type(run)
             from softmaxce.report.predictions import writer

@@ -33,6 +33,8 @@ Interpolation = Literal["bilinear", "bicubic", "nearest"]
 AttributionMethod = Literal["grad_cam", "input_gradient", "smooth_grad", "occlusion"]  # of a logit or a loss
 ClassWeighting = Literal["balanced", "inverse_root", "effective_number"]
 Decoding = Literal["full", "reduced"]
+Depth = Literal["uint8", "uint16", "float32"]  # of pixels
+ColorProfiles = Literal["ignore", "srgb"]
 Classes = Annotated[  # names in the order of their ids; or new name -> a name, or a list of names, which are merged
     list[str] | dict[str, Any],
     doc("a list of class names, or a mapping such as {pet: [dog, cat], car: car}"),

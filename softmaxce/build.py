@@ -202,6 +202,8 @@ def preprocessing_for(config: Config, train: Split) -> Preprocessing:
         mean, std = (0.0,) * channels, (1.0,) * channels
     else:
         known = (IMAGENET_MEAN, IMAGENET_STD) if normalize == "imagenet" else expected_normalization(config)
+        if normalize == "auto" and channels not in (1, 3):
+            known = None  # it is of color images
         mean, std = known or mean_and_std(train)
         if known is not None and channels == 1:
             mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)

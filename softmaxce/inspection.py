@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .argument_types import Depth
 from .build import load_source, preprocessing_for, training_batches
 from .config.automatic import AUTO
 from .config.keys import Config
 from .config.registry import DATASETS
-from .data.decode import DAMAGED, open_image
+from .data.decode import DAMAGED, header
 from .data.duplicates import Duplicates, find_duplicates
 from .data.held_out import hold_out
-from .data.preprocessing import mean_and_std
+from .data.pictures import as_picture
+from .data.preprocessing import mean_and_std, resizing_of
 from .data.progressive_resizing import SizeOfEpochs, sizes_by_epoch
 from .data.splits import Dataset, Split
 from .errors import DataError, in_one_line
@@ -32,7 +34,8 @@ class Files:
 
     Attributes:
         smallest, median, largest: (width, height) in pixels, by the number of pixels.
-        modes: Pillow's names of how pixels are stored, with the number of files of each.
+        modes: Pillow's names of how pixels are stored, with the number of files of each; of files that Pillow does not
+            read, the number and type of their channels.
         formats: as modes.
     """
 
@@ -52,12 +55,13 @@ class Inspection:
         shape: (C, H, W), to which the images are brought.
         classes: K names.
         images: split -> [K], how many images each class has in it.
-        mean, std: of the training images' pixels in [0, 1], per channel.
+        mean, std: of the training images' pixels in [0, 1], or of floating-point ones as they are, per channel.
         files: None of a data set without image files.
         unreadable: the files that cannot be decoded, with the reason; training would end at the first of them, or with
             data.skip_bad leave them out. They are in no other number here.
         duplicates: the images that the data set has several times.
         sizes: of the training images by epoch, where they grow (progressive_resizing).
+        depth: the type of the pixels.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Inspection:
     unreadable: dict[str, str] = field(default_factory=dict)
     duplicates: Duplicates = field(default_factory=Duplicates)
     sizes: Sequence[SizeOfEpochs] = ()
+    depth: Depth = "uint8"
 
     def to_dict(self) -> dict[str, Any]:
         """As `softmaxce data inspect --json` prints it."""
@@ -103,21 +108,21 @@ def inspect(config: Config, source: Dataset) -> Inspection:
         {str(file): reason for file, reason in source.unreadable.items()},
         find_duplicates(splits, source.classes),
         sizes if len(sizes := sizes_by_epoch(config, source.train.shape)) > 1 else (),
+        resizing_of(source.train).depth,
     )
 
 
 def _inspect_files(files: Sequence[str]) -> Files:
-    def header(file: str) -> tuple[tuple[int, int], str, str]:
+    def read_header(file: str) -> tuple[tuple[int, int], str, str]:
         try:
-            with open_image(file) as image:
-                return image.size, image.mode, image.format or "unknown"
+            return header(file)
         except DAMAGED as error:  # a file that was not decoded yet, as images are not kept in memory
             raise DataError(f"{file}: cannot be read: {in_one_line(error)}") from None
         finally:
             counting.advance()
 
     with Counting("reading the headers", len(files)) as counting, ThreadPoolExecutor(processors()) as pool:
-        headers = list(pool.map(header, files))
+        headers = list(pool.map(read_header, files))
     sizes = sorted((size for size, _, _ in headers), key=lambda size: (size[0] * size[1], size))
     return Files(
         sizes[0],
@@ -135,7 +140,7 @@ def samples(config: Config, source: Dataset, count: int) -> tuple[Tensor, list[s
         config: what they are augmented by.
         source: as `read` returns it.
         count: of images, at most; there may be fewer in the data set.
-    Returns: [n, H, W, C] float in [0, 1], and the name of each image's class.
+    Returns: [n, H, W, 1 or 3] float in [0, 1], and the name of each image's class.
     Raises: ConfigError if an augmentation fails.
     """
     torch.manual_seed(config.seed)
@@ -147,7 +152,10 @@ def samples(config: Config, source: Dataset, count: int) -> tuple[Tensor, list[s
     images: list[Tensor] = []
     labels: list[int] = []
     for batch, ids in batches.epoch(1):
-        images.append((batch * batches.std + batches.mean).clamp(0, 1))
+        pixels = batch * batches.std + batches.mean
+        if preprocessing.depth == "float32":
+            pixels = torch.stack([as_picture(image) for image in pixels]).float() / 255
+        images.append(pixels[:, : 3 if pixels.shape[1] >= 3 else 1].clamp(0, 1))
         labels += ids.tolist()
         if len(labels) >= count:
             break

@@ -36,7 +36,6 @@ def measure(run: TrainedModel, files: Sequence[str], rounds: int) -> Rates:
         run: the opened model.
         files: paths; a file that is no image counts like one.
         rounds: turns of each, at least 2.
-    Raises: DataError if the model takes neither gray nor color images.
     """
     decode, ahead = (
         decode_to(run.preprocessing.shape, run.preprocessing.resizing),

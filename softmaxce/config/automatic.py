@@ -4,14 +4,14 @@ A run records the number, and Config.resolved has the reason. (Other keys that t
 """
 
 from .components import Component
+from .registry import OWN_IMAGES
 
 AUTO = "auto"
 NO_SIZE = (
     "auto is the size that a network of timm or torchvision was pretrained with, and {} has none; give a number: 64"
 )
-RESIZED = ("image_folder", "image_list", "shards")  # the data sets whose images get `data.size`
 
 
 def has_automatic_size(source: Component) -> bool:
     """Whether a data set's images are to get the size of the model's pretraining: `data.size: auto`."""
-    return source.name in RESIZED and source.arguments.get("size") == AUTO
+    return source.name in OWN_IMAGES and source.arguments.get("size") == AUTO

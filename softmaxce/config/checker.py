@@ -11,7 +11,7 @@ from ..errors import ConfigError, Problem, suggestion
 from ..files import expanded
 from . import registry
 from .aliases import ELSEWHERE, ELSEWHERE_IN
-from .automatic import NO_SIZE, RESIZED, has_automatic_size
+from .automatic import NO_SIZE, has_automatic_size
 from .components import Component, check_arguments, resolve
 from .keys import (
     DEFAULT_COMPONENTS,
@@ -147,7 +147,27 @@ class Checker:
             if i and each and each.name in registry.FROM_WHOLE:
                 message = f"{each.name} cuts from whole images, so it must be the first in data.augment"
                 self._problem((*path, "augment", i), message)
+        self._check_pixels(source, augmentations)
         return {"data": Data(**own) if is_sound else None, "source": source, "augment": augmentations}
+
+    def _check_pixels(self, source: Component | None, augmentations: Sequence[Component | None]) -> None:
+        """Refuse augmentations that cannot take images of the data set's channels and depth."""
+        if source is None or source.name not in registry.OWN_IMAGES:
+            return
+        channels, depth = source.arguments.get("channels"), source.arguments.get("depth")
+        pixels = f"data.channels is {channels}, data.depth {depth}"
+        for i, each in enumerate(augmentations):
+            message = ""
+            if each is None:
+                continue
+            if each.name in registry.PHOTOGRAPHS and (channels not in (1, 3) or depth != "uint8"):
+                message = f"{each.name} takes gray or color images of 8 bits, and {pixels}; leave it out"
+            elif each.name == "color_jitter" and (channels not in (1, 3) or depth == "float32"):
+                message = f"color_jitter takes gray or color images of 8 or 16 bits, and {pixels}; leave it out"
+            elif each.name == "random_erasing" and each.arguments.get("fill") == "noise" and depth == "float32":
+                message = f"fill: noise is for pixels in [0, 1], and {pixels}; use fill: mean"
+            if message:
+                self._problem(("data", "augment", i), message)
 
     def _folds(self, own: dict[str, Any], source: Component | None) -> Component | None:
         """The data set of a config with folds holds out no test images of its own accord: they are all in one fold."""
@@ -275,7 +295,7 @@ class Checker:
             and source
             and data.validation is None
             and source.name in registry.DATASETS
-            and source.name not in RESIZED
+            and source.name not in registry.OWN_IMAGES
         )
 
     def _component(

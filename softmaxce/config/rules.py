@@ -51,7 +51,16 @@ def is_range(values: Sequence[float]) -> bool:
     return 0 < values[0] <= values[1]
 
 
+SRGB = Rule(
+    ("icc", "depth", "channels"),
+    lambda icc, depth, channels: icc == "ignore" or (depth == "uint8" and channels in (1, 3, 4)),
+    "icc: srgb converts photographs of 8 bits, of 1, 3 or 4 channels; got depth: {depth}, channels: {channels}",
+)
+
 RULES: dict[str, tuple[Rule, ...]] = {
+    "softmaxce.data.folder:image_folder": (SRGB,),
+    "softmaxce.data.image_list:image_list": (SRGB,),
+    "softmaxce.data.shards:shards": (SRGB,),
     "torch.optim.sgd:SGD": (
         Rule(
             ("nesterov", "momentum", "dampening"),

@@ -11,6 +11,7 @@ from ..errors import (
 )
 from ..runtime.process_group import SINGLE, ProcessGroup
 from ..runtime.random_state import own_random_numbers
+from .arrays import FULL_SCALE
 from .augmentation import Augmentation, named
 from .loading import FileLoader, Files, stack
 from .order import epoch_order
@@ -36,7 +37,7 @@ class Batches:
         preprocessing: their shape and normalization.
         batch_size: B; the last batch may be smaller.
         device: where batches are made and used.
-        augment: applied in this order, to images in [0, 1]; see augment.py.
+        augment: applied in this order, to images in [0, 1] (floating-point ones as they are); see augment.py.
         shuffle_seed: the order is drawn from it and the epoch's number; None keeps the split's order.
         compiled: on the CPU and without augmentation, gather and normalize in one compiled pass over the bytes. The
             result has the same bits; loading the compiled code takes longer than it saves in a single pass over a
@@ -71,13 +72,16 @@ class Batches:
         refuse_later(augmentations)
         self.view: View | None = None
         if augmentations and augmentations[0].takes_whole:
+            if preprocessing.depth != "uint8":
+                raise augmentations[0].error(f"cuts from images of 8 bits, and data.depth is {preprocessing.depth}")
             self.view = View(augmentations[0], split.shape, shuffle_seed or 0)
         self.augment = augmentations[1:] if self.view else augmentations
         self.shuffle_seed = shuffle_seed
         self.sampler = sampler
         self.mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
-        self.mean_of_bytes, self.scale_of_bytes = self.mean * 255, 1 / (self.std * 255)
+        self.full_scale = FULL_SCALE[preprocessing.depth]  # as floats: fractions of it
+        self.mean_as_stored, self.scale_as_stored = self.mean * self.full_scale, 1 / (self.std * self.full_scale)
         self.labels = split.labels.to(device)
         self.images = split.images.to(device) if isinstance(split, InMemory) else None
         self.whole: WholeImages | OnDisk | None = whole_images(split) if self.view else None
@@ -85,7 +89,7 @@ class Batches:
         self.whole_loader = self._loader_of(self.whole)
         self.gatherer = None
         if compiled and self.images is not None and not self.augment and self.view is None:
-            self.gatherer = _gatherer(self.images, self.mean_of_bytes, self.scale_of_bytes)
+            self.gatherer = _gatherer(self.images, self.mean_as_stored, self.scale_as_stored)
 
     def _loader_of(self, split: Split | WholeImages | None) -> FileLoader | None:
         """Decodes the images of a split on disk; its processes are kept from one training epoch to the next."""
@@ -168,7 +172,7 @@ class Batches:
         if self.gatherer is not None:
             return self.gatherer.normalized(self._index(indices) if isinstance(indices, Tensor) else indices)
         if isinstance(indices, Tensor):
-            return self.prepared(self.images.index_select(0, self._index(indices)), indices, epoch, share)
+            return self.prepared(_rows(self.images, self._index(indices)), indices, epoch, share)
         return self.prepared(self.images[indices])
 
     def _views(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
@@ -183,7 +187,7 @@ class Batches:
         return self.whole_loader(requests)
 
     def pixels(self) -> Iterator[Tensor]:
-        """The split's images as they are stored, in its order: [B, C, H, W] uint8, not normalized; on the CPU."""
+        """The split's images as they are stored, in its order: [B, C, H, W], not normalized; on the CPU."""
         if isinstance(self.split, InMemory):
             yield from self.split.images.cpu().split(self.batch_size)
         else:
@@ -193,10 +197,10 @@ class Batches:
         """Up to `count` of the split's images, evenly spread over it, normalized and not augmented."""
         indices = torch.arange(0, self.num_images, -(-self.num_images // count))
         if self.images is not None:
-            images = self.images.index_select(0, indices.to(self.device))
+            images = _rows(self.images, indices.to(self.device))
         else:
             images = torch.cat(list(self._decoded(indices.split(self.batch_size)))).to(self.device)
-        return self._normalized(images.float().div_(255))
+        return self._normalized(images.float().div_(self.full_scale))
 
     def try_augmentations(self) -> list[str]:
         """Call each augmentation once on the split's first images, before training.
@@ -218,7 +222,7 @@ class Batches:
             if isinstance(stacked, SoftmaxceError):
                 raise stacked
             images = torch.as_tensor(stacked, device=self.device)
-        prepared, warnings = images.float().div_(255), []
+        prepared, warnings = images.float().div_(self.full_scale), []
         for augmentation in self.augment:
             prepared, warning = augmentation.try_on(prepared)
             warnings.append(warning)
@@ -231,10 +235,10 @@ class Batches:
     def prepared(
         self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None, share: Share | None = None
     ) -> Tensor:
-        """Bytes as the model sees them: augmented and normalized.
+        """Pixels as the model sees them: augmented and normalized.
 
         Args:
-            images: [B, C, H, W] uint8, on the device.
+            images: [B, C, H, W] as they are stored, on the device.
             indices: [B] int64, which images of the split these are, as the order of an epoch numbers them; None if
                 they are of none.
             epoch: its number, counted from 1; None outside an epoch.
@@ -242,9 +246,10 @@ class Batches:
         Returns: [B, C, H, W] float, channels last in memory.
         """
         if not self.augment:  # the same in two passes over the pixels; the rounding may differ in the last place
-            normalized = torch.sub(images, self.mean_of_bytes).mul_(self.scale_of_bytes)
+            images = images.float() if images.dtype is torch.uint16 else images  # of which not every torch subtracts
+            normalized = torch.sub(images, self.mean_as_stored).mul_(self.scale_as_stored)
             return normalized.contiguous(memory_format=torch.channels_last)
-        prepared = images.float().div_(255)
+        prepared = images.float().div_(self.full_scale)
         for place, augmentation in enumerate(self.augment):
             arguments: dict[str, Any] = {}
             if augmentation.uses_indices and indices is not None:
@@ -266,6 +271,13 @@ class Batches:
     def _normalized(self, images: Tensor) -> Tensor:
         normalized = (images - self.mean).div_(self.std)
         return normalized.contiguous(memory_format=torch.channels_last)
+
+
+def _rows(images: Tensor, indices: Tensor) -> Tensor:
+    """The images at `indices`; of uint16 as int16, which every device selects from."""
+    if images.dtype is torch.uint16:
+        return images.view(torch.int16).index_select(0, indices).view(torch.uint16)
+    return images.index_select(0, indices)
 
 
 def _gatherer(images: Tensor, mean: Tensor, scale: Tensor) -> "BatchGatherer | None":

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -52,12 +54,13 @@ def key_of(files: Sequence[str], *decoding: object) -> str | None:
     return digest.hexdigest()
 
 
-def read(key: str, shape: tuple[int, ...] | None) -> tuple[NDArray[np.uint8], dict[int, str]] | None:
+def read(key: str, shape: tuple[int, ...] | None, dtype: str = "uint8") -> tuple[NDArray[Any], dict[int, str]] | None:
     """The images [N, C, H, W] cached under a key, and why some could not be decoded, by index.
 
     Args:
         key: from key_of.
         shape: of the images; None for all bytes that were written, where no reasons were.
+        dtype: of the images.
     Returns: None if there are none, or the checksum is wrong.
     """
     file = folder() / (key + SUFFIX)
@@ -65,9 +68,9 @@ def read(key: str, shape: tuple[int, ...] | None) -> tuple[NDArray[np.uint8], di
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size - DIGEST
             shape = (max(size, 0),) if shape is None else shape
-            if size < int(np.prod(shape)):
+            if size < math.prod(shape) * np.dtype(dtype).itemsize:
                 return None
-            checksum, images = stream.read(DIGEST), np.empty(shape, np.uint8)
+            checksum, images = stream.read(DIGEST), np.empty(shape, dtype)
             complete = stream.readinto(images.data.cast("B")) == images.nbytes
             reasons = stream.read()
     except OSError:  # not cached; the images are decoded
@@ -79,7 +82,7 @@ def read(key: str, shape: tuple[int, ...] | None) -> tuple[NDArray[np.uint8], di
     return images, {int(index): reason for index, reason in json.loads(reasons or "{}").items()}
 
 
-def write(key: str, images: NDArray[np.uint8], reasons: Mapping[int, str] | None = None) -> None:
+def write(key: str, images: NDArray[Any], reasons: Mapping[int, str] | None = None) -> None:
     """Cache images under a key, atomically, and remove the least recently used ones.
 
     Args:
@@ -154,7 +157,7 @@ def _make_room(directory: Path, size: int) -> None:
         total -= bytes_
 
 
-def _checksum(images: NDArray[np.uint8], reasons: bytes) -> bytes:
+def _checksum(images: NDArray[Any], reasons: bytes) -> bytes:
     digest = hashlib.sha256(images.data.cast("B"))
     digest.update(reasons)
     return digest.digest()

@@ -1,11 +1,12 @@
 """The user's own images: a folder with one sub-folder per class, of any size and mode."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import streams
-from ..argument_types import AtLeastOne, Classes, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
+from ..argument_types import (
+    AtLeastOne,
+    Classes,
+    ColorProfiles,
+    Decoding,
+    Depth,
+    Fit,
+    Fraction,
+    Interpolation,
+    NonNegativeInt,
+    PositiveInt,
+)
 from ..errors import DataError
 from ..runtime.memory import total_memory
 from ..runtime.process_group import local_world_size
@@ -31,12 +43,12 @@ from .unresized import SizeError, Unresized, first_size, none_decodable
 
 SHOWN = 10  # files named in one message
 
-_Decoded = tuple[NDArray[np.uint8], dict[int, DataError]]
+_Decoded = tuple[NDArray[Any], dict[int, DataError]]
 
 
 def image_folder(
     size: PositiveInt | list[PositiveInt] | Literal["auto"] | None = None,
-    channels: Literal[1, 3] = 3,
+    channels: PositiveInt = 3,
     test_fraction: Fraction = 0.2,
     skip_bad: bool = False,
     in_memory: bool | None = None,
@@ -48,6 +60,8 @@ def image_folder(
     cache_size: AtLeastOne | None = 2.0,
     decode: Decoding = "full",
     classes: Classes | None = None,
+    depth: Depth = "uint8",
+    icc: ColorProfiles = "ignore",
     *,
     root: str,
 ) -> Dataset:
@@ -57,7 +71,8 @@ def image_folder(
         size: height and width in pixels, to which images are resized; null takes the images as they are, which must
             then be of one size. auto is the size that a network of timm or torchvision was pretrained with, and its
             interpolation, where the config names none.
-        channels: 3 for color, 1 for gray.
+        channels: 3 for color, 1 for gray, 4 for color and alpha: photographs are converted. Any other number is for
+            TIFF and .npy files, which must have as many: [height, width, channels].
         test_fraction: of each class of a single folder, for the test split; the same images whatever the seed.
         skip_bad: leave out, with a warning, what cannot be decoded; else it is an error. Where images do not fit in
             memory, it takes a first pass over all files.
@@ -76,10 +91,13 @@ def image_folder(
             `size`: several times faster for large photographs, with slightly other pixels. Predictions do the same.
         classes: the class folders to read, in the order of their ids; or {pet: [cat, dog], car: car}, which merges
             some. Others are left out. null reads all, sorted by name.
+        depth: uint8; uint16 or float32, for PNG, TIFF and .npy files with more than 8 bits. Means and deviations are of
+            whole numbers divided by 255 or 65535, and of floating-point numbers as they are.
+        icc: srgb converts images with another color profile to sRGB, as programs that show them do; ignore takes the
+            numbers as they are. Predictions do the same.
         root: the folder. train may be called training, test testing, and val, valid, validation or dev is the
             validation split; in any case, also with set or _set after it.
-    Raises: DataError if there are no images, only one class, a class is missing in training, or a file cannot be
-        decoded.
+    Raises: DataError without images, with only one class, without a class in training, and if a file is damaged.
     """
     top = Path(root)
     if not top.is_dir():
@@ -87,7 +105,6 @@ def image_folder(
     parts = splits_in(top)
     refuse_single_class(top, parts.get("train"))
     selected = select_classes([folder.name for folder in sub_folders(parts.get("train", top))], classes)
-    names = selected.names
     listing = Listing(
         selected,
         size,
@@ -97,18 +114,18 @@ def image_folder(
         workers,
         cache,
         split_by == "name",
-        Resizing(fit, interpolation, decode),
+        Resizing(fit, interpolation, decode, depth, icc),
         cache_size,
     )
     if not parts:
         train, shape = listing.read(top, None)
         if not test_fraction:
-            return Dataset(train, None, names, unreadable=listing.unreadable)
+            return Dataset(train, None, selected.names, unreadable=listing.unreadable)
         rest, tested = train_and_test(train, test_fraction)
-        return Dataset(train.take(rest), train.take(tested), names, unreadable=listing.unreadable)
+        return Dataset(train.take(rest), train.take(tested), selected.names, unreadable=listing.unreadable)
     train, shape = listing.read(parts["train"], None)
     others = {name: listing.read(folder, shape)[0] for name, folder in parts.items() if name != "train"}
-    return Dataset(train, others.get("test"), names, others.get("validation"), listing.unreadable)
+    return Dataset(train, others.get("test"), selected.names, others.get("validation"), listing.unreadable)
 
 
 def train_and_test(whole: Split, fraction: float) -> tuple[Tensor, Tensor]:
@@ -147,7 +164,7 @@ def read_folder(
     top = tests[0] if tests else top
     channels, height, width = shape
     known = classes_of_model(classes, requested, (folder.name for folder in sub_folders(top)), top)
-    listing = Listing(known, [height, width], 1 if channels == 1 else 3, False, None, 2, resizing=resizing)
+    listing = Listing(known, [height, width], channels, False, None, 2, resizing=resizing)
     return listing.read(top, shape)[0]
 
 
@@ -166,6 +183,11 @@ class Listing:
     resizing: Resizing = DEFAULT_RESIZING
     cache_size: float | None = None
     unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the pixels."""
+        return np.dtype(self.resizing.depth)
 
     def read(self, folder: Path, shape: tuple[int, int, int] | None) -> tuple[Split, tuple[int, int, int]]:
         """A folder's split, and the (C, H, W) of its images; `shape` is the required one, if there is one.
@@ -199,7 +221,7 @@ class Listing:
             size = None
         reference = "each of the training images"
         if size is None:
-            reference, size = first_size(files, Decode(self.channels, None))
+            reference, size = first_size(files, Decode(self.channels, None, self.resizing))
         shape = (self.channels, *size)
         most = None if self.cache_size is None else round(self.cache_size**2 * size[0] * size[1])
         decode = (
@@ -209,7 +231,7 @@ class Listing:
         )
         in_memory = self.in_memory
         if in_memory is None:
-            in_memory = len(files) * self.channels * size[0] * size[1] <= memory_for_images()
+            in_memory = len(files) * math.prod(shape) * self.dtype.itemsize <= memory_for_images()
         if in_memory:
             return self._in_memory(files, labels, names, decode, shape, groups), shape
         split = OnDisk(tuple(files), torch.tensor(labels), shape, decode, self.workers, names, groups)
@@ -232,11 +254,13 @@ class Listing:
             label = ids[entry.name]
             if label is None:
                 continue
-            images, unread = images_below(entry)
+            images, unread = images_below(entry, npy=not Decode(self.channels, None, self.resizing).is_plain)
             left_out += unread
             if not images:
                 warn_of_unread(folder, left_out)
-                raise DataError(f"{entry}: holds no images; each sub-folder of {folder} is a class, and needs some")
+                what = f"{entry}: holds no images; each sub-folder of {folder} is a class, and needs some"
+                hint = "; .npy files are read where data.channels or data.depth is another than gray or color of 8 bits"
+                raise DataError(what + hint * any(images_below(entry, npy=True)[0]))
             files += images
             labels += [label] * len(images)
         warn_of_unread(folder, left_out)
@@ -295,7 +319,7 @@ class Listing:
         key: str | None,
         decoding_options: tuple[object, ...],
     ) -> _Decoded:
-        cached = decoded_images.read(key, (len(files), *shape)) if key is not None else None
+        cached = decoded_images.read(key, (len(files), *shape), self.dtype.name) if key is not None else None
         if cached is not None:
             images, reasons = cached
             return images, {index: DataError(f"{files[index]}: {reason}") for index, reason in reasons.items()}
@@ -311,7 +335,7 @@ class Listing:
 
     def _decoded(self, files: list[str], decode: Decode, shape: tuple[int, int, int]) -> _Decoded:
         """Every file decoded into one array, [N, C, H, W], and the errors by index; their images are zeros."""
-        images = np.empty((len(files), *shape), np.uint8)
+        images = np.empty((len(files), *shape), self.dtype)
         bad: dict[int, DataError] = {}
 
         def fill(chunk: range) -> None:

@@ -106,7 +106,7 @@ def is_ours(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in NOT_OURS
 
 
-def images_below(folder: Path) -> tuple[list[str], Counter[str]]:
+def images_below(folder: Path, *, npy: bool = False) -> tuple[list[str], Counter[str]]:
     """The image files in a folder and below, sorted by path, and how many there are in formats that are not read.
 
     Returns: the paths; extension -> number of files.
@@ -122,7 +122,7 @@ def images_below(folder: Path) -> tuple[list[str], Counter[str]]:
         folders[:] = [name for name in folders if is_ours(name)]
         for name in names:
             file = Path(path, name)
-            if is_image(file):
+            if is_image(file, npy=npy):
                 images.append(str(file))
             elif is_unread_image(file):
                 unread[file.suffix.lower()] += 1

@@ -7,11 +7,22 @@ from pathlib import Path
 from typing import Literal
 
 from .. import streams
-from ..argument_types import AtLeastOne, Classes, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
+from ..argument_types import (
+    AtLeastOne,
+    Classes,
+    ColorProfiles,
+    Decoding,
+    Depth,
+    Fit,
+    Fraction,
+    Interpolation,
+    NonNegativeInt,
+    PositiveInt,
+)
 from ..errors import DataError
 from ..files import expanded
 from .class_selection import classes_of_model, select_classes
-from .decode import is_image
+from .decode import Decode, is_image
 from .folder import Listing, train_and_test
 from .folder_layout import SPLIT_NAMES, split_of
 from .resizing import Resizing
@@ -27,7 +38,7 @@ def image_list(
     split: str | None = None,
     group: str | None = None,
     size: PositiveInt | list[PositiveInt] | Literal["auto"] | None = None,
-    channels: Literal[1, 3] = 3,
+    channels: PositiveInt = 3,
     test_fraction: Fraction = 0.2,
     skip_bad: bool = False,
     in_memory: bool | None = None,
@@ -38,6 +49,8 @@ def image_list(
     cache_size: AtLeastOne | None = 2.0,
     decode: Decoding = "full",
     classes: Classes | None = None,
+    depth: Depth = "uint8",
+    icc: ColorProfiles = "ignore",
     *,
     file: str,
     root: str,
@@ -53,7 +66,7 @@ def image_list(
         group: the column with the patient or video of an image: all images of a group stay on one side of every
             split, that of data.validation too.
         size: as of image_folder, like channels, skip_bad, in_memory, workers and cache.
-        channels: 3 for color, 1 for gray.
+        channels: 3 for color, 1 for gray, 4 for color and alpha, or another number, as of image_folder.
         test_fraction: of each class, for the test split, where split is null; by a hash of the path or group.
         skip_bad: leave out, with a warning, what cannot be decoded.
         in_memory: keep all images decoded in memory; null decides by the memory that the process may use.
@@ -64,12 +77,16 @@ def image_list(
         cache_size: how large whole images are kept, as of image_folder.
         decode: full or reduced, as of image_folder.
         classes: the labels to read, in the order of their ids, and which are merged, as of image_folder.
+        depth: of the pixels: uint8, uint16 or float32, as of image_folder.
+        icc: ignore color profiles, or srgb, as of image_folder.
         file: the table, relative to data.root; without data.root, that is the table's own folder.
         root: the folder.
     Raises: DataError if the table or an image is missing or cannot be used.
     """
     table = _existing_table(file, root)
-    images = _listed_images(table, [Path(root)], Columns(path, label, split, group))
+    resizing = Resizing(fit, interpolation, decode, depth, icc)
+    npy = not Decode(channels, None, resizing).is_plain
+    images = _listed_images(table, [Path(root)], Columns(path, label, split, group), npy=npy)
     parts: dict[str, list[_Image]] = {"train": images}
     if split is not None:
         parts = {name: [image for image in images if image.split == name] for name in SPLIT_NAMES}
@@ -91,7 +108,7 @@ def image_list(
         in_memory,
         workers,
         cache,
-        resizing=Resizing(fit, interpolation, decode),
+        resizing=resizing,
         cache_size=cache_size,
     )
     train, shape = _read(listing, parts.pop("train"), None)
@@ -126,13 +143,14 @@ def read_list(
     Its paths are relative to its folder or, if the first image is not there, to `root`. With a column of splits, these
     are the rows of the test split, if there are any. `requested` is the run's key `classes`. Raises: DataError.
     """
-    images = _listed_images(table, [table.parent, root], columns)
+    npy = not Decode(shape[0], None, resizing).is_plain
+    images = _listed_images(table, [table.parent, root], columns, npy=npy)
     images = [image for image in images if image.split == "test"] or images
     known = classes_of_model(classes, requested, {image.label for image in images}, table)
     images = [image for image in images if known.uses(image.label)]
     if not images:
         raise DataError(f"{table}: holds none of the classes that data.classes names")
-    listing = Listing(known, list(shape[1:]), 1 if shape[0] == 1 else 3, False, None, 2, resizing=resizing)
+    listing = Listing(known, list(shape[1:]), shape[0], False, None, 2, resizing=resizing)
     return _read(listing, images, shape)[0]
 
 
@@ -165,10 +183,13 @@ def _read(
     return listing.read_files([image.file for image in images], labels, names, shape, groups)
 
 
-def _listed_images(table: Path, roots: Sequence[Path], columns: Columns) -> list[_Image]:
-    """The images of a table, each once; `roots` are tried with the first row. Raises: DataError."""
+def _listed_images(table: Path, roots: Sequence[Path], columns: Columns, *, npy: bool) -> list[_Image]:
+    """The images of a table, each once; `roots` are tried with the first row. Raises: DataError.
+
+    `npy`: a suffix that is missing may be .npy.
+    """
     rows = read_table(table, columns)
-    find = _Finder()
+    find = _Finder(npy=npy)
     roots = [Path(os.path.normpath(each)) for each in roots]
     root = next((each for each in roots if find(rows[0], each) is not None), roots[0])
     images: dict[str, _Image] = {}
@@ -226,7 +247,8 @@ def _refuse_divided_groups(images: list[_Image]) -> None:
 class _Finder:
     """Finds the files of rows, whose suffixes may be missing; lists each folder once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, npy: bool) -> None:
+        self.npy = npy
         self.stems: dict[Path, dict[str, list[Path]]] = {}
 
     def __call__(self, row: Row, root: Path) -> Path | None:
@@ -235,7 +257,7 @@ class _Finder:
             file = Path(os.path.normpath(Path(root, path)))  # one file has one name
             if os.path.isfile(file):  # noqa: PTH113 - of many thousand files
                 return file
-            matches = [each for each in self._folder(file.parent).get(file.name, []) if is_image(each)]
+            matches = [each for each in self._folder(file.parent).get(file.name, []) if is_image(each, npy=self.npy)]
             if len(matches) > 1:
                 names = " or ".join(each.name for each in sorted(matches))
                 raise DataError(f"{row.location}: '{row.path}' may be {names}; write the suffix")

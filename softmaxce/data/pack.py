@@ -93,6 +93,7 @@ def _images(folder: Path, classes: Sequence[str]) -> list[_Image]:
             raise DataError(f"{entry}: the class '{entry.name}' is not among those of the training images")
         files, unread = images_below(entry)
         warn_of_unread(entry, unread)
+        files = files or images_below(entry, npy=True)[0]  # beside photographs, .npy files are something else
         for file in files:
             path = Path(file)
             stem, suffix = path.stem, path.suffix.lower()

@@ -28,7 +28,7 @@ MAX_CHUNK = 1 << 12  # characters that are waited for
 
 
 def image_files(
-    paths: Iterable[str], listed: TextIO | None = None, *, null: bool = False
+    paths: Iterable[str], listed: TextIO | None = None, *, null: bool = False, npy: bool = False
 ) -> Iterator[str | Unreadable]:
     """The image files that paths name, in their order, lazily.
 
@@ -38,21 +38,22 @@ def image_files(
             that exist are themselves; `-` is every line of `listed`.
         listed: lines, each a file or a folder.
         null: they end with NUL characters instead, as those of find -print0.
+        npy: .npy files in a folder are images.
     Raises: DataError if one of `listed` is longer than any path, or has a NUL character in it.
     """
     for path in paths:
         if path == "-":
             for name in _names(listed) if null else _lines(listed):
-                yield from _files(name)
+                yield from _files(name, npy=npy)
         elif not os.path.lexists(path) and glob.has_magic(path):
             matches = sorted(glob.glob(_with_literal_folders(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
             if not matches:
                 hint = "; in a pattern, write [[] for the character [" if "[" in path else ""
                 yield Unreadable(path, f"matches no file{hint}")
             for match in matches:
-                yield from _files(match)
+                yield from _files(match, npy=npy)
         else:
-            yield from _files(path)
+            yield from _files(path, npy=npy)
 
 
 SEPARATORS = re.compile(f"([{re.escape(os.sep + (os.altsep or ''))}]+)")
@@ -96,14 +97,14 @@ def _check_length(name: str) -> None:
         raise DataError(f"the list of paths: a line of {MAX_PATH:,} characters or more is not a path")
 
 
-def _files(path: str) -> Iterator[str | Unreadable]:
+def _files(path: str, *, npy: bool) -> Iterator[str | Unreadable]:
     if not os.path.exists(path):  # noqa: PTH110 - a name with a NUL in it is an answer here, not an error
         yield Unreadable(path, "there is no such file or folder")
         return
     if not Path(path).is_dir():
         yield path
         return
-    images = sorted(str(file) for file in Path(path).rglob("*") if is_image(file))
+    images = sorted(str(file) for file in Path(path).rglob("*") if is_image(file, npy=npy))
     yield from images
     if not images:
         yield Unreadable(path, "this folder holds no images")

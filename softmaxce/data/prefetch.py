@@ -7,27 +7,20 @@ from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import DataError
+from .arrays import Pixels
 from .decode import Decode, decoding_threads
 from .paths import Unreadable
 from .resizing import Resizing
 
 MAX_GROUP = 32  # files per task of a thread
 
-Decoded = tuple[str, NDArray[np.uint8]] | Unreadable  # a file and its pixels [C, H, W]
+Decoded = tuple[str, Pixels] | Unreadable  # a file and its pixels [C, H, W]
 
 
 def decode_to(shape: tuple[int, int, int], resizing: Resizing) -> Decode:
-    """How files are decoded to the shape (C, H, W) of a model's images, by its resizing.
-
-    Raises: DataError if the model takes neither gray nor color images.
-    """
+    """How files are decoded to the shape (C, H, W) of a model's images, by its resizing."""
     channels, height, width = shape
-    if channels not in (1, 3):
-        raise DataError(f"this model takes images of {channels} channels; image files give 1 or 3")
     return Decode(channels, (height, width), resizing)
 
 

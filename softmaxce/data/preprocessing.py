@@ -4,11 +4,14 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..argument_types import Depth
 from ..waiting import Counting
+from .arrays import FULL_SCALE
 from .decode import Decode, decoding_threads
 from .resizing import DEFAULT as DEFAULT_RESIZING
 from .resizing import Resizing
@@ -25,15 +28,34 @@ class Preprocessing:
 
     Attributes:
         shape: (C, H, W).
-        mean: C numbers, of pixels in [0, 1].
+        mean: C numbers, of pixels as fractions of the full scale, or of floating-point pixels as they are.
         std: C numbers, likewise.
-        resizing: how images of another size are brought to it.
+        resizing: how files are decoded, and images of another size are brought to it.
     """
 
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resizing: Resizing = DEFAULT_RESIZING
+
+    @property
+    def depth(self) -> Depth:
+        """The type of the pixels."""
+        return self.resizing.depth
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**vars(self), "resizing": self.resizing.to_dict()}
+
+
+def full_scale(dtype: torch.dtype) -> int:
+    """What pixels of a type are divided by: 255, 65535, or 1 for floating-point ones."""
+    return FULL_SCALE[depth_of(dtype)]
+
+
+def depth_of(dtype: torch.dtype) -> Depth:
+    """The name of a type of pixels."""
+    return "uint16" if dtype is torch.uint16 else "float32" if dtype is torch.float32 else "uint8"
 
 
 def resizing_of(split: Split) -> Resizing:
@@ -43,21 +65,26 @@ def resizing_of(split: Split) -> Resizing:
 
 
 def mean_and_std(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Each channel's mean and standard deviation, of pixels in [0, 1]; 1 instead of 0 for a constant channel."""
+    """Each channel's mean and standard deviation; 1 instead of 0 for a constant channel.
+
+    Of whole numbers as fractions of the full scale, and of floating-point pixels as they are.
+    """
     total = torch.zeros(split.shape[0], dtype=torch.float64)
-    squares, pixels = torch.zeros_like(total), 0
+    squares, pixels, is_float = torch.zeros_like(total), 0, False
     for chunk in _chunks(split):  # [n, C, H, W]
-        values = chunk.double().div_(255)
+        values = chunk.double().div_(full_scale(chunk.dtype))
+        is_float |= chunk.dtype is torch.float32
         total += values.sum((0, 2, 3))
         squares += values.square_().sum((0, 2, 3))
         pixels += values.numel() // values.shape[1]
     mean = total / pixels
     std = (squares / pixels - mean.square()).clamp_min(0).sqrt()
-    return tuple(mean.tolist()), tuple(torch.where(std < 1e-6, 1.0, std).tolist())
+    constant = std <= 1e-6 * mean.abs() if is_float else std < 1e-6  # floating-point pixels may be of any unit
+    return tuple(mean.tolist()), tuple(torch.where(constant, 1.0, std).tolist())
 
 
 def _chunks(split: Split) -> Iterator[Tensor]:
-    """All images in memory, or STATISTICS_FROM of those on disk at most, a few at a time: [n, C, H, W] uint8."""
+    """All images in memory, or STATISTICS_FROM of those on disk at most, a few at a time: [n, C, H, W]."""
     if isinstance(split, InMemory):
         yield from split.images.split(max(1, min(4096, CHUNK // max(1, math.prod(split.shape)))))
         return

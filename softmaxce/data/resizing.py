@@ -1,11 +1,12 @@
 """How an image of any size is brought to a model's size. Needs no torch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from PIL import Image, ImageOps
 
-from ..argument_types import Decoding, Fit, Interpolation
+from ..argument_types import ColorProfiles, Decoding, Depth, Fit, Interpolation
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,  # antialiased, as bicubic
@@ -16,18 +17,27 @@ FILTERS = {
 
 @dataclass(frozen=True)
 class Resizing:
-    """The part of a run's preprocessing that brings images to its size: the same in training and for predictions.
+    """The part of a run's preprocessing that is done to image files: the same in training and for predictions.
 
     Attributes:
         fit: crop, resized by the shorter side and center-cropped; pad, resized by the longer side, with black on both
             sides; stretch, resized without regard to the proportions.
         interpolation: bilinear or bicubic, both antialiased, or nearest.
         decode: full; or reduced, a JPEG file at 1/2, 1/4 or 1/8 of its size, as long as that is twice the size or more.
+        depth: the type of the pixels.
+        icc: ignore color profiles; or srgb, convert the pixels of an image with another profile to sRGB.
     """
 
     fit: Fit = "crop"
     interpolation: Interpolation = "bilinear"
     decode: Decoding = "full"
+    depth: Depth = "uint8"
+    icc: ColorProfiles = "ignore"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON. What earlier versions did not have is left out where it is the default: files stay as they were."""
+        added = {field.name: field.default for field in fields(self) if field.name in ("depth", "icc")}
+        return {name: value for name, value in vars(self).items() if name not in added or value != added[name]}
 
     def reduce(self, image: Image.Image, size: tuple[int, int]) -> None:
         """Let an opened file that is to be resized to `size`, in either order, decode fewer pixels, where it can."""

@@ -61,17 +61,17 @@ class ShardIndex:
     without_image: int
 
 
-def read_index(shard: Path) -> ShardIndex:
-    """The index of a shard, from the cache if the shard is unchanged since. Raises: DataError."""
+def read_index(shard: Path, *, npy: bool = False) -> ShardIndex:
+    """The index of a shard, from the cache if the shard is unchanged since. Arguments and errors as of make_index."""
     try:
         status = status_of(str(shard))
-        about = repr((os.path.abspath(shard), status, _program(), formats()))  # noqa: PTH100 - as cache.key_of
+        about = repr((os.path.abspath(shard), status, _program(), formats(), npy))  # noqa: PTH100 - as cache.key_of
     except OSError as error:
         raise DataError(f"{shard}: {'there is no such shard' if not shard.exists() else error.strerror}") from None
     file = cache.folder() / f"{blake2b(about.encode('utf-8', 'surrogateescape'), digest_size=20).hexdigest()}.index"
     if (cached := _cached(file)) is not None:
         return cached
-    index = make_index(shard)
+    index = make_index(shard, npy=npy)
     rows = [(each.name, each.offset, each.size, each.label) for each in index.samples]
     try:
         cache.folder().mkdir(parents=True, exist_ok=True)
@@ -94,15 +94,18 @@ def _cached(file: Path) -> ShardIndex | None:
         return None
 
 
-def make_index(shard: Path) -> ShardIndex:
-    """The index of a shard, by reading its headers and labels. Raises: DataError with the shard and the member."""
+def make_index(shard: Path, *, npy: bool = False) -> ShardIndex:
+    """The index of a shard, by reading its headers and labels. Raises: DataError with the shard and the member.
+
+    `npy`: .npy files are images.
+    """
     samples: list[Sample] = []
     without_image = 0
     try:
         with open_file(shard) as stream:
             _refuse_compressed(shard, stream)
             for key, members in _by_key(_members(shard, stream)):
-                sample = _sample(shard, stream, key, members)
+                sample = _sample(shard, stream, key, members, npy=npy)
                 if sample is None:
                     without_image += 1
                 else:
@@ -190,9 +193,11 @@ def _by_key(members: Iterator[tarfile.TarInfo]) -> Iterator[tuple[str, list[tupl
         yield key, group
 
 
-def _sample(shard: Path, stream: BinaryIO, key: str, members: list[tuple[str, tarfile.TarInfo]]) -> Sample | None:
+def _sample(
+    shard: Path, stream: BinaryIO, key: str, members: list[tuple[str, tarfile.TarInfo]], *, npy: bool
+) -> Sample | None:
     """A sample, None if it has no image that can be read. Raises: DataError."""
-    images = [member for extension, member in members if has_image_suffix(f".{extension}")]
+    images = [member for extension, member in members if has_image_suffix(f".{extension}", npy=npy)]
     if len(images) > 1:
         names = " and ".join(repr(image.name) for image in images[:3])
         raise DataError(f"{shard}: the members {names} are images of one sample, '{key}'; a sample has one image")

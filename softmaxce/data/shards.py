@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Literal
 
 from .. import streams
-from ..argument_types import AtLeastOne, Classes, Decoding, Fit, Fraction, Interpolation, NonNegativeInt, PositiveInt
+from ..argument_types import (
+    AtLeastOne,
+    Classes,
+    ColorProfiles,
+    Decoding,
+    Depth,
+    Fit,
+    Fraction,
+    Interpolation,
+    NonNegativeInt,
+    PositiveInt,
+)
 from ..errors import DataError
 from ..files import expanded, read_file
 from ..waiting import Counting
 from .class_selection import classes_of_model, select_classes
+from .decode import Decode
 from .folder import Listing, train_and_test
 from .member import Member
 from .resizing import Resizing
@@ -31,7 +43,7 @@ def shards(
     test_urls: str | list[str] | None = None,
     validation_urls: str | list[str] | None = None,
     size: PositiveInt | list[PositiveInt] | Literal["auto"] | None = None,
-    channels: Literal[1, 3] = 3,
+    channels: PositiveInt = 3,
     test_fraction: Fraction = 0.2,
     skip_bad: bool = False,
     in_memory: bool | None = None,
@@ -43,6 +55,8 @@ def shards(
     decode: Decoding = "full",
     shuffle: Literal["images", "shards"] = "images",
     classes: Classes | None = None,
+    depth: Depth = "uint8",
+    icc: ColorProfiles = "ignore",
     *,
     urls: str | list[str],
     root: str,
@@ -57,7 +71,7 @@ def shards(
         test_urls: the shards of the test split; null makes one of test_fraction.
         validation_urls: the shards of the validation split; null for none, see data.validation.
         size: as of image_folder, like channels, skip_bad, in_memory, workers and cache.
-        channels: 3 for color, 1 for gray.
+        channels: 3 for color, 1 for gray, 4 for color and alpha, or another number, as of image_folder.
         test_fraction: of each class, for the test split, where test_urls is null; by a hash of CLASS and KEY.
         skip_bad: leave out, with a warning, what cannot be decoded.
         in_memory: keep all images decoded in memory; null decides by the memory that the process may use.
@@ -70,6 +84,8 @@ def shards(
         shuffle: images, any order is as likely as any other; shards, for slow disks: each epoch shuffles the shards,
             and then the images of 8 shards at a time, which are read before the next 8.
         classes: the classes to read, in the order of their ids, and which are merged, as of image_folder.
+        depth: of the pixels: uint8, uint16 or float32, as of image_folder.
+        icc: ignore color profiles, or srgb, as of image_folder.
         urls: the training shards relative to data.root: train-{000..127}.tar, train-*.tar, or a list of such.
         root: the folder.
     Raises: DataError if a shard is missing, compressed, damaged or cut off, or an image cannot be used.
@@ -78,13 +94,14 @@ def shards(
     named = {"train": urls, "validation": validation_urls, "test": test_urls}
     files = {name: shard_files(value, top, _key(name)) for name, value in named.items() if value is not None}
     _refuse_shared(files)
-    samples = {name: _read_all(paths) for name, paths in files.items()}
+    resizing = Resizing(fit, interpolation, decode, depth, icc)
+    npy = not Decode(channels, None, resizing).is_plain
+    samples = {name: _read_all(paths, npy=npy) for name, paths in files.items()}
     existing, names = _classes(files["train"][0].parent / CLASSES, samples["train"])
     if len(existing) < 2:
         shard = files["train"][0]
         raise DataError(f"{shard}: there is only one class, '{existing[0]}', and a classifier needs at least two")
     selected = select_classes(existing, classes)
-    resizing = Resizing(fit, interpolation, decode)
     listing = Listing(
         selected, size, channels, skip_bad, in_memory, workers, cache, resizing=resizing, cache_size=cache_size
     )
@@ -167,13 +184,13 @@ def _choices(match: re.Match[str], key: str) -> list[str]:
 Located = tuple[Path, int, Sample]  # a shard, its window, and one of its samples
 
 
-def _read_all(paths: Sequence[Path]) -> list[Located]:
-    """The samples of several shards. Raises: DataError."""
+def _read_all(paths: Sequence[Path], *, npy: bool) -> list[Located]:
+    """The samples of several shards; .npy files are images where `npy` is set. Raises: DataError."""
     located: list[Located] = []
     without = 0
     with Counting("indexing shards", len(paths)) as counting:
         for number, path in enumerate(paths):
-            index = read_index(path)
+            index = read_index(path, npy=npy)
             located += [(path, number + 1, sample) for sample in index.samples]
             without += index.without_image
             counting.advance()
@@ -247,9 +264,9 @@ def read_shard(
 
     `requested` is the run's key `classes`. Raises: DataError.
     """
-    samples = _read_all([path])
+    samples = _read_all([path], npy=not Decode(shape[0], None, resizing).is_plain)
     _, names = _classes(path.parent / CLASSES, samples)
     present = {names[sample.label] for _, _, sample in samples if sample.label in names}
     known = classes_of_model(classes, requested, present, path)
-    listing = Listing(known, list(shape[1:]), 1 if shape[0] == 1 else 3, False, None, 2, resizing=resizing)
+    listing = Listing(known, list(shape[1:]), shape[0], False, None, 2, resizing=resizing)
     return _split(listing, samples, names, shape)[0]

@@ -22,9 +22,10 @@ def check_split(source: str, name: str, split: Split, num_classes: int) -> None:
     if split.labels.ndim != 1 or split.labels.dtype != torch.int64:
         got = f"{str(split.labels.dtype).removeprefix('torch.')} {list(split.labels.shape)}"
         raise DataError(f"{source}: the {name} split's labels must be int64 class ids [N], got {got}")
-    if isinstance(split, InMemory) and (split.images.ndim != 4 or split.images.dtype != torch.uint8):
+    depth = split.reading.decode.resizing.depth if isinstance(split, InMemory) and split.reading else "uint8"
+    if isinstance(split, InMemory) and (split.images.ndim != 4 or split.images.dtype != getattr(torch, depth)):
         got = f"{str(split.images.dtype).removeprefix('torch.')} {list(split.images.shape)}"
-        raise DataError(f"{source}: the {name} split's images must be uint8 [N, C, H, W], got {got}")
+        raise DataError(f"{source}: the {name} split's images must be {depth} [N, C, H, W], got {got}")
     images = len(split.images) if isinstance(split, InMemory) else len(split.files)
     if images != len(split.labels):
         raise DataError(f"{source}: the {name} split has {images} images and {len(split.labels)} labels")

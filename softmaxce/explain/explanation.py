@@ -48,7 +48,7 @@ class Explanation:
         classes: K names.
         steps: the numbers.
         formats: the loss in each floating-point format.
-        image: [C, H, W] uint8, in the model's shape; None without one.
+        image: [C, H, W], in the model's shape and depth; None without one.
         contributions: None unless the model is linear.
         attributions: maps of what the logits, or the loss, depend on; grouped by method.
         own_loss: None if the run's loss is cross-entropy.

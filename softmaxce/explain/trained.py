@@ -42,14 +42,14 @@ GRAD_CAM = Attributions()
 
 
 def read_image(model: TrainedModel, file: Path) -> Tensor:
-    """A file's image in the model's shape, [C, H, W] uint8. Raises: DataError."""
+    """A file's image in the model's shape, [C, H, W]. Raises: DataError."""
     if not file.is_file():
         raise DataError(f"{file}: there is no such file")
     return decode_to(model.preprocessing.shape, model.preprocessing.resizing)(str(file))
 
 
 def split_image(model: TrainedModel, split: str, index: int) -> tuple[Tensor, int]:
-    """An image [C, H, W] uint8 of a split of the run's data, and its class id.
+    """An image [C, H, W] of a split of the run's data, and its class id.
 
     Raises: DataError; RunError if the split's images are not those of the training.
     """
@@ -59,14 +59,15 @@ def split_image(model: TrainedModel, split: str, index: int) -> tuple[Tensor, in
 def mixed_image(model: TrainedModel, split: str, index: int, other: int, weight: float) -> tuple[Tensor, Tensor]:
     """Two images of a split mixed, as mixup does in training: (1 - weight) of the first, `weight` of the other.
 
-    Returns: the image [C, H, W] uint8 (rounded to whole levels), and its soft label [K].
+    Returns: the image [C, H, W] (rounded to whole levels, unless it is floating-point), and its soft label [K].
     Raises: as split_image.
 
     Zhang et al. 2018, "mixup: Beyond empirical risk minimization", section 2.
     """
     images = model.split(split)
     (first, label), (second, other_label) = _image_at(images, split, index), _image_at(images, split, other)
-    image = ((1 - weight) * first.double() + weight * second.double()).round().to(torch.uint8)
+    mixed = (1 - weight) * first.double() + weight * second.double()
+    image = (mixed if first.is_floating_point() else mixed.round()).to(first.dtype)
     labels = torch.zeros(len(model.classes), dtype=torch.float64)
     labels[label] += 1 - weight
     labels[other_label] += weight
@@ -93,7 +94,7 @@ def explain_image(
 
     Args:
         model: from TrainedModel.open.
-        image: [C, H, W] uint8, in the shape that the model was trained on.
+        image: [C, H, W], in the shape and depth that the model was trained on.
         target: the class id, or [K] probabilities; None for the predicted class.
         title: what is explained, for the first line.
         attributions: which maps are shown.
@@ -169,7 +170,7 @@ def _special(model: TrainedModel, *, with_maps: bool) -> list[str]:
 
 
 def _normalized(model: TrainedModel, image: Tensor) -> Tensor:
-    """An image [C, H, W] uint8 as the model takes it, [1, C, H, W] on its device. Raises: DataError."""
+    """An image [C, H, W] as the model takes it, [1, C, H, W] on its device. Raises: DataError."""
     pixels: Tensor = next(model.batches(InMemory(image.unsqueeze(0), torch.zeros(1, dtype=torch.int64))).epoch(0))[0]
     return pixels
 
@@ -202,7 +203,7 @@ def _contributions(model: nn.Module, image: Tensor) -> Contributions | None:
 def grad_cams(
     model: TrainedModel, images: Sequence[Tensor], classes: Sequence[Sequence[int]]
 ) -> list[list[Attribution]] | str:
-    """Grad-CAM of images [C, H, W] uint8, for some classes each; or why there is none."""
+    """Grad-CAM of images [C, H, W], for some classes each; or why there is none."""
     if not images:
         return []
     inner = _single_view(model.model)

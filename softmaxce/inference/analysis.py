@@ -48,7 +48,7 @@ class Mistake:
     Attributes:
         index: in the split.
         file: the file that it was read from; None if it has none of its own.
-        image: [C, H, W] uint8, in the model's shape.
+        image: [C, H, W], in the model's shape and depth.
         label: its class.
         top: (class, probability), the most probable first.
         label_probability: of its label.

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.arrays import Pixels
 from ..data.splits import Split
 from ..training.evaluation import predict
 from .exported_model import SMALLEST
@@ -27,7 +28,7 @@ SECONDS, CALLS = 0.5, 30  # a time is the median of as many calls as fit in the 
 class ExportedGraph(Protocol):
     """An exported file, loaded by the program that will run it."""
 
-    def timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+    def timed(self, images: Pixels) -> tuple[NDArray[np.float32], float]:
         """Images [N, C, H, W] -> probabilities [N, K], and the seconds it took."""
 
 
@@ -125,7 +126,7 @@ class _Measurement:
 
     labels: Tensor
     classes: tuple[str, ...]
-    sample: NDArray[np.uint8]
+    sample: Pixels
     actual: Tensor
 
     def of_graph(self, name: str, graph: ExportedGraph, probabilities: Tensor) -> Column:
@@ -151,7 +152,7 @@ class _Measurement:
         )
 
 
-def _check(actual: Tensor, graph: ExportedGraph, first: NDArray[np.uint8], expected: Tensor, split: str) -> None:
+def _check(actual: Tensor, graph: ExportedGraph, first: Pixels, expected: Tensor, split: str) -> None:
     """Raises: ExportError if probabilities differ from those of the run, at once or one by one."""
     ones = _one_by_one(graph, first[:SINGLE])
     difference = _difference(torch.cat([actual, ones]), torch.cat([expected, expected[: len(ones)]]))
@@ -173,19 +174,19 @@ def _difference(first: Tensor, second: Tensor) -> float:
     return float((first - second).abs().max())
 
 
-def _one_by_one(exported: ExportedGraph, images: NDArray[np.uint8]) -> Tensor:
+def _one_by_one(exported: ExportedGraph, images: Pixels) -> Tensor:
     """The probabilities of images that come one by one: the batch's size must be no constant of the graph."""
     rows = [exported.timed(images[i : i + 1])[0] for i in range(len(images))]
     return torch.from_numpy(np.concatenate(rows)).double()
 
 
-def _timed(model: TrainedModel, batch: NDArray[np.uint8]) -> float:
+def _timed(model: TrainedModel, batch: Pixels) -> float:
     began = time.perf_counter()
     model.probabilities(torch.from_numpy(batch))
     return time.perf_counter() - began
 
 
-def _seconds(call: Callable[[NDArray[np.uint8]], float], sample: NDArray[np.uint8]) -> dict[int, float]:
+def _seconds(call: Callable[[Pixels], float], sample: Pixels) -> dict[int, float]:
     """The median seconds per image of calls with each number of images."""
     result = {}
     for size in BATCHES:

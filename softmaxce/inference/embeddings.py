@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..data.arrays import Pixels
 from ..data.splits import InMemory
 from ..errors import RunError
 from ..training.evaluation import predict
@@ -52,7 +53,7 @@ def embedding_predictor(model: TrainedModel, write: Callable[[NDArray[np.float32
     inner = model.model.model if isinstance(model.model, TestTimeAugmentation) else model.model
     both = with_tta(FeaturesAndLogits(inner, len(model.classes)).eval(), model.tta)
 
-    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def probabilities(images: Pixels) -> NDArray[np.float64]:
         split = InMemory(torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64))
         outputs = predict(both, model.batches(split), model.precision)[0]
         features, logits = outputs.split([outputs.shape[1] - len(model.classes), len(model.classes)], 1)

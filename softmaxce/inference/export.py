@@ -10,11 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from ..data.arrays import Pixels
 from ..errors import ConfigError, Problem, RunError
 from ..files import check_output, flush_folder, read_json, sha256_of, stage, writable
 from ..runs.folder import SPLITS
@@ -160,7 +159,7 @@ def _write_quantized(
     metadata: ExportMetadata,
     compare: Callable[[ExportedGraph, ExportedGraph], Certificate],
     model: nn.Module,
-    batches: Iterator[NDArray[np.uint8]],
+    batches: Iterator[Pixels],
 ) -> Export:
     """Export a model, quantize the file, compare both with the run, and name the second. Raises: ExportError."""
     before = onnx_bytes(trace(model, metadata), metadata)
@@ -175,7 +174,7 @@ def _write_quantized(
     return exported
 
 
-def calibration_images(model: TrainedModel) -> Iterator[NDArray[np.uint8]]:
+def calibration_images(model: TrainedModel) -> Iterator[Pixels]:
     """Batches of training images, evenly spaced in the split. Raises: as TrainedModel.split."""
     train = model.split("train")
     count = min(CALIBRATION, len(train))
@@ -257,12 +256,13 @@ def _loaded(file: Path, format: Format, metadata: ExportMetadata) -> Iterator[Ex
     """The file in the program that will run it: ONNX Runtime, or PyTorch in a process of its own."""
     if format == "onnx":
         try:
-            session = OnnxSession(file, metadata.shape, len(metadata.classes))
+            session = OnnxSession(file, metadata.shape, len(metadata.classes), metadata.resizing.depth)
         except RunError as error:
             raise ExportError(error.command_text.replace(str(file), "the exported file")) from error
         yield session
     else:
-        with ProgramProcess(file, metadata.shape, len(metadata.classes)) as process:
+        depth = metadata.resizing.depth
+        with ProgramProcess(file, metadata.shape, len(metadata.classes), depth) as process:
             yield process
 
 

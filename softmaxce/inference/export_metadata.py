@@ -9,12 +9,13 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from ..argument_types import TEMPERATURES
+from ..data.arrays import FULL_SCALE
 from ..data.resizing import DEFAULT as DEFAULT_RESIZING
 from ..data.resizing import Resizing
 from ..errors import RunError
@@ -26,6 +27,7 @@ FORMAT = 1
 MARK = "softmaxce_export"  # the key of the format's number
 INPUT, OUTPUT = "images", "probabilities"  # the names of the graph's input and output
 MAX_METADATA = 16 << 20  # bytes, as of a checkpoint's header
+TO_SRGB = "convert it by its ICC profile to sRGB, with perceptual intent: PIL.ImageCms.profileToProfile"
 TTA = ("none", "flip", "crops", "flip_crops")
 CHECKSUM = "checksum"  # the key of the SHA-256 of an ONNX file in which these digits are BLANK
 BLANK = "0" * 64
@@ -39,7 +41,7 @@ class ExportMetadata:
         classes: K names, in the order of the probabilities.
         class_counts: the training images of each class.
         shape: (C, H, W) of the images.
-        mean: C numbers, of pixels in [0, 1]; the graph subtracts them.
+        mean: C numbers, of pixels in [0, 1], or of floating-point ones as they are; the graph subtracts them.
         std: C numbers, likewise; the graph divides by them.
         tta: the test-time augmentation inside the graph.
         temperature: what the graph divides the logits by.
@@ -52,7 +54,7 @@ class ExportMetadata:
         images: the fingerprints of the splits it was trained with, by split.
         versions: of softmaxce and the libraries that wrote the file.
         quantization: none or int8.
-        resizing: how images are brought to the shape.
+        resizing: how images are decoded and brought to the shape.
     """
 
     classes: tuple[str, ...]
@@ -81,14 +83,14 @@ class ExportMetadata:
             "classes": list(self.classes),
             "input": {
                 "name": INPUT,
-                "type": "uint8",
+                "type": self.resizing.depth,
                 "layout": "N, channels, height, width",
                 "shape": ["N", channels, height, width],
-                "range": [0, 255],
+                "range": None if self.resizing.depth == "float32" else [0, FULL_SCALE[self.resizing.depth]],
             },
             "output": {"name": OUTPUT, "type": "float32", "shape": ["N", len(self.classes)]},
             "decode": decoding_steps(self.shape, self.resizing),
-            "resizing": asdict(self.resizing),
+            "resizing": self.resizing.to_dict(),
             "inside": {
                 "normalization": {"mean": list(self.mean), "std": list(self.std)},
                 "tta": self.tta,
@@ -124,6 +126,8 @@ def decoding_steps(shape: tuple[int, int, int], resizing: Resizing) -> list[str]
         "stretch": f"scale: image.resize({method})",
     }
     antialiased = "" if resizing.interpolation == "nearest" else ", antialiased"
+    if channels not in (1, 3) or resizing.depth != "uint8":
+        return _array_steps(channels, resizing, resize[resizing.fit])
     convert = {1: "convert it to L (gray): ITU-R 601 luma", 3: "convert it to RGB"}
     side = 2 * max(height, width)
     reduced = f"a JPEG file: decode it at 1/2, 1/4 or 1/8 of its size where it can: image.draft(None, ({side}, {side}))"
@@ -131,10 +135,29 @@ def decoding_steps(shape: tuple[int, int, int], resizing: Resizing) -> list[str]
         *([reduced] if resizing.decode == "reduced" else []),
         "turn it upright by its EXIF orientation; of several pages or frames, take the first",
         "16-bit integers: shift right by 8; 32-bit integers, 0 to 65535, and floating-point, 0 to 1: scale to 0 to 255",
+        *([TO_SRGB] if resizing.icc == "srgb" else []),
         "an alpha channel or a palette's transparent color: compose it over white",
-        *([convert[channels]] if channels in convert else []),
+        convert[channels],
         resize[resizing.fit].replace(":", f", {resizing.interpolation}{antialiased}:", 1),
         "arrange the bytes as [channels, height, width]; do not normalize, the graph does",
+    ]
+
+
+def _array_steps(channels: int, resizing: Resizing, resize: str) -> list[str]:
+    """decoding_steps of images that are not gray or RGB of 8 bits."""
+    values = {
+        "uint8": "8 bits; a file with more is refused",
+        "uint16": "16 bits; 8 bits times 257",
+        "float32": "floating-point numbers as they are; 8 bits divided by 255, 16 bits by 65535",
+    }
+    colors = {1: "gray", 3: "RGB", 4: "RGBA, opaque where a file has no alpha"}
+    return [
+        "turn it upright by its EXIF or TIFF orientation",
+        *([TO_SRGB] if resizing.icc == "srgb" else []),
+        f"{channels} channels" + (f"; photographs: {colors[channels]}" if channels in colors else ""),
+        f"{resizing.depth}: {values[resizing.depth]}",
+        f"{resize}; each channel by itself, of 16 bits as floating-point numbers, which are then rounded",
+        "arrange the values as [channels, height, width]; do not normalize, the graph does",
     ]
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..config.keys import Config
 from ..config.reader import as_recorded, from_dict
+from ..data.arrays import Pixels
 from ..data.paths import Unreadable
 from ..data.prefetch import Decoded
 from ..errors import ConfigError, Problem, RunError
@@ -39,7 +40,7 @@ class ExportedModel:
     Attributes:
         checkpoint: the ONNX file.
         metadata: what it says of itself.
-        session: images [N, C, H, W] uint8 -> probabilities [N, K].
+        session: images [N, C, H, W] -> probabilities [N, K].
         batch_size: images at once.
         data_root: where the data set is now; None for where the config says.
         trust_code: run the user's code for the data set that the config names.
@@ -86,7 +87,7 @@ class ExportedModel:
         return cls(
             checkpoint=file,
             metadata=metadata,
-            session=OnnxSession(file, metadata.shape, len(metadata.classes)),
+            session=OnnxSession(file, metadata.shape, len(metadata.classes), metadata.resizing.depth),
             batch_size=batch_size or min(BATCH_SIZE, size if isinstance(size, int) and size > 0 else BATCH_SIZE),
             data_root=data_root,
             trust_code=trust_code,
@@ -128,7 +129,7 @@ class ExportedModel:
 
     # -- predictions --------------------------------------------------------------------------------------------------
 
-    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def probabilities(self, images: Pixels) -> NDArray[np.float64]:
         """Images [N, C, H, W] in the model's shape -> [N, K]."""
         return self.session.probabilities(images).astype(np.float64)
 

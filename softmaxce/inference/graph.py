@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.arrays import FULL_SCALE
 from ..errors import FAILED, SoftmaxceError, in_one_line, ran_out_of_memory
 from .export_metadata import BLANK, CHECKSUM, INPUT, OUTPUT, ExportMetadata, with_checksum
 
@@ -24,26 +25,34 @@ class ExportError(SoftmaxceError):
 
 
 class ProbabilityGraph(nn.Module):
-    """Images as bytes -> probabilities: normalization, test-time augmentation, temperature and softmax in one module.
+    """Stored images -> probabilities: normalization, test-time augmentation, temperature and softmax in one module.
 
     Args:
         model: images [N, C, H, W] float, normalized -> logits [N, K]; with test-time augmentation.
         mean: C numbers, of pixels in [0, 1].
         std: C numbers, likewise.
         temperature: what the logits are divided by.
+        full_scale: the value of a pixel that is 1 in the normalization.
     """
 
-    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], temperature: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        temperature: float,
+        full_scale: int = 255,
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         self.mean_of_bytes: Tensor
         self.scale_of_bytes: Tensor
-        self.register_buffer("mean_of_bytes", torch.tensor(mean).view(1, -1, 1, 1) * 255)
-        self.register_buffer("scale_of_bytes", 1 / (torch.tensor(std).view(1, -1, 1, 1) * 255))
+        self.register_buffer("mean_of_bytes", torch.tensor(mean).view(1, -1, 1, 1) * full_scale)
+        self.register_buffer("scale_of_bytes", 1 / (torch.tensor(std).view(1, -1, 1, 1) * full_scale))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [N, C, H, W] uint8 -> [N, K] float32."""
+        """Images [N, C, H, W] -> [N, K] float32."""
         normalized = (images.float() - self.mean_of_bytes) * self.scale_of_bytes  # as Batches.prepared
         return torch.softmax(self.model(normalized).float() / self.temperature, 1)
 
@@ -58,8 +67,10 @@ def trace(model: nn.Module, metadata: ExportMetadata) -> torch.export.ExportedPr
     """
     # Contiguous: torch.export.save warns about weights whose memory is laid out otherwise.
     contiguous = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    graph = ProbabilityGraph(contiguous, metadata.mean, metadata.std, metadata.temperature).eval()
-    images = torch.zeros(EXAMPLES, *metadata.shape, dtype=torch.uint8)
+    depth = metadata.resizing.depth
+    scale = FULL_SCALE[depth]
+    graph = ProbabilityGraph(contiguous, metadata.mean, metadata.std, metadata.temperature, scale).eval()
+    images = torch.zeros(EXAMPLES, *metadata.shape, dtype=getattr(torch, depth))
     shapes = {INPUT: {0: torch.export.Dim(BATCH)}}
     try:
         with torch.no_grad(), warnings.catch_warnings():

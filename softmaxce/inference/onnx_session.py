@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..argument_types import Depth
+from ..data.arrays import Pixels
 from ..errors import ConfigError, MemoryRanOutError, Problem, RunError, in_one_line, ran_out_of_memory
 from ..runtime.processors import processors
 from .export_metadata import INPUT, OUTPUT
@@ -38,11 +40,12 @@ class OnnxSession:
         file: the ONNX file.
         shape: (C, H, W) of its images.
         classes: K.
+        depth: the type of its images.
     Raises: ConfigError if ONNX Runtime is not installed; RunError if it cannot load the file, or the graph has another
         input or output than the file's metadata says.
     """
 
-    def __init__(self, file: Path, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, file: Path, shape: tuple[int, int, int], classes: int, depth: Depth = "uint8") -> None:
         require_packages(["onnxruntime"], str(file))
         import onnxruntime
 
@@ -56,15 +59,16 @@ class OnnxSession:
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no base class of their own
             raise _refusal(file, "loaded", error, memory=ran_out_of_memory(error)) from None
         ends = [(end.name, end.type, list(end.shape)[1:]) for end in (*session.get_inputs(), *session.get_outputs())]
-        if ends != [(INPUT, "tensor(uint8)", list(shape)), (OUTPUT, "tensor(float)", [classes])]:
+        kind = "float" if depth == "float32" else depth
+        if ends != [(INPUT, f"tensor({kind})", list(shape)), (OUTPUT, "tensor(float)", [classes])]:
             raise RunError(f"{file}: is damaged: its graph does not turn {list(shape)} into {classes} probabilities")
         self._session: Any = session
 
-    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def probabilities(self, images: Pixels) -> NDArray[np.float32]:
         """Images [N, C, H, W] -> [N, K]. Raises: RunError if the graph cannot be run."""
         return self.timed(images)[0]
 
-    def timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+    def timed(self, images: Pixels) -> tuple[NDArray[np.float32], float]:
         """As `probabilities`, and the seconds it took."""
         began = time.perf_counter()
         try:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..data.arrays import Pixels
 from ..data.decode import Decode
 from ..data.paths import Unreadable
 from ..data.prefetch import Decoded, decode_to
@@ -17,7 +18,7 @@ from ..errors import DataError
 
 AHEAD = 2  # batches that are decoded while another is in the model
 
-ImageLike = str | PathLike[str] | Image.Image | NDArray[np.uint8]
+ImageLike = str | PathLike[str] | Image.Image | Pixels
 IMAGE_TYPES = (str, PathLike, Image.Image, np.ndarray)  # the same, for isinstance
 
 
@@ -51,18 +52,16 @@ class Predictor:
     """Makes predictions of pixels; the same for every kind of model.
 
     Attributes:
-        probabilities: images [N, C, H, W] uint8 -> [N, K].
+        probabilities: images [N, C, H, W], of the model's depth -> [N, K].
         classes: the K names.
         batch_size: images at once.
     """
 
-    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.floating]]
+    probabilities: Callable[[Pixels], NDArray[np.floating]]
     classes: tuple[str, ...]
     batch_size: int
 
-    def of_pixels(
-        self, images: NDArray[np.uint8], paths: Sequence[str] | None = None, top: int | None = None
-    ) -> list[Prediction]:
+    def of_pixels(self, images: Pixels, paths: Sequence[str] | None = None, top: int | None = None) -> list[Prediction]:
         """One prediction for each image of a batch; `top` classes each, None for all."""
         rows = self.probabilities(images) if len(images) else np.zeros((0, len(self.classes)))
         return self.ranked(rows, paths, top)
@@ -85,7 +84,7 @@ class Predictor:
         resizing: Resizing,
         top: int | None = None,
     ) -> list[Prediction]:
-        """Of images in any form, brought to `shape` (C, H, W). Raises: DataError, as decode_to and pixels_of."""
+        """Of images in any form, brought to `shape` (C, H, W). Raises: DataError, as pixels_of."""
         decode = decode_to(shape, resizing)
         items = iter([images] if isinstance(images, IMAGE_TYPES) else images)
         predictions: list[Prediction] = []
@@ -108,16 +107,24 @@ class Predictor:
                 yield item if isinstance(item, Unreadable) else next(predictions)
 
 
-def pixels_of(image: ImageLike, decode: Decode) -> NDArray[np.uint8]:
-    """An image as [C, H, W] uint8, brought to a model's shape as image files are: converted and resized.
+def pixels_of(image: ImageLike, decode: Decode) -> Pixels:
+    """An image as [C, H, W], brought to a model's shape as image files are: converted and resized.
 
     Args:
-        image: a file, a PIL image, or a uint8 array [H, W] or [H, W, C] with C of 1, 3 or 4.
+        image: a file, a PIL image, or an array [H, W] or [H, W, C]: for a model of gray or color images of 8 bits,
+            uint8 with C of 1, 3 or 4; for another, what its .npy files may hold.
         decode: how the model's image files are decoded.
     Raises: DataError if the file cannot be read, or the array has another shape or type.
     """
     if isinstance(image, Image.Image):
         return decode.pixels(image.copy())
+    if isinstance(image, np.ndarray) and not decode.is_plain:
+        try:
+            if image.ndim not in (2, 3):
+                raise ValueError(f"it must be [height, width] or [height, width, channels], got {list(image.shape)}")
+            return decode.of_samples(image if image.ndim == 3 else image[:, :, None])
+        except ValueError as error:
+            raise DataError(f"an image as an array: {error}") from None
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
             raise DataError(

@@ -10,6 +10,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from ..argument_types import Depth
+from ..data.arrays import Pixels
 from . import program_worker
 from .graph import ExportError
 
@@ -23,12 +25,13 @@ class ProgramProcess:
         file: the torch.export file.
         shape: (C, H, W) of its images.
         classes: K.
+        depth: the type of its images.
     """
 
-    def __init__(self, file: Path, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, file: Path, shape: tuple[int, int, int], classes: int, depth: Depth = "uint8") -> None:
         self._classes = classes
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
-        command = [sys.executable, "-P", program_worker.__file__, str(file), *map(str, (*shape, classes))]
+        command = [sys.executable, "-P", program_worker.__file__, str(file), *map(str, (*shape, classes)), depth]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
 
     def __enter__(self) -> "ProgramProcess":
@@ -49,7 +52,7 @@ class ProgramProcess:
             self._process.stdout.close()
             self._errors.close()
 
-    def timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+    def timed(self, images: Pixels) -> tuple[NDArray[np.float32], float]:
         """Images [N, C, H, W] -> [N, K] probabilities, and the seconds that the program took.
 
         Raises: ExportError if the process has failed.

@@ -1,8 +1,8 @@
 """A process that runs a torch.export file for its parent: images on stdin, probabilities on stdout.
 
 It imports nothing of softmaxce, so that the file is known to work without it. Started as a script by ProgramProcess:
-`python -P program_worker.py FILE CHANNELS HEIGHT WIDTH CLASSES`. A request is the number of images, 8 bytes, and their
-bytes; the answer is the seconds that the program took, a float64, and the probabilities, float32.
+`python -P program_worker.py FILE CHANNELS HEIGHT WIDTH CLASSES DEPTH`. A request is the number of images, 8 bytes, and
+their values; the answer is the seconds that the program took, a float64, and the probabilities, float32.
 """
 
 import signal
@@ -17,7 +17,7 @@ import numpy as np
 def main() -> None:
     """Answer requests until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's: it closes stdin
-    file, (channels, height, width, classes) = sys.argv[1], map(int, sys.argv[2:])
+    file, (channels, height, width, classes), depth = sys.argv[1], map(int, sys.argv[2:6]), np.dtype(sys.argv[6])
     import torch
 
     warnings.simplefilter("ignore")
@@ -25,8 +25,8 @@ def main() -> None:
         program = torch.export.load(stream).module()
         while header := sys.stdin.buffer.read(8):
             (count,) = struct.unpack("<q", header)
-            content = sys.stdin.buffer.read(count * channels * height * width)
-            pixels = np.frombuffer(bytearray(content), np.uint8).reshape(count, channels, height, width)
+            content = sys.stdin.buffer.read(count * channels * height * width * depth.itemsize)
+            pixels = np.frombuffer(bytearray(content), depth).reshape(count, channels, height, width)
             began = time.perf_counter()
             probabilities = program(torch.from_numpy(pixels)).numpy()
             seconds = time.perf_counter() - began

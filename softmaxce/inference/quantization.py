@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ..data.arrays import Pixels
 from ..errors import in_one_line, ran_out_of_memory
 from .export_metadata import INPUT, ExportMetadata
 from .graph import ExportError, file_bytes
@@ -19,7 +17,7 @@ from .graph import ExportError, file_bytes
 OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"]
 
 
-def quantized(content: bytes, metadata: ExportMetadata, batches: Iterator[NDArray[np.uint8]]) -> bytes:
+def quantized(content: bytes, metadata: ExportMetadata, batches: Iterator[Pixels]) -> bytes:
     """A file of 8-bit weights, one scale per channel, and 8-bit activations.
 
     Args:

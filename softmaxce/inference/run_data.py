@@ -7,6 +7,7 @@ from typing import Any
 from .. import streams
 from ..build import FEWER_IMAGES, load_source
 from ..config.keys import Config
+from ..config.registry import OWN_IMAGES
 from ..data.fingerprint import fingerprints
 from ..data.folder import read_folder
 from ..data.held_out import hold_out
@@ -19,8 +20,6 @@ from ..errors import DataError, within_memory
 from ..runs.folder import SPLITS
 from ..runs.provenance import check_recorded_root
 from ..runs.resume import recorded_images
-
-OWN_IMAGES = ("image_folder", "image_list", "shards")
 
 
 def read_dataset(config: Config, classes: tuple[str, ...], file: Path, record: Mapping[str, Any]) -> Dataset:

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import streams
-from ..argument_types import TEMPERATURES
+from ..argument_types import TEMPERATURES, Depth
 from ..build import build_loss, build_model
 from ..config.components import build
 from ..config.keys import Config
 from ..config.objects import changed_objects, with_objects
 from ..config.reader import as_recorded, from_dict
 from ..config.users_code import refuse_users_code
+from ..data.arrays import Pixels
 from ..data.batches import Batches
 from ..data.paths import Unreadable
 from ..data.prefetch import PrefetchingDecoder, decode_to
@@ -226,11 +227,11 @@ class TrainedModel:
         return compute_metrics(scaled, labels.cpu(), loss, self.classes)
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Images [N, C, H, W] uint8 in the model's shape -> [N, K] float64 at the temperature, on the CPU.
+        """Images [N, C, H, W] in the model's shape and depth -> [N, K] float64 at the temperature, on the CPU.
 
         Raises: DataError if the images have another shape or type.
         """
-        check_tensor(images)
+        check_tensor(images, self.preprocessing.depth)
         unlabeled = torch.zeros(len(images), dtype=torch.int64)
         return self.probabilities_of(self.logits(InMemory(images, unlabeled))[0])
 
@@ -247,14 +248,15 @@ class TrainedModel:
         """Classify images.
 
         Args:
-            images: image files (paths), PIL images or uint8 arrays [H, W] or [H, W, C], one or several, brought to the
-                shape that the model was trained with; or a uint8 tensor [N, C, H, W] or [C, H, W] that has it.
+            images: image files (paths), PIL images or arrays [H, W] or [H, W, C], one or several, brought to the shape
+                that the model was trained with; or a tensor [N, C, H, W] or [C, H, W] that has it. Arrays and tensors
+                are uint8, or of the run's data.depth.
             top: how many classes each prediction names, the most probable first; None for all.
         Raises: DataError if an image cannot be read or has an unsuitable shape or type.
         """
         if isinstance(images, Tensor):
             batch = images if images.ndim == 4 else images.unsqueeze(0)
-            check_tensor(batch)
+            check_tensor(batch, self.preprocessing.depth)
             return self.predictor.of_pixels(batch.cpu().numpy(), None, top)
         return self.predictor.of_images(images, self.preprocessing.shape, self.preprocessing.resizing, top)
 
@@ -267,7 +269,6 @@ class TrainedModel:
             files: their paths, read only as far ahead as is decoded.
             top: as in `predict`.
         Returns: an Unreadable in place of each file that cannot be decoded.
-        Raises: DataError if the model takes neither gray nor color images.
         """
         decode = decode_to(self.preprocessing.shape, self.preprocessing.resizing)
         with PrefetchingDecoder(files, decode, AHEAD * self.config.data.eval_batch_size) as decoded:
@@ -281,16 +282,16 @@ class TrainedModel:
     def predictor(self) -> Predictor:
         """Makes the predictions, in batches of data.eval_batch_size."""
 
-        def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        def probabilities(images: Pixels) -> NDArray[np.float64]:
             return self.probabilities(torch.from_numpy(images)).numpy()
 
         return Predictor(probabilities, self.classes, self.config.data.eval_batch_size)
 
 
-def check_tensor(images: Tensor) -> None:
-    """Raises: DataError unless these are images as a tensor, [N, C, H, W] uint8."""
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        raise DataError(f"images as a tensor must be uint8 [N, C, H, W], got {images.dtype} {list(images.shape)}")
+def check_tensor(images: Tensor, depth: Depth) -> None:
+    """Raises: DataError unless these are images as a tensor, [N, C, H, W] of the depth."""
+    if images.dtype != getattr(torch, depth) or images.ndim != 4:
+        raise DataError(f"images as a tensor must be {depth} [N, C, H, W], got {images.dtype} {list(images.shape)}")
 
 
 def _record_beside(checkpoint: Path) -> dict[str, Any]:

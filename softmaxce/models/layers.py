@@ -32,6 +32,19 @@ def last_layer(model: nn.Module) -> tuple[str, nn.Module]:
     return layers[-1]
 
 
+def adapt_first_layer(model: nn.Module, channels: int) -> None:
+    """Give a model for color images a first convolution for images of `channels`, as timm does.
+
+    The weights of red, green and blue are repeated over the channels and scaled by 3 / C, so that the layer's output is
+    of the same size. Raises: ValueError if there is no such convolution.
+    """
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None or first.in_channels != 3 or first.groups != 1:
+        raise ValueError(f"the model takes images of 1 or 3 channels, got {channels}: it begins with no convolution")
+    weight = first.weight.detach().repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
+    first.in_channels, first.weight = channels, nn.Parameter(weight)
+
+
 def blocks(model: nn.Module) -> list[Block]:
     """A model's blocks from its input to its last layer, which is the last block.
 

@@ -31,7 +31,7 @@ def timm_model(
         input_size: images are resized to this height and width, in pixels, on the device.
         dropout: timm's drop_rate, before the last layer; null keeps the architecture's own.
         drop_path: timm's drop_path_rate, of stochastic depth; null keeps the architecture's own.
-        in_channels: C; gray images are repeated to the three channels the model takes.
+        in_channels: C; gray images are repeated to three channels; for other numbers see layers.adapt_first_layer.
         num_classes: K.
         pretrained_weights: download, where `weights` is DEFAULT; local, which takes a file and downloads nothing; or
             none, for a model whose weights are then loaded from a checkpoint.

@@ -16,7 +16,7 @@ from .. import streams
 from ..argument_types import Fraction, PositiveInt
 from ..errors import DataError
 from ..files import expanded
-from .layers import last_layer
+from .layers import adapt_first_layer, last_layer
 from .weights_file import is_file_name, load_file
 
 
@@ -43,7 +43,7 @@ def torchvision_model(
         dropout: the probability of its dropout layers; null keeps the architecture's own.
         drop_path: the probability with which the last residual block is left out (stochastic depth); it rises from 0 at
             the first. null keeps the architecture's own.
-        in_channels: C; gray images are repeated to the three channels the model takes.
+        in_channels: C; gray images are repeated to three channels; for other numbers see layers.adapt_first_layer.
         num_classes: K.
         pretrained_weights: download them if they are not on this machine; take them from this machine only; or none,
             the same model without them, because a checkpoint's weights follow.
@@ -83,14 +83,14 @@ def torchvision_model(
 
 
 class Adapted(nn.Module):
-    """A torchvision or timm model behind what the data needs: three channels, another size, a frozen backbone."""
+    """A torchvision or timm model behind what the data needs: its channels, another size, a frozen backbone."""
 
     def __init__(
         self, model: nn.Module, head: nn.Module, frozen: bool, in_channels: int, input_size: int | None
     ) -> None:
         super().__init__()
         if in_channels not in (1, 3):
-            raise ValueError(f"the model takes images of 1 or 3 channels, got {in_channels}")
+            adapt_first_layer(model, in_channels)
         self.model = model
         self.frozen = frozen
         self.input_size = input_size

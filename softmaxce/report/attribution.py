@@ -7,6 +7,7 @@ import torch
 from rich.text import Text
 from torch import Tensor
 
+from ..data.pictures import as_picture
 from ..explain.attribution import NOISE, SAMPLES, Attribution
 from ..explain.explanation import Explanation
 from ..streams import escaped
@@ -86,8 +87,8 @@ def scale(maps: Sequence[Attribution]) -> float:
 
 
 def overlay(image: Tensor, values: Tensor, largest: float) -> Tensor:
-    """A map [H, W] over an image [C, H, W] uint8 in gray: positive red, negative blue; [3, H, W] uint8."""
-    pixels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    """A map [H, W] over an image [C, H, W] in gray: positive red, negative blue; [3, H, W] uint8."""
+    pixels = as_picture(image).expand(3, -1, -1)
     gray = (pixels.double() * torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).view(3, 1, 1)).sum(0)
     gray = 48 + gray * (160 / 255)  # neither black nor white, so that both colors are visible everywhere
     strength = STRONGEST * (values.double().abs() / max(largest, 1e-300)).clamp(0, 1)

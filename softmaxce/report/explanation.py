@@ -45,7 +45,7 @@ def _image(to: ExplanationPrinter) -> None:
         return
     channels, height, width = image.shape
     to.heading("The image")
-    kind = "gray" if channels == 1 else "color"
+    kind = {1: "gray", 3: "color"}.get(channels, f"{channels}-channel")
     to.text(f"{height * width:,} {kind} pixels, {height} high and {width} wide: the input of the network.")
     to.draw(terminal_art.picture(image, to.has_color))
 

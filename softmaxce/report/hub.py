@@ -127,4 +127,5 @@ def model_card(exported: Export) -> str:
         dataset=dataset,
         model=str(model.get("name") if isinstance(model, dict) else model),
         runtime=exported.runtime,
+        plain=metadata.shape[0] in (1, 3) and metadata.resizing.to_dict().keys().isdisjoint(("depth", "icc")),
     )

@@ -91,7 +91,8 @@ def _images(count: int) -> str:
 
 def _about_pixels(inspection: Inspection) -> list[str]:
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (inspection.mean, inspection.std))
-    lines = [f"training pixels in [0, 1]: mean {mean}; standard deviation {std}"]
+    unit = "" if inspection.depth == "float32" else " in [0, 1]"
+    lines = [f"training pixels{unit}: mean {mean}; standard deviation {std}"]
     return [*lines, sizes] if (sizes := describe_sizes(inspection.sizes)) else lines
 
 

@@ -9,6 +9,8 @@ from PIL import Image
 from rich.text import Text
 from torch import Tensor
 
+from ..data.pictures import as_picture
+
 SHADES = " .:-=+*#%@"  # from dark to light
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 HEIGHTS = " ▁▂▃▄▅▆▇█"
@@ -33,9 +35,9 @@ def resized(pixels: Rows, widest: int = WIDEST) -> Rows:
 
 
 def picture(image: Tensor, color: bool, widest: int = WIDEST) -> list[Text]:
-    """An image [C, H, W] uint8 (C is 1 or 3; else its first channel) as lines, two rows of pixels each."""
-    pixels = resized(image.permute(1, 2, 0).double().numpy(), widest)
-    pixels = pixels if pixels.shape[2] == 3 else pixels[:, :, :1].repeat(3, axis=2)
+    """An image [C, H, W] as lines, two rows of pixels each."""
+    pixels = resized(as_picture(image).permute(1, 2, 0).double().numpy(), widest)
+    pixels = pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
     if not color:
         gray = (pixels @ np.array([0.299, 0.587, 0.114])) / 255
         return [

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from .. import streams
-from ..config.automatic import RESIZED
+from ..config.registry import OWN_IMAGES
 from ..data.batches import Batch, Batches
 from ..data.folder import memory_for_images
 from ..data.progressive_resizing import describe_sizes, sizes_by_epoch
@@ -47,8 +48,9 @@ def introduction(run: Run, folder: Path | None) -> list[str]:
     shape = "x".join(map(str, run.preprocessing.shape))
     parameters = sum(p.numel() for p in run.model.parameters())
     names = ", ".join([config.loss.name, config.optimizer.name, config.schedule.name])
+    depth = "" if run.preprocessing.depth == "uint8" else f" {run.preprocessing.depth}"
     lines = [
-        f"{config.source.name}, {shape}, {len(run.classes)} classes: {', '.join(counts)} images",
+        f"{config.source.name}, {shape}{depth}, {len(run.classes)} classes: {', '.join(counts)} images",
         f"{config.model.name} ({parameters:,} parameters), {names}",
         f"device {describe_device(run.device)}, {run.precision}{_processes(run)}",
     ]
@@ -79,10 +81,10 @@ def unequal_classes(train: Batches, classes: Sequence[str]) -> list[str]:
 def storage(run: Run) -> list[str]:
     """Where the images of files are kept, and why, in a line; none for images that are no files of the user's."""
     source, splits = run.config.source, [batches.split for name in SPLITS if (batches := getattr(run, name))]
-    if source.name not in RESIZED:
+    if source.name not in OWN_IMAGES:
         return []
     images = sum(map(len, splits))
-    size = images * math.prod(run.preprocessing.shape)
+    size = images * math.prod(run.preprocessing.shape) * np.dtype(run.preprocessing.depth).itemsize
     reason = f"limit {_bytes(memory_for_images())}"
     if (chosen := source.arguments.get("in_memory")) is not None:
         reason = f"data.in_memory: {str(chosen).lower()}"

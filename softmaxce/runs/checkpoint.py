@@ -192,7 +192,7 @@ def header_of(run: Run) -> dict[str, Any]:
         "config": run.config.to_dict(),
         "classes": list(run.classes),
         "class_counts": run.class_counts,
-        "preprocessing": asdict(run.preprocessing),
+        "preprocessing": run.preprocessing.to_dict(),
     }
 
 

@@ -91,7 +91,7 @@ def _unfit(run: Run, loaded: Checkpoint) -> str:
             f"data.normalize: {{mean: {images['mean']}, std: {images['std']}}}"
         )
     if resizing_of(header) != own.resizing:
-        return "its images are resized otherwise (data.fit, data.interpolation, data.decode)"
+        return "its images are resized otherwise (data.fit, data.interpolation, data.decode, data.depth, data.icc)"
     return ""
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -16,6 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from .. import streams
+from ..data.arrays import Pixels
 from ..data.prefetch import decode_to
 from ..errors import DataError, SoftmaxceError, in_one_line
 from ..report.html.serve_page import serve_page
@@ -102,7 +102,7 @@ class Application:
         explanation = await asyncio.wrap_future(self.classifier.explanation(pixels, title))
         return HTMLResponse(await self._in_thread(partial(_explanation_page, explanation)))
 
-    async def _decoded(self, name: str, content: bytes) -> NDArray[np.uint8]:
+    async def _decoded(self, name: str, content: bytes) -> Pixels:
         call = partial(self._decode.array_of, content, name, self.limits.pixels)
         try:
             return await self._in_thread(call)

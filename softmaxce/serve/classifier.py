@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.arrays import Pixels
 from ..data.resizing import Resizing
 from ..inference.exported_model import ExportedModel
 from ..inference.opening import is_exported
@@ -26,8 +27,6 @@ LOGARITHMS = (
     "same probabilities, and the network's own logits differ from them by one number, the same for all classes."
 )
 
-Pixels = NDArray[np.uint8]
-
 
 class Classifier:
     """A model that several threads may use; it ends with the `with` block.
@@ -35,7 +34,7 @@ class Classifier:
     Args:
         name: of the model, for people.
         shape: (C, H, W) of its images.
-        resizing: how images are brought to it.
+        resizing: how images are decoded and brought to it.
         is_dark: whether its images are dark on average.
         predictor: pixels -> probabilities.
         explain: an image [C, H, W] and a title -> the explanation of its loss.
@@ -64,7 +63,7 @@ class Classifier:
         self._thread.start()
 
     def __enter__(self) -> "Classifier":
-        self.probabilities(np.zeros(self.shape, np.uint8)).result()  # the first batch compiles and allocates
+        self.probabilities(np.zeros(self.shape, self.resizing.depth)).result()  # the first batch compiles and allocates
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision.models as zoo
 from PIL import Image
+from timm.models import adapt_input_conv
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
@@ -24,6 +25,7 @@ from softmaxce.errors import DataError
 from softmaxce.inference.trained_model import TrainedModel
 from softmaxce.models.airbench import Airbench
 from softmaxce.models.cnn import cnn
+from softmaxce.models.layers import adapt_first_layer
 from softmaxce.models.lenet import LeNet
 from softmaxce.models.linear import linear
 from softmaxce.models.mlp import mlp
@@ -109,13 +111,27 @@ def test_a_small_stem_resnet_is_torchvisions_behind_the_stem() -> None:
         (lambda: resnet9(in_channels=1, image_size=(4, 4), num_classes=10), "at least 8x8, got 4x4"),
         (lambda: Airbench(in_channels=1, image_size=(8, 8), num_classes=10), "at least 9x9, got 8x8"),
         (lambda: wide_resnet(27, in_channels=3, num_classes=10), "depth must be 6 n [+] 4"),
-        (lambda: torchvision_model("resnet18", in_channels=4, num_classes=10), "1 or 3 channels, got 4"),
+        (lambda: adapt_first_layer(nn.Linear(9, 2), 4), "1 or 3 channels, got 4: it begins with no convolution"),
         (lambda: torchvision_model("resnet18", "V9", in_channels=3, num_classes=10), "one of IMAGENET1K_V1, DEFAULT"),
     ],
 )
 def test_what_a_model_cannot_take_is_refused_with_the_rule(make: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_other_channels_have_the_colors_weights_as_timm_adapts_them() -> None:
+    for channels in (2, 4, 5):
+        torch.manual_seed(0)
+        color = torchvision_model("resnet18", in_channels=3, num_classes=7)
+        torch.manual_seed(0)
+        model = torchvision_model("resnet18", in_channels=channels, num_classes=7)
+        before, after = color.state_dict(), model.state_dict()
+        assert torch.equal(
+            after.pop("model.conv1.weight"), adapt_input_conv(channels, before.pop("model.conv1.weight"))
+        )
+        assert all(torch.equal(before[name], after[name]) for name in before | after)
+        assert model.eval()(torch.rand(2, channels, 32, 32)).shape == (2, 7)
 
 
 def test_a_cnn_halves_before_relu_and_gives_what_relu_first_gives() -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from ...data.pictures import as_picture
 from ...explain.explanation import Explanation
 from ..attribution import CAUTION, HEADING, TITLES, by_method, meaning, name_of, overlay, scale
 from ..explanation import print_explanation
@@ -112,5 +113,5 @@ def _diverging(values: NDArray[np.float64]) -> Image.Image:
 
 
 def _as_image(image: Tensor) -> Image.Image:
-    pixels = image.permute(1, 2, 0).numpy()
+    pixels = as_picture(image).permute(1, 2, 0).numpy()
     return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 from torch import Tensor
 
+from ...data.pictures import as_picture
 from ...explain.attribution import Attribution
 from ...explain.trained import grad_cams
 from ...inference.analysis import MISTAKES, Mistake, RunAnalysis
@@ -92,7 +92,6 @@ def _counts(analysis: RunAnalysis) -> tuple[tuple[str, int, int], ...]:
 
 
 def _image_url(pixels: Tensor, largest: int) -> str:
-    """A [C, H, W] uint8 image as a data URL: gray, or the first three channels as red, green and blue."""
-    channels = pixels[:3] if len(pixels) >= 3 else pixels[:1]
-    array = channels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    return photo_url(Image.fromarray(array.squeeze(2) if len(channels) == 1 else array), largest)
+    """A [C, H, W] image as a data URL."""
+    array = as_picture(pixels).permute(1, 2, 0).contiguous().numpy()
+    return photo_url(Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array), largest)
