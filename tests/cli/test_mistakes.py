@@ -84,7 +84,7 @@ MISTAKES = {
     "argument of the wrong type": edit("lr: 0.1", "lr: fast", "8:28: lr must be a number of at least 0, got 'fast'"),
     "argument out of range": edit("0.1}\nopt", "1.5}\nopt", "7:54: label_smoothing must be a number in [0, 1], got 1.5"),
     "number in quotes": edit("lr: 0.1", "lr: '0.1'", "8:28: lr must be a number of at least 0, got '0.1'"),
-    "yaml 1.1 number": edit("batch_size: 32", "batch_size: 1_024", "5:15: batch_size must be a positive whole number, got '1_024'"),
+    "yaml 1.1 number": edit("batch_size: 32", "batch_size: 1_024", "5:15: batch_size must be a positive whole number or auto, got '1_024'"),
     "supplied argument": edit("hidden: [16]", "hidden: [16], num_classes: 10", "6:34: 'num_classes' is supplied by softmaxce"),
     "needed argument missing": edit("schedule: cosine", "schedule: step", "9:1: step needs 'step_size' (a positive whole number)"),
     "argument of the user's own loss": edit(
