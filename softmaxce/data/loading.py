@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
@@ -28,6 +27,7 @@ from ..errors import (
 )
 from ..runtime.allocator import return_large_buffers
 from ..runtime.processors import processors
+from .arrays import Pixels
 from .decode import Decode
 from .splits import OnDisk
 from .views import View
@@ -50,7 +50,7 @@ class FileLoader:
         self._idle: tuple[DataLoader[Any], _Requests] | None = None  # a loader whose workers wait for requests
 
     def __call__(self, requests: Sequence[Sequence[Any]]) -> Iterator[Tensor]:
-        """The images of each batch, [B, C, H, W] uint8, on the CPU; `requests` are the entries of `files`.
+        """The images of each batch, [B, C, H, W], on the CPU; `requests` are the entries of `files`.
 
         Raises: what `files` returns instead of an image; WorkerError if a process was killed.
         """
@@ -157,7 +157,7 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def stack(images: list[Tensor | Failure]) -> Tensor | NDArray[np.uint8] | Failure:
+def stack(images: list[Tensor | Failure]) -> Tensor | Pixels | Failure:
     """[C, H, W] images as [B, C, H, W], or the first error among them.
 
     In a worker process the batch is put into shared memory, which a container often limits to 64 MB. A batch that does

@@ -21,7 +21,7 @@ class Reading:
     """How image files were read into memory.
 
     Attributes:
-        decode: path -> [C, H, W] uint8.
+        decode: path -> [C, H, W], of its depth.
         workers: processes that decode, if the files are read in every epoch; None for as many as there are threads.
         cache: whether decoded images are cached.
         whole_in_memory: whether whole images may be kept in memory too, for augmentations that cut from them.
@@ -38,7 +38,7 @@ class InMemory:
     """A split in memory.
 
     Attributes:
-        images: [N, C, H, W] uint8.
+        images: [N, C, H, W] uint8, or of the depth that `reading` decodes to.
         labels: [N] int64 class ids.
         names: N names that stay the same when other images are added or removed; None if there are none. A split with
             names is divided by them (`split_by_name`), one without by a shuffle (`stratified`).
@@ -78,7 +78,7 @@ class OnDisk:
         files: N paths.
         labels: [N] int64 class ids.
         shape: (C, H, W) that `decode` gives.
-        decode: path -> [C, H, W] uint8; it must be picklable, as worker processes call it.
+        decode: path -> [C, H, W] uint8, or of its depth; it must be picklable, as worker processes call it.
         workers: processes that decode beside the training process; None for as many as that has threads.
         names: as in InMemory.
         groups: as in InMemory.

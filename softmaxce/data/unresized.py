@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError
+from .arrays import Pixels
 from .decode import Decode
 
 
@@ -22,7 +21,7 @@ class Unresized(Decode):
     shape: tuple[int, int, int] = field(kw_only=True)
     reference: str = field(kw_only=True)
 
-    def array(self, file: str) -> NDArray[np.uint8]:
+    def array(self, file: str) -> Pixels:
         """Decode one file to [C, H, W]."""
         array = super().array(file)
         self._check(file, array.shape[1], array.shape[2])
