@@ -17,7 +17,7 @@ from softmaxce.config import reader as configs
 from softmaxce.config.components import Component
 from softmaxce.config.registry import REGISTRIES
 from softmaxce.config.values import show
-from softmaxce.errors import ConfigError, DataError, Problem, suggestion
+from softmaxce.errors import FAILED, ConfigError, DataError, Problem, suggestion
 from softmaxce.report import console
 
 from .options import Device, TrustCode, between_commas, check_device, run_or_newest
@@ -220,6 +220,46 @@ def bench_predict(
         result = prediction.measure(opened, [str(file) for file in files], rounds)
     measured = bench_throughput.predict_to_dict(result) if json else partial(bench_throughput.print_predict, result)
     _print(opened.device, bench_throughput.notes_on_predict(result), measured)
+
+
+@app.command("gpu")
+def bench_gpu(
+    airbench: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="airbench94_muon.py of github.com/KellerJordan/cifar10-airbench, which is run on CIFAR-10 too.",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check and measure one NVIDIA GPU in under five minutes: tests, loss, training, several processes. Experimental.
+
+    Nothing is downloaded. What fails or takes too long is a line of the results, and the exit status is then 1; without
+    a GPU it is 2. Ctrl-C prints what there is. CUDA_VISIBLE_DEVICES chooses the GPU.
+    """
+    if airbench is not None and not airbench.is_file():
+        raise ConfigError([Problem("--airbench", f"{airbench}: there is no such file")])
+
+    with fast_imports():
+        import torch
+
+        from softmaxce.bench import gpu
+        from softmaxce.report import bench_gpu as output
+
+    card, parts, interruption = gpu.card(), [], None
+    try:
+        with console.stderr().status("") as status:
+            for part in gpu.measure(gpu.arguments(airbench), lambda name: status.update(Text(output.TITLES[name]))):
+                parts.append(part)
+    except KeyboardInterrupt as error:
+        interruption = error
+    measured = output.to_dict(card, parts) if json else partial(output.print_parts, card, parts)
+    _print(torch.device("cuda", 0), output.notes(card, interrupted=interruption is not None), measured)
+    if interruption is not None:
+        raise interruption
+    if any(part.status == gpu.FAILED for part in parts):
+        raise typer.Exit(FAILED)
 
 
 def _print(

@@ -65,6 +65,7 @@ EXAMPLES = {
     "bench train": ("softmaxce bench train --config digits",),
     "bench startup": ("softmaxce bench startup",),
     "bench predict": ("softmaxce bench predict runs/digits/1 photos",),
+    "bench gpu": ("softmaxce bench gpu --json > gpu.json",),
     "config list": ("softmaxce config list",),
     "config show": ("softmaxce config show digits",),
     "config new": ("softmaxce config new image_folder flowers.yaml",),

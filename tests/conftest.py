@@ -29,6 +29,15 @@ else:  # one of several processes, which share the folder above and the processo
 REAL_DATA = Path(os.environ.get("SOFTMAXCE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` are skipped without one; in Triton's interpreter, test_triton_kernels.py runs some of them."""
+    if item.get_closest_marker("gpu") is not None and os.environ.get("TRITON_INTERPRET") != "1":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with real MNIST, where there is one."""

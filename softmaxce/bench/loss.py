@@ -83,14 +83,13 @@ def inputs(case: Case) -> tuple[Tensor, Tensor]:
     The logits are standard normal; in every third row the target leads all other classes by 5 to 25, as in a trained
     model.
     """
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(case.rows, case.classes, generator=generator)
-    targets = torch.randint(case.classes, (case.rows,), generator=generator)
-    confident = torch.arange(0, case.rows, CONFIDENT_EVERY)
-    leads = torch.empty(len(confident)).uniform_(*LEAD, generator=generator)
+    generator, device = torch.Generator(case.device).manual_seed(0), case.device
+    logits = torch.randn(case.rows, case.classes, generator=generator, device=device)
+    targets = torch.randint(case.classes, (case.rows,), generator=generator, device=device)
+    confident = torch.arange(0, case.rows, CONFIDENT_EVERY, device=device)
+    leads = torch.empty(len(confident), device=device).uniform_(*LEAD, generator=generator)
     logits[confident, targets[confident]] = logits[confident].amax(1) + leads
-    logits = logits.to(case.device, DTYPES[case.dtype])
-    return logits.requires_grad_(), targets.to(case.device)
+    return logits.to(DTYPES[case.dtype]).requires_grad_(), targets
 
 
 def measure(case: Case, losses: Mapping[str, Loss], rounds: int) -> dict[str, Result]:
@@ -121,7 +120,7 @@ def _measure(case: Case, losses: Mapping[str, Loss], rounds: int) -> dict[str, R
     exact = exact_loss_and_gradient(logits, targets)
     accuracy = {name: errors(loss, logits, targets, exact) for name, loss in losses.items()}
     del exact
-    synchronize = _synchronize(case.device)
+    synchronize = synchronizer(case.device)
     steps = {name: partial(_forward_and_backward, loss, logits, targets) for name, loss in losses.items()}
     clock = clock_for(case.device, case.threads)
     both = race(steps, rounds, synchronize, clock)
@@ -141,7 +140,8 @@ def _forward_and_backward(loss: Loss, logits: Tensor, targets: Tensor) -> None:
     loss(logits, targets).backward()
 
 
-def _synchronize(device: torch.device) -> Callable[[], None]:
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """A function that waits for the device."""
     if device.type == "cuda":
         return partial(torch.cuda.synchronize, device)
     return torch.mps.synchronize if device.type == "mps" else lambda: None

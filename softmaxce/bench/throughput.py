@@ -102,6 +102,7 @@ def measure(
     expect: Callable[[Run], None],
     row: Callable[[Epoch], None],
     rounds: int,
+    plain_batches: int | None = None,
 ) -> Loop:
     """Alternate between training on a fixed batch, softmaxce's loop, and plain PyTorch in a process of its own.
 
@@ -109,13 +110,14 @@ def measure(
         config: as for `softmaxce train`.
         track, expect, row: the table's methods for an epoch's batches, the run, and an epoch.
         rounds: the number of measurements of each, at least 2.
+        plain_batches: plain PyTorch, where it is slow, trains on so many batches at most in a round.
     Raises: as build_run; RunError if plain PyTorch fails.
     """
     run = build_run(replace(config, progressive_resizing=None))  # all of them train on images of one size
     with PlainProcess(run) as plain, tempfile.TemporaryDirectory() as folder:
         expect(run)
         left_out = plain.answer({"rounds": rounds})["left_out"]
-        return _Measurement(run, plain, track, row, Path(folder)).loop(rounds, tuple(left_out))
+        return _Measurement(run, plain, track, row, Path(folder)).loop(rounds, tuple(left_out), plain_batches)
 
 
 class PlainProcess:
@@ -197,7 +199,7 @@ class _Measurement:
         with torch.inference_mode():
             self.eval_images = next(iter(self.held_out.epoch(0)))[0]
 
-    def loop(self, rounds: int, left_out: tuple[str, ...]) -> Loop:
+    def loop(self, rounds: int, left_out: tuple[str, ...], plain_batches: int | None) -> Loop:
         self.batches = len(self.run.train)
         self.batches = _how_many(self._ceiling, self.batches) // self.run.config.grad_accum_steps or 1
         self.batches *= self.run.config.grad_accum_steps
@@ -207,13 +209,14 @@ class _Measurement:
         self.part = self._first(count * size)
         for warm in (self._loop, self._end, self._evaluation):
             warm()
-        self.plain.answer({"train": self.batches})
+        slow = min(self.batches, plain_batches or self.batches)
+        self.plain.answer({"train": slow})
         self.plain.answer({"evaluate": count})
         calls: dict[str, Callable[[], float]] = {
             CEILING: lambda: self._ceiling(self.batches),
             OURS: self._loop,
             "end": self._end,
-            PLAIN: lambda: float(self.plain.answer({"train": self.batches})["seconds"]),
+            PLAIN: lambda: float(self.plain.answer({"train": slow})["seconds"]) * self.batches / slow,
         }
         seconds = turns(calls, rounds)
         images = len(self.images) * self.batches

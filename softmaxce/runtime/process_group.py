@@ -117,6 +117,21 @@ class ProcessGroup:
         with _peers():
             dist.all_reduce(tensor)
 
+    def begin_all_reduce(self, tensor: "Tensor") -> Callable[[], None]:
+        """As all_reduce, while this process goes on. Returns: a function that waits for the end."""
+        if self.is_single:
+            return lambda: None
+        import torch.distributed as dist
+
+        with _peers():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with _peers():
+                work.wait()
+
+        return wait
+
     def broadcast_tensors(self, tensors: "list[Tensor]") -> None:
         """Replace tensors by those of rank 0."""
         if self.is_single:

@@ -1,5 +1,6 @@
-"""The training step of one of several processes: its share of the batch, and one all-reduce with the others."""
+"""The training step of one of several processes: its share of the batch, and its sum with the others'."""
 
+import contextlib
 import math
 from typing import Any, Protocol
 
@@ -53,6 +54,7 @@ class SharedTrainingStep(TrainingStep):
             modules,
             len(self._sums) + 2 + REQUESTS,
             copied=":" in run.config.optimizer.name,
+            overlapping=not run.config.sync_batchnorm,  # whose layers reduce in the backward pass too
         )
 
     def begin(self, index: int) -> None:
@@ -89,7 +91,10 @@ class SharedTrainingStep(TrainingStep):
         if not math.isfinite(value := loss.item()):
             self._nonfinite = f"the training loss is {value}"
             return
-        self.backward(loss / self._batches if self._is_sum else loss / (self._images / divisor))
+        part = loss / self._batches if self._is_sum else loss / (self._images / divisor)
+        last = number == self._batches - 1
+        with self._reduction.overlapped() if last else contextlib.nullcontext():
+            self.backward(part)
         ids = targets if targets.ndim == 1 else targets.argmax(1)
         self._sums[number] += loss.detach() if self._is_sum else loss.detach() * divisor
         self._sums[len(self._sums) // 2 + number] += divisor

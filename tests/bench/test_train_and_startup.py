@@ -1,6 +1,7 @@
 """`softmaxce bench train` and `bench startup` as they are typed."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from softmaxce.bench.clock import ratios, turns
 from softmaxce.bench.throughput import Ways
 
-from ..helpers import Softmaxce
+from ..helpers import Completed, Softmaxce
 
 WAYS = {"ceiling", "softmaxce", "plain"}
 MADE_UP = """\
@@ -22,33 +23,35 @@ optimizer: {name: adamw, lr: 0.003}
 """
 
 
-def measured(softmaxce: Softmaxce, folder: Path, *arguments: str) -> Any:
+@pytest.fixture(scope="module")
+def measured(forked: Callable[..., Completed], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What `bench train --json` prints."""
+    folder = tmp_path_factory.mktemp("measured")
     (folder / "made_up.yaml").write_text(MADE_UP)
-    done = softmaxce("bench", "train", "--config", "made_up.yaml", "--rounds", "2", "--json", *arguments)
+    changes = ("--set", "precision=bf16", "--set", "model_ema_decay=0.9")
+    command = ["softmaxce", "bench", "train", "--config", "made_up.yaml", "--rounds", "2", "--json", *changes]
+    done = forked(folder, command, {})
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return json.loads(done.stdout)
 
 
-def test_every_way_has_its_rate_and_its_ratios(softmaxce: Softmaxce, tmp_path: Path) -> None:
-    found = measured(softmaxce, tmp_path)
-    assert (found["config"], found["batch_size"], found["precision"]) == ("made_up", 32, "float32")
-    assert found["left_out"] == ["cutout"]  # torchvision has none
+def test_every_way_has_its_rate_and_its_ratios(measured: Any) -> None:
+    assert (measured["config"], measured["batch_size"], measured["precision"]) == ("made_up", 32, "bf16")
+    assert measured["left_out"] == ["cutout"]  # torchvision has none
     for figure in ("training", "evaluation"):
-        assert set(found[figure]) == WAYS
-        for name, way in found[figure].items():
+        assert set(measured[figure]) == WAYS
+        for name, way in measured[figure].items():
             low, high = way["images_per_second"]["quartiles"]
             assert 0 < low <= way["images_per_second"]["median"] <= high
             assert (way["to_ceiling"]["median"] == 1.0) == (name == "ceiling")
             assert (way["to_plain"]["median"] == 1.0) == (name == "plain")
 
 
-def test_an_epochs_parts_are_named_and_none_is_negative(softmaxce: Softmaxce, tmp_path: Path) -> None:
-    found = measured(softmaxce, tmp_path, "--set", "precision=bf16", "--set", "model_ema_decay=0.9")
+def test_an_epochs_parts_are_named_and_none_is_negative(measured: Any) -> None:
     parts = ["data", "forward", "loss", "backward", "step", "the rest", "evaluation", "table and checkpoint"]
-    assert list(found["epoch_seconds"]) == parts
-    assert all(seconds >= 0 for seconds in found["epoch_seconds"].values())
-    assert found["precision"] == "bf16"
+    assert list(measured["epoch_seconds"]) == parts
+    assert all(seconds >= 0 for seconds in measured["epoch_seconds"].values())
 
 
 def test_the_tables_say_the_same_to_a_person(softmaxce: Softmaxce, tmp_path: Path) -> None:

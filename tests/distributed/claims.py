@@ -4,6 +4,7 @@ Each function is called in every process of the group, in the same order, and re
 for comparison, is made by each process for itself.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from softmaxce import session
 from softmaxce.build import build_run
@@ -30,6 +32,7 @@ from softmaxce.runs.same_run import same_weights
 from softmaxce.runtime.process_group import ProcessGroup, join
 from softmaxce.runtime.random_state import random_state
 from softmaxce.runtime.signals import Signals
+from softmaxce.training import step_reduction
 from softmaxce.training.evaluation import evaluate_epoch, predict
 from softmaxce.training.loop import fit
 from softmaxce.training.metrics import METRICS
@@ -126,6 +129,62 @@ class NanOnRank1(RaisesOnRank1):
         return loss * float("nan") if self.rank == 1 and RaisesOnRank1.calls == 4 else loss
 
 
+class FailsInBackward(nn.Module):
+    """A user's network whose backward pass fails in one process, in its fourth step, halfway."""
+
+    def __init__(self, in_channels: int, image_size: tuple[int, int], num_classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(in_channels * image_size[0] * image_size[1], 8)
+        self.second = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.second(Failing.apply(self.first(images.flatten(1))))
+        return logits
+
+
+class Failing(torch.autograd.Function):
+    """The identity, until it fails."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        RaisesOnRank1.calls += 1
+        if RaisesOnRank1.rank == 1 and RaisesOnRank1.calls == 4:
+            raise ValueError("a wrong turn back")
+        return gradient
+
+
+class Reentrant(nn.Module):
+    """A user's network with a block that is applied twice, whose gradients are added up one after the other."""
+
+    def __init__(self, in_channels: int, image_size: tuple[int, int], num_classes: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(in_channels * image_size[0] * image_size[1], 8)
+        self.block = nn.Linear(8, 8)
+        self.last = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.first(images.flatten(1))
+        for _ in range(2):
+            values = checkpoint(self.block, values, use_reentrant=True)
+        logits: Tensor = self.last(values)
+        return logits
+
+
+@contextlib.contextmanager
+def small_buckets() -> Iterator[None]:
+    """Every parameter is a bucket of its own."""
+    before = step_reduction.BUCKET, step_reduction.MANY
+    step_reduction.BUCKET, step_reduction.MANY = 1, 0
+    try:
+        yield
+    finally:
+        step_reduction.BUCKET, step_reduction.MANY = before
+
+
 # -- the claims
 
 
@@ -188,6 +247,55 @@ def unused_parameter(group: ProcessGroup) -> Any:
     steps(run, 3)
     model: Any = run.model
     return {"unused": model.unused.tolist(), "gradient": model.unused.grad is None, "mask": model.mask.tolist()[0]}
+
+
+def bucketed(group: ProcessGroup) -> Any:
+    """Whether buckets change a bit of the weights, and the most that were begun before a backward pass had ended."""
+    tuning = {"freeze": "backbone", "unfreeze_epoch": 2}
+    configs = {
+        "accumulated": lenet(epochs=2, grad_accum_steps=3, clip_grad_norm=0.5, fine_tuning=tuning),
+        "partly used": small(model="tests.distributed.claims:PartlyUsed"),
+        "reentrant": small(model="tests.distributed.claims:Reentrant"),
+    }
+    results, begun = {}, []
+    reduce = step_reduction.StepReduction._reduce
+
+    def recorded(self: step_reduction.StepReduction, sums: Tensor, failed: bool) -> list[float]:
+        begun.append(len(self.begun))
+        return reduce(self, sums, failed)
+
+    step_reduction.StepReduction._reduce = recorded  # type: ignore[method-assign]
+    try:
+        for name, config in configs.items():
+            _, whole = steps(build_run(config, group=group), 10)
+            begun.clear()
+            with small_buckets():
+                _, weights = steps(build_run(config, group=group), 10)
+            same = all(torch.equal(a, b) for a, b in zip(whole, weights, strict=True))
+            results[name] = [same, max(begun), len(begun)]
+    finally:
+        step_reduction.StepReduction._reduce = reduce  # type: ignore[method-assign]
+    return results
+
+
+def random_in_buckets(group: ProcessGroup) -> Any:
+    """As everything_random, and whether a second training gives the same bits."""
+    with small_buckets():
+        first, second = (steps(build_run(small(), group=group), 6)[1] for _ in range(2))
+        return [*everything_random(group), all(torch.equal(a, b) for a, b in zip(first, second, strict=True))]
+
+
+def one_fails_in_backward(group: ProcessGroup) -> Any:
+    RaisesOnRank1.rank, RaisesOnRank1.calls = group.rank, 0
+    with small_buckets():
+        run = build_run(small(model="tests.distributed.claims:FailsInBackward"), group=group)
+        RaisesOnRank1.calls = 0
+        return ended_by(group, lambda: session.train(run, "backward", signals=group.signals))
+
+
+def nan_in_buckets(group: ProcessGroup) -> Any:
+    with small_buckets():
+        return one_is_nan(group, "nan in buckets")
 
 
 def images_of_an_epoch(group: ProcessGroup) -> Any:
@@ -286,14 +394,14 @@ def one_raises(group: ProcessGroup) -> Any:
     return ended_by(group, lambda: session.train(run, "raises", signals=group.signals))
 
 
-def one_is_nan(group: ProcessGroup) -> Any:
+def one_is_nan(group: ProcessGroup, folder: str = "nan") -> Any:
     RaisesOnRank1.rank, RaisesOnRank1.calls = group.rank, 0
     run = build_run(small(loss="tests.distributed.claims:NanOnRank1", data__batch_size=16), group=group)
-    stopped = ended_by(group, lambda: session.train(run, "nan", signals=group.signals))
+    stopped = ended_by(group, lambda: session.train(run, folder, signals=group.signals))
     RaisesOnRank1.calls = 0
     skipping = small(loss="tests.distributed.claims:NanOnRank1", data__batch_size=16, on_nonfinite="skip")
     run = build_run(skipping, group=group)
-    skipped = ended_by(group, lambda: session.train(run, "nan2", signals=group.signals))
+    skipped = ended_by(group, lambda: session.train(run, f"{folder}2", signals=group.signals))
     return [stopped, skipped, run.progress.nonfinite, same_weights(run)]
 
 
@@ -373,8 +481,12 @@ CLAIMS: dict[int, tuple[Callable[[ProcessGroup], Any], ...]] = {
         *(plain, fine_tuned, weighted, ignored, summed, accumulated, per_image, augmented, uneven, unused_parameter),
         *(images_of_an_epoch, everything_random, evaluated, one_raises, one_is_nan, other_images, other_config),
         *(other_version, one_cannot_build, one_misses_a_collective, decoded, with_ddp, growing),
+        *(bucketed, one_fails_in_backward, nan_in_buckets),
     ),
-    4: (weighted, accumulated, augmented, uneven, images_of_an_epoch, everything_random, evaluated, one_raises),
+    4: (
+        *(weighted, accumulated, augmented, uneven, images_of_an_epoch, evaluated, one_raises),
+        *(random_in_buckets, one_fails_in_backward),
+    ),
 }
 
 

@@ -58,8 +58,8 @@ def test_every_image_of_an_epoch_is_trained_on_once(two: Results, four: Results)
 
 
 def test_all_processes_hold_the_same_bits_whatever_each_of_them_draws(two: Results, four: Results) -> None:
-    for results in (two, four):
-        assert all(result["everything_random"] == [True, True] for result in results)
+    assert all(result["everything_random"] == [True, True] for result in two)
+    assert all(result["random_in_buckets"] == [True, True, True] for result in four)
 
 
 def test_the_images_of_a_folder_are_decoded_by_one_process_of_a_machine(two: Results) -> None:
@@ -87,9 +87,32 @@ def test_an_error_in_one_process_ends_all_of_them_by_one_line_that_names_it(two:
             assert message.startswith(f"process 1 of {len(results)}: a wrong turn (claims.py:")
 
 
-def test_a_loss_that_is_not_finite_in_one_process_stops_or_skips_the_step_in_all(two: Results) -> None:
+@pytest.mark.parametrize(
+    ("model", "begun", "reductions"),
+    [("accumulated", 9, 10), ("partly used", 2, 6), ("reentrant", 5, 12)],
+)
+def test_gradients_reduced_in_buckets_during_the_backward_pass_give_the_same_bits(
+    two: Results, model: str, begun: int, reductions: int
+) -> None:
     for result in two:
-        stopped, skipped, count, same = result["one_is_nan"]
+        assert result["bucketed"][model] == [True, begun, reductions]
+
+
+def test_an_error_in_the_backward_pass_of_one_process_ends_all_though_buckets_are_begun(
+    two: Results, four: Results
+) -> None:
+    for results in (two, four):
+        for rank, result in enumerate(results):
+            kind, status, message = result["one_fails_in_backward"]
+            assert (kind, status) == ("TrainingError" if rank == 1 else "PeerError", 1)
+            assert "a wrong turn back (claims.py:" in message
+            assert "\n" not in message
+
+
+@pytest.mark.parametrize("claim", ["one_is_nan", "nan_in_buckets"])
+def test_a_loss_that_is_not_finite_in_one_process_stops_or_skips_the_step_in_all(two: Results, claim: str) -> None:
+    for result in two:
+        stopped, skipped, count, same = result[claim]
         assert stopped[:2] == ["TrainingError", 1]
         assert "the training loss is nan in epoch 1, batch 4" in stopped[2]
         assert (skipped, count, same) == (["", 0, ""], 1, True)

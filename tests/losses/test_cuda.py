@@ -26,13 +26,10 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 pytestmark = [
-    pytest.mark.skipif(
-        not INTERPRETED and not torch.cuda.is_available(),
-        reason="no GPU, and not in Triton's interpreter (test_triton_kernels.py runs these tests in it)",
-    ),
+    pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # the interpreter uses NumPy, which warns of inf - inf
 ]
-needs_gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="no GPU here")
+needs_gpu = pytest.mark.skipif(INTERPRETED, reason="in Triton's interpreter")
 
 
 def ours(

@@ -34,7 +34,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "not fused": {"optimizer": {"name": "adam", "lr": 0.01, "fused": False}},
     "soft labels, accumulated": {"mixup_alpha": 0.4, "grad_accum_steps": 2, "model": CNN},
 }
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def state(run: Run) -> list[Any]:
@@ -247,7 +246,7 @@ def test_a_step_that_cannot_be_captured_stops_a_run_with_cuda_graph_true() -> No
 # -- on a GPU only ----------------------------------------------------------------------------------------------------
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", CONFIGS)
 def test_training_with_a_graph_on_a_gpu_matches_the_ordinary_loop(name: str) -> None:
     runs = [build_run(config(device="cuda", cuda_graph=requested, **CONFIGS[name])) for requested in (True, False)]
@@ -266,7 +265,7 @@ def test_training_with_a_graph_on_a_gpu_matches_the_ordinary_loop(name: str) -> 
         assert (ours - reference).norm() <= 5 * tolerance * reference.norm() + 1e-6
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_capturing_the_graph_does_not_change_the_run_on_a_gpu() -> None:
     run = build_run(config(device="cuda", cuda_graph=False, model=CNN))
     list(fit(run))
@@ -275,7 +274,7 @@ def test_capturing_the_graph_does_not_change_the_run_on_a_gpu() -> None:
     assert state(run) == before
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("graph", ["auto", False])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_step_synchronizes_with_the_gpu(graph: Any, name: str) -> None:
@@ -293,7 +292,7 @@ def test_no_step_synchronizes_with_the_gpu(graph: Any, name: str) -> None:
     assert len(list(fit(run, without_synchronizing))) == 2
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_model_that_synchronizes_with_the_gpu_is_reported_and_still_trains(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -304,7 +303,7 @@ def test_a_model_that_synchronizes_with_the_gpu_is_reported_and_still_trains(
     assert "no CUDA graph: a step cannot be captured: called a synchronizing CUDA operation" in caplog.messages[0]
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_after_a_failed_capture_random_numbers_and_streams_work(caplog: pytest.LogCaptureFixture) -> None:
     run = build_run(config(device="cuda"))  # with dropout
 
@@ -318,7 +317,7 @@ def test_after_a_failed_capture_random_numbers_and_streams_work(caplog: pytest.L
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_run_with_a_graph_resumes_within_an_epoch_bit_for_bit(tmp_path: Path) -> None:
     requested = config(device="cuda", deterministic=True, data__train=200, optimizer={"name": "adamw", "lr": 0.01})
     whole = build_run(requested)

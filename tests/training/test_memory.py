@@ -188,7 +188,7 @@ def test_the_first_half_that_fits_is_taken(size: int, fits: int, answer: int | N
     assert len(tried) <= size.bit_length()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_whose_memory_runs_out_says_what_fits() -> None:
     run = build_run(
         config(device="cuda", data__train=2048, data__batch_size=2048, model={"name": "cnn", "channels": [64]})

@@ -113,7 +113,7 @@ def test_other_trainers_name_for_deterministic_is_answered_with_the_key(softmaxc
     assert "here it is deterministic" in done.stderr
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("recipe", sorted(recipes.recipes()))
 def test_deterministic_runs_are_bit_reproducible_on_a_gpu(recipe: str) -> None:
     requested = with_synthetic_images(recipe, device="cuda", deterministic=True)
