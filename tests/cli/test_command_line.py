@@ -57,7 +57,7 @@ def test_sweep_takes_them_with_several_values(here: Path, app: typer.Typer) -> N
 def test_a_short_option_is_named_in_its_mistake(here: Path, app: typer.Typer) -> None:
     for line, message in {
         "train small.yaml --lr high": "error: --lr high: lr must be",
-        "train small.yaml --batch-size 0": "error: --batch-size 0: batch_size must be a positive whole number or auto, got 0\n",
+        "train small.yaml --batch-size 0": "error: --batch-size 0: batch_size must be a positive whole number or auto",
         "train small.yaml --model lenett": "error: --model lenett: there is no 'lenett'",
         "train small.yaml --config digits": "error: --config: cannot be combined with the argument CONFIG",
         "sweep small.yaml": "error: --set: is required",
