@@ -3,7 +3,8 @@
 An augmentation is called with images [B, C, H, W], float in [0, 1], before normalization, and returns the same shape.
 One that has the parameters `indices` and `epoch` is also given, by name, which images of the split these are ([B]
 int64) and the number of the epoch, counted from 1. Random numbers come from torch's global generator of the device, so
-that a run's seed and a checkpoint's random state cover them.
+that a run's seed and a checkpoint's random state cover them. One whose `moves_pixels` is true gives pixels other
+places, or 0, and is called with bytes where the images are bytes.
 
 Where several processes train together, one that has the parameter `share` is given which part of the batch it gets, and
 draws for all of it (`share.per_image`): an image's augmentation then does not depend on the number of processes. Any
@@ -44,6 +45,7 @@ class RandomCrop:
     ) -> None:
         self.padding = padding
         self.padding_mode = padding_mode
+        self.moves_pixels = padding_mode == "constant"  # a GPU may not reflect or replicate bytes
 
     def __call__(self, images: Tensor, share: Share | None = None) -> Tensor:
         """Images [B, C, H, W] -> the same shape."""
@@ -64,6 +66,8 @@ class RandomHorizontalFlip:
             any two epochs show each both ways (Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds"). p is then 0.5.
     Raises: ValueError if alternate is set with another p.
     """
+
+    moves_pixels = True
 
     def __init__(self, p: Probability = 0.5, alternate: bool = False) -> None:
         if alternate and p != 0.5:

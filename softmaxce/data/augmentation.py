@@ -57,6 +57,11 @@ class Augmentation:
         """Whether it cuts the view of an image from the whole image; see keyed_augment.py."""
         return callable(getattr(self.function, "from_whole", None))
 
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether it gives pixels other places, or 0, and so can be called with images of bytes too."""
+        return getattr(self.function, "moves_pixels", False) is True
+
     @cached_property
     def _parameters(self) -> set[str]:
         function = self.function.forward if isinstance(self.function, nn.Module) else self.function

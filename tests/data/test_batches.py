@@ -8,6 +8,7 @@ import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from softmaxce.data.augment import RandomHorizontalFlip
+from softmaxce.data.augment import RandomCrop, RandomHorizontalFlip
 from softmaxce.data.batches import Batches
 from softmaxce.data.decode import Decode
 from softmaxce.data.mixup import mixing
@@ -86,6 +87,31 @@ def test_one_pass_over_the_bytes_has_the_bits_of_pytorchs_operations(shape: tupl
             assert taken.is_contiguous(memory_format=torch.channels_last)
     finally:
         torch.set_num_threads(before)
+
+
+def test_augmentations_that_move_pixels_give_the_bits_of_floats_though_they_are_called_with_bytes() -> None:
+    seen = []
+
+    class Watched(RandomCrop):
+        def __call__(self, images: Tensor, *arguments: Any) -> Tensor:
+            seen.append(images.dtype)
+            return super().__call__(images, *arguments)
+
+    mean, std = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
+    for padding_mode, dtype in (("constant", torch.uint8), ("reflect", torch.float32)):
+        augment = [Watched(2, padding_mode), RandomHorizontalFlip()]
+        batches = Batches(SPLIT, Preprocessing((3, 6, 5), mean, std), batch_size=16, device=CPU, augment=augment)
+        torch.manual_seed(4)
+        made = torch.cat([images for images, _ in batches.epoch(1)])
+        torch.manual_seed(4)
+        parts = []
+        for images in (IMAGES.float() / 255).split(16):
+            for each in (RandomCrop(2, padding_mode), RandomHorizontalFlip()):
+                images = each(images)
+            parts.append((images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+        torch.testing.assert_close(made, torch.cat(parts), rtol=0, atol=0)
+        assert set(seen) == {dtype}
+        seen.clear()
 
 
 @pytest.mark.parametrize("kind", ["in memory", "on disk"])
