@@ -63,7 +63,7 @@ def loss(report: Report, **arguments: Any) -> None:
 
 
 def training(report: Report, **arguments: Any) -> None:
-    """See gpu_training.recipes."""
+    """See gpu_training.throughput_of."""
     from .gpu_training import throughput_of
 
     throughput_of(report, **arguments)

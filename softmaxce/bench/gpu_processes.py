@@ -1,9 +1,7 @@
 """Several processes in `bench gpu`: NCCL with one process that acts as a group, and two processes on one card."""
 
-import json
 import os
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from ..config import yamlfile
 from ..runtime.process_group import SINGLE, ProcessGroup
 from ..training.loop import fit
 from .gpu import Report
-from .gpu_training import COMMAND
+from .gpu_training import train_events
 
 TOLERANCE = 1e-4  # of a loss; rounding differs with the number of processes, and grows from step to step
 
@@ -108,12 +106,7 @@ def _in_two_processes(config: dict[str, Any]) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "config.yaml")
         file.write_text(yamlfile.dump(config), encoding="utf-8")
-        command = [*COMMAND, "train", str(file), "--nproc", "2", "--json", "--output", str(Path(folder, "run"))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["without a message"])[-1]
-        raise RuntimeError(f"softmaxce train --nproc 2 ended with exit status {done.returncode}: {last}")
-    events = [json.loads(line) for line in done.stdout.splitlines()]
+        events = train_events(str(file), "--nproc", "2")
     return [event["train"]["loss"] for event in events if event["event"] == "epoch"]
 
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..config import reader as configs
 from ..config.keys import Config
@@ -130,17 +131,20 @@ def time_to_accuracy(
 
 def _train(recipe: str, overrides: Sequence[str]) -> tuple[float, float]:
     """One run of the command. Returns: the accuracy of the test images, and the seconds of its epochs."""
+    events = train_events("--config", recipe, *(word for text in overrides for word in ("--set", text)))
+    taken = sum(event["seconds"] for event in events if event["event"] == "epoch")
+    return float(events[-1]["test"]["accuracy"]), taken
+
+
+def train_events(*arguments: str) -> list[dict[str, Any]]:
+    """What `softmaxce train --json` prints, in a process and a run folder of its own. Raises: RuntimeError."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [*COMMAND, "train", "--config", recipe, "--json", "--output", str(Path(folder, "run"))]
-        command += [word for text in overrides for word in ("--set", text)]
+        command = [*COMMAND, "train", *arguments, "--json", "--output", str(Path(folder, "run"))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["without a message"])[-1]
         raise RuntimeError(f"softmaxce train ended with exit status {done.returncode}: {last}")
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    taken = sum(event["seconds"] for event in events if event["event"] == "epoch")
-    end = events[-1]
-    return float(end["test"]["accuracy"]), taken
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def _airbench(report: Report, file: Path, root: Path, target: float, runs: int, deadline: float) -> None:

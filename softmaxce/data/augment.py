@@ -45,7 +45,11 @@ class RandomCrop:
     ) -> None:
         self.padding = padding
         self.padding_mode = padding_mode
-        self.moves_pixels = padding_mode == "constant"  # a GPU may not reflect or replicate bytes
+
+    @property
+    def moves_pixels(self) -> bool:
+        """With a black border; a GPU may not reflect or replicate bytes."""
+        return self.padding_mode == "constant"
 
     def __call__(self, images: Tensor, share: Share | None = None) -> Tensor:
         """Images [B, C, H, W] -> the same shape."""

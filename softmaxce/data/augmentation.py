@@ -59,8 +59,12 @@ class Augmentation:
 
     @property
     def moves_pixels(self) -> bool:
-        """Whether it gives pixels other places, or 0, and so can be called with images of bytes too."""
-        return getattr(self.function, "moves_pixels", False) is True
+        """Whether it gives pixels other places, or 0, and so can be called with images of bytes too.
+
+        The class that has the `__call__` must say so itself: a subclass with another one may compute with floats.
+        """
+        owner = next((each for each in type(self.function).__mro__ if "__call__" in vars(each)), None)
+        return owner is not None and "moves_pixels" in vars(owner) and self.function.moves_pixels is True
 
     @cached_property
     def _parameters(self) -> set[str]:

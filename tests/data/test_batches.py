@@ -93,6 +93,8 @@ def test_augmentations_that_move_pixels_give_the_bits_of_floats_though_they_are_
     seen = []
 
     class Watched(RandomCrop):
+        moves_pixels = RandomCrop.moves_pixels
+
         def __call__(self, images: Tensor, *arguments: Any) -> Tensor:
             seen.append(images.dtype)
             return super().__call__(images, *arguments)
@@ -112,6 +114,16 @@ def test_augmentations_that_move_pixels_give_the_bits_of_floats_though_they_are_
         torch.testing.assert_close(made, torch.cat(parts), rtol=0, atol=0)
         assert set(seen) == {dtype}
         seen.clear()
+
+
+def test_a_subclass_that_computes_with_pixels_is_called_with_floats() -> None:
+    class Darker(RandomHorizontalFlip):
+        def __call__(self, images: Tensor, *arguments: Any) -> Tensor:
+            return images.clamp(0, 0.5)
+
+    batches = Batches(SPLIT, PLAIN, batch_size=50, device=CPU, augment=[Darker()])
+    ((images, _),) = batches.epoch(1)
+    torch.testing.assert_close(images, (IMAGES.float() / 255).clamp(0, 0.5), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["in memory", "on disk"])
