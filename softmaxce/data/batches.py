@@ -26,6 +26,7 @@ from .whole_images import WholeImages, whole_images
 
 if TYPE_CHECKING:
     from ..kernels.gather_normalize import BatchGatherer
+    from ..kernels.normalize import Normalizer
 
 
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] float, normalized; labels [B] int64
@@ -41,9 +42,9 @@ class Batches:
         device: where batches are made and used.
         augment: applied in this order, to images in [0, 1] (floating-point ones as they are); see augment.py.
         shuffle_seed: the order is drawn from it and the epoch's number; None keeps the split's order.
-        compiled: on the CPU and without augmentation, gather and normalize in one compiled pass over the bytes. The
-            result has the same bits; loading the compiled code takes longer than it saves in a single pass over a
-            small split.
+        compiled: on the CPU, normalize images of bytes in one compiled pass, which also gathers those of a split in
+            memory without augmentation. The result has the same bits; loading the compiled code takes longer than it
+            saves in a single pass over a small split.
         group: the processes that train together: `epoch` gives this one's share of each batch, which is cut as for a
             single process. A process without a share gets that of rank 0, and draws the same random numbers.
         sampler: draws the images of each epoch; None takes each once. Needs shuffle_seed.
@@ -91,9 +92,18 @@ class Batches:
         self.whole: WholeImages | OnDisk | None = whole_images(split) if self.view else None
         self.loader = self._loader_of(split)
         self.whole_loader = self._loader_of(self.whole)
-        self.gatherer = None
-        if compiled and self.images is not None and not self.augment and self.view is None:
+        self.gatherer: BatchGatherer | None = None
+        self.normalizer: Normalizer | None = None
+        if compiled and device.type == "cpu" and preprocessing.depth == "uint8" and self.mean.dtype is torch.float32:
+            self._use_kernels()
+
+    def _use_kernels(self) -> None:
+        if self.images is not None and not self.augment and self.view is None:
             self.gatherer = _gatherer(self.images, self.mean_as_stored, self.scale_as_stored)
+        elif not self.augment:
+            self.normalizer = _normalizer(self.mean_as_stored, self.scale_as_stored, self.split.shape, fractions=False)
+        elif self.moving == len(self.augment):
+            self.normalizer = _normalizer(self.mean, self.std, self.split.shape, fractions=True)
 
     def _loader_of(self, split: Split | WholeImages | None) -> FileLoader | None:
         """Decodes the images of a split on disk; its processes are kept from one training epoch to the next."""
@@ -195,7 +205,8 @@ class Batches:
         if isinstance(self.split, InMemory):
             yield from self.split.images.cpu().split(self.batch_size)
         else:
-            yield from self._decoded(torch.arange(self.num_images).split(self.batch_size))
+            decoded = self._decoded(torch.arange(self.num_images).split(self.batch_size))
+            yield from (images.contiguous() for images in decoded)
 
     def sample(self, count: int) -> Tensor:
         """Up to `count` of the split's images, evenly spread over it, normalized and not augmented."""
@@ -250,6 +261,8 @@ class Batches:
         Returns: [B, C, H, W] float, channels last in memory.
         """
         if not self.augment:  # the same in two passes over the pixels; the rounding may differ in the last place
+            if self.normalizer is not None and images.dtype is torch.uint8:
+                return self.normalizer(images)
             images = images.float() if images.dtype is torch.uint16 else images  # of which not every torch subtracts
             normalized = torch.sub(images, self.mean_as_stored).mul_(self.scale_as_stored)
             return normalized.contiguous(memory_format=torch.channels_last)
@@ -257,9 +270,11 @@ class Batches:
         moving = self.moving if images.dtype is torch.uint8 else 0
         images = augmented(images, range(moving))
         if moving == len(self.augment):  # bytes have a quarter of the memory to rearrange
+            if self.normalizer is not None:
+                return self.normalizer(images)
             images = images.contiguous(memory_format=torch.channels_last)
             return images.float().div_(self.full_scale).sub_(self.mean).div_(self.std)
-        prepared = images.float().div_(self.full_scale)
+        prepared = images.contiguous().float().div_(self.full_scale)  # as the user's augmentations may need it
         return self._normalized(augmented(prepared, range(moving, len(self.augment))))
 
     def _augmented(
@@ -310,3 +325,14 @@ def _gatherer(images: Tensor, mean: Tensor, scale: Tensor) -> "BatchGatherer | N
     except ImportError:  # no Numba for this Python or this processor; PyTorch's operations give the same bits
         return None
     return BatchGatherer(images, mean, scale)
+
+
+def _normalizer(mean: Tensor, factor: Tensor, shape: tuple[int, int, int], *, fractions: bool) -> "Normalizer | None":
+    """The compiled pass for the last step of `Batches.prepared`; None where it cannot be used."""
+    if mean.numel() != shape[0]:  # one mean for several channels is broadcast
+        return None
+    try:
+        from ..kernels.normalize import Normalizer
+    except ImportError:  # as above
+        return None
+    return Normalizer(mean, factor, shape, fractions=fractions)

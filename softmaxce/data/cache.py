@@ -75,33 +75,35 @@ def read(key: str, shape: tuple[int, ...] | None, dtype: str = "uint8") -> tuple
             reasons = stream.read()
     except OSError:  # not cached; the images are decoded
         return None
-    if not complete or checksum != _checksum(images, reasons):
+    if not complete or checksum != _checksum([images], reasons):
         return None
     with contextlib.suppress(OSError):  # the time of last use only decides what is removed first
         os.utime(file)
     return images, {int(index): reason for index, reason in json.loads(reasons or "{}").items()}
 
 
-def write(key: str, images: NDArray[Any], reasons: Mapping[int, str] | None = None) -> None:
+def write(key: str, *parts: NDArray[Any], reasons: Mapping[int, str] | None = None) -> None:
     """Cache images under a key, atomically, and remove the least recently used ones.
 
     Args:
         key: from key_of.
-        images: [N, C, H, W], or any bytes.
+        parts: images [N, C, H, W], or any bytes; they are written one after the other.
         reasons: why some files could not be decoded, by index. They follow the pixels, as JSON, if there are any.
     Raises: OSError if that fails. Images larger than LIMIT, or than the free space of the disk allows, are not cached.
     """
     directory = folder()
     directory.mkdir(parents=True, exist_ok=True)
-    _make_room(directory, images.nbytes)
-    if images.nbytes > LIMIT or images.nbytes + SPARE > shutil.disk_usage(directory).free:
+    size = sum(part.nbytes for part in parts)
+    _make_room(directory, size)
+    if size > LIMIT or size + SPARE > shutil.disk_usage(directory).free:
         return
     after = json.dumps(reasons).encode() if reasons else b""
     descriptor, staged = tempfile.mkstemp(dir=directory, prefix=key, suffix=".tmp")  # no other process writes to it
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(_checksum(images, after))
-            stream.write(images.data.cast("B"))
+            stream.write(_checksum(parts, after))
+            for part in parts:
+                stream.write(part.data.cast("B"))
             stream.write(after)
         Path(staged).replace(directory / (key + SUFFIX))
     except BaseException:
@@ -157,7 +159,9 @@ def _make_room(directory: Path, size: int) -> None:
         total -= bytes_
 
 
-def _checksum(images: NDArray[Any], reasons: bytes) -> bytes:
-    digest = hashlib.sha256(images.data.cast("B"))
+def _checksum(parts: Sequence[NDArray[Any]], reasons: bytes) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.data.cast("B"))
     digest.update(reasons)
     return digest.digest()

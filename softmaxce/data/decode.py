@@ -89,6 +89,10 @@ class Decode:
 
     def array(self, file: str) -> Pixels:
         """Decode one file to [C, H, W]."""
+        return np.ascontiguousarray(self.as_decoded(file))
+
+    def as_decoded(self, file: str) -> Pixels:
+        """Decode one file to [C, H, W], which may still be [H, W, C] in memory: batches are made of either."""
         return self._guarded(lambda: self._array(_opened(file), MAX_PIXELS), file, lambda: _is_empty(file))
 
     def whole(self, file: str) -> Image.Image:
@@ -103,7 +107,8 @@ class Decode:
             name: for the message.
             max_pixels: more are refused before they are decoded.
         """
-        return self._guarded(lambda: self._array(BytesIO(content), max_pixels), name, lambda: not content)
+        decoded = self._guarded(lambda: self._array(BytesIO(content), max_pixels), name, lambda: not content)
+        return np.ascontiguousarray(decoded)
 
     def of_samples(self, samples: Pixels) -> Pixels:
         """An array [H, W, C] that is no photograph's, C as the model takes it, brought to `size`: [C, H, W].
@@ -140,7 +145,7 @@ class Decode:
                     return self._of_photograph(arrays.read_png(stream))
                 if self.size is not None:
                     self.resizing.reduce(image, self.size)
-                return self.pixels(image)
+                return self._pixels(image)
 
     def _needs_tifffile(self, stream: BinaryIO) -> bool:
         """Whether Pillow does not read a TIFF file, or would lose channels, bits or pages of it."""
@@ -160,9 +165,12 @@ class Decode:
 
     def pixels(self, image: Image.Image) -> Pixels:
         """An opened image as [C, H, W]; the image itself is turned upright by its EXIF tag."""
+        return np.ascontiguousarray(self._pixels(image))
+
+    def _pixels(self, image: Image.Image) -> Pixels:
         if self.channels in MODES and self.resizing.depth == "uint8":
             pixels = np.asarray(self._fitted(_in_mode(image, self.channels, self.resizing.icc)))
-            return np.ascontiguousarray(pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1))
+            return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             samples = np.asarray(image)

@@ -328,7 +328,7 @@ class Listing:
         if key is not None and unchanged and not any(isinstance(error, FileAccessError) for error in bad.values()):
             reasons = {index: error.lines[0].removeprefix(f"{files[index]}: ") for index, error in bad.items()}
             try:
-                decoded_images.write(key, images, reasons)
+                decoded_images.write(key, images, reasons=reasons)
             except OSError as error:
                 streams.warning(decoded_images.cannot_be_written(error))
         return images, bad
@@ -341,7 +341,7 @@ class Listing:
         def fill(chunk: range) -> None:
             for index in chunk:
                 try:
-                    images[index] = decode.array(files[index])
+                    images[index] = decode.as_decoded(files[index])
                 except SizeError:
                     raise
                 except DataError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from .. import streams
 from ..config.signatures import current_folder_last
@@ -30,7 +30,7 @@ from ..runtime.processors import processors
 from .arrays import Pixels
 from .decode import Decode
 from .splits import OnDisk
-from .views import View
+from .views import View, stacked
 from .whole_images import image_of
 
 Failure = DataError | ConfigError | MemoryRanOutError
@@ -135,9 +135,9 @@ class Files(Dataset[Tensor | Failure]):
         decode, file = self.split.decode, self.split.files[index]
         try:
             if self.view is None:
-                return decode(file)
+                return torch.tensor(decode.as_decoded(file)) if isinstance(decode, Decode) else decode(file)
             whole = decode.whole(file) if isinstance(decode, Decode) else image_of(decode(file).numpy())
-            return torch.from_numpy(self.view.of(whole, key))
+            return torch.tensor(self.view.of(whole, key))
         except (DataError, ConfigError, MemoryRanOutError) as error:
             return error
         except Exception as error:  # noqa: BLE001 - the user's own data set has a decode of its own
@@ -167,14 +167,13 @@ def stack(images: list[Tensor | Failure]) -> Tensor | Pixels | Failure:
     error = next((image for image in images if isinstance(image, SoftmaxceError)), None)
     if error is not None:
         return error
-    batch = torch.stack([image for image in images if isinstance(image, Tensor)])
+    tensors = [image for image in images if isinstance(image, Tensor)]
     if get_worker_info() is None:
-        return batch
+        return stacked(tensors)
     try:
-        batch.share_memory_()
+        return stacked(tensors, default_collate)  # which writes to shared memory
     except (RuntimeError, OSError):  # no room there, or no shared memory at all
-        return batch.numpy()
-    return batch
+        return stacked(tensors).numpy()
 
 
 @cache

@@ -21,9 +21,9 @@ class Unresized(Decode):
     shape: tuple[int, int, int] = field(kw_only=True)
     reference: str = field(kw_only=True)
 
-    def array(self, file: str) -> Pixels:
-        """Decode one file to [C, H, W]."""
-        array = super().array(file)
+    def as_decoded(self, file: str) -> Pixels:
+        """Decode one file to [C, H, W], in either order in memory."""
+        array = super().as_decoded(file)
         self._check(file, array.shape[1], array.shape[2])
         return array
 

@@ -1,7 +1,7 @@
 """Views: training images that an augmentation cuts from whole images, by random numbers of the image's own."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import in_one_line, ran_out_of_memory
+from ..kernels.reused_memory import ReusedMemory
 from ..runtime.processors import processors
 from .augmentation import Augmentation
 from .whole_images import WholeImages
@@ -57,7 +58,10 @@ class View:
         return image_keys(self.seed, epoch, indices, 0)
 
     def of(self, whole: Image.Image, key: int) -> NDArray[np.uint8]:
-        """The view of an image, [C, H, W]. Raises: ConfigError if the augmentation fails, or returns no such image."""
+        """The view of an image, [C, H, W], in memory still [H, W, C].
+
+        Raises: ConfigError if the augmentation fails, or returns no such image.
+        """
         channels, height, width = self.shape
         generator = torch.Generator().manual_seed(key)
         try:
@@ -74,7 +78,7 @@ class View:
             expected = f"a PIL image of mode {whole.mode} with {width}x{height} pixels"
             raise self.augmentation.error(f"must return {expected}; it returned {got}")
         pixels = np.asarray(image)
-        return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+        return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
     def batches(self, whole: WholeImages, batches: Sequence[Sequence[tuple[int, int]]]) -> Iterator[Tensor]:
         """The views of each batch, [B, C, H, W] uint8, cut in threads ahead of their use.
@@ -85,8 +89,13 @@ class View:
         """
 
         def cut(batch: Sequence[tuple[int, int]]) -> Tensor:
-            return torch.from_numpy(np.stack([self.of(whole[index], key) for index, key in batch]))
+            channels, height, width = self.shape
+            made = memory.empty(len(batch), height, width, channels)
+            for (index, key), pixels in zip(batch, made.numpy(), strict=True):
+                pixels[:] = self.of(whole[index], key).transpose(1, 2, 0)
+            return made.permute(0, 3, 1, 2)
 
+        memory = ReusedMemory(torch.uint8)
         waiting = iter(batches)
         queue: deque[Future[Tensor]] = deque()
         threads = processors() if self.shape[1] * self.shape[2] >= SMALL else 1
@@ -100,6 +109,18 @@ class View:
                 yield queue.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def stacked(images: list[Tensor], stack: Callable[[list[Tensor]], Tensor] = torch.stack) -> Tensor:
+    """[C, H, W] images as [B, C, H, W], by `stack`.
+
+    In channels_last, as models take them, if all images are [H, W, C] in memory, as they are decoded: the pixels need
+    not be rearranged.
+    """
+    pixels = [image.permute(1, 2, 0) for image in images]
+    if all(each.is_contiguous() for each in pixels):
+        return stack(pixels).permute(0, 3, 1, 2)
+    return stack(images)
 
 
 def refuse_later(augmentations: Sequence[Augmentation]) -> None:

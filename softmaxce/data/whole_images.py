@@ -103,9 +103,8 @@ def _read_or_decode(files: Sequence[str], how: Decode, key: str | None, options:
         return _stored(content[8 * len(files) :], sizes, how)
     whole = _decoded(files, how)
     if key is not None and key == cache.key_of(files, *options):
-        content = np.concatenate([np.ascontiguousarray(whole.sizes).view(np.uint8).ravel(), whole.pixels])
         try:
-            cache.write(key, content)
+            cache.write(key, whole.sizes, whole.pixels)
         except OSError as error:
             streams.warning(cache.cannot_be_written(error))
     return whole
@@ -133,7 +132,8 @@ def _decoded(files: Sequence[str], how: Decode) -> ManySizes:
     whole = _stored(pixels, sizes, how)
     for index, (start, end) in enumerate(pairwise(whole.starts.tolist())):
         pixels[start:end] = pixels[index * slot : index * slot + end - start]
-    return ManySizes(pixels[: whole.starts[-1]], whole.starts, sizes, whole.mode)
+    pixels.resize(int(whole.starts[-1]), refcheck=False)  # in place: the rest of its memory is returned
+    return whole
 
 
 def _stored(pixels: NDArray[np.uint8], sizes: NDArray[np.int32], how: Decode) -> ManySizes:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -25,6 +27,7 @@ from softmaxce.data.preprocessing import Preprocessing, mean_and_std
 from softmaxce.data.splits import InMemory, OnDisk
 from softmaxce.kernels import numba_runtime
 from softmaxce.kernels.gather_normalize import BatchGatherer
+from softmaxce.kernels.normalize import Normalizer
 from softmaxce.runtime.processors import processors
 
 CPU = torch.device("cpu")
@@ -89,6 +92,64 @@ def test_one_pass_over_the_bytes_has_the_bits_of_pytorchs_operations(shape: tupl
         torch.set_num_threads(before)
 
 
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3),
+    st.lists(st.floats(2**-20, 4, width=32), min_size=3, max_size=3),
+)
+def test_normalizing_every_byte_in_one_pass_has_the_bits_of_pytorchs_operations(
+    mean: list[float], std: list[float]
+) -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)
+    means, stds = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    for laid_out in (images, images.contiguous(memory_format=torch.channels_last), images.transpose(2, 3)):
+        made = Normalizer(means, stds, (3, 16, 16), fractions=True)(laid_out)
+        assert made.equal(laid_out.float().div_(255).sub_(means).div_(stds))
+        assert made.is_contiguous(memory_format=torch.channels_last)
+        made = Normalizer(means, stds, (3, 16, 16), fractions=False)(laid_out)
+        assert made.equal(torch.sub(laid_out, means).mul_(stds))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 65, 33), (2, 5, 3), (1, 1, 1)])
+def test_normalizing_in_threads_misses_no_pixel_of_any_shape(shape: tuple[int, int, int], threads: int) -> None:
+    images = torch.randint(256, (70, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.rand(2, 1, shape[0], 1, 1, generator=torch.Generator().manual_seed(1)) + 0.1
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        normalizer = Normalizer(mean, std, shape, fractions=True)
+        for count in (70, 1, 0):
+            expected = images[:count].float().div_(255).sub_(mean).div_(std)
+            assert normalizer(images[:count]).equal(expected)
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(ValueError, match="are normalized as"):
+        normalizer(images.view(70, shape[0], shape[2], shape[1], 1))
+
+
+def test_a_batchs_memory_is_used_again_only_when_nothing_refers_to_it() -> None:
+    mean, std = torch.zeros(3), torch.ones(3)
+    normalizer = Normalizer(mean, std, (3, 6, 5), fractions=True)
+    first = normalizer(IMAGES[:8])
+    address, kept = first.data_ptr(), first[2:3, :, 1:, ::2].flatten(1)[:, 4:]  # a copy
+    view = first[3].permute(1, 2, 0)
+    del first
+    second = normalizer(IMAGES[8:16])
+    assert second.data_ptr() != address  # of which there is a view
+    assert view.permute(2, 0, 1).equal(IMAGES[3].float() / 255)
+    del view
+    weight = torch.ones((), requires_grad=True)
+    third = normalizer(IMAGES[16:24])
+    assert third.data_ptr() == address
+    assert kept.equal((IMAGES[2:3, :, 1:, ::2].float() / 255).flatten(1)[:, 4:])
+    product = weight * third  # autograd refers to it
+    del third
+    normalizer(IMAGES[24:32])
+    product.sum().backward()
+    torch.testing.assert_close(weight.grad, (IMAGES[16:24].float() / 255).sum())
+    assert second.equal(IMAGES[8:16].float() / 255)
+
+
 def test_augmentations_that_move_pixels_give_the_bits_of_floats_though_they_are_called_with_bytes() -> None:
     seen = []
 
@@ -124,6 +185,38 @@ def test_a_subclass_that_computes_with_pixels_is_called_with_floats() -> None:
     batches = Batches(SPLIT, PLAIN, batch_size=50, device=CPU, augment=[Darker()])
     ((images, _),) = batches.epoch(1)
     torch.testing.assert_close(images, (IMAGES.float() / 255).clamp(0, 0.5), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("size", [8, 64])  # small images and large ones take ways of their own
+def test_images_from_files_have_the_bits_of_those_in_memory(size: int, compiled: bool, tmp_path: Path) -> None:
+    images = torch.randint(256, (20, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    for index, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{index:02}.png")
+    files = tuple(str(tmp_path / f"{index:02}.png") for index in range(20))
+    disk = OnDisk(files, torch.arange(20), (3, size, size), Decode(3, None), workers=1)
+    preprocessing = Preprocessing((3, size, size), (0.49, 0.48, 0.44), (0.24, 0.25, 0.26))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    for augment in ([], [RandomHorizontalFlip()], [lambda images: images.view(len(images), -1).view_as(images)]):
+        made = []
+        for split in (InMemory(images, torch.arange(20)), disk):
+            torch.manual_seed(0)
+            batches = Batches(
+                split,
+                preprocessing,
+                batch_size=8,
+                device=CPU,
+                augment=augment,
+                shuffle_seed=0,
+                compiled=compiled and split is disk,
+            )
+            made.append([torch.cat(parts) for parts in zip(*batches.epoch(1), strict=True)])
+        torch.testing.assert_close(*made, rtol=0, atol=0)
+        pixels, labels = made[0]
+        for image, label in zip(pixels * std + mean, labels.tolist(), strict=True):
+            original = images[label].float() / 255
+            distance = min((image - each).abs().max().item() for each in (original, original.flip(2)))
+            assert distance < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["in memory", "on disk"])

@@ -18,6 +18,7 @@ from softmaxce.kernels import cross_entropy as kernels_cross_entropy
 from softmaxce.kernels import max_pool, numbers
 from softmaxce.kernels.all_finite import FiniteCheck
 from softmaxce.kernels.gather_normalize import BatchGatherer
+from softmaxce.kernels.normalize import Normalizer
 from softmaxce.losses.cpu_launch import CrossEntropyKernel
 from softmaxce.losses.variants.focal import FocalLoss
 from softmaxce.losses.variants.z_loss import ZLossCrossEntropy
@@ -111,6 +112,8 @@ def images(shape: tuple[int, int, int, int], dtype: torch.dtype, *, at_end: bool
     exact = (data.float() - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1)
     torch.testing.assert_close(gatherer.normalized(indices), exact.flip(0))
     torch.testing.assert_close(gatherer.normalized(slice(0, batch)), exact)
+    bytes_ = guarded(data, at_end=at_end, strides=strides)
+    torch.testing.assert_close(Normalizer(mean, scale, shape[1:], fractions=False)(bytes_), exact)
 
 
 def gradients(*, at_end: bool) -> None:
