@@ -237,7 +237,7 @@ class Batches:
             if isinstance(stacked, SoftmaxceError):
                 raise stacked
             images = torch.as_tensor(stacked, device=self.device)
-        prepared, warnings = images.float().div_(self.full_scale), []
+        prepared, warnings = images.contiguous().float().div_(self.full_scale), []
         for augmentation in self.augment:
             prepared, warning = augmentation.try_on(prepared)
             warnings.append(warning)

@@ -117,8 +117,8 @@ def stacked(images: list[Tensor], stack: Callable[[list[Tensor]], Tensor] = torc
     In channels_last, as models take them, if all images are [H, W, C] in memory, as they are decoded: the pixels need
     not be rearranged.
     """
-    pixels = [image.permute(1, 2, 0) for image in images]
-    if all(each.is_contiguous() for each in pixels):
+    pixels = [image.movedim(0, -1) for image in images]
+    if all(each.ndim == 3 and each.is_contiguous() for each in pixels):
         return stack(pixels).permute(0, 3, 1, 2)
     return stack(images)
 

@@ -25,6 +25,7 @@ from softmaxce.data.decode import Decode
 from softmaxce.data.mixup import mixing
 from softmaxce.data.preprocessing import Preprocessing, mean_and_std
 from softmaxce.data.splits import InMemory, OnDisk
+from softmaxce.data.views import stacked
 from softmaxce.kernels import numba_runtime
 from softmaxce.kernels.gather_normalize import BatchGatherer
 from softmaxce.kernels.normalize import Normalizer
@@ -200,7 +201,6 @@ def test_images_from_files_have_the_bits_of_those_in_memory(size: int, compiled:
     for augment in ([], [RandomHorizontalFlip()], [lambda images: images.view(len(images), -1).view_as(images)]):
         made = []
         for split in (InMemory(images, torch.arange(20)), disk):
-            torch.manual_seed(0)
             batches = Batches(
                 split,
                 preprocessing,
@@ -210,6 +210,8 @@ def test_images_from_files_have_the_bits_of_those_in_memory(size: int, compiled:
                 shuffle_seed=0,
                 compiled=compiled and split is disk,
             )
+            assert batches.try_augmentations() == []
+            torch.manual_seed(0)
             made.append([torch.cat(parts) for parts in zip(*batches.epoch(1), strict=True)])
         torch.testing.assert_close(*made, rtol=0, atol=0)
         pixels, labels = made[0]
@@ -217,6 +219,17 @@ def test_images_from_files_have_the_bits_of_those_in_memory(size: int, compiled:
             original = images[label].float() / 255
             distance = min((image - each).abs().max().item() for each in (original, original.flip(2)))
             assert distance < 1e-6
+
+
+def test_stacked_images_are_channels_last_if_all_are_so_in_memory_and_any_other_tensors_are_stacked_as_torch_does() -> (
+    None
+):
+    last = torch.arange(24).view(2, 4, 3).permute(2, 0, 1)
+    for images in ([last, last + 1], [last, last.contiguous()], [torch.ones(4, 3)] * 2, [torch.ones(())] * 2):
+        batch = stacked(images)
+        assert batch.equal(torch.stack(images))
+        if images[1] is not images[0] and images[1].stride() == images[0].stride():
+            assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("kind", ["in memory", "on disk"])
