@@ -462,17 +462,17 @@ def decoded(group: ProcessGroup) -> Any:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (20 * number, 100, 50)).save(file)
     group.gather(None)
-    real, calls = Decode.array, []
+    real, calls = Decode.as_decoded, []
 
     def counted(self: Decode, file: str) -> Any:
         calls.append(file)
         return real(self, file)
 
-    Decode.array = counted  # type: ignore[method-assign]
+    Decode.as_decoded = counted  # type: ignore[method-assign]
     try:
         image_folder(8, root="images")
     finally:
-        Decode.array = real  # type: ignore[method-assign]
+        Decode.as_decoded = real  # type: ignore[method-assign]
     return len(calls)
 
 
