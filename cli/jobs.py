@@ -59,7 +59,12 @@ def start_server() -> None:
     resource_tracker.ensure_running()  # before signals are blocked, as it unblocks them
     _context().set_forkserver_preload(["softmaxce_cli.preload", "softmaxce_cli.job"])
     with _blocked_signals(), _safe_path():
-        forkserver.ensure_running()
+        # A script's `&` ignores SIGINT. Each run would then set it so again, which discards one that has just come.
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def parts_of_machine(jobs: int, devices: Sequence[str]) -> list[Part]:

@@ -32,9 +32,12 @@ optimizer: {name: sgd, lr: 0.05}
 TIMES = ("seconds", "images_per_second")
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *arguments: str, in_background: bool = False) -> "subprocess.Popen[str]":
+    """The command; with `in_background`, as a script's `&` starts it, with SIGINT ignored."""
     (folder / "c.yaml").write_text(CONFIG)
     command = [str(Path(sys.executable).parent / "softmaxce"), *arguments]
+    if in_background:
+        command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, cwd=folder, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -109,10 +112,10 @@ def children(parent: int) -> list[int]:
     return found[1:]
 
 
-def begin_long_runs(folder: Path, *options: str) -> "subprocess.Popen[str]":
+def begin_long_runs(folder: Path, *options: str, in_background: bool = False) -> "subprocess.Popen[str]":
     """A command with two runs in progress, each after its first epoch."""
     line = ["train", "c.yaml", "--seeds", "3", "--jobs", "2", "--output", "s", "--set", "data.train=4000"]
-    process = start(folder, *line, *options)
+    process = start(folder, *line, *options, in_background=in_background)
     until = time.monotonic() + 60
     metrics = [folder / "s" / f"seed-{seed}" / "metrics.jsonl" for seed in (0, 1)]
     before = [file.read_text().count("\n") if file.exists() else 0 for file in metrics]
@@ -124,7 +127,7 @@ def begin_long_runs(folder: Path, *options: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_no_process_outlives_its_command_and_ctrl_c_saves_all_runs(tmp_path: Path) -> None:
+def test_no_process_outlives_its_command(tmp_path: Path) -> None:
     process = begin_long_runs(tmp_path, "--epochs", "100000")
     started = children(process.pid)
     assert len(started) >= 4  # two runs, the server that forks them, and multiprocessing's own
@@ -135,7 +138,11 @@ def test_no_process_outlives_its_command_and_ctrl_c_saves_all_runs(tmp_path: Pat
         time.sleep(0.05)
     assert not any(Path(f"/proc/{one}").exists() for one in started)
 
-    process = begin_long_runs(tmp_path, "--epochs", "100000", "--resume", "auto")
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("in_background", [False, True])
+def test_sigint_saves_all_runs_also_one_that_is_just_being_started(tmp_path: Path, in_background: bool) -> None:
+    process = begin_long_runs(tmp_path, "--epochs", "100000", "--resume", "auto", in_background=in_background)
     runs = [one for one in children(process.pid) if lock_holder(tmp_path / "s" / "seed-0") == holder(one)]
     os.kill(runs[0], signal.SIGKILL)  # the others go on
     assert process.stderr is not None
@@ -148,6 +155,25 @@ def test_no_process_outlives_its_command_and_ctrl_c_saves_all_runs(tmp_path: Pat
     assert "resume all of them with the same command and --resume auto" in said
     assert "Traceback" not in said
     assert "interrupted after" in json.loads((tmp_path / "s/seed-1/run.json").read_text())["message"]
+
+
+def test_a_signal_that_comes_before_a_run_handles_it_is_not_lost_though_the_command_ignored_sigint(
+    tmp_path: Path,
+) -> None:
+    # Setting a pending signal to SIG_IGN, as multiprocessing does in a process that it forks, discards it.
+    ignored = "import signal, sys; sys.exit(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    code = f"""
+import sys
+from softmaxce_cli import jobs
+jobs.start_server()
+process = jobs._context().Process(target=exec, args=({ignored!r},))
+process.start()
+process.join()
+sys.exit(process.exitcode)
+"""
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def holder(process: int) -> str:
