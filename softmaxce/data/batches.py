@@ -94,16 +94,26 @@ class Batches:
         self.whole_loader = self._loader_of(self.whole)
         self.gatherer: BatchGatherer | None = None
         self.normalizer: Normalizer | None = None
-        if compiled and device.type == "cpu" and preprocessing.depth == "uint8" and self.mean.dtype is torch.float32:
+        if compiled and device.type == "cpu" and preprocessing.depth == "uint8":
             self._use_kernels()
 
     def _use_kernels(self) -> None:
-        if self.images is not None and not self.augment and self.view is None:
-            self.gatherer = _gatherer(self.images, self.mean_as_stored, self.scale_as_stored)
-        elif not self.augment:
-            self.normalizer = _normalizer(self.mean_as_stored, self.scale_as_stored, self.split.shape, fractions=False)
-        elif self.moving == len(self.augment):
-            self.normalizer = _normalizer(self.mean, self.std, self.split.shape, fractions=True)
+        """Use the compiled passes where they fit; PyTorch's operations give the same bits."""
+        if self.mean.dtype is not torch.float32 or self.mean.numel() != self.split.shape[0]:
+            return  # another default dtype, or one mean for several channels
+        try:
+            from ..kernels.gather_normalize import BatchGatherer
+            from ..kernels.normalize import Normalizer
+        except ImportError:  # no Numba for this Python or this processor
+            return
+        shape, images = self.split.shape, self.images
+        if self.augment:
+            if self.moving == len(self.augment):
+                self.normalizer = Normalizer(self.mean, self.std, shape, fractions=True)
+        elif images is None or self.view is not None:
+            self.normalizer = Normalizer(self.mean_as_stored, self.scale_as_stored, shape, fractions=False)
+        elif images.dtype is torch.uint8 and images.is_contiguous() and not images.is_neg():
+            self.gatherer = BatchGatherer(images, self.mean_as_stored, self.scale_as_stored)
 
     def _loader_of(self, split: Split | WholeImages | None) -> FileLoader | None:
         """Decodes the images of a split on disk; its processes are kept from one training epoch to the next."""
@@ -310,29 +320,3 @@ def _rows(images: Tensor, indices: Tensor) -> Tensor:
     if images.dtype is torch.uint16:
         return images.view(torch.int16).index_select(0, indices).view(torch.uint16)
     return images.index_select(0, indices)
-
-
-def _gatherer(images: Tensor, mean: Tensor, scale: Tensor) -> "BatchGatherer | None":
-    """The compiled pass for what `Batches.prepared` does without augmentation; None where it cannot be used."""
-    suitable = images.is_cpu and images.dtype is torch.uint8 and images.is_contiguous() and not images.is_neg()
-    channels = images.shape[1]
-    # One mean for several channels is broadcast, and under another default dtype the means are not float32.
-    suitable &= all(each.dtype is torch.float32 and each.numel() == channels for each in (mean, scale))
-    if not suitable:
-        return None
-    try:
-        from ..kernels.gather_normalize import BatchGatherer
-    except ImportError:  # no Numba for this Python or this processor; PyTorch's operations give the same bits
-        return None
-    return BatchGatherer(images, mean, scale)
-
-
-def _normalizer(mean: Tensor, factor: Tensor, shape: tuple[int, int, int], *, fractions: bool) -> "Normalizer | None":
-    """The compiled pass for the last step of `Batches.prepared`; None where it cannot be used."""
-    if mean.numel() != shape[0]:  # one mean for several channels is broadcast
-        return None
-    try:
-        from ..kernels.normalize import Normalizer
-    except ImportError:  # as above
-        return None
-    return Normalizer(mean, factor, shape, fractions=fractions)

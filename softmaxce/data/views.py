@@ -90,10 +90,10 @@ class View:
 
         def cut(batch: Sequence[tuple[int, int]]) -> Tensor:
             channels, height, width = self.shape
-            made = memory.empty(len(batch), height, width, channels)
-            for (index, key), pixels in zip(batch, made.numpy(), strict=True):
-                pixels[:] = self.of(whole[index], key).transpose(1, 2, 0)
-            return made.permute(0, 3, 1, 2)
+            views = memory.empty(len(batch), height, width, channels).permute(0, 3, 1, 2)
+            for (index, key), pixels in zip(batch, views.numpy(), strict=True):
+                pixels[:] = self.of(whole[index], key)
+            return views
 
         memory = ReusedMemory(torch.uint8)
         waiting = iter(batches)

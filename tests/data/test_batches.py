@@ -132,7 +132,7 @@ def test_a_batchs_memory_is_used_again_only_when_nothing_refers_to_it() -> None:
     mean, std = torch.zeros(3), torch.ones(3)
     normalizer = Normalizer(mean, std, (3, 6, 5), fractions=True)
     first = normalizer(IMAGES[:8])
-    address, kept = first.data_ptr(), first[2:3, :, 1:, ::2].flatten(1)[:, 4:]  # a copy
+    address = first.data_ptr()
     view = first[3].permute(1, 2, 0)
     del first
     second = normalizer(IMAGES[8:16])
@@ -142,7 +142,6 @@ def test_a_batchs_memory_is_used_again_only_when_nothing_refers_to_it() -> None:
     weight = torch.ones((), requires_grad=True)
     third = normalizer(IMAGES[16:24])
     assert third.data_ptr() == address
-    assert kept.equal((IMAGES[2:3, :, 1:, ::2].float() / 255).flatten(1)[:, 4:])
     product = weight * third  # autograd refers to it
     del third
     normalizer(IMAGES[24:32])
