@@ -1,5 +1,6 @@
 """Peak memory of a call, beyond what was allocated before it, and of the process."""
 
+import gc
 import os
 import re
 from collections.abc import Callable
@@ -13,6 +14,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
     On the CPU this is computed from PyTorch's profiler; buffers that other libraries allocate are not included.
     """
+    gc.collect()  # garbage that is collected during the call would be taken off its peak
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

@@ -4,6 +4,7 @@ A quick measurement of one loss; `softmaxce bench loss` measures more, over a gr
 """
 
 import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -145,6 +146,7 @@ def _timer(subject: Subject, loss: Loss, rows: int, num_classes: int) -> "Timer"
 
 def _peak_cuda(step: Callable[[], Any], device: torch.device) -> float:
     step()
+    gc.collect()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -159,6 +161,7 @@ def _peak_linux(step: Callable[[], Any]) -> float | None:
     if not status.exists():
         return None
     step()
+    gc.collect()  # else garbage that is collected during the step would make room for its blocks
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)  # glibc: return free pages to the kernel, so that the step's blocks count as new memory
     try:

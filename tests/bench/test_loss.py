@@ -1,5 +1,6 @@
 """What `bench loss` measures: exact values, errors, memory, one cell."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,17 @@ def test_the_peak_is_the_most_that_was_alive_at_once() -> None:
         del second, third
 
     assert peak_bytes(call, CPU) == 16_000
+
+
+def test_garbage_that_is_collected_during_a_call_does_not_lower_its_peak() -> None:
+    def call() -> None:
+        gc.collect()
+        torch.ones(1000)
+
+    garbage: list[object] = [torch.ones(10_000)]
+    garbage.append(garbage)
+    del garbage
+    assert peak_bytes(call, CPU) == 4000
 
 
 def test_every_third_row_of_the_inputs_is_confident() -> None:

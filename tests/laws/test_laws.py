@@ -1,5 +1,6 @@
 """The laws detect each mistake of a wrong loss with a small input, and report none for a sound loss."""
 
+import gc
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,23 @@ def test_the_memory_of_torchs_cross_entropy_is_three_times_the_logits() -> None:
     assert memory is not None
     assert memory.peak == pytest.approx(3.0, abs=0.1)  # log-softmax, its gradient, the logits' gradient
     assert memory.torch_peak == pytest.approx(3.0, abs=0.1)
+
+
+class LeavesGarbage(Wrong):
+    """The first call leaves garbage of the logits' size, which the second call collects."""
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        gc.collect()
+        garbage: list[object] = [logits.detach().clone()]
+        garbage.append(garbage)
+        return functional.cross_entropy(logits, targets, reduction="none")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux reports a process's peak memory")
+def test_garbage_that_is_collected_while_memory_is_measured_makes_no_difference() -> None:
+    memory = cost.memory(subject(f"{__name__}:LeavesGarbage"))
+    assert memory is not None
+    assert memory.peak == pytest.approx(4.0, abs=0.1)  # as above, and the garbage of the measured call
 
 
 def test_the_time_ratio_of_a_loss_with_twice_the_work_is_between_1_3_and_4() -> None:
