@@ -84,18 +84,23 @@ class RandomHorizontalFlip:
         self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None, share: Share | None = None
     ) -> Tensor:
         """Images [B, C, H, W] -> the same shape; `alternate` needs indices [B] and the epoch, and else is random."""
-        if self.alternate and indices is not None and epoch is not None:
-            hashed = indices * HASH_MULTIPLIER  # modulo 2^64
-            hashed = (hashed ^ (hashed >> 32)) * HASH_MULTIPLIER
-            flips = ((hashed >> 40) + epoch) % 2 == 1
-        else:
-            flips = per_image(lambda n: torch.rand(n, device=images.device), images, share) < self.p
+        flips = self.drawn(images, indices, epoch, share)
         if images.is_cpu and images.numel() >= LARGE * len(images):
             mirrored = images.clone()
             for index in flips.nonzero().flatten().tolist():
                 mirrored[index] = images[index].flip(2)
             return mirrored
         return torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
+
+    def drawn(
+        self, images: Tensor, indices: Tensor | None = None, epoch: int | None = None, share: Share | None = None
+    ) -> Tensor:
+        """Which of the images are to be mirrored, [B] bool; the arguments are those of a call."""
+        if self.alternate and indices is not None and epoch is not None:
+            hashed = indices * HASH_MULTIPLIER  # modulo 2^64
+            hashed = (hashed ^ (hashed >> 32)) * HASH_MULTIPLIER
+            return ((hashed >> 40) + epoch) % 2 == 1
+        return per_image(lambda n: torch.rand(n, device=images.device), images, share) < self.p
 
 
 class RandomAffine:

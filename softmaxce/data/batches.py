@@ -14,6 +14,7 @@ from ..errors import (
 from ..runtime.process_group import SINGLE, ProcessGroup
 from ..runtime.random_state import own_random_numbers
 from .arrays import FULL_SCALE
+from .augment import RandomHorizontalFlip
 from .augmentation import Augmentation, named
 from .loading import FileLoader, Files, stack
 from .order import epoch_order
@@ -278,14 +279,27 @@ class Batches:
             return normalized.contiguous(memory_format=torch.channels_last)
         augmented = partial(self._augmented, indices=indices, epoch=epoch, share=share)
         moving = self.moving if images.dtype is torch.uint8 else 0
+        if self.normalizer is not None and moving == len(self.augment):
+            return self._normalized_bytes(images, indices, epoch, share)
         images = augmented(images, range(moving))
         if moving == len(self.augment):  # bytes have a quarter of the memory to rearrange
-            if self.normalizer is not None:
-                return self.normalizer(images)
             images = images.contiguous(memory_format=torch.channels_last)
             return images.float().div_(self.full_scale).sub_(self.mean).div_(self.std)
         prepared = images.contiguous().float().div_(self.full_scale)  # as the user's augmentations may need it
         return self._normalized(augmented(prepared, range(moving, len(self.augment))))
+
+    def _normalized_bytes(
+        self, images: Tensor, indices: Tensor | None, epoch: int | None, share: Share | None
+    ) -> Tensor:
+        """Images whose augmentations only move pixels; a flip that comes last is done in the pass that normalizes."""
+        assert self.normalizer is not None
+        last = len(self.augment) - 1
+        flip = self.augment[last].function
+        if type(flip) is not RandomHorizontalFlip:  # a subclass may do something else
+            return self.normalizer(self._augmented(images, range(last + 1), indices, epoch, share))
+        images = self._augmented(images, range(last), indices, epoch, share)
+        flips = flip.drawn(images, **self._arguments(last, len(images), indices, epoch, share))
+        return self.normalizer(images, flips)
 
     def _augmented(
         self, images: Tensor, places: range, indices: Tensor | None, epoch: int | None, share: Share | None
@@ -293,22 +307,30 @@ class Batches:
         """Images after the augmentations at these places; the arguments are those of `prepared`."""
         for place in places:
             augmentation = self.augment[place]
-            arguments: dict[str, Any] = {}
-            if augmentation.uses_indices and indices is not None:
-                arguments = {"indices": self._index(indices), "epoch": epoch}
-            if augmentation.uses_keys:
-                which = range(len(images)) if indices is None else indices.tolist()
-                position = place + 1 if self.view else place
-                arguments["keys"] = image_keys(self.shuffle_seed or 0, epoch or 0, which, position)
-            if share is None:
+            arguments = self._arguments(place, len(images), indices, epoch, share)
+            if share is None or augmentation.uses_share:
                 augmented = augmentation.function(images, **arguments)
-            elif augmentation.uses_share:
-                augmented = augmentation.function(images, **arguments, share=share)
             else:
                 with own_random_numbers((*share.key, place), self.device):
                     augmented = augmentation.function(images, **arguments)
             images = augmentation.check(images, augmented)
         return images
+
+    def _arguments(
+        self, place: int, count: int, indices: Tensor | None, epoch: int | None, share: Share | None
+    ) -> dict[str, Any]:
+        """What the augmentation at this place is called with besides the images, of which there are `count`."""
+        augmentation = self.augment[place]
+        arguments: dict[str, Any] = {}
+        if augmentation.uses_indices and indices is not None:
+            arguments = {"indices": self._index(indices), "epoch": epoch}
+        if augmentation.uses_keys:
+            which = range(count) if indices is None else indices.tolist()
+            position = place + 1 if self.view else place
+            arguments["keys"] = image_keys(self.shuffle_seed or 0, epoch or 0, which, position)
+        if augmentation.uses_share and share is not None:
+            arguments["share"] = share
+        return arguments
 
     def _normalized(self, images: Tensor) -> Tensor:
         normalized = (images - self.mean).div_(self.std)

@@ -5,9 +5,10 @@ import multiprocessing
 import pickle
 import signal
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +30,13 @@ from ..runtime.allocator import return_large_buffers
 from ..runtime.processors import processors
 from .arrays import Pixels
 from .decode import Decode
+from .shared_batches import SharedBatches
 from .splits import OnDisk
 from .views import View, stacked
 from .whole_images import image_of
 
 Failure = DataError | ConfigError | MemoryRanOutError
+PREFETCHED = 2  # batches of each worker process
 
 
 class FileLoader:
@@ -54,16 +57,17 @@ class FileLoader:
 
         Raises: what `files` returns instead of an image; WorkerError if a process was killed.
         """
-        loader, batches = self._idle or self._started()
+        loader, batches = self._idle or self._started(requests)
         self._idle = None  # until all batches are loaded: two calls at a time need workers each
-        batches.requests = requests
+        batches.batches = requests
         try:
             with _quiet():
                 loaded = iter(loader)  # requests the next batches from persistent workers
             for images in loaded:
+                images = batches.received(images)
                 if isinstance(images, SoftmaxceError):
                     raise images
-                yield torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+                yield images
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):  # else it was raised in one, by the user's own code
                 raise
@@ -74,23 +78,35 @@ class FileLoader:
         if self._keep:
             self._idle = loader, batches
 
-    def _started(self) -> "tuple[DataLoader[Any], _Requests]":
+    def _started(self, requests: Sequence[Sequence[Any]]) -> "tuple[DataLoader[Any], _Requests]":
         requested = self._files.split.workers
         workers = _possible_workers(torch.get_num_threads() if requested is None else requested)
         return_large_buffers()
-        batches = _Requests()
+        batches = _Requests(self._shared_batches(workers, requests))
         with _quiet():
             loader: DataLoader[Any] = DataLoader(
-                self._files,
-                batch_sampler=batches,  # type: ignore[arg-type]
+                _BatchesOfFiles(self._files, batches.shared),
+                batch_size=None,  # an item is a batch
+                sampler=batches,
                 num_workers=workers,
-                collate_fn=stack,
+                collate_fn=_unchanged,
                 pin_memory=self._pin_memory,
                 generator=torch.Generator(),  # so that the global one is left alone
                 worker_init_fn=_ignore_interrupts,
                 persistent_workers=self._keep and workers > 0,
+                prefetch_factor=PREFETCHED if workers else None,
             )
         return loader, batches
+
+    def _shared_batches(self, workers: int, requests: Sequence[Sequence[Any]]) -> SharedBatches | None:
+        """Memory for the batches that are loaded at a time, if there are enough to use it again."""
+        slots = PREFETCHED * workers + 2  # the last batch may be in use while the next one has been loaded
+        split = self._files.split
+        if self._pin_memory or not workers or len(requests) <= slots or not isinstance(split.decode, Decode):
+            return None  # batches in pinned memory are copies; the user's own `decode` may return anything
+        channels, height, width = split.shape
+        dtype = getattr(torch, split.decode.resizing.depth)
+        return SharedBatches(slots, (max(map(len, requests)), height, width, channels), dtype)
 
 
 @contextlib.contextmanager
@@ -101,17 +117,40 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-class _Requests(Sampler[Sequence[Any]]):
-    """What a DataLoader is to load next: the entries of each batch."""
+class Request(NamedTuple):
+    """A batch to load: the entries of a split, and the slot of the shared memory to load them into, if there is one."""
 
-    def __init__(self) -> None:
-        self.requests: Sequence[Sequence[Any]] = ()
+    entries: Sequence[Any]
+    slot: int | None
 
-    def __iter__(self) -> Iterator[Sequence[Any]]:
-        return iter(self.requests)
+
+class _Requests(Sampler[Request]):
+    """What a DataLoader is to load next, and where the batches that it loads are."""
+
+    def __init__(self, shared: SharedBatches | None) -> None:
+        self.batches: Sequence[Sequence[Any]] = ()
+        self.shared = shared
+        self._slots: deque[int | None] = deque()  # of the batches that are being loaded, in their order
+
+    def __iter__(self) -> Iterator[Request]:
+        for entries in self.batches:
+            slot = self.shared.take(len(entries)) if self.shared else None
+            self._slots.append(slot)
+            yield Request(entries, slot)
 
     def __len__(self) -> int:
-        return len(self.requests)
+        return len(self.batches)
+
+    def received(self, loaded: "Tensor | Pixels | Failure | Filled") -> Tensor | Failure:
+        """The next batch, from what the DataLoader returned for it."""
+        slot = self._slots.popleft()
+        if isinstance(loaded, Filled):
+            assert self.shared is not None
+            assert slot is not None
+            return self.shared.batch(slot, loaded.images)
+        if self.shared is not None and slot is not None:
+            self.shared.give_back(slot)
+        return torch.from_numpy(loaded) if isinstance(loaded, np.ndarray) else loaded
 
 
 class Files(Dataset[Tensor | Failure]):
@@ -131,13 +170,18 @@ class Files(Dataset[Tensor | Failure]):
         return len(self.split)
 
     def __getitem__(self, item: int | tuple[int, int]) -> Tensor | Failure:
+        image = self.decoded(item)
+        return torch.tensor(image) if isinstance(image, np.ndarray) else image
+
+    def decoded(self, item: int | tuple[int, int]) -> Pixels | Tensor | Failure:
+        """An image, [C, H, W], as it was decoded: an array that may be read-only, and [H, W, C] in memory."""
         index, key = (item, 0) if isinstance(item, int) else item
         decode, file = self.split.decode, self.split.files[index]
         try:
             if self.view is None:
-                return torch.tensor(decode.as_decoded(file)) if isinstance(decode, Decode) else decode(file)
+                return decode.as_decoded(file) if isinstance(decode, Decode) else decode(file)
             whole = decode.whole(file) if isinstance(decode, Decode) else image_of(decode(file).numpy())
-            return torch.tensor(self.view.of(whole, key))
+            return self.view.of(whole, key)
         except (DataError, ConfigError, MemoryRanOutError) as error:
             return error
         except Exception as error:  # noqa: BLE001 - the user's own data set has a decode of its own
@@ -150,6 +194,42 @@ def _files_of(pickled: bytes) -> Files:
     """In a worker process that was not forked: the user's `decode` is looked up as the config's names are."""
     with current_folder_last():
         return Files(*pickle.loads(pickled))
+
+
+class Filled(NamedTuple):
+    """A worker process has written so many images to the slot of its request."""
+
+    images: int
+
+
+class _BatchesOfFiles(Dataset[Any]):
+    """Batches of a split on disk: an item is a request.
+
+    Args:
+        files: the split.
+        shared: where the requests' slots are.
+    """
+
+    def __init__(self, files: Files, shared: SharedBatches | None) -> None:
+        self.files, self.shared = files, shared
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, request: Request) -> Tensor | Pixels | Failure | Filled:
+        if self.shared is None or request.slot is None:
+            return stack([self.files[entry] for entry in request.entries])
+        slot = self.shared.pixels(request.slot)
+        for pixels, entry in zip(slot, request.entries, strict=False):  # a slot may have more
+            image = self.files.decoded(entry)
+            if isinstance(image, SoftmaxceError):
+                return image
+            pixels.transpose(2, 0, 1)[:] = image
+        return Filled(len(request.entries))
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _ignore_interrupts(worker: int) -> None:

@@ -1,5 +1,7 @@
 """Normalization of images of bytes on the CPU in one pass: each byte is read once, and written once as a float.
 
+Some of the images may be mirrored in the same pass.
+
 PyTorch's operations write all floats once for each step of the formula, four times as many bytes each time.
 """
 
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray  # type: ignore[attr-defined]
+from numba import carray, njit  # type: ignore[attr-defined]
 from torch import Tensor
 
 from .numba_runtime import compile_kernel, next_chunk, num_chunks, pointer_to, run
@@ -27,7 +29,11 @@ class NormalizeJob(ctypes.Structure):
         next_chunk: the first chunk that no thread has taken yet.
         images_: [num_rows, row] uint8, rows of pixels whose channels lie side by side.
         mean_, factor_: [row] float32, those of the channels, repeated for each pixel of a row.
+        mirrored_: [num_rows / height] bool, which images are mirrored left to right; 0 if none are.
+        scratch_: [num_chunks, row] uint8, a mirrored row of each chunk.
         batch_: [num_rows, row] float32, written.
+        height: rows of an image.
+        row: numbers of a row, of so many channels each pixel.
         fractions: whether a byte becomes (byte / 255 - mean) / factor; else (byte - mean) * factor.
         num_chunks: into so many chunks the rows are split.
     """
@@ -35,30 +41,46 @@ class NormalizeJob(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_int64)
         for name in (
-            *("next_chunk", "images_", "mean_", "factor_", "batch_"),
-            *("num_rows", "row", "fractions", "num_chunks"),
+            *("next_chunk", "images_", "mean_", "factor_", "mirrored_", "scratch_", "batch_"),
+            *("num_rows", "height", "row", "channels", "fractions", "num_chunks"),
         )
     )
 
 
+@njit(forceinline=True)
+def mirror(images: Any, first: int, scratch: Any, target: int, row: int, channels: int) -> None:
+    """Copy a row, from the last pixel to the first; in half the time where the compiler knows how many channels."""
+    for left in range(0, row, channels):
+        for channel in range(channels):
+            scratch[target + left + channel] = images[first + row - channels - left + channel]
+
+
 def kernel(job_: Any) -> None:
-    """Normalize the rows."""
+    """Mirror and normalize the rows."""
     job = carray(job_, 1)[0]
-    row, num_rows = job.row, job.num_rows
+    row, num_rows, channels = job.row, job.num_rows, job.channels
     images, batch = pointer_to(job.images_, u8(0)), pointer_to(job.batch_, f32(0))
     mean, factor = pointer_to(job.mean_, f32(0)), pointer_to(job.factor_, f32(0))
+    mirrored, scratch = pointer_to(job.mirrored_, u8(0)), pointer_to(job.scratch_, u8(0))
     while True:
         chunk = next_chunk(job_)
         if chunk >= job.num_chunks:
             return
         for index in range(num_rows * chunk // job.num_chunks, num_rows * (chunk + 1) // job.num_chunks):
             first = index * row
+            pixels, source = images, first
+            if job.mirrored_ and mirrored[index // job.height]:
+                pixels, source = scratch, chunk * row
+                if channels == 3:
+                    mirror(images, first, scratch, source, row, 3)
+                else:
+                    mirror(images, first, scratch, source, row, channels)
             if job.fractions:
                 for at in range(row):
-                    batch[first + at] = (f32(images[first + at]) / f32(255) - mean[at]) / factor[at]
+                    batch[first + at] = (f32(pixels[source + at]) / f32(255) - mean[at]) / factor[at]
             else:
                 for at in range(row):
-                    batch[first + at] = (f32(images[first + at]) - mean[at]) * factor[at]
+                    batch[first + at] = (f32(pixels[source + at]) - mean[at]) * factor[at]
 
 
 @cache
@@ -82,9 +104,12 @@ class Normalizer:
         self.fractions = fractions
         self._memory = ReusedMemory(torch.float32)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, mirrored: Tensor | None = None) -> Tensor:
         """The images, [B, C, H, W] uint8, normalized: float32 in channels_last.
 
+        Args:
+            images: the bytes.
+            mirrored: [B] bool, which of them are mirrored left to right; None for none.
         Raises: ValueError if the images are of another shape or type.
         """
         if images.shape[1:] != self.shape:
@@ -93,15 +118,21 @@ class Normalizer:
         count, channels, height, width = images.shape
         batch = self._memory.empty(count, height, width, channels).permute(0, 3, 1, 2)
         row, size, num_rows = width * channels, images.numel(), count * height
+        chunks = num_chunks(size, num_rows)
+        scratch = None if mirrored is None else torch.empty(chunks, row, dtype=torch.uint8, device="cpu")
         job = NormalizeJob(
             images_=address(images, torch.uint8, size, torch.channels_last),
             mean_=self.mean.data_ptr(),
             factor_=self.factor.data_ptr(),
             batch_=address(batch, torch.float32, size, torch.channels_last),
+            mirrored_=0 if mirrored is None else address(mirrored, torch.bool, count),
+            scratch_=0 if scratch is None else scratch.data_ptr(),
             num_rows=num_rows,
+            height=height,
             row=row,
+            channels=channels,
             fractions=self.fractions,
-            num_chunks=num_chunks(size, num_rows),
+            num_chunks=chunks,
         )
         run(self.function, job, size)
         return batch

@@ -67,7 +67,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SHARED_MEMORY = {  # options of /dev/shm -> whether the training process has to decode
-    "size=600k": False,  # one batch of the eight that are prepared has 442 kB
+    "size=2m": False,  # two of the six batches that are prepared and in use, in memory that is used again
+    "size=600k": False,  # a batch has 442 kB
     "size=4k": True,
     "ro": True,
 }

@@ -24,6 +24,7 @@ from softmaxce.data.batches import Batches
 from softmaxce.data.decode import Decode
 from softmaxce.data.mixup import mixing
 from softmaxce.data.preprocessing import Preprocessing, mean_and_std
+from softmaxce.data.share import Share
 from softmaxce.data.splits import InMemory, OnDisk
 from softmaxce.data.views import stacked
 from softmaxce.kernels import numba_runtime
@@ -111,9 +112,10 @@ def test_normalizing_every_byte_in_one_pass_has_the_bits_of_pytorchs_operations(
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 65, 33), (2, 5, 3), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 65, 33), (4, 65, 33), (2, 5, 3), (1, 1, 1)])
 def test_normalizing_in_threads_misses_no_pixel_of_any_shape(shape: tuple[int, int, int], threads: int) -> None:
     images = torch.randint(256, (70, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mirrored = torch.rand(70, generator=torch.Generator().manual_seed(2)) < 0.5
     mean, std = torch.rand(2, 1, shape[0], 1, 1, generator=torch.Generator().manual_seed(1)) + 0.1
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -122,6 +124,8 @@ def test_normalizing_in_threads_misses_no_pixel_of_any_shape(shape: tuple[int, i
         for count in (70, 1, 0):
             expected = images[:count].float().div_(255).sub_(mean).div_(std)
             assert normalizer(images[:count]).equal(expected)
+            expected = torch.where(mirrored[:count].view(-1, 1, 1, 1), expected.flip(3), expected)
+            assert normalizer(images[:count], mirrored[:count]).equal(expected)
     finally:
         torch.set_num_threads(before)
     with pytest.raises(ValueError, match="are normalized as"):
@@ -150,7 +154,10 @@ def test_a_batchs_memory_is_used_again_only_when_nothing_refers_to_it() -> None:
     assert second.equal(IMAGES[8:16].float() / 255)
 
 
-def test_augmentations_that_move_pixels_give_the_bits_of_floats_though_they_are_called_with_bytes() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_augmentations_that_move_pixels_give_the_bits_of_floats_though_they_are_called_with_bytes(
+    compiled: bool,
+) -> None:
     seen = []
 
     class Watched(RandomCrop):
@@ -163,7 +170,9 @@ def test_augmentations_that_move_pixels_give_the_bits_of_floats_though_they_are_
     mean, std = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
     for padding_mode, dtype in (("constant", torch.uint8), ("reflect", torch.float32)):
         augment = [Watched(2, padding_mode), RandomHorizontalFlip()]
-        batches = Batches(SPLIT, Preprocessing((3, 6, 5), mean, std), batch_size=16, device=CPU, augment=augment)
+        batches = Batches(
+            SPLIT, Preprocessing((3, 6, 5), mean, std), batch_size=16, device=CPU, augment=augment, compiled=compiled
+        )
         torch.manual_seed(4)
         made = torch.cat([images for images, _ in batches.epoch(1)])
         torch.manual_seed(4)
@@ -177,12 +186,38 @@ def test_augmentations_that_move_pixels_give_the_bits_of_floats_though_they_are_
         seen.clear()
 
 
-def test_a_subclass_that_computes_with_pixels_is_called_with_floats() -> None:
+def test_processes_that_share_a_batch_mirror_the_images_that_one_process_mirrors() -> None:
+    augment = [RandomHorizontalFlip()]
+    batches = Batches(SPLIT, PLAIN, batch_size=16, device=CPU, augment=augment, shuffle_seed=0, compiled=True)
+    assert batches.normalizer is not None
+    indices = torch.arange(16)
+    torch.manual_seed(4)
+    whole = batches.prepared(IMAGES[:16], indices, 1)
+    for positions in (torch.arange(10), torch.arange(10, 16)):
+        torch.manual_seed(4)
+        part = batches.prepared(IMAGES[positions], indices[positions], 1, Share(16, positions, (0, 1, 2)))
+        assert part.equal(whole[positions])
+
+
+def test_a_subclass_of_flips_decides_which_images_are_mirrored_and_how() -> None:
+    class TurnedOver(RandomHorizontalFlip):
+        moves_pixels = RandomHorizontalFlip.moves_pixels
+
+        def __call__(self, images: Tensor, *arguments: Any) -> Tensor:
+            return images.flip(2)
+
+    batches = Batches(SPLIT, PLAIN, batch_size=50, device=CPU, augment=[TurnedOver()], compiled=True)
+    ((images, _),) = batches.epoch(1)
+    assert images.equal(IMAGES.float().div(255).flip(2))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_subclass_that_computes_with_pixels_is_called_with_floats(compiled: bool) -> None:
     class Darker(RandomHorizontalFlip):
         def __call__(self, images: Tensor, *arguments: Any) -> Tensor:
             return images.clamp(0, 0.5)
 
-    batches = Batches(SPLIT, PLAIN, batch_size=50, device=CPU, augment=[Darker()])
+    batches = Batches(SPLIT, PLAIN, batch_size=50, device=CPU, augment=[Darker()], compiled=compiled)
     ((images, _),) = batches.epoch(1)
     torch.testing.assert_close(images, (IMAGES.float() / 255).clamp(0, 0.5), rtol=0, atol=0)
 
@@ -231,11 +266,12 @@ def test_stacked_images_are_channels_last_if_all_are_so_in_memory_and_any_other_
             assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("kind", ["in memory", "on disk"])
-def test_an_alternating_flip_knows_which_images_a_batch_holds(kind: str, on_disk: OnDisk) -> None:
+def test_an_alternating_flip_knows_which_images_a_batch_holds(kind: str, compiled: bool, on_disk: OnDisk) -> None:
     split = SPLIT if kind == "in memory" else on_disk
     flip = RandomHorizontalFlip(alternate=True)
-    batches = Batches(split, PLAIN, batch_size=16, device=CPU, augment=[flip], shuffle_seed=0)
+    batches = Batches(split, PLAIN, batch_size=16, device=CPU, augment=[flip], shuffle_seed=0, compiled=compiled)
     seen = torch.empty(2, *IMAGES.shape)
     for epoch in (1, 2):
         for images, labels in batches.epoch(epoch):
