@@ -176,6 +176,8 @@ class Batches:
             views = self._decoded(map(self._index, own)) if self.view is None else self._views(own, number)
             for (indices, ids, share), images in zip(parts, views, strict=True):
                 yield self.prepared(images.to(self.device, non_blocking=True), indices, number, share), ids
+        if self.shuffle_seed is None and self.normalizer is not None:
+            self.normalizer.release_memory()  # an evaluation's batches are large, and training needs the memory next
 
     def _share(self, indices: Tensor, ids: Tensor, batch: tuple[int, ...]) -> tuple[Tensor, Tensor, Share | None]:
         """This process's part of a batch: indices and labels, and which part it is; None of a single process."""

@@ -136,3 +136,7 @@ class Normalizer:
         )
         run(self.function, job, size)
         return batch
+
+    def release_memory(self) -> None:
+        """Return the memory of batches that are not in use to the system; the next batches take new memory."""
+        self._memory.release()

@@ -32,3 +32,7 @@ class ReusedMemory:
         numbers = memory[:size]  # which the tensor, all its views and autograd refer to
         weakref.finalize(numbers, self._free.append, memory).atexit = False
         return torch.from_numpy(numbers).view(shape)
+
+    def release(self) -> None:
+        """Return the memory to the system: what is in use, when nothing refers to it any more."""
+        self._free = []  # the tensors that there are give theirs back to the old list, which nothing else refers to

@@ -154,6 +154,27 @@ def test_a_batchs_memory_is_used_again_only_when_nothing_refers_to_it() -> None:
     assert second.equal(IMAGES[8:16].float() / 255)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
+def test_the_memory_of_an_evaluations_batches_is_returned_at_its_end(tmp_path: Path) -> None:
+    file = str(tmp_path / "image.png")
+    Image.new("RGB", (256, 256)).save(file)
+    split = OnDisk((file,) * 96, torch.zeros(96, dtype=torch.int64), (3, 256, 256), Decode(3, None), workers=0)
+    plain = Preprocessing((3, 256, 256), (0.0,) * 3, (1.0,) * 3)
+    batches = Batches(split, plain, batch_size=48, device=CPU, compiled=True)
+    assert batches.normalizer is not None
+    batches.normalizer(torch.zeros(1, 3, 256, 256, dtype=torch.uint8))  # compiles
+
+    def resident() -> int:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    for images, _ in batches.epoch(1):
+        size = images.nbytes
+    del images
+    assert resident() - before < size / 2
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_augmentations_that_move_pixels_give_the_bits_of_floats_though_they_are_called_with_bytes(
     compiled: bool,
