@@ -3,7 +3,6 @@
 A quick measurement of one loss; `softmaxce bench loss` measures more, over a grid.
 """
 
-import ctypes
 import gc
 import statistics
 import time
@@ -18,6 +17,7 @@ from torch.nn import functional
 
 from ..errors import in_one_line, ran_out_of_memory
 from ..losses.interface import Loss
+from ..runtime.allocator import keep_freed_memory, return_freed_memory
 from .quiet import quiet
 from .subject import Subject, value_and_gradient
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SHAPES = ((128, 10), (1024, 1000))  # a training step of a small model, and of a large one
 ROUNDS = 7
 SECONDS = 0.03  # per round and loss
-MEMORY = 10 * 2**20  # float32 logits, 40 MiB: malloc maps a block of this size and unmaps it when it is freed
+MEMORY = 10 * 2**20  # float32 logits, 40 MiB
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def measure(subject: Subject) -> Costs:
 
 def times(subject: Subject) -> list[Cost]:
     """The time of forward and backward pass, measured alternately with PyTorch's."""
-    # After a block of this size was freed, glibc keeps smaller freed blocks, so neither loss pays more page faults.
-    torch.empty(31 << 20, dtype=torch.uint8)
+    keep_freed_memory()  # so that a loss with more buffers does not pay for more fresh pages
     costs = []
     for rows, num_classes in SHAPES:
         num_classes = subject.num_classes or num_classes
@@ -162,8 +161,7 @@ def _peak_linux(step: Callable[[], Any]) -> float | None:
         return None
     step()
     gc.collect()  # else garbage that is collected during the step would make room for its blocks
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # glibc: return free pages to the kernel, so that the step's blocks count as new memory
+    return_freed_memory()  # so that the step's blocks count as new memory
     try:
         reset.write_text("5")
         before = _kilobytes(status, "VmRSS")

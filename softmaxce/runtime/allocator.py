@@ -33,6 +33,17 @@ def return_large_buffers() -> None:
     _malloc_options({M_MMAP_THRESHOLD: LARGE, M_MMAP_MAX: MAPPINGS})
 
 
+def return_freed_memory() -> None:
+    """Return memory that is free to the system now, and from now on large buffers when they are freed."""
+    return_large_buffers()
+    if not _malloc_options({M_TRIM_THRESHOLD: LARGE}):
+        return
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    library.free(library.malloc(LARGE // 2))  # trims the end of this thread's arena, which malloc_trim leaves
+    library.malloc_trim(0)
+
+
 def _addresses_are_counted() -> bool:
     """Whether a limit counts memory that was never written to: `ulimit -v` or `-d`, or strict vm.overcommit_memory."""
     if sys.platform == "win32":

@@ -1,6 +1,8 @@
 """The laws detect each mistake of a wrong loss with a small input, and report none for a sound loss."""
 
 import gc
+import subprocess
+import sys
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -219,6 +221,41 @@ def test_garbage_that_is_collected_while_memory_is_measured_makes_no_difference(
     memory = cost.memory(subject(f"{__name__}:LeavesGarbage"))
     assert memory is not None
     assert memory.peak == pytest.approx(4.0, abs=0.1)  # as above, and the garbage of the measured call
+
+
+IN_A_THREAD = """
+import threading
+import torch
+from softmaxce.config import reader
+from softmaxce.laws import cost
+from softmaxce.laws.subject import Subject
+from softmaxce.runtime.allocator import keep_freed_memory
+
+def block(size):
+    return torch.ones(size << 20, dtype=torch.uint8)
+
+def measure():
+    held = []
+    for _ in range(6):
+        freed = [block(41)]
+        held += [block(20), block(20)]
+        freed += [block(41)]
+        del freed
+        memory = cost.memory(Subject(reader.named("loss", "torch_cross_entropy", []), torch.device("cpu")))
+        print(memory.peak, memory.torch_peak)
+
+keep_freed_memory()
+thread = threading.Thread(target=measure)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is the GNU C library's")
+def test_freed_memory_that_glibc_keeps_counts_as_new_in_a_thread_too() -> None:
+    """A thread has an arena of its own, as the main thread has one after memory ran out."""
+    done = subprocess.run([sys.executable, "-c", IN_A_THREAD], capture_output=True, text=True, check=True)
+    assert [float(peak) for peak in done.stdout.split()] == pytest.approx([3.0] * 12, abs=0.1)
 
 
 def test_the_time_ratio_of_a_loss_with_twice_the_work_is_between_1_3_and_4() -> None:

@@ -16,6 +16,7 @@ from softmaxce.build import build_run
 from softmaxce.config.keys import Config
 from softmaxce.errors import MemoryRanOutError, within_memory
 from softmaxce.runs.plan import resume_run
+from softmaxce.runtime.allocator import return_large_buffers
 from softmaxce.runtime.random_state import random_state
 from softmaxce.training.automatic_batch_size import largest_batch_size, try_batch_sizes, useful_batch_size
 from softmaxce.training.loop import fit
@@ -49,7 +50,8 @@ def hungry(**changes: Any) -> Config:
 
 @pytest.fixture
 def four_gib() -> Iterator[None]:
-    """4 GiB of address space more than this process has now, so that 255 images fit."""
+    """4 GiB of address space more than this process has now, so that 255 images fit. None is kept when it is freed."""
+    return_large_buffers()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 4096 * MiB, before[1]))
@@ -69,6 +71,7 @@ def test_a_step_has_512_images_and_a_32nd_of_all_at_most(images: int, accumulate
 def test_the_largest_batch_is_found_under_a_real_limit_with_a_tenth_to_spare(most: int, four_gib: None) -> None:
     run = build_run(hungry() if most == 64 else replace(hungry(), grad_accum_steps=2))
     size = largest_batch_size(run, most)
+    del run  # whose model holds the memory of the last step that fitted
 
     def take(images: int) -> None:
         with within_memory("allocating"):
