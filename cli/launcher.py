@@ -191,6 +191,9 @@ def _worker(request: Request, launcher: int) -> int:
     streams.prepare()
     for number in STATUS:  # blocked until `Signals` handles them, and handled by this again at the end
         signal.signal(number, lambda number, frame: None)
+    returned = threading.Event()
+    # Started before memory may have run out: `start` waits for ever for a thread that cannot allocate (cpython#140746).
+    threading.Thread(target=_end_with, args=(launcher, returned), daemon=True).start()
     status = FAILED
     try:
         status = train_in_group(request)
@@ -200,12 +203,13 @@ def _worker(request: Request, launcher: int) -> int:
     except BaseException:  # noqa: BLE001 - the agent would print it as its own
         traceback.print_exc()
         crash(FAILED)
-    threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
+    returned.set()
     return status
 
 
-def _end_with(launcher: int) -> None:
-    """End this process, which has returned and waits for the agent to end it, if the launcher was killed."""
+def _end_with(launcher: int, returned: threading.Event) -> None:
+    """Once this process has returned, and waits for the agent to end it: end it if the launcher was killed."""
+    returned.wait()
     while os.getppid() == launcher:
         time.sleep(0.2)
     os._exit(FAILED)

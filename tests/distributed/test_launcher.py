@@ -1,4 +1,4 @@
-"""`softmaxce train --nproc 2`: one run by two processes that are killed, interrupted and resumed. Four launches."""
+"""`softmaxce train --nproc 2`: one run by two processes that are killed, interrupted and resumed. Five launches."""
 
 import json
 import os
@@ -98,3 +98,35 @@ def test_a_run_whose_launcher_is_killed_and_that_is_interrupted_goes_on_with_one
     assert "2 processes, now 1" in done.stderr
     record = json.loads((folder / "stopped" / "run.json").read_text())
     assert (record["status"], record["epochs"]) == ("completed", 2)
+
+
+NO_MEMORY = """
+import os
+import resource
+from pathlib import Path
+
+import torch
+
+calls = []
+
+
+def loss(logits, targets):
+    calls.append(len(logits))
+    if len(calls) == 5 and os.environ["RANK"] == "1":
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        torch.empty(1 << 30)
+    return torch.nn.functional.cross_entropy(logits, targets)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports a process's address space in /proc")
+def test_a_process_without_any_memory_left_ends_all_with_one_line(tmp_path: Path) -> None:
+    """A thread that is started then would be waited for without end (cpython#140746)."""
+    (tmp_path / "own.py").write_text(NO_MEMORY)
+    (tmp_path / "stress.yaml").write_text(CONFIG.format(epochs=1))
+    status, events, said = Launched(tmp_path, "out", "--set", "loss=own:loss").end()
+    assert status == 1
+    assert [(event["event"], event.get("status")) for event in events] == [("start", None), ("end", "failed")]
+    (line,) = said.splitlines()
+    assert line.startswith("error: process 1 of 2: memory ran out"), line
