@@ -17,8 +17,9 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -92,19 +93,18 @@ def launch(request: Request, nproc: int, max_restarts: int) -> int:
 
     def run() -> None:
         try:
-            statuses.update(elastic_launch(settings, _worker)(request, os.getpid()))
+            statuses.update(elastic_launch(settings, _worker)(request, os.getpid(), logs))
         except ChildFailedError as error:
             failures.update(error.failures)
 
     try:
-        stopped = _wait(threading.Thread(target=run))
+        stopped = _wait(threading.Thread(target=run, daemon=True), lambda: _returned(logs, nproc) is not None)
+        status = statuses.get(0, _returned(logs, nproc))
     finally:
         shutil.rmtree(logs, ignore_errors=True)
     if stopped is not None:
         return STATUS[stopped]
-    if 0 in statuses:
-        return int(statuses[0])
-    return _explain(failures, nproc, request)
+    return _explain(failures, nproc, request) if status is None else int(status)
 
 
 def _set_environment(nproc: int) -> None:
@@ -116,7 +116,14 @@ def _set_environment(nproc: int) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
-def _wait(thread: threading.Thread) -> signal.Signals | None:
+def _returned(folder: str, nproc: int) -> int | None:
+    """The exit status of process 0, once all processes have returned; else None."""
+    files = [Path(folder, f"returned-{rank}") for rank in range(nproc)]
+    texts = [file.read_text() if file.exists() else "" for file in files]
+    return int(texts[0]) if all(texts) else None
+
+
+def _wait(thread: threading.Thread, settled: Callable[[], bool]) -> signal.Signals | None:
     """Run the agent in its thread, and forward signals to the processes. Returns: the signal that ended them."""
     stopped: list[signal.Signals] = []
 
@@ -136,7 +143,7 @@ def _wait(thread: threading.Thread) -> signal.Signals | None:
     try:
         with _blocked(STATUS):  # in the thread and the processes that it starts, until these can handle them
             thread.start()
-        _join_thread(thread, stopped)
+        _join_thread(thread, stopped, settled)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -152,11 +159,19 @@ def _blocked(numbers: Iterable[int]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _join_thread(thread: threading.Thread, stopped: list[signal.Signals]) -> None:
-    """Wait for the agent. After a signal, a process that waits for one that has ended is killed."""
-    most, since = 0, time.monotonic()
+def _join_thread(thread: threading.Thread, stopped: list[signal.Signals], settled: Callable[[], bool]) -> None:
+    """Wait for the agent. After a signal, a process that waits for one that has ended is killed.
+
+    Once all processes have returned, the agent has GRACE seconds: if one is killed while it waits for the agent, the
+    agent waits for it without end, in multiprocessing.Event.set.
+    """
+    most, since, end = 0, time.monotonic(), None
     while thread.is_alive():
         thread.join(0.2)
+        end = end or (time.monotonic() + GRACE if settled() else None)
+        if end is not None and time.monotonic() > end:
+            _kill_all()
+            return
         running = len(multiprocessing.active_children())
         if not stopped or running >= most:
             most, since = max(running, 0 if stopped else most), time.monotonic()
@@ -183,16 +198,18 @@ def _explain(failures: dict[int, Any], nproc: int, request: Request) -> int:
     return FAILED
 
 
-def _worker(request: Request, launcher: int) -> int:
-    """A process of the launcher's. Returns: the exit status that all processes agree on."""
+def _worker(request: Request, launcher: int, folder: str) -> int:
+    """A process of the launcher's. Returns: the exit status that all processes agree on; it is in a file too."""
     os.setsid()  # the terminal's ctrl-C is for the launcher, which forwards it
     if STOPPED in os.environ:
         return int(os.environ[STOPPED])
+    file = Path(folder, f"returned-{os.environ['RANK']}")
+    file.unlink(missing_ok=True)
     streams.prepare()
     for number in STATUS:  # blocked until `Signals` handles them, and handled by this again at the end
         signal.signal(number, lambda number, frame: None)
     returned = threading.Event()
-    # Started before memory may have run out: `start` waits for ever for a thread that cannot allocate (cpython#140746).
+    # Started before memory may have run out: `start` never returns for a thread that cannot allocate (cpython#140746).
     threading.Thread(target=_end_with, args=(launcher, returned), daemon=True).start()
     status = FAILED
     try:
@@ -203,6 +220,8 @@ def _worker(request: Request, launcher: int) -> int:
     except BaseException:  # noqa: BLE001 - the agent would print it as its own
         traceback.print_exc()
         crash(FAILED)
+    with suppress(OSError):  # the disk is full; the agent has the status
+        file.write_text(str(int(status)))
     returned.set()
     return status
 

@@ -22,8 +22,9 @@ class Launched:
     def __init__(self, folder: Path, name: str, *options: str) -> None:
         self.errors = (folder / f"{name}.stderr").open("w+")
         command = [COMMAND, "train", "--config", "stress.yaml", "--output", name, "--json", "--nproc", "2", *options]
+        environment = ENVIRONMENT | {"TMPDIR": str(folder)}
         self.process = subprocess.Popen(
-            command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=self.errors, text=True
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
         assert self.process.stdout is not None
         self.lines = [self.process.stdout.readline()]
@@ -61,10 +62,24 @@ def test_of_two_processes_one_prints_and_the_record_says_how_many_there_were(fol
     assert (record["status"], record["environment"]["processes"]) == ("completed", 2)
 
 
+def kill_while_the_agent_wakes_it(folder: Path, launcher: int) -> None:
+    """Kill a process that has returned, between the agent's message to it and its answer."""
+    while len(list(folder.glob("softmaxce-*/returned-?"))) < 2:
+        time.sleep(0.01)
+    os.kill(launcher, signal.SIGSTOP)
+    time.sleep(0.5)  # all wait for the agent
+    process = workers(launcher)[1]
+    os.kill(process, signal.SIGSTOP)
+    os.kill(launcher, signal.SIGCONT)
+    time.sleep(0.5)
+    os.kill(process, signal.SIGKILL)
+
+
 def test_a_run_of_which_a_process_is_killed_restarts_and_ends_with_the_same_bits(folder: Path) -> None:
     launch = Launched(folder, "killed", "--max-restarts", "3")
     time.sleep(0.5)
     os.kill(workers(launch.process.pid)[1], signal.SIGKILL)
+    kill_while_the_agent_wakes_it(folder, launch.process.pid)
     status, events, said = launch.end()
     assert status == 0, said
     assert "Traceback" not in said
