@@ -29,7 +29,8 @@ from softmaxce.data.preprocessing import Preprocessing
 from softmaxce.data.splits import Dataset, InMemory
 from softmaxce.errors import DataError, SoftmaxceError
 from softmaxce.runs.same_run import same_weights
-from softmaxce.runtime.process_group import ProcessGroup, join
+from softmaxce.runs.teacher import load
+from softmaxce.runtime.process_group import SINGLE, ProcessGroup, join
 from softmaxce.runtime.random_state import random_state
 from softmaxce.runtime.signals import Signals
 from softmaxce.training import step_reduction
@@ -240,6 +241,33 @@ def uneven(group: ProcessGroup) -> Any:
     """Batches of 7, the last of which has fewer."""
     changes: dict[str, Any] = {"data__batch_size": 7, "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.01}}
     return [as_one_process(group, lenet(**changes, data__train=28 + last), 10) for last in (2, 3, 4)]
+
+
+def distilled(group: ProcessGroup) -> Any:
+    teacher = lenet(optimizer={"name": "sgd", "lr": 0.01})
+    group.from_rank_0(lambda: str(session.train(build_run(teacher), "teacher").folder))
+    found = []
+    for each in (group, SINGLE):
+        run = build_run(lenet(distillation={"teacher": "teacher", "temperature": 2}), group=each)
+        load(run, str)
+        found.append(steps(run, 12))
+    (losses, weights), (alone, weights_alone) = found
+    return {"loss": largest(losses, alone), "weights": largest(weights, weights_alone), "steps": len(alone)}
+
+
+def averaged(group: ProcessGroup) -> Any:
+    """How far the weights that two epochs average are from one process's; those with batch norm, in all processes."""
+
+    def trained(batch_norm: bool, group: ProcessGroup) -> list[Tensor]:
+        model = {"name": "cnn", "channels": [4], "batch_norm": batch_norm}
+        run = build_run(lenet(epochs=3, model=model, swa={"start_epoch": 2}), group=group)
+        for _ in fit(run):
+            pass
+        assert run.average is not None
+        return [value.float() for value in run.average.module.state_dict().values()]
+
+    sums = [float(values.double().sum()) for values in trained(True, group)]
+    return [largest(trained(False, group), trained(False, SINGLE)), group.gather(tuple(sums))]
 
 
 def unused_parameter(group: ProcessGroup) -> Any:
@@ -478,7 +506,8 @@ def decoded(group: ProcessGroup) -> Any:
 
 CLAIMS: dict[int, tuple[Callable[[ProcessGroup], Any], ...]] = {
     2: (
-        *(plain, fine_tuned, weighted, ignored, summed, accumulated, per_image, augmented, uneven, unused_parameter),
+        *(plain, fine_tuned, distilled, weighted, ignored, summed, accumulated, per_image, augmented, uneven),
+        *(unused_parameter, averaged),
         *(images_of_an_epoch, everything_random, evaluated, one_raises, one_is_nan, other_images, other_config),
         *(other_version, one_cannot_build, one_misses_a_collective, decoded, with_ddp, growing),
         *(bucketed, one_fails_in_backward, nan_in_buckets),

@@ -22,7 +22,10 @@ def four() -> Results:
     return run_claims(4)
 
 
-LIKE_ONE = ("plain", "fine_tuned", "weighted", "ignored", "summed", "accumulated", "per_image", "augmented", "growing")
+LIKE_ONE = (
+    *("plain", "fine_tuned", "distilled", "weighted", "ignored", "summed", "accumulated", "per_image", "augmented"),
+    "growing",
+)
 
 
 @pytest.mark.parametrize("claim", LIKE_ONE)
@@ -44,6 +47,12 @@ def test_batches_of_7_and_last_ones_of_2_to_4_are_shared_exactly(two: Results, f
         for result in results[0]["uneven"]:
             assert result["loss"] <= 1e-5
             assert result["weights"] <= 1e-6
+
+
+def test_averaged_weights_are_those_of_one_process_and_with_batch_norm_the_same_in_all(two: Results) -> None:
+    difference, sums = two[0]["averaged"]
+    assert difference <= 1e-5
+    assert sums[0] == sums[1]
 
 
 def test_20_steps_are_those_of_distributed_data_parallel(two: Results) -> None:

@@ -111,6 +111,15 @@ def test_eval_predict_serve_and_an_exported_model_give_the_probabilities_of_a_ha
             close([classifier.probabilities(image).result() for image in pixels])
 
 
+def test_a_torch_export_program_takes_the_pixels_of_the_files(trained: Trained) -> None:
+    exported = export(trained.folder, format="torch_export")
+    assert exported.certificate.float32.largest_difference < 1e-5
+    program = torch.export.load(exported.file).module()
+    files = list(trained.images)
+    pixels = np.stack([trained.images[file] for file in files]).transpose(0, 3, 1, 2)
+    assert np.abs(program(torch.from_numpy(pixels)).detach().numpy() - by_hand(trained, files)).max() < 1e-5
+
+
 def test_an_explanation_and_the_inspection_show_such_images(trained: Trained, tmp_path: Path) -> None:
     model = TrainedModel.open(trained.folder)
     image = read_image(model, Path(next(iter(trained.images))))
