@@ -20,7 +20,8 @@ from ..config.registry import OWN_IMAGES
 from ..data.batches import Batch, Batches
 from ..data.folder import memory_for_images
 from ..data.progressive_resizing import describe_sizes, sizes_by_epoch
-from ..data.splits import InMemory
+from ..data.splits import InMemory, OnDisk
+from ..data.whole_images import ManySizes
 from ..runs.folder import SPLITS, Status
 from ..runtime.environment import describe_device
 from ..session import Level, Outcome, Reporter
@@ -89,7 +90,16 @@ def storage(run: Run) -> list[str]:
     if (chosen := source.arguments.get("in_memory")) is not None:
         reason = f"data.in_memory: {str(chosen).lower()}"
     where = "in memory" if isinstance(run.train.split, InMemory) else "read from the files in every epoch"
-    return [f"{images:,} images, {_bytes(size)} decoded: {where} ({reason})"]
+    return [f"{images:,} images, {_bytes(size)} decoded: {where} ({reason}){_whole_images(run.train)}"]
+
+
+def _whole_images(train: Batches) -> str:
+    """Where the whole images are kept that an augmentation cuts from; empty if they are the decoded images."""
+    if isinstance(train.whole, ManySizes):
+        return f"; and whole images to augment, {_bytes(train.whole.pixels.nbytes)}: in memory"
+    if isinstance(train.whole, OnDisk) and isinstance(train.split, InMemory):
+        return "; whole images to augment: read from the files in every epoch"
+    return ""
 
 
 def _bytes(size: float) -> str:

@@ -22,6 +22,7 @@ from softmaxce.data.views import image_keys
 from softmaxce.data.whole_images import ManySizes, OneSize, whole_images
 from softmaxce.errors import ConfigError, DataError
 from softmaxce.inference.trained_model import TrainedModel
+from softmaxce.report.training import storage
 from softmaxce.runtime.process_group import ProcessGroup
 
 CPU = torch.device("cpu")
@@ -126,6 +127,27 @@ def test_whole_images_are_shrunk_to_a_bounded_number_of_pixels_in_their_proporti
     again: Any = whole_images(numbered(oblong, cache_size=cache_size))
     assert all(np.array_equal(again[index], whole[index]) for index in range(14))
     assert {file.name for file in cache_folder.iterdir()} == set(entries)
+
+
+def test_a_line_says_how_much_memory_whole_images_take_or_that_they_are_read_from_the_files(oblong: Path) -> None:
+    def line(**options: Any) -> str:
+        data = {
+            "name": "image_folder",
+            "root": str(oblong),
+            "size": 12,
+            "test_fraction": 0.0,
+            "batch_size": 4,
+            **options,
+        }
+        config = {"data": data, "model": "linear", "optimizer": {"name": "sgd", "lr": 0.1}, "epochs": 1}
+        return storage(build_run(config))[0].partition("decoded: ")[2]
+
+    pixels = 2 * sum(4 * height**2 for height in range(5, 24, 3))
+    kept = f"in memory (data.in_memory: true); and whole images to augment, {3 * pixels / 1024:.1f} KiB: in memory"
+    assert line(in_memory=True, augment=["random_resized_crop"], cache_size=100) == kept
+    read = "; whole images to augment: read from the files in every epoch"
+    assert line(augment=["random_resized_crop"], cache_size=None).endswith(read)
+    assert line(in_memory=True, augment=["random_horizontal_flip"]) == "in memory (data.in_memory: true)"
 
 
 def test_images_without_files_of_their_own_are_cut_as_they_are() -> None:
