@@ -71,7 +71,7 @@ AUGMENTATIONS = {
 }
 FROM_WHOLE = ("random_resized_crop",)  # augmentations that cut from whole images
 # Augmentations of Pillow's or torchvision's, for gray and color images of 8 bits.
-PHOTOGRAPHS = (*FROM_WHOLE, "rand_augment", "trivial_augment", "auto_augment", "aug_mix")
+PHOTOGRAPHS = ("rand_augment", "trivial_augment", "auto_augment", "aug_mix")
 OWN_IMAGES = ("image_folder", "image_list", "shards")  # data sets of the user's files
 
 OPTIMIZERS = {

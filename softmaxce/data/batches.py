@@ -76,9 +76,7 @@ class Batches:
         refuse_later(augmentations)
         self.view: View | None = None
         if augmentations and augmentations[0].takes_whole:
-            if preprocessing.depth != "uint8":
-                raise augmentations[0].error(f"cuts from images of 8 bits, and data.depth is {preprocessing.depth}")
-            self.view = View(augmentations[0], split.shape, shuffle_seed or 0)
+            self.view = View(augmentations[0], split.shape, shuffle_seed or 0, preprocessing.depth)
         self.augment = augmentations[1:] if self.view else augmentations
         # How many of the first ones only move pixels, which takes a quarter of the time with bytes.
         self.moving = sum(1 for _ in takewhile(lambda each: each.moves_pixels, self.augment))
@@ -203,7 +201,7 @@ class Batches:
         return self.prepared(self.images[indices])
 
     def _views(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
-        """The views of the images of each batch, [B, C, H, W] uint8, on the CPU."""
+        """The views of the images of each batch, [B, C, H, W] of their depth, on the CPU."""
         assert self.view is not None
         assert self.whole is not None
         numbered = [(self._index(batch).tolist(), self.view.keys(epoch, batch.tolist())) for batch in batches]

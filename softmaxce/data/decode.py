@@ -7,7 +7,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -95,9 +95,13 @@ class Decode:
         """Decode one file to [C, H, W], which may still be [H, W, C] in memory: batches are made of either."""
         return self._guarded(lambda: self._array(_opened(file), MAX_PIXELS), file, lambda: _is_empty(file))
 
-    def whole(self, file: str) -> Image.Image:
-        """Decode one file to an image of mode L or RGB that is not cropped, with `whole_pixels` pixels at most."""
-        return self._guarded(lambda: self._whole(_opened(file)), file, lambda: _is_empty(file))
+    def whole(self, file: str) -> Image.Image | Pixels:
+        """Decode one file to an image that is not cropped, with `whole_pixels` pixels at most.
+
+        Returns: an image of mode L or RGB; [H, W, C] for other channels or another depth.
+        """
+        decoded = self._whole if self.is_plain else self._whole_array
+        return self._guarded(lambda: decoded(_opened(file)), file, lambda: _is_empty(file))
 
     def array_of(self, content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
         """Decode what a file holds to [C, H, W].
@@ -201,6 +205,15 @@ class Decode:
                 upright = _in_mode(image, self.channels, self.resizing.icc)
                 upright.load()  # before the file is closed
         return self._shrunk(upright)
+
+    def _whole_array(self, opened: BinaryIO) -> Pixels:
+        pixels = np.moveaxis(replace(self, size=None)._array(opened, MAX_PIXELS), 0, 2)
+        height, width = pixels.shape[:2]
+        if self.whole_pixels is None or height * width <= self.whole_pixels:
+            return pixels
+        width, height = within((width, height), self.whole_pixels)
+        stretched = replace(self.resizing, fit="stretch")
+        return np.moveaxis(arrays.resized(pixels, (height, width), stretched), 0, 2)
 
     def _shrunk(self, upright: Image.Image) -> Image.Image:
         size = upright.size if self.whole_pixels is None else within(upright.size, self.whole_pixels)

@@ -294,8 +294,8 @@ class Listing:
 
     def _reading(self, decode: Decode, files: Sequence[str], shape: tuple[int, int, int]) -> Reading:
         """How the files were read, and whether their whole images fit in memory too."""
-        most = None if decode.whole_pixels is None else decode.whole_pixels + shape[1] * shape[2]
-        fits = most is not None and (self.in_memory or len(files) * self.channels * most <= memory_for_images())
+        most = len(files) * self.channels * self.dtype.itemsize * ((decode.whole_pixels or 0) + shape[1] * shape[2])
+        fits = decode.whole_pixels is not None and (self.in_memory or most <= memory_for_images())
         return Reading(decode, self.workers, self.cache, fits)
 
     def _cached(self, files: list[str], decode: Decode, shape: tuple[int, int, int]) -> _Decoded:

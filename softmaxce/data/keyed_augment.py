@@ -1,14 +1,16 @@
 """Augmentations whose random numbers depend on the run's seed, the epoch and the image alone.
 
 So an image is augmented in the same way whichever process, thread or batch it is in, and after resuming. A method
-`from_whole(image, (H, W), generator)` cuts a view of that size from a whole image (PIL, of mode L or RGB), where it is
-decoded; a call with images [B, C, H, W] and `keys`, a seed for each, is one of a batch as in augment.py.
+`from_whole(image, (H, W), generator)` cuts a view of that size from a whole image (PIL, of mode L or RGB; with other
+channels or depths an array [H, W, C]), where it is decoded; a call with images [B, C, H, W] and `keys`, a seed for
+each, is one of a batch as in augment.py.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,9 +25,11 @@ from ..argument_types import (
     TwoFractions,
 )
 from ..runtime.random_state import own_random_numbers
+from .arrays import Pixels, resized
 from .augment import one_by_one
-from .resizing import FILTERS
+from .resizing import Resizing
 
+Whole = TypeVar("Whole", Image.Image, Pixels)
 ATTEMPTS = 10  # draws of a rectangle that fits, as in torchvision
 
 
@@ -49,13 +53,15 @@ class RandomResizedCrop:
         self.scale = scale
         self.log_ratio = torch.log(torch.tensor(ratio)).tolist()
         self.ratio = ratio
-        self.method = FILTERS[interpolation]
+        self.resizing = Resizing("stretch", interpolation)
 
-    def from_whole(self, image: Image.Image, size: tuple[int, int], generator: torch.Generator) -> Image.Image:
-        """A view of `size` (H, W); the draws are torchvision's, in its order."""
-        left, top, width, height = self._rectangle(image.width, image.height, generator)
-        cropped = image.crop((left, top, left + width, top + height))
-        return cropped.resize((size[1], size[0]), self.method)
+    def from_whole(self, image: Whole, size: tuple[int, int], generator: torch.Generator) -> Whole:
+        """A view of `size` (H, W), of an array each channel by itself; the draws are torchvision's, in its order."""
+        if isinstance(image, Image.Image):
+            left, top, width, height = self._rectangle(image.width, image.height, generator)
+            return self.resizing(image.crop((left, top, left + width, top + height)), size)
+        left, top, width, height = self._rectangle(image.shape[1], image.shape[0], generator)
+        return np.moveaxis(resized(image[top : top + height, left : left + width], size, self.resizing), 0, 2)
 
     def _rectangle(self, width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
         """Left, top, width and height in an image of this size."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from PIL import Image
 
 from ..errors import DataError
@@ -27,10 +28,11 @@ class Unresized(Decode):
         self._check(file, array.shape[1], array.shape[2])
         return array
 
-    def whole(self, file: str) -> Image.Image:
-        """Decode one file to an image of mode L or RGB."""
+    def whole(self, file: str) -> Image.Image | Pixels:
+        """Decode one file to an image of mode L or RGB, or to [H, W, C]."""
         image = super().whole(file)
-        self._check(file, image.height, image.width)
+        height, width = np.asarray(image).shape[:2]
+        self._check(file, height, width)
         return image
 
     def _check(self, file: str, height: int, width: int) -> None:

@@ -8,13 +8,14 @@ from hashlib import blake2b
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..argument_types import Depth
 from ..errors import in_one_line, ran_out_of_memory
 from ..kernels.reused_memory import ReusedMemory
 from ..runtime.processors import processors
+from .arrays import Pixels
 from .augmentation import Augmentation
 from .whole_images import WholeImages
 
@@ -41,47 +42,42 @@ class View:
 
     Attributes:
         augmentation: with a method from_whole(image, (H, W), generator) -> image.
-        shape: (C, H, W), with C of 1 or 3.
+        shape: (C, H, W).
         seed: the run's.
+        depth: of the pixels.
     """
 
     augmentation: Augmentation
     shape: tuple[int, int, int]
     seed: int
-
-    def __post_init__(self) -> None:
-        if self.shape[0] not in (1, 3):
-            raise self.augmentation.error(f"takes images of 1 or 3 channels, got {self.shape[0]}")
+    depth: Depth
 
     def keys(self, epoch: int, indices: Sequence[int]) -> list[int]:
         """What `of` takes, for these images of the split."""
         return image_keys(self.seed, epoch, indices, 0)
 
-    def of(self, whole: Image.Image, key: int) -> NDArray[np.uint8]:
-        """The view of an image, [C, H, W], in memory still [H, W, C].
+    def of(self, whole: Image.Image | Pixels, key: int) -> Pixels:
+        """The view of an image, [C, H, W], in memory still [H, W, C] where the augmentation made it so.
 
         Raises: ConfigError if the augmentation fails, or returns no such image.
         """
-        channels, height, width = self.shape
+        size = self.shape[1:]
         generator = torch.Generator().manual_seed(key)
         try:
-            image = self.augmentation.function.from_whole(whole, (height, width), generator)
+            image = self.augmentation.function.from_whole(whole, size, generator)
         except Exception as error:  # the user's augmentation may raise anything
             if ran_out_of_memory(error):
                 raise
-            message = f"failed on an image of {whole.width}x{whole.height} pixels: {in_one_line(error)}"
+            height, width = np.asarray(whole).shape[:2]
+            message = f"failed on an image of {width}x{height} pixels: {in_one_line(error)}"
             raise self.augmentation.error(message) from error
-        if not isinstance(image, Image.Image) or image.size != (width, height) or image.mode != whole.mode:
-            got = f"{type(image).__module__}.{type(image).__qualname__}"
-            if isinstance(image, Image.Image):
-                got = f"{image.mode}, {image.width}x{image.height}"
-            expected = f"a PIL image of mode {whole.mode} with {width}x{height} pixels"
-            raise self.augmentation.error(f"must return {expected}; it returned {got}")
+        if problem := _difference(image, whole, size):
+            raise self.augmentation.error(problem)
         pixels = np.asarray(image)
-        return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
     def batches(self, whole: WholeImages, batches: Sequence[Sequence[tuple[int, int]]]) -> Iterator[Tensor]:
-        """The views of each batch, [B, C, H, W] uint8, cut in threads ahead of their use.
+        """The views of each batch, [B, C, H, W] of their depth, cut in threads ahead of their use.
 
         Args:
             whole: the split's whole images.
@@ -95,7 +91,7 @@ class View:
                 pixels[:] = self.of(whole[index], key)
             return views
 
-        memory = ReusedMemory(torch.uint8)
+        memory = ReusedMemory(getattr(torch, self.depth))
         waiting = iter(batches)
         queue: deque[Future[Tensor]] = deque()
         threads = processors() if self.shape[1] * self.shape[2] >= SMALL else 1
@@ -109,6 +105,24 @@ class View:
                 yield queue.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _difference(image: object, whole: Image.Image | Pixels, size: tuple[int, int]) -> str:
+    """Why an augmentation's view of a whole image, which is to be of `size` (H, W), cannot be used; else empty."""
+    height, width = size
+    got = f"{type(image).__module__}.{type(image).__qualname__}"
+    if isinstance(whole, Image.Image):
+        if isinstance(image, Image.Image):
+            if image.size == (width, height) and image.mode == whole.mode:
+                return ""
+            got = f"{image.mode}, {image.width}x{image.height}"
+        return f"must return a PIL image of mode {whole.mode} with {width}x{height} pixels; it returned {got}"
+    expected = (height, width, whole.shape[2])
+    if isinstance(image, np.ndarray):
+        if image.shape == expected and image.dtype == whole.dtype:
+            return ""
+        got = f"{image.dtype} {list(image.shape)}"
+    return f"must return an array of {whole.dtype} {list(expected)}; it returned {got}"
 
 
 def stacked(images: list[Tensor], stack: Callable[[list[Tensor]], Tensor] = torch.stack) -> Tensor:

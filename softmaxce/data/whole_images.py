@@ -14,15 +14,18 @@ from .. import streams
 from ..runtime.process_group import local_world_size
 from ..waiting import Counting
 from . import cache, decode
+from .arrays import Pixels
 from .decode import Decode, decoding_threads
 from .splits import OnDisk, Split
+
+PLAIN = {1: "L", 3: "RGB"}  # the mode of images of 8 bits, by their channels; others are arrays
 
 
 class WholeImages(Protocol):
     """The whole images of a split, in memory."""
 
-    def __getitem__(self, index: int) -> Image.Image:
-        """One of them, of mode L or RGB."""
+    def __getitem__(self, index: int) -> Image.Image | Pixels:
+        """One of them: of mode L or RGB; [H, W, C] for other channels or another depth."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,12 @@ class OneSize:
     """Images of a data set without files, or whose files are all of the model's size.
 
     Attributes:
-        images: [N, C, H, W] with C of 1 or 3.
+        images: [N, C, H, W].
     """
 
-    images: NDArray[np.uint8]
+    images: Pixels
 
-    def __getitem__(self, index: int) -> Image.Image:
+    def __getitem__(self, index: int) -> Image.Image | Pixels:
         """One image."""
         return image_of(self.images[index])
 
@@ -48,25 +51,28 @@ class ManySizes:
         pixels: of all, [H, W, C] each.
         starts: [N + 1], where each begins.
         sizes: [N, 2], width and height.
-        mode: L or RGB.
+        channels: C.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     starts: NDArray[np.int64]
     sizes: NDArray[np.int32]
-    mode: str
+    channels: int
 
-    def __getitem__(self, index: int) -> Image.Image:
+    def __getitem__(self, index: int) -> Image.Image | Pixels:
         """One image."""
         width, height = self.sizes[index].tolist()
         pixels = self.pixels[self.starts[index] : self.starts[index + 1]]
-        return Image.frombuffer(self.mode, (width, height), pixels, "raw", self.mode, 0, 1)
+        mode = PLAIN.get(self.channels)
+        if mode is None or pixels.dtype != np.uint8:
+            return pixels.reshape(height, width, self.channels)
+        return Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
 
 
-def image_of(pixels: NDArray[np.uint8]) -> Image.Image:
-    """[C, H, W] as an image. Raises: ValueError unless C is 1 or 3."""
-    if len(pixels) not in (1, 3):
-        raise ValueError(f"whole images have 1 or 3 channels, got {len(pixels)}")
+def image_of(pixels: Pixels) -> Image.Image | Pixels:
+    """[C, H, W] as an image, or as [H, W, C] unless it is gray or RGB of 8 bits."""
+    if len(pixels) not in PLAIN or pixels.dtype != np.uint8:
+        return pixels.transpose(1, 2, 0)
     return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
@@ -100,7 +106,7 @@ def _read_or_decode(files: Sequence[str], how: Decode, key: str | None, options:
     if cached is not None:
         content = cached[0]
         sizes = content[: 8 * len(files)].view(np.int32).reshape(-1, 2)
-        return _stored(content[8 * len(files) :], sizes, how)
+        return _stored(content[8 * len(files) :].view(how.resizing.depth), sizes, how)
     whole = _decoded(files, how)
     if key is not None and key == cache.key_of(files, *options):
         try:
@@ -114,13 +120,13 @@ def _decoded(files: Sequence[str], how: Decode) -> ManySizes:
     """The files decoded in threads, each into a slot as large as the largest; then the gaps are closed."""
     assert how.whole_pixels is not None
     slot = how.whole_pixels * how.channels
-    pixels, sizes = np.empty(len(files) * slot, np.uint8), np.empty((len(files), 2), np.int32)
+    pixels, sizes = np.empty(len(files) * slot, how.resizing.depth), np.empty((len(files), 2), np.int32)
 
     def fill(chunk: range) -> None:
         for index in chunk:
-            image = how.whole(files[index])
-            sizes[index] = image.size
-            values = np.asarray(image).reshape(-1)
+            image = np.asarray(how.whole(files[index]))
+            sizes[index] = image.shape[1::-1]
+            values = image.reshape(-1)
             pixels[index * slot : index * slot + len(values)] = values
             counting.advance()
 
@@ -136,6 +142,6 @@ def _decoded(files: Sequence[str], how: Decode) -> ManySizes:
     return whole
 
 
-def _stored(pixels: NDArray[np.uint8], sizes: NDArray[np.int32], how: Decode) -> ManySizes:
+def _stored(pixels: Pixels, sizes: NDArray[np.int32], how: Decode) -> ManySizes:
     starts = np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(1) * how.channels)])
-    return ManySizes(pixels, starts, sizes, "L" if how.channels == 1 else "RGB")
+    return ManySizes(pixels, starts, sizes, how.channels)

@@ -262,7 +262,6 @@ def test_mean_and_deviation_are_of_fractions_of_whole_numbers_and_of_floats_as_t
         ({"depth": "uint16", "augment": ["trivial_augment"]}, "data.channels is 3, data.depth uint16; leave it out"),
         ({"depth": "float32", "augment": ["auto_augment"]}, "auto_augment takes"),
         ({"channels": 4, "augment": ["random_horizontal_flip", "aug_mix"]}, "aug_mix takes"),
-        ({"channels": 4, "augment": ["random_resized_crop"]}, "random_resized_crop takes"),
         ({"depth": "float32", "augment": ["color_jitter"]}, "color_jitter takes gray or color images of 8 or 16 bits"),
         ({"channels": 4, "augment": ["color_jitter"]}, "color_jitter takes"),
         ({"depth": "float32", "augment": [{"name": "random_erasing", "fill": "noise"}]}, "use fill: mean"),

@@ -17,6 +17,7 @@ from softmaxce.data.batches import Batches
 from softmaxce.data.folder import image_folder
 from softmaxce.data.keyed_augment import RandomErasing, RandomResizedCrop
 from softmaxce.data.preprocessing import Preprocessing
+from softmaxce.data.resizing import Resizing
 from softmaxce.data.splits import InMemory, OnDisk
 from softmaxce.data.views import image_keys
 from softmaxce.data.whole_images import ManySizes, OneSize, whole_images
@@ -158,8 +159,80 @@ def test_images_without_files_of_their_own_are_cut_as_they_are() -> None:
     torch.manual_seed(image_keys(SEED, 1, [4], 0)[0])
     expected = v2.functional.pil_to_tensor(v2.RandomResizedCrop((9, 8))(Image.fromarray(pixels[4, 0].numpy())))
     assert ((made[4] * 255).round() == expected).float().mean() > 0.6  # the rest may be erased
-    with pytest.raises(ConfigError, match="takes images of 1 or 3 channels, got 2"):
-        batches(InMemory(pixels.expand(6, 2, 9, 8), torch.arange(6)))
+    two = by_label(batches(InMemory(pixels.expand(6, 2, 9, 8), torch.arange(6))))
+    assert all(image.shape == (2, 9, 8) and image[0].equal(image[1]) for image in two.values())
+
+
+@pytest.fixture(scope="module", params=[("uint16", 4), ("float32", 5), ("uint8", 2)], ids=str)
+def many_channels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
+    """Two classes of 7 .npy files of 5 x 20 to 23 x 92 pixels, their type and their channels."""
+    (depth, channels), random = request.param, np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("channels")
+    for name in ("left", "right"):
+        (folder / name).mkdir()
+        for i in range(7):
+            pixels = random.random((5 + 3 * i, 4 * (5 + 3 * i), channels))
+            scaled = pixels * 5 - 2 if depth == "float32" else pixels * np.iinfo(depth).max
+            np.save(folder / name / f"{i}.npy", scaled.astype(depth))
+    return folder, depth, channels
+
+
+def test_views_of_any_channels_and_depth_are_torchvisions_of_each_channel_in_memory_cached_and_from_disk(
+    many_channels: tuple[Path, str, int],
+) -> None:
+    folder, depth, channels = many_channels
+    full = {"uint8": 255, "uint16": 65535, "float32": 1}[depth]
+    preprocessing = Preprocessing((channels, 12, 12), (0.0,) * channels, (1.0,) * channels, Resizing(depth=depth))
+
+    def views(**options: Any) -> dict[int, Tensor]:
+        split = numbered(folder, channels=channels, depth=depth, **options)
+        made = Batches(split, preprocessing, batch_size=4, device=CPU, augment=[RandomResizedCrop()], shuffle_seed=SEED)
+        return by_label(made)
+
+    views()  # which writes the cache
+    everywhere = [views(**options, cache_size=100) for options in ({}, {"cache": False}, {"in_memory": False})]
+    split = numbered(folder, channels=channels, depth=depth)
+    for label, file in enumerate(split.files):
+        torch.manual_seed(image_keys(SEED, 1, [label], 0)[0])
+        pixels = torch.from_numpy(np.load(file).astype(np.float32).transpose(2, 0, 1))
+        expected = v2.RandomResizedCrop((12, 12), antialias=True)(pixels) / full
+        for found in everywhere:
+            assert found[label].sub(expected).abs().max() < (1.1 / full if depth != "float32" else 1e-5)
+            assert found[label].equal(everywhere[0][label])
+    bounded = [views(**options, cache_size=1.0) for options in ({}, {"in_memory": False})]
+    assert all(bounded[0][label].equal(bounded[1][label]) for label in range(14))
+    assert not bounded[0][6].equal(everywhere[0][6])  # of 23 x 92 pixels, shrunk to 144
+
+
+def test_the_view_of_an_array_by_ones_own_augmentation_must_be_an_array_of_its_type_and_size(
+    many_channels: tuple[Path, str, int],
+) -> None:
+    folder, depth, channels = many_channels
+    preprocessing = Preprocessing((channels, 12, 12), (0.0,) * channels, (1.0,) * channels, Resizing(depth=depth))
+    split = numbered(folder, channels=channels, depth=depth)
+
+    class Own:
+        def __init__(self, view: Any) -> None:
+            self.view = view
+
+        def from_whole(self, image: Any, size: tuple[int, int], generator: torch.Generator) -> Any:
+            return self.view(image)
+
+    def made(view: Any) -> Batches:
+        return Batches(split, preprocessing, batch_size=4, device=CPU, augment=[Own(view)], shuffle_seed=SEED)
+
+    needed = rf"must return an array of {depth} \[12, 12, {channels}\]; it returned "
+    for view, got in (
+        (lambda image: image, rf"{depth} \[\d+, \d+, {channels}\]"),
+        (lambda image: np.zeros((12, 12, channels)), "float64"),
+        (lambda image: None, "builtins.NoneType"),
+    ):
+        with pytest.raises(ConfigError, match=needed + got):
+            next(made(view).epoch(1))
+    with pytest.raises(ConfigError, match=r"failed on an image of \d+x\d+ pixels: AttributeError"):
+        next(made(lambda image: image.no).epoch(1))
+    batch, _ = next(made(lambda image: np.resize(image, (12, 12, channels))).epoch(1))
+    assert batch.shape == (4, channels, 12, 12)
 
 
 def test_a_file_that_changed_after_it_was_read_is_one_line(oblong: Path, tmp_path: Path) -> None:
