@@ -63,6 +63,9 @@ class View:
         """
         size = self.shape[1:]
         generator = torch.Generator().manual_seed(key)
+        if isinstance(whole, np.ndarray):  # often a part of what every epoch reads; Pillow's images are copied
+            whole = whole.view()
+            whole.flags.writeable = False
         try:
             image = self.augmentation.function.from_whole(whole, size, generator)
         except Exception as error:  # the user's augmentation may raise anything

@@ -231,6 +231,8 @@ def test_the_view_of_an_array_by_ones_own_augmentation_must_be_an_array_of_its_t
             next(made(view).epoch(1))
     with pytest.raises(ConfigError, match=r"failed on an image of \d+x\d+ pixels: AttributeError"):
         next(made(lambda image: image.no).epoch(1))
+    with pytest.raises(ConfigError, match="read-only"):
+        next(made(lambda image: image.fill(0)).epoch(1))
     batch, _ = next(made(lambda image: np.resize(image, (12, 12, channels))).epoch(1))
     assert batch.shape == (4, channels, 12, 12)
 
