@@ -1,4 +1,4 @@
-"""`softmaxce train --nproc 2`: one run by two processes that are killed, interrupted and resumed. Five launches."""
+"""`softmaxce train --nproc 2`: one run by two processes that are killed, interrupted and resumed. Four launches."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import pytest
 
 from ..stress.kill_processes import COMMAND, workers
 from ..stress.survive import CONFIG, differences
+from .launch import free_port
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -116,7 +117,6 @@ def test_a_run_whose_launcher_is_killed_and_that_is_interrupted_goes_on_with_one
 
 
 NO_MEMORY = """
-import os
 import resource
 from pathlib import Path
 
@@ -127,7 +127,7 @@ calls = []
 
 def loss(logits, targets):
     calls.append(len(logits))
-    if len(calls) == 5 and os.environ["RANK"] == "1":
+    if len(calls) == 5:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
         torch.empty(1 << 30)
@@ -135,13 +135,37 @@ def loss(logits, targets):
 """
 
 
+ONE_PROCESS = """
+import os
+from pathlib import Path
+
+from softmaxce_cli.launcher import _worker
+from softmaxce_cli.processes import Request
+from softmaxce_cli.training import OutputOptions
+
+request = Request("own.yaml", [], Path("out"), None, False, False, [], OutputOptions())
+print(_worker(request, os.getppid(), "."))
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports a process's address space in /proc")
-def test_a_process_without_any_memory_left_ends_all_with_one_line(tmp_path: Path) -> None:
+def test_a_process_without_any_memory_left_ends_with_one_line(tmp_path: Path) -> None:
     """A thread that is started then would be waited for without end (cpython#140746)."""
     (tmp_path / "own.py").write_text(NO_MEMORY)
-    (tmp_path / "stress.yaml").write_text(CONFIG.format(epochs=1))
-    status, events, said = Launched(tmp_path, "out", "--set", "loss=own:loss").end()
-    assert status == 1
-    assert [(event["event"], event.get("status")) for event in events] == [("start", None), ("end", "failed")]
-    (line,) = said.splitlines()
-    assert line.startswith("error: process 1 of 2: memory ran out"), line
+    (tmp_path / "own.yaml").write_text(CONFIG.format(epochs=1) + "loss: own:loss\n")
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_PROCESS],
+        cwd=tmp_path,
+        env=ENVIRONMENT | address | place,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1"
+    assert (tmp_path / "returned-0").read_text() == "1"
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "memory ran out" in line, line
+    assert "Traceback" not in done.stderr
