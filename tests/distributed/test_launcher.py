@@ -65,7 +65,9 @@ def test_of_two_processes_one_prints_and_the_record_says_how_many_there_were(fol
 
 def kill_while_the_agent_wakes_it(folder: Path, launcher: int) -> None:
     """Kill a process that has returned, between the agent's message to it and its answer."""
+    deadline = time.monotonic() + 60
     while len(list(folder.glob("softmaxce-*/returned-?"))) < 2:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(launcher, signal.SIGSTOP)
     time.sleep(0.5)  # all wait for the agent
