@@ -168,7 +168,7 @@ def _join_thread(thread: threading.Thread, stopped: list[signal.Signals], settle
     most, since, end = 0, time.monotonic(), None
     while thread.is_alive():
         thread.join(0.2)
-        end = end or (time.monotonic() + GRACE if settled() else None)
+        end = (end or time.monotonic() + GRACE) if settled() else None
         if end is not None and time.monotonic() > end:
             _kill_all()
             return

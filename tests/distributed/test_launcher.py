@@ -74,7 +74,7 @@ def kill_while_the_agent_wakes_it(folder: Path, launcher: int) -> None:
     process = workers(launcher)[1]
     os.kill(process, signal.SIGSTOP)
     os.kill(launcher, signal.SIGCONT)
-    time.sleep(0.5)
+    time.sleep(1)
     os.kill(process, signal.SIGKILL)
 
 
@@ -86,7 +86,7 @@ def test_a_run_of_which_a_process_is_killed_restarts_and_ends_with_the_same_bits
     status, events, said = launch.end()
     assert status == 0, said
     assert "Traceback" not in said
-    assert [event["event"] for event in events].count("start") == 2
+    assert [event["event"] for event in events].count("start") in (2, 3)  # 3 if the agent has seen the second kill
     assert differences(folder, "killed") == []
 
 
