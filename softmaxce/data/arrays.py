@@ -224,6 +224,11 @@ def convert_colors(pixels: Pixels, channels: int, full: int) -> Pixels:
     return (np.rint(values) if pixels.dtype.kind == "u" else values).astype(pixels.dtype)
 
 
+def height_and_width(image: Image.Image | Pixels) -> tuple[int, int]:
+    """Of an image, or of an array [H, W, C]."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[0], image.shape[1])
+
+
 def resized(pixels: Pixels, size: tuple[int, int] | None, resizing: Resizing) -> Pixels:
     """An image [H, W, C] as [C, H, W] in another size, each channel by itself, in the same type."""
     planes = np.moveaxis(pixels, 2, 0)

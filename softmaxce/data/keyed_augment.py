@@ -25,7 +25,7 @@ from ..argument_types import (
     TwoFractions,
 )
 from ..runtime.random_state import own_random_numbers
-from .arrays import Pixels, resized
+from .arrays import Pixels, height_and_width, resized
 from .augment import one_by_one
 from .resizing import Resizing
 
@@ -57,10 +57,10 @@ class RandomResizedCrop:
 
     def from_whole(self, image: Whole, size: tuple[int, int], generator: torch.Generator) -> Whole:
         """A view of `size` (H, W), of an array each channel by itself; the draws are torchvision's, in its order."""
+        height, width = height_and_width(image)
+        left, top, width, height = self._rectangle(width, height, generator)
         if isinstance(image, Image.Image):
-            left, top, width, height = self._rectangle(image.width, image.height, generator)
             return self.resizing(image.crop((left, top, left + width, top + height)), size)
-        left, top, width, height = self._rectangle(image.shape[1], image.shape[0], generator)
         return np.moveaxis(resized(image[top : top + height, left : left + width], size, self.resizing), 0, 2)
 
     def _rectangle(self, width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from .arrays import Pixels
+from .arrays import Pixels, height_and_width
 from .decode import Decode
 
 
@@ -31,8 +30,7 @@ class Unresized(Decode):
     def whole(self, file: str) -> Image.Image | Pixels:
         """Decode one file to an image of mode L or RGB, or to [H, W, C]."""
         image = super().whole(file)
-        height, width = np.asarray(image).shape[:2]
-        self._check(file, height, width)
+        self._check(file, *height_and_width(image))
         return image
 
     def _check(self, file: str, height: int, width: int) -> None:

@@ -15,7 +15,7 @@ from ..argument_types import Depth
 from ..errors import in_one_line, ran_out_of_memory
 from ..kernels.reused_memory import ReusedMemory
 from ..runtime.processors import processors
-from .arrays import Pixels
+from .arrays import Pixels, height_and_width
 from .augmentation import Augmentation
 from .whole_images import WholeImages
 
@@ -71,11 +71,11 @@ class View:
         except Exception as error:  # the user's augmentation may raise anything
             if ran_out_of_memory(error):
                 raise
-            height, width = np.asarray(whole).shape[:2]
+            height, width = height_and_width(whole)
             message = f"failed on an image of {width}x{height} pixels: {in_one_line(error)}"
             raise self.augmentation.error(message) from error
-        if problem := _difference(image, whole, size):
-            raise self.augmentation.error(problem)
+        if not _fits(image, whole, size):
+            raise self.augmentation.error(f"must return {_needed(whole, size)}; it returned {_description(image)}")
         pixels = np.asarray(image)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
@@ -110,22 +110,26 @@ class View:
             pool.shutdown(cancel_futures=True)
 
 
-def _difference(image: object, whole: Image.Image | Pixels, size: tuple[int, int]) -> str:
-    """Why an augmentation's view of a whole image, which is to be of `size` (H, W), cannot be used; else empty."""
-    height, width = size
-    got = f"{type(image).__module__}.{type(image).__qualname__}"
+def _fits(image: object, whole: Image.Image | Pixels, size: tuple[int, int]) -> bool:
+    """Whether an augmentation's view of a whole image is of its kind, and of `size` (H, W)."""
     if isinstance(whole, Image.Image):
-        if isinstance(image, Image.Image):
-            if image.size == (width, height) and image.mode == whole.mode:
-                return ""
-            got = f"{image.mode}, {image.width}x{image.height}"
-        return f"must return a PIL image of mode {whole.mode} with {width}x{height} pixels; it returned {got}"
-    expected = (height, width, whole.shape[2])
+        return isinstance(image, Image.Image) and image.size == size[::-1] and image.mode == whole.mode
+    shape = (*size, whole.shape[2])
+    return isinstance(image, np.ndarray) and image.shape == shape and image.dtype == whole.dtype
+
+
+def _needed(whole: Image.Image | Pixels, size: tuple[int, int]) -> str:
+    if isinstance(whole, Image.Image):
+        return f"a PIL image of mode {whole.mode} with {size[1]}x{size[0]} pixels"
+    return f"an array of {whole.dtype} {[*size, whole.shape[2]]}"
+
+
+def _description(image: object) -> str:
+    if isinstance(image, Image.Image):
+        return f"{image.mode}, {image.width}x{image.height}"
     if isinstance(image, np.ndarray):
-        if image.shape == expected and image.dtype == whole.dtype:
-            return ""
-        got = f"{image.dtype} {list(image.shape)}"
-    return f"must return an array of {whole.dtype} {list(expected)}; it returned {got}"
+        return f"{image.dtype} {list(image.shape)}"
+    return f"{type(image).__module__}.{type(image).__qualname__}"
 
 
 def stacked(images: list[Tensor], stack: Callable[[list[Tensor]], Tensor] = torch.stack) -> Tensor:
