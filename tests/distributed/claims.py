@@ -83,8 +83,12 @@ def largest(ours: list[Any], theirs: list[Any]) -> float:
 
 def as_one_process(group: ProcessGroup, config: Config, number: int) -> dict[str, float]:
     """How far the losses and the weights of the group's training are from those of a single process."""
-    losses, weights = steps(build_run(config, group=group), number)
-    alone, weights_alone = steps(build_run(config), number)
+    found = []
+    for each in (group, SINGLE):
+        run = build_run(config, group=each)
+        load(run, str)  # the teacher, if the config names one
+        found.append(steps(run, number))
+    (losses, weights), (alone, weights_alone) = found
     return {"loss": largest(losses, alone), "weights": largest(weights, weights_alone), "steps": len(alone)}
 
 
@@ -246,13 +250,7 @@ def uneven(group: ProcessGroup) -> Any:
 def distilled(group: ProcessGroup) -> Any:
     teacher = lenet(optimizer={"name": "sgd", "lr": 0.01})
     group.from_rank_0(lambda: str(session.train(build_run(teacher), "teacher").folder))
-    found = []
-    for each in (group, SINGLE):
-        run = build_run(lenet(distillation={"teacher": "teacher", "temperature": 2}), group=each)
-        load(run, str)
-        found.append(steps(run, 12))
-    (losses, weights), (alone, weights_alone) = found
-    return {"loss": largest(losses, alone), "weights": largest(weights, weights_alone), "steps": len(alone)}
+    return as_one_process(group, lenet(distillation={"teacher": "teacher", "temperature": 2}), 12)
 
 
 def averaged(group: ProcessGroup) -> Any:
